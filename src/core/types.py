@@ -39,7 +39,7 @@ class Loader(Protocol):
     samples: int
     """Samples of one epoch over all ranks together."""
     digest: str
-    """Identity of the samples, their order and pixels for caches (without augmentation: of the stored data, indices and size)."""
+    """Identity of the stored samples, their indices and size (augmentation left out): the key of caches."""
 
     def __len__(self) -> int:
         """Steps in an epoch: without the ragged last batch when training, with it when evaluating."""
