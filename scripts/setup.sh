@@ -8,13 +8,12 @@ say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
 quiet=(); [ -t 1 ] || quiet=(-q)
 
 # FFCV is compiled here and needs OpenCV's core and imgproc, the turbojpeg headers and a compiler.
-packages=(g++ pkg-config libopencv-core-dev libopencv-imgproc-dev)
+packages=(g++ pkg-config libopencv-core-dev libopencv-imgproc-dev libturbojpeg0-dev)
 install_system_packages() {
     command -v apt-get >/dev/null || { say "no apt-get: see the README for the libraries FFCV needs"; return 0; }
-    local missing=() package turbojpeg=libturbojpeg0-dev
-    apt-cache show "$turbojpeg" >/dev/null 2>&1 || turbojpeg=libturbojpeg-dev
+    local missing=() package
     [ -n "${PYTHON:-}" ] || packages+=(python3 python3-venv python3-dev)
-    for package in "${packages[@]}" "$turbojpeg"; do
+    for package in "${packages[@]}"; do
         dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
     [ ${#missing[@]} -eq 0 ] && return 0
