@@ -1,0 +1,128 @@
+"""Complementary knowledge of pretrained models, as arithmetic on their predictions.
+
+N models are compared at once: every matrix is [N, N] with the teacher in the row and the student in the column.
+`right` [N, n] bool says which model predicts which of the n images correctly.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+__all__ = [
+    "accuracy",
+    "agreement",
+    "confident_ensemble_accuracy",
+    "entropy",
+    "flips_per_class",
+    "knowledge_holders",
+    "oracle_accuracy",
+    "positive_flips",
+    "probability_ensemble_accuracy",
+    "right_predictions",
+    "top_classes",
+]
+
+EXACT_IN_FLOAT32 = 2**24
+"""Counts up to here are exact as float32, so the fast matrix product may be used."""
+
+
+def right_predictions(predictions: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
+    """Which model [N] is right on which image [n], from predicted classes [N, n] and labels [n]."""
+    return np.asarray(predictions) == np.asarray(labels)[None, :]
+
+
+def accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Top-1 accuracy of each model, percent [N]."""
+    return 100.0 * right.mean(axis=1)
+
+
+def _count_pairs(teachers_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Images on which row t is right and column s is wrong, [T, N]."""
+    dtype = np.float32 if right.shape[1] <= EXACT_IN_FLOAT32 else np.float64
+    return np.rint(teachers_right.astype(dtype) @ (~right).astype(dtype).T).astype(np.int64)
+
+
+def positive_flips(right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Images that the teacher gets right and the student wrong, [N, N]; negative flips are its transpose.
+
+    rho_pos = 100 * positive_flips / n is the complementary knowledge of the teacher (section 2), and
+    rho_pos - rho_neg = accuracy of the teacher - accuracy of the student.
+    """
+    return _count_pairs(right, right)
+
+
+def flips_per_class(
+    right: NDArray[np.bool_], labels: ArrayLike, classes: int, teachers: slice = slice(None)
+) -> NDArray[np.int64]:
+    """Positive flips among the images of each class, [T, N, classes]; `teachers` bounds the memory for long lists.
+
+    The images are cut by class first, so all classes together cost one matrix product over all images.
+    """
+    labels = np.asarray(labels)
+    order = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels, minlength=classes))
+    counts = np.zeros((len(right[teachers]), len(right), classes), dtype=np.int64)
+    for label, images in enumerate(np.split(order, ends[:-1])):
+        if len(images):
+            counts[:, :, label] = _count_pairs(right[teachers][:, images], right[:, images])
+    return counts
+
+
+def entropy(counts: ArrayLike) -> NDArray[np.float64]:
+    """Entropy -sum p ln p of counts [..., C] over the classes, in nats (uniform: ln C); nan where there is no count."""
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum(axis=-1, keepdims=True)
+    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    logarithm = np.log(share, out=np.zeros_like(share), where=share > 0)
+    return -(share * logarithm).sum(axis=-1) + 0.0
+
+
+def top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
+    """The smallest number of classes of counts [..., C] that together hold `percent` % of them; 0 without counts.
+
+    Deviation: the authors' code counts one class too many (it increments after testing); `legacy` does the same.
+    """
+    counts = np.asarray(counts)
+    held = np.cumsum(-np.sort(-counts, axis=-1), axis=-1)
+    total = held[..., -1:]
+    short = (held * 100 < percent * total).sum(axis=-1)
+    number = np.where(total[..., 0] > 0, short + 1 + legacy, 0)
+    return np.minimum(number, counts.shape[-1])
+
+
+def knowledge_holders(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
+    """The classes that `top_classes` counts, most flips first (ties: lower label first); `counts` is [C]."""
+    counts = np.asarray(counts)
+    return np.argsort(-counts, kind="stable")[: int(top_classes(counts, percent, legacy=legacy))]
+
+
+def agreement(predictions: ArrayLike) -> NDArray[np.float64]:
+    """Images on which two models predict the same class, right or wrong, percent [N, N]."""
+    predictions = np.asarray(predictions)
+    return np.stack([100.0 * (predictions == teacher).mean(axis=1) for teacher in predictions])
+
+
+def oracle_accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Accuracy of always choosing the model that is right, if one of the two is; percent [N, N]."""
+    return accuracy(right)[None, :] + 100.0 * positive_flips(right) / right.shape[1]
+
+
+def confident_ensemble_accuracy(right: NDArray[np.bool_], confidence: ArrayLike) -> NDArray[np.float64]:
+    """Accuracy of taking the prediction of the more confident model, percent [N, N]; ties go to the student.
+
+    `confidence` [N, n] is the largest softmax probability of each model.
+    """
+    confidence = np.asarray(confidence)
+    rows = [np.where(confidence[t] > confidence, right[t], right).mean(axis=1) for t in range(len(right))]
+    return 100.0 * np.stack(rows)
+
+
+def probability_ensemble_accuracy(teacher: Tensor, student: Tensor, labels: Tensor, chunk: int = 8192) -> float:
+    """Accuracy of the mean of two models' probabilities, percent, from their logits [n, C]."""
+    right = torch.zeros((), dtype=torch.int64)
+    for a, b, label in zip(teacher.split(chunk), student.split(chunk), labels.split(chunk), strict=True):
+        right += ((a.float().softmax(1) + b.float().softmax(1)).argmax(1) == label).sum()
+    return 100.0 * float(right) / len(labels)
