@@ -39,35 +39,27 @@ def accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
     return 100.0 * right.mean(axis=1)
 
 
-def _count_pairs(teachers_right: NDArray[np.bool_], right: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Images on which row t is right and column s is wrong, [T, N]."""
-    dtype = np.float32 if right.shape[1] <= EXACT_IN_FLOAT32 else np.float64
-    return np.rint(teachers_right.astype(dtype) @ (~right).astype(dtype).T).astype(np.int64)
-
-
 def positive_flips(right: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Images that the teacher gets right and the student wrong, [N, N]; negative flips are its transpose.
 
     rho_pos = 100 * positive_flips / n is the complementary knowledge of the teacher (section 2), and
     rho_pos - rho_neg = accuracy of the teacher - accuracy of the student.
     """
-    return _count_pairs(right, right)
+    dtype = np.float32 if right.shape[1] <= EXACT_IN_FLOAT32 else np.float64
+    return np.rint(right.astype(dtype) @ (~right).astype(dtype).T).astype(np.int64)
 
 
-def flips_per_class(
-    right: NDArray[np.bool_], labels: ArrayLike, classes: int, teachers: slice = slice(None)
-) -> NDArray[np.int64]:
-    """Positive flips among the images of each class, [T, N, classes]; `teachers` bounds the memory for long lists.
+def flips_per_class(right: NDArray[np.bool_], labels: ArrayLike, classes: int) -> NDArray[np.int32]:
+    """Positive flips among the images of each class, [N, N, classes].
 
     The images are cut by class first, so all classes together cost one matrix product over all images.
     """
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")
     ends = np.cumsum(np.bincount(labels, minlength=classes))
-    counts = np.zeros((len(right[teachers]), len(right), classes), dtype=np.int64)
+    counts = np.zeros((len(right), len(right), classes), dtype=np.int32)
     for label, images in enumerate(np.split(order, ends[:-1])):
-        if len(images):
-            counts[:, :, label] = _count_pairs(right[teachers][:, images], right[:, images])
+        counts[:, :, label] = positive_flips(right[:, images])
     return counts
 
 

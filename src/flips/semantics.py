@@ -19,7 +19,7 @@ TextEncoder = Callable[[list[str]], ArrayLike]
 class Clip:
     """CLIP's text encoder through open_clip; the plain class names are embedded, without a prompt around them."""
 
-    def __init__(self, architecture: str = "ViT-B-32", weights: str = "openai") -> None:
+    def __init__(self, architecture: str = "ViT-B-32-quickgelu", weights: str = "openai") -> None:
         """`weights` is one of open_clip's tags or the path of a local file."""
         self.architecture, self.weights = architecture, weights
 

@@ -101,15 +101,6 @@ def test_identities(case):
     assert (knowledge.confident_ensemble_accuracy(right, confidence) <= oracle + 1e-9).all()
 
 
-def test_teachers_in_parts_give_the_same_counts():
-    rng = np.random.default_rng(2)
-    labels = rng.integers(0, 5, 200)
-    right = rng.random((7, 200)) < 0.7
-    whole = knowledge.flips_per_class(right, labels, 5)
-    parts = [knowledge.flips_per_class(right, labels, 5, slice(i, i + 3)) for i in (0, 3, 6)]
-    assert (np.concatenate(parts) == whole).all()
-
-
 def test_counts_stay_exact_beyond_float32(monkeypatch):
     monkeypatch.setattr(knowledge, "EXACT_IN_FLOAT32", 10)
     right = np.random.default_rng(3).random((3, 64)) < 0.5
