@@ -1,0 +1,68 @@
+"""What a model is and costs: parameters, multiply-adds, origin of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from src.models.model import Model
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["describe", "summary"]
+
+
+def summary(model: Model, image_size: int | None = None) -> dict[str, Any]:
+    """Parameters, trainable ones, multiply-adds of one image (stored at `image_size`), weights tag, claimed top-1."""
+    device = next(model.parameters()).device
+    side = image_size or model.canvas
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+    modes = {module: module.training for module in model.modules()}
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel is invisible to the counter
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+        for module, training in modes.items():
+            module.training = training
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "macs": counter.get_total_flops() // 2,
+        "tag": model.tag,
+        "claimed_top1": model.claimed_top1,
+    }
+
+
+def describe(models: Iterable[Model], measured: Mapping[str, float] | None = None) -> Table:
+    """A rich table with one line per model; `measured` is top-1 in percent by model name, beside the claimed one."""
+    from rich.table import Table
+
+    table = Table(title="Models")
+    for column in ("model", "input", "parameters", "trainable", "MACs", "classes", "weights", "claimed top-1"):
+        table.add_column(column, justify="left" if column in ("model", "weights") else "right")
+    if measured is not None:
+        table.add_column("measured top-1", justify="right")
+    for model in models:
+        facts = summary(model)
+        claimed = "" if model.claimed_top1 is None else f"{model.claimed_top1:.2f}"
+        cells = [
+            model.name,
+            f"{model.size} px",
+            f"{facts['parameters'] / 1e6:.2f} M",
+            f"{100 * facts['trainable'] / max(facts['parameters'], 1):.0f} %",
+            f"{facts['macs'] / 1e6:.1f} M",
+            str(model.classes),
+            model.tag,
+            claimed,
+        ]
+        if measured is not None:
+            cells.append(f"{measured[model.name]:.2f}" if model.name in measured else "")
+        table.add_row(*cells)
+    return table

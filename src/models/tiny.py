@@ -1,0 +1,101 @@
+"""Two published tiny networks whose checkpoints fix every name: MLPerf Tiny's ResNet-8 and the MicroNet-challenge nets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["MicroNet", "MLPerfResNet8"]
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution padded as TensorFlow's SAME: output ceil(H / stride), the odd pixel of padding right and below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, out_channels, ceil(H / stride), ceil(W / stride)]."""
+        pads = []
+        for side, kernel, stride in zip(x.shape[:-3:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class MLPerfResNet8(nn.Module):
+    """The image classifier of MLPerf Tiny: three residual stages of 16, 32, 64 channels; convolutions have biases."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        # conv5 and conv8 are the 1x1 shortcuts of the second and third stage, without BatchNorm.
+        plan = [(3, 16, 3, 1), (16, 16, 3, 1), (16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (16, 32, 1, 2)]
+        plan += [(32, 64, 3, 2), (64, 64, 3, 1), (32, 64, 1, 2)]
+        for i, (inputs, outputs, kernel, stride) in enumerate(plan):
+            self.add_module(f"conv{i}", SameConv2d(inputs, outputs, kernel, stride))
+        for i, channels in enumerate([16, 16, 16, 32, 32, 64, 64]):
+            self.add_module(f"bn{i}", nn.BatchNorm2d(channels, eps=1e-3))
+        self.fc = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> logits [B, classes]."""
+        x = F.relu(self.bn0(self.conv0(x)))
+        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+        x = F.relu(self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x))))) + self.conv5(x))
+        x = F.relu(self.bn6(self.conv7(F.relu(self.bn5(self.conv6(x))))) + self.conv8(x))
+        return self.fc(x.mean((2, 3)))
+
+
+class MicroNetBlock(nn.Module):
+    """Inverted residual: expand, depth-wise 3x3, project; squeeze-excitation and the shortcut only at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: float) -> None:
+        super().__init__()
+        self.stride, hidden = stride, int(inputs * expansion)
+        self.conv1 = nn.Conv2d(inputs, hidden, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(hidden)
+        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=False)
+        self.bn2 = nn.BatchNorm2d(hidden)
+        self.conv3 = nn.Conv2d(hidden, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        # The checkpoints hold fc1 and fc2 of every block, also where stride 2 leaves them unused.
+        self.fc1 = nn.Conv2d(outputs, outputs // 4, 1)
+        self.fc2 = nn.Conv2d(outputs // 4, outputs, 1)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride == 1 and inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
+        y = F.hardswish(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(F.hardswish(self.bn2(self.conv2(y)))))
+        if self.stride != 1:
+            return y
+        gate = self.fc2(F.hardswish(self.fc1(y.mean((2, 3), keepdim=True)))).sigmoid()
+        return y * gate + self.shortcut(x)
+
+
+class MicroNet(nn.Module):
+    """The MobileNetV3-like CIFAR-100 network of a 2019 MicroNet-challenge entry: sixteen blocks after a 3x3 stem."""
+
+    def __init__(
+        self,
+        classes: int,
+        widths: Sequence[int] = (16, 16, 32, 32, 48, 48, 48, 72, 72, 72, 72, 72, 80, 88, 88, 106),
+        expansion: float = 3.0,
+        stem: int = 32,
+        stride_two: Sequence[int] = (2, 7, 12),
+    ) -> None:
+        """`widths` of the blocks' outputs; blocks whose position (from 0) is in `stride_two` halve the map."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        pairs = zip([stem, *widths[:-1]], widths, strict=True)
+        self.layers = nn.Sequential(
+            *(MicroNetBlock(a, b, 2 if i in stride_two else 1, expansion) for i, (a, b) in enumerate(pairs))
+        )
+        self.linear = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> logits [B, classes]."""
+        x = self.layers(F.hardswish(self.bn1(self.conv1(x))))
+        return self.linear(x.mean((2, 3)))
