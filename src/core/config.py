@@ -1,0 +1,232 @@
+"""What a config means: which settings exist, what is wrong with them, which run they are, what they construct."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.core.errors import ConfigError
+
+__all__ = ["VOLATILE", "Identity", "build", "did_you_mean", "identify", "plain", "register_resolvers", "validate"]
+
+BUILDABLE = ("src.", "torch.optim.", "torch.nn.")
+"""Only these can be named by `_target_`, so that a config file cannot run anything else."""
+
+VOLATILE = (
+    *("output_root", "cache_root", "data_root", "weights_root", "device", "name", "wandb", "loader.workers"),
+    *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
+)
+"""Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
+logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
+identified by digests in its provenance, so two users with other folders get the same run name)."""
+
+
+@dataclass
+class Shared:
+    """The settings every entry has, with the types they must have."""
+
+    name: str
+    data_root: str
+    weights_root: str
+    cache_root: str
+    output_root: str
+    seed: int
+    device: str
+    batch_size: int
+    eval_batch_size: int
+
+
+class Identity(NamedTuple):
+    """The names a config gives its run."""
+
+    run: str
+    """Name of the run's directory: readable part, seed and hash of the resolved config."""
+    group: str
+    """The same without the seed."""
+    digest: str
+    """Eight hexadecimal digits."""
+
+
+def register_resolvers() -> None:
+    """Make `${join:...}` known to every config: the names of a list of models, joined by hyphens."""
+    OmegaConf.register_new_resolver("join", _join, replace=True)
+
+
+def _join(items: Iterable[Any] | str) -> str:
+    items = [items] if isinstance(items, str) or not isinstance(items, Iterable | ListConfig) else list(items)
+    names = [PurePath(str(item["name"] if isinstance(item, DictConfig | dict) else item)).stem for item in items]
+    return "-".join(names[:3]) + (f"-and-{len(names) - 3}-more" if len(names) > 3 else "")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain dictionaries and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def did_you_mean(given: str, known: Iterable[str], *, show: int = 12) -> str:
+    """The end of a message about an unknown name: the nearest known ones, or the list of all if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    more = f", ... ({len(known)} in all)" if len(known) > show else ""
+    return f"known are: {', '.join(known[:show])}{more}" if known else "there are none"
+
+
+def identify(cfg: DictConfig, entry: str) -> Identity:
+    """Name the run of `cfg`: the same for a single run, a multirun job, `compose()` and every rank."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    for key in VOLATILE:
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda node, part: node.get(part) or {}, parents, raw)
+        if isinstance(node, dict) and not isinstance(node.get(last, {}), dict):
+            # A placeholder and not a gap: other settings may be built from it by interpolation.
+            node[last] = f"<{key}>"
+    stable = OmegaConf.create(raw)
+    # Sub-tree by sub-tree, as `name` may use resolvers that only exist inside a Hydra job.
+    tree = {str(key): _resolved(stable, str(key)) for key in stable if key not in VOLATILE}
+    readable = re.sub(r"[^a-z0-9._]+", "-", str(cfg.get("name") or entry).lower()).strip("-.")[:80]
+    digest = _digest({"entry": entry, **tree})
+    unseeded = _digest({"entry": entry, **{key: value for key, value in tree.items() if key != "seed"}})
+    return Identity(f"{readable}-s{cfg.seed}-{digest}", f"{readable}-{unseeded}", digest)
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _digest(tree: Any) -> str:
+    def canonical(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): canonical(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [canonical(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    text = json.dumps(canonical(tree), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def validate(cfg: DictConfig) -> list[str]:
+    """Everything wrong with a composed config that can be told without opening data or weights."""
+    problems = _unresolved(cfg)
+    if problems:
+        return problems
+    problems += _ill_typed(Shared, {key: cfg[key] for key in cfg if key in Shared.__dataclass_fields__}, "")
+    for key in ("batch_size", "eval_batch_size"):
+        if isinstance(cfg.get(key), int) and cfg[key] < 1:
+            problems.append(f"{key}={cfg[key]}: at least 1 is needed")
+    device = str(cfg.get("device", "auto"))
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        problems.append(f"device={device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
+    if OmegaConf.is_dict(cfg.get("engine")):
+        problems += _ill_typed(import_module("src.core.engine").EngineConfig, cfg.engine, "engine.")
+    return problems + [problem for path, node in _targets(cfg) for problem in _misfits(path, node)]
+
+
+def _unresolved(cfg: DictConfig) -> list[str]:
+    problems = [f"{key}: a value is needed; give {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+
+    def visit(node: DictConfig | ListConfig, prefix: str) -> None:
+        for key in node if isinstance(node, DictConfig) else range(len(node)):
+            path = f"{prefix}{key}"
+            if OmegaConf.is_missing(node, key):
+                continue
+            try:
+                value = node[key]
+            except OmegaConfBaseException as error:
+                problems.append(f"{path}: cannot be resolved ({str(error).splitlines()[0]})")
+            else:
+                if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(node, key):
+                    visit(value, f"{path}.")
+
+    visit(cfg, "")
+    return problems
+
+
+def _ill_typed(schema: type, given: Any, prefix: str) -> list[str]:
+    known = {field.name: field.type for field in fields(schema)}
+    problems = []
+    accepted = {}
+    for key in given:
+        if key not in known:
+            problems.append(f"unknown setting {prefix}{key}: {did_you_mean(str(key), known)}")
+            continue
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: given[key]})
+            accepted[key] = given[key]
+        except OmegaConfBaseException:
+            expected = known[key] if isinstance(known[key], str) else known[key].__name__
+            problems.append(f"{prefix}{key}={given[key]}: {expected.replace(' | None', ' or null')} is needed")
+    if not problems and hasattr(schema, "__post_init__"):
+        try:
+            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), accepted))
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def _targets(cfg: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(cfg, DictConfig):
+        if "_target_" in cfg:
+            yield prefix, cfg
+        for key in cfg:
+            yield from _targets(cfg[key], f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(cfg, ListConfig):
+        for position, item in enumerate(cfg):
+            yield from _targets(item, f"{prefix}.{position}")
+
+
+def _constructor(path: str, target: str) -> Callable[..., Any]:
+    if not str(target).startswith(BUILDABLE):
+        raise ConfigError(f"{path}._target_={target}: only names below {', '.join(BUILDABLE)} can be constructed")
+    try:
+        return get_object(target)
+    except Exception as error:
+        # Hydra wraps whatever went wrong while importing; a missing name and a broken module read the same here.
+        raise ConfigError(f"{path}._target_={target}: {str(error).splitlines()[0]}") from error
+
+
+def _misfits(path: str, node: DictConfig) -> list[str]:
+    try:
+        signature = inspect.signature(_constructor(path, node["_target_"]))
+    except ConfigError as error:
+        return error.problems
+    parameters = signature.parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return []
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    given = [str(key) for key in node if not (str(key).startswith("_") and str(key).endswith("_"))]
+    return [
+        f"unknown setting {path}.{key}: {node['_target_']} does not take it; {did_you_mean(key, known)}"
+        for key in given
+        if key not in known
+    ]
+
+
+def build(node: DictConfig | dict, **late: Any) -> Any:
+    """Construct what `node` names by `_target_`, with its settings and the `late` arguments that no file can hold.
+
+    A node with `_partial_: true` gives a callable that waits for its remaining arguments.
+    Raises ConfigError for a target outside `src.`, `torch.optim.` and `torch.nn.`.
+    """
+    node = node if isinstance(node, DictConfig) else OmegaConf.create(node)
+    for path, inner in _targets(node):
+        _constructor(path or "config", inner["_target_"])
+    # Late arguments stay outside Hydra, which would copy tensors and modules into its own containers.
+    construct = instantiate(node, _partial_=True, _convert_="all")
+    return functools.partial(construct, **late) if node.get("_partial_") else construct(**late)

@@ -1,0 +1,106 @@
+"""What a person sees at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.core.types import Row
+
+__all__ = ["show_jobs", "show_problems", "show_rows"]
+
+Published = Callable[[Row], Mapping[str, float]]
+"""The published metrics of a row's cell; empty where there are none."""
+
+MOST_ROWS = 20
+MOST_METRICS = 8
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    # Files and pipes have no width; the default of 80 would cut columns.
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def show_problems(problems: Sequence[str]) -> None:
+    """Print what is wrong with a config, all at once, on stderr."""
+    console = _console(stderr=True)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    console.print(f"[bold red]{count} in the config[/]; nothing was run", soft_wrap=True)
+    for problem in problems:
+        first, *more = escape(problem).splitlines()
+        console.print(f"  [red]-[/] {first}", soft_wrap=True)
+        for line in more:
+            console.print(f"    {line}", soft_wrap=True)
+
+
+def show_rows(rows: Sequence[Row], folder: Path, published: Published | None = None) -> None:
+    """Print a run's rows, what they cost, the command that makes them and where they are."""
+    console = _console()
+    if rows:
+        console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
+    if len(rows) > MOST_ROWS:
+        console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
+    facts = rows[0].provenance if rows else {}
+    if "seconds" in facts:
+        speed = facts.get("images_per_second")
+        console.print(f"time     {facts['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
+    if "command" in facts:
+        console.print(f"command  {escape(facts['command'])}", soft_wrap=True)
+    console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
+
+
+def _one(row: Row, published: Published | None) -> Table:
+    reference = published(row) if published else {}
+    table = Table(title=_title(row), title_justify="left")
+    table.add_column("metric")
+    for column in ("ours", *(("published", "difference") if reference else ())):
+        table.add_column(column, justify="right")
+    for name, value in row.metrics.items():
+        beside = []
+        if reference:
+            known = name in reference
+            beside = [_number(reference[name]), f"{value - reference[name]:+.2f}"] if known else ["", ""]
+        table.add_row(name, _number(value), *beside)
+    return table
+
+
+def _several(rows: Sequence[Row]) -> Table:
+    cell = list(dict.fromkeys(key for row in rows for key in row.cell))
+    metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
+    table = Table(title=f"{rows[0].entry}: {len(rows)} cells", title_justify="left")
+    for name in cell:
+        table.add_column(name)
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for row in rows[:MOST_ROWS]:
+        values = [_number(row.metrics[name]) if name in row.metrics else row.status for name in metrics]
+        table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)
+    return table
+
+
+def _title(row: Row) -> str:
+    cell = ", ".join(f"{key} {value}" for key, value in row.cell.items())
+    return escape(f"{row.entry}: {cell}" + ("" if row.status == "ok" else f" ({row.status})"))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def show_jobs(jobs: Sequence[Mapping]) -> None:
+    """Print how the jobs of a multirun ended, with the command of each that failed."""
+    console = _console()
+    failed = [job for job in jobs if job["exit_code"]]
+    console.print(f"multirun: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded", style="red" if failed else "")
+    for job in failed:
+        console.print(
+            f"  job {job['job']} failed (exit code {job['exit_code']}): {escape(job['error'])}", soft_wrap=True
+        )
+        console.print(f"    {escape(job['command'])}", soft_wrap=True)
+    if failed:
+        console.print("Repeat the multirun to run only what is missing.")

@@ -1,0 +1,236 @@
+"""What is wrong with a command's overrides: all of it at once, where Hydra would stop at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from src.core.config import did_you_mean
+
+__all__ = ["Composition", "compose_all"]
+
+FAULTS = (HydraException, OmegaConfBaseException)
+
+
+@dataclass
+class Composition:
+    """What became of a command line: the config of its good overrides, and what is wrong with the others."""
+
+    cfg: DictConfig | None = None
+    """Of a sweep, the first job's; None if nothing can be composed at all."""
+    problems: list[str] = field(default_factory=list)
+
+
+def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool = False) -> Composition:
+    """Compose `config_name` of `config_dir` with as many `overrides` as work, and explain the rest.
+
+    With `sweep`, or where the config itself asks for a multirun, each choice of a swept override is tried.
+    """
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        composer = _Composer(config_name, sweep)
+        try:
+            base = composer.compose([])
+        except FAULTS as error:
+            return Composition(problems=[_first_lines(error)])
+        composer.add_all(overrides)
+        cfg = composer.compose(composer.accepted)
+        composer.find_unknown_keys(base, cfg)
+        composer.find_other_kinds(cfg)
+        return Composition(_without_hydra(cfg), composer.problems)
+
+
+class _Composer:
+    """Tries overrides one by one, groups before values; works inside `initialize_config_dir`."""
+
+    def __init__(self, config_name: str, sweep: bool) -> None:
+        self.config_name = config_name
+        self.sweep = sweep
+        self.loader = GlobalHydra.instance().config_loader()
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.accepted: list[str] = []
+        self.problems: list[str] = []
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        return compose(self.config_name, list(overrides), return_hydra_config=True)
+
+    def add_all(self, texts: Sequence[str]) -> None:
+        overrides = [override for text in texts for override in self.parse(text)]
+        overrides.sort(key=lambda override: (override.key_or_group != "experiment", not self.is_group(override)))
+        experiments = [override for override in overrides if override.key_or_group == "experiment"]
+        for override in experiments:
+            self.add(override)
+        overrides = overrides[len(experiments) :]
+        overrides += self.swept_by_file({override.get_key_element() for override in overrides})
+        firsts = [choices[0] for override in overrides if (choices := self.choices(override))]
+        try:
+            self.compose([*self.accepted, *firsts])
+        except FAULTS:
+            firsts = []
+        for override in overrides:
+            self.add(override, known_good=firsts)
+
+    def parse(self, text: str) -> list[Override]:
+        try:
+            return [self.parser.parse_override(text)]
+        except HydraException as error:
+            detail = str(error).splitlines()[0].removeprefix(f"Error parsing override '{text}'").strip(" :")
+            detail = detail or " ".join(str(error).splitlines()[1:2])
+            self.problems.append(f"{text}: not of the form key=value ({detail}); quote what the shell or Hydra reads")
+            return []
+
+    def is_group(self, override: Override) -> bool:
+        return bool(self.options(override.key_or_group))
+
+    def options(self, group: str) -> list[str]:
+        """Names of all options of a group, those of its sub-folders with their folder."""
+        below = (
+            f"{folder}/{option}"
+            for folder in self.loader.list_groups(group)
+            for option in self.options(f"{group}/{folder}")
+        )
+        return [*self.loader.get_group_options(group), *below]
+
+    def swept_by_file(self, given: set[str]) -> list[Override]:
+        """The sweep an experiment file asks for, without what the command line decides itself."""
+        hydra = self.compose(self.accepted).hydra
+        self.sweep = self.sweep or hydra.mode == RunMode.MULTIRUN
+        params = (hydra.sweeper.get("params") or {}) if self.sweep else {}
+        return [o for key, value in params.items() if key not in given for o in self.parse(f"{key}={value}")]
+
+    def choices(self, override: Override) -> list[str]:
+        """The plain overrides that a swept one stands for; of an interval, which has no end of them, none."""
+        if not override.is_sweep_override():
+            return [override.input_line]
+        if not self.sweep or not override.is_discrete_sweep():
+            return []
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+    def add(self, override: Override, known_good: Sequence[str] = ()) -> None:
+        if override.is_sweep_override() and not self.sweep:
+            name, value = override.get_key_element(), override.get_value_string()
+            self.problems.append(
+                f"{override.input_line}: several values; add -m to run one job for each, "
+                f"or write '{name}=[{value}]' for a list"
+            )
+            return
+        good = []
+        for choice in self.choices(override):
+            try:
+                if choice not in known_good:
+                    self.compose(
+                        [
+                            *self.accepted,
+                            *(
+                                text
+                                for text in known_good
+                                if text not in self.accepted and self.key(text) != self.key(choice)
+                            ),
+                            choice,
+                        ]
+                    )
+                good.append(choice)
+            except FAULTS as error:
+                self.problems.append(self.explain(choice, override, error))
+        self.accepted += good[:1]
+
+    def key(self, text: str) -> str:
+        return text.split("=", 1)[0].lstrip("+~")
+
+    def explain(self, text: str, override: Override, error: Exception) -> str:
+        group, cfg = override.key_or_group, self.compose(self.accepted)
+        if self.is_group(override) and not override.is_delete():
+            value, options = text.partition("=")[2], self.options(group)
+            if value not in options:
+                return f"{text}: there is no {group} '{value}'; {did_you_mean(value, options)}"
+            chosen = [key for key in cfg.hydra.runtime.choices if not key.startswith("hydra/")]
+            if override.get_key_element() not in chosen and "No match in the defaults list" in str(error):
+                return f"{text}: this entry has no {override.get_key_element()}; {did_you_mean(override.get_key_element(), chosen)}"
+        if override.package is not None:
+            return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
+        if isinstance(error.__cause__, ConfigKeyError | AttributeError):
+            return self.unknown_key(text, _without_hydra(cfg))
+        return f"{text}: {_first_lines(error)}"
+
+    def unknown_key(self, text: str, cfg: DictConfig) -> str:
+        key = self.key(text)
+        *parents, last = key.split(".")
+        node: Any = cfg
+        path = ""
+        for position, part in enumerate(parents):
+            inner = OmegaConf.select(node, part) if OmegaConf.is_dict(node) else None
+            if inner is None:
+                last = part
+                break
+            node, path = inner, ".".join(parents[: position + 1])
+        if not OmegaConf.is_dict(node):
+            return f"{text}: {path} is a single value and has no settings of its own"
+        elsewhere = [name for name in _paths(cfg) if name.split(".")[-1] == last]
+        if elsewhere and not path:
+            return f"unknown setting {key}: did you mean {' or '.join(elsewhere[:3])}?"
+        known = [str(name) for name in node if not str(name).startswith("_")]
+        if not path:
+            known += [group for group in self.loader.list_groups("") if group not in ("hydra", *known)]
+        return f"unknown setting {key}{f' ({path} has no {last})' if path else ''}: {did_you_mean(last, known)}"
+
+    def find_unknown_keys(self, base: DictConfig, cfg: DictConfig) -> None:
+        """Top-level keys that no config of this entry defines: a `+key=`, or a slip in an experiment file."""
+        packages = {key.split("@")[-1].split("/")[-1] for key in cfg.hydra.runtime.choices}
+        known = {str(key) for key in base} | packages
+        for key in _without_hydra(cfg):
+            if str(key) not in known:
+                self.problems.append(f"unknown setting {key}: {did_you_mean(str(key), known - {'hydra'})}")
+
+    def find_other_kinds(self, cfg: DictConfig) -> None:
+        """Values of another kind than the default's, such as a word where a number stands."""
+        overrides = [override for text in self.accepted for override in self.parse(text)]
+        default = self.compose([override.input_line for override in overrides if self.is_group(override)])
+        for override in overrides:
+            key = override.key_or_group
+            if self.is_group(override) or override.is_add() or override.is_delete() or override.is_hydra_override():
+                continue
+            before, after = (OmegaConf.select(tree, key, throw_on_missing=False) for tree in (default, cfg))
+            if _kind(before) and _kind(after) and _kind(before) != _kind(after):
+                self.problems.append(
+                    f"{override.input_line}: {_kind(before)} is needed, such as {key}={_shown(before)}"
+                )
+
+
+def _kind(value: Any) -> str | None:
+    """What a default says about the values in its place; a string or null says nothing."""
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if OmegaConf.is_list(value):
+        return "a list"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return f"'[{','.join(map(str, value))}]'" if OmegaConf.is_list(value) else str(value).lower()
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [str(cause).strip().splitlines()[0] for cause in (error, error.__cause__) if cause and str(cause).strip()]
+    return ": ".join(lines) or type(error).__name__
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
+    for key in cfg if OmegaConf.is_dict(cfg) else ():
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+            yield from _paths(cfg[key], f"{prefix}{key}.")
