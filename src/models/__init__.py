@@ -1,4 +1,4 @@
-"""Networks with their own preprocessing: any timm or torchvision name, the small built-in nets, or a checkpoint file."""
+"""Networks with their own preprocessing: timm's, torchvision's, small built-in ones, or a checkpoint file."""
 
 from src.models.build import build, check
 from src.models.model import Model

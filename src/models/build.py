@@ -28,7 +28,7 @@ def build(
     spec, file = locate(model, Path(weights_root))
     trained = spec.weights is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         made = zoo.create(
             spec.architecture,
             spec.options,
@@ -82,8 +82,8 @@ def check(
         if problems:
             return problems
         own = spec.weights is not None and file is None
-        if own and (problem := zoo.download_problem(spec.architecture)):
-            problems.append(f"model {spec.name}: HF_HUB_OFFLINE is set and {problem}; put the file into {weights_root}")
+        if own and (problem := zoo.weights_problem(spec.architecture)):
+            problems.append(zoo.no_weights(spec.architecture, problem))
         if not zoo.is_library(spec.architecture):
             Preprocess(**_settings(spec, {}))
         count = spec.classes or zoo.own_classes(spec.architecture)

@@ -50,12 +50,12 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """Depth 6n + 2: a 3x3 stem, three stages of n blocks with width, 2 width and 4 width channels, average pool, linear."""
+    """Depth 6n + 2: a 3x3 stem, three stages of n blocks (width, 2 width, 4 width channels), average pool, linear."""
 
     def __init__(
         self, classes: int, depth: int = 20, width: int = 16, shortcut: str = "A", head: str = "linear"
     ) -> None:
-        """`shortcut` A (zero padding) or B (1x1 convolution); `head` is the classifier's name in checkpoints: linear or fc."""
+        """`shortcut` A (zeros) or B (1x1 convolution); `head` is the classifier's name in checkpoints: linear or fc."""
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ConfigError(f"depth {depth} of a CIFAR ResNet is not 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...")
@@ -64,9 +64,8 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = (depth - 2) // 6
-        for stage, (inputs, outputs) in enumerate(
-            [(width, width), (width, 2 * width), (2 * width, 4 * width)], start=1
-        ):
+        stages = [(width, width), (width, 2 * width), (2 * width, 4 * width)]
+        for stage, (inputs, outputs) in enumerate(stages, start=1):
             first = Block(inputs, outputs, 1 if stage == 1 else 2, shortcut)
             rest = [Block(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))

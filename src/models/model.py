@@ -113,7 +113,7 @@ class Model(nn.Module):
     interpolation = property(lambda self: self.preprocess.interpolation, doc="Of the resize to the canvas.")
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32 logits [B, classes], the same whether the model is teacher, student or alone."""
+        """uint8 [B, 3, H, W] -> float32 logits [B, classes], the same in every role of the model."""
         return self.net(self.preprocess(images)).float()
 
     def features(self, images: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def find_head(net: nn.Module, classes: int) -> str:
     ]
     if not names:
         raise ConfigError(
-            f"{type(net).__name__} has no linear or convolutional layer with {classes} outputs to be its head"
+            f"{type(net).__name__} has no linear or convolutional layer with {classes} outputs as its head"
         )
     return names[-1]
 

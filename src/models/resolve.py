@@ -116,8 +116,9 @@ def from_name(name: str, root: Path) -> Spec:
         return from_file(file)
     known = [*config_names(), *zoo.library_names()]
     raise ConfigError(
-        f"unknown model {name!r}{did_you_mean(name.rpartition(':')[2], known)} Allowed: a name in config/model, "
-        f"timm:<name>, torchvision:<name>, hf-hub:<repository>, a checkpoint file, or a file's name in weights_root ({root})"
+        f"unknown model {name!r}{did_you_mean(name.rpartition(':')[2], known)}. Allowed: a name in config/model, "
+        f"timm:<name>, torchvision:<name>, hf-hub:<repository>, a checkpoint file, or the name of one in {root} "
+        f"(weights_root)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Small-image versions of well-known networks: torchvision's own, with the early down-sampling taken out, and two plain CNNs."""
+"""Networks for 28 to 64 pixels: torchvision's with the early down-sampling taken out, and two plain ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resnet_cifar(classes: int, depth: int = 18) -> nn.Module:
 
 
 def mobilenetv2_cifar(classes: int, width_mult: float = 1.0) -> nn.Module:
-    """torchvision's MobileNetV2 with stride 1 in the stem and in the first inverted bottleneck of 24 channels (total stride 8)."""
+    """torchvision's MobileNetV2 with stride 1 in the stem and in the stage of 24 channels (total stride 8)."""
     net = torchvision.models.mobilenet_v2(num_classes=classes, width_mult=width_mult)
     for convolution in (net.features[0][0], net.features[2].conv[1][0]):
         convolution.stride = (1, 1)
@@ -44,7 +44,7 @@ def shufflenetv2_cifar(classes: int, width: str = "x1_0") -> nn.Module:
 
 
 def vgg_cifar(classes: int, depth: int = 16) -> nn.Module:
-    """The convolutions of VGG-11/13/16/19 with BatchNorm (torchvision's), global average pooling and one linear layer."""
+    """torchvision's VGG-11/13/16/19 convolutions with BatchNorm, global average pooling and one linear layer."""
     letters = {11: "A", 13: "B", 16: "D", 19: "E"}
     if depth not in letters:
         raise ConfigError(f"depth {depth} of vgg_cifar is not one of 11, 13, 16, 19")
@@ -58,7 +58,7 @@ def vgg_cifar(classes: int, depth: int = 16) -> nn.Module:
 
 
 def cnn(classes: int, widths: Sequence[int] = (32, 64, 128, 128)) -> nn.Module:
-    """3x3 convolution, BatchNorm, ReLU per width, max pooling between them, global average pooling, one linear layer."""
+    """3x3 convolution, BatchNorm, ReLU per width, max pooling between, global average pooling, one linear layer."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (inputs, outputs) in enumerate(zip([3, *widths[:-1]], widths, strict=True), start=1):
         layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)

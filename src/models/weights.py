@@ -1,4 +1,4 @@
-"""Checkpoint files: found, read without running their code, loaded strictly, and written so that they describe themselves."""
+"""Checkpoint files: found, read without running code, loaded strictly, and written so that they describe themselves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stem(path: Path) -> str:
 
 
 def find(name: str, root: Path) -> Path | None:
-    """The checkpoint of a model in `root`: `<name><suffix>`, else `<name>-<8 hex digits><suffix>`; ConfigError if several."""
+    """A checkpoint in `root`: `<name><suffix>`, else `<name>-<8 hex digits><suffix>`; ConfigError if several."""
     bare = name.rpartition(":")[2].rpartition("/")[2]
     exact = [root / f"{bare}{suffix}" for suffix in SUFFIXES if (root / f"{bare}{suffix}").is_file()]
     if exact:

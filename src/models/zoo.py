@@ -26,8 +26,10 @@ __all__ = [
     "is_library",
     "library_name",
     "library_names",
+    "no_weights",
     "option_problems",
     "own_classes",
+    "weights_problem",
 ]
 
 # timm takes seconds to import, so each function that needs it imports it; a built-in network never does.
@@ -56,7 +58,7 @@ def efficientnet(
     bn_eps: float = 1e-5,
     pad_type: str = "",
 ) -> nn.Module:
-    """timm's EfficientNet from a block definition (`ds_r1_k3_s1_c16`, ...): the MobileNet family and what searches found.
+    """timm's EfficientNet from block definitions (`ds_r1_k3_s1_c16`, ...): MobileNets and what searches found.
 
     `num_features` 0 leaves the last 1x1 convolution out; `pad_type` same pads as TensorFlow; `act` is timm's name.
     """
@@ -166,22 +168,28 @@ def own_classes(architecture: str) -> int | None:
     return None
 
 
-def download_problem(architecture: str) -> str | None:
-    """Why a library's own weights cannot be had: only when HF_HUB_OFFLINE forbids to fetch what is not cached."""
+def weights_problem(architecture: str) -> str | None:
+    """Why a library's own weights cannot be had: there are none, or HF_HUB_OFFLINE forbids to fetch what is not cached."""
     library, _, name = architecture.partition(":")
-    if os.environ.get("HF_HUB_OFFLINE", "0").upper() not in ("1", "ON", "YES", "TRUE"):
-        return None
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
     if library == "torchvision":
         file = Path(torch.hub.get_dir()) / "checkpoints" / _torchvision_weights(name).url.rpartition("/")[2]
-        return None if file.is_file() else f"{file} is not there"
-    from huggingface_hub import try_to_load_from_cache
-    from timm.models import get_pretrained_cfg
+        return f"HF_HUB_OFFLINE is set and {file} is not there" if offline and not file.is_file() else None
+    repository = name
+    if library == "timm":
+        from timm.models import get_pretrained_cfg
 
-    config = get_pretrained_cfg(name) if library == "timm" else None
-    repository = config.hf_hub_id if config else name
+        config = get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            return "timm has none"
+        repository = config.hf_hub_id
+    if not offline or not repository:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
     names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    cached = repository and any(isinstance(try_to_load_from_cache(repository, file), str) for file in names)
-    return None if cached else f"{repository} is not in the Hugging Face cache"
+    cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in names)
+    return None if cached else f"HF_HUB_OFFLINE is set and {repository} is not in the Hugging Face cache"
 
 
 def create(
@@ -198,8 +206,8 @@ def create(
     """
     if problems := option_problems(architecture, options):
         raise ConfigError(problems)
-    if pretrained and (problem := download_problem(architecture)):
-        raise ConfigError(_no_download(architecture, f"HF_HUB_OFFLINE is set and {problem}"))
+    if pretrained and (problem := weights_problem(architecture)):
+        raise ConfigError(no_weights(architecture, problem))
     try:
         if not is_library(architecture):
             return _create_built_in(architecture, options, classes)
@@ -210,13 +218,15 @@ def create(
     except TypeError as error:
         raise ConfigError(f"{architecture} cannot be built with the options {options}: {error}") from error
     except OSError as error:
-        raise ConfigError(_no_download(architecture, str(error).splitlines()[0])) from error
+        raise ConfigError(no_weights(architecture, str(error).partition("\n")[0])) from error
 
 
-def _no_download(architecture: str, reason: str) -> str:
+def no_weights(architecture: str, reason: str) -> str:
+    """The message for a library's weights that cannot be had, with what mends it."""
+    file = architecture.rpartition(":")[2].rpartition("/")[2]
     return (
-        f"the weights of {architecture} cannot be downloaded: {reason}; fetch them on a machine with a network, or put "
-        f"the file into weights_root as {architecture.rpartition(':')[2].rpartition('/')[2]}.safetensors (or .pth)"
+        f"no weights of {architecture}: {reason}; fetch them on a machine with a network, or put the file into "
+        f"weights_root as {file}.safetensors (or .pth), or start from random ones with model.weights=null"
     )
 
 
