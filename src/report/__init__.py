@@ -1,0 +1,1 @@
+"""Tables, plots, the HTML report and the README's marked blocks, all of them made from rows alone."""

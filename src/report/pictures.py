@@ -1,0 +1,59 @@
+"""Which plots an entry has, with the words that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from src.core.types import Row
+from src.report import plots
+
+__all__ = ["PICTURES", "Picture"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot of an entry's rows as the report and the README show it."""
+
+    title: str
+    caption: str
+    draw: Callable[[Sequence[Row]], Figure]
+
+
+PICTURES: dict[str, dict[str, Picture]] = {
+    "flips": {
+        "heat_map": Picture(
+            "What each model knows that another does not",
+            "Share of images that the teacher (line) gets right and the student (column) gets wrong. Models are "
+            "ordered by average-linkage clustering on the share of images that only one of two gets right.",
+            plots.heat_map,
+        ),
+        "gap_scatter": Picture(
+            "Weaker teachers know something too",
+            "Each point is an ordered pair. ρ_pos cannot be less than the gap: nothing lies below the dashed line.",
+            plots.gap_scatter,
+        ),
+        "class_histogram": Picture(
+            "Knowledge gathers in a few classes",
+            "Positive flips by class where the teacher is weakest, equal and strongest. Dashed: mean over the classes.",
+            plots.class_histogram,
+        ),
+        "entropy_scatter": Picture(
+            "How evenly it is spread",
+            "Entropy of the positive flips over the classes; the dotted line is a uniform spread.",
+            plots.entropy_scatter,
+        ),
+        "ensemble_gain": Picture(
+            "What two models reach together",
+            "Accuracy beyond the better of the two when the more confident one decides, and when an oracle would.",
+            plots.ensemble_gain,
+        ),
+    },
+    "pretrain": {
+        "training_curves": Picture(
+            "Training curves", "Mean over seeds; the band is one sample standard deviation.", plots.training_curves
+        )
+    },
+}

@@ -1,0 +1,155 @@
+"""What a table consists of: `config/table/<entry>/<table>.yaml`, read and checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.core.config import did_you_mean
+from src.core.errors import ConfigError
+
+__all__ = ["MetricColumn", "TableSpec", "load_specs", "matches", "pick"]
+
+
+@dataclass(frozen=True)
+class MetricColumn:
+    """How one metric of the rows is shown."""
+
+    label: str
+    format: str = ".2f"
+    """Python number format of the mean; its sign option is dropped for the standard deviation."""
+    unit: str = ""
+    claimed: str = ""
+    """Metric of the rows that holds what the weights' authors claim: the published value where the table has none."""
+
+    @property
+    def heading(self) -> str:
+        """Label with its unit, as it heads a column."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: which rows it takes, how it is laid out, which cells are expected, what was published."""
+
+    name: str
+    """`<entry>/<table>`, the path of its file."""
+    title: str
+    entry: str
+    rows: list[str]
+    """Cell keys that make a line of the table."""
+    metrics: dict[str, MetricColumn]
+    columns: str | None = None
+    """Cell key whose values become columns (a matrix); without it every metric is a column."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Cell key -> value, or list of values, that a row must have."""
+    over: list[str] = field(default_factory=list)
+    """Cell keys that are averaged over on purpose; different values of any other key are warned about."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Headings of cell keys."""
+    pairs: list[str] = field(default_factory=list)
+    """Two cell keys: every ordered pair of different values seen under either of them is expected."""
+    expected: list[dict[str, Any]] = field(default_factory=list)
+    """Cells that belong to the table; a list as a value stands for each of its items."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds every cell should have."""
+    command: str = ""
+    """Command that measures a cell, with {key} for its values and {seed}."""
+    source: str = ""
+    """Where the published values come from."""
+    published: list[dict[str, Any]] = field(default_factory=list)
+    """Cell keys and metric values together, one entry a cell."""
+
+    @property
+    def keys(self) -> list[str]:
+        """All cell keys that tell one cell of the table from another."""
+        return [*self.rows, *([self.columns] if self.columns else [])]
+
+    @classmethod
+    def parse(cls, name: str, node: Mapping[str, Any]) -> TableSpec:
+        """Check the mapping of a YAML file and turn it into a table specification.
+
+        Raises:
+            ConfigError: names every unknown or missing key and every list or number that is not one.
+        """
+        allowed = [item.name for item in fields(cls) if item.name != "name"]
+        problems = [
+            f"{name}: unknown key `{key}`; {did_you_mean(key, allowed, show=99)}" for key in node if key not in allowed
+        ]
+        problems += [
+            f"{name}: `{key}` is missing" for key in ("title", "entry", "rows", "metrics") if not node.get(key)
+        ]
+        if problems:
+            raise ConfigError(problems)
+        metrics = {key: _metric(name, key, value) for key, value in node["metrics"].items()}
+        spec = cls(name=name, **{**node, "metrics": metrics})
+        cells = [*spec.published, *spec.expected]
+        known = {*spec.keys, *metrics}
+        stray = sorted({key for cell in cells for key in cell if key not in known})
+        if stray:
+            raise ConfigError(f"{name}: published or expected cells have keys the table has not: {', '.join(stray)}")
+        return spec
+
+    def expected_cells(self) -> list[dict[str, str]]:
+        """Cells named by `expected` and `published`, lists multiplied out, values as text."""
+        cells = []
+        for node in [*self.expected, *self.published]:
+            choices = [value if isinstance(value, list) else [value] for key, value in node.items() if key in self.keys]
+            names = [key for key in node if key in self.keys]
+            cells += [dict(zip(names, map(str, choice), strict=True)) for choice in itertools.product(*choices)]
+        return [cell for cell in cells if set(cell) == set(self.keys)]
+
+
+def _metric(table: str, name: str, node: Any) -> MetricColumn:
+    try:
+        metric = MetricColumn(**({"label": name} | (node or {})))
+        format(1.0, metric.format)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{table}: metric `{name}` takes label, format, unit and claimed: {error}") from error
+    return metric
+
+
+def load_specs(folder: Path) -> dict[str, TableSpec]:
+    """Every table below `folder` by its name `<entry>/<table>`.
+
+    Raises:
+        ConfigError: no table is there, or one of the files is not a table.
+    """
+    specs = {}
+    for path in sorted(Path(folder).rglob("*.yaml")):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(node, dict):
+            raise ConfigError(f"{path} must hold a mapping with title, entry, rows and metrics")
+        specs[name] = TableSpec.parse(name, node)
+    if not specs:
+        raise ConfigError(f"no table (*.yaml) below {folder}")
+    return specs
+
+
+def pick(specs: Mapping[str, TableSpec], name: str) -> TableSpec:
+    """The table called `name`.
+
+    Raises:
+        ConfigError: there is none; says which is nearest and which there are.
+    """
+    if name not in specs:
+        raise ConfigError(f"unknown table `{name}`; {did_you_mean(name, specs)} (scripts/table.py --list shows all)")
+    return specs[name]
+
+
+def matches(cell: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """Whether a cell has the values asked for; a key the cell lacks does not match."""
+    for key, wanted in where.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if key not in cell or str(cell[key]) not in map(str, values):
+            return False
+    return True

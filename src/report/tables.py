@@ -1,0 +1,282 @@
+"""From rows to a table: average over seeds, put published values beside ours, name what failed and what is missing."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.core.types import Row
+from src.report.spec import MetricColumn, TableSpec, matches
+
+__all__ = ["Missing", "Table", "aggregate", "build", "distinct", "first_line", "natural"]
+
+STD_NOTE = "mean ± sample standard deviation (ddof 1) over seeds"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A cell without a value, why, and the command that measures it."""
+
+    cell: dict[str, str]
+    seed: int | None
+    reason: str
+    """missing, failed, diverged or interrupted."""
+    command: str
+
+
+@dataclass
+class Table:
+    """A finished table: text for readers (`headers`, `lines`, `notes`), numbers for machines (`frame`)."""
+
+    title: str
+    headers: list[str]
+    lines: list[list[str]]
+    keys: int
+    """The first `keys` columns name the line; the others hold values."""
+    notes: list[str] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    frame: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """One line a cell: keys, then mean, std, n, published and difference of every metric, then status."""
+
+
+def natural(text: str) -> list[tuple[int, Any]]:
+    """Sort key under which resnet8 comes before resnet20."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(text))]
+
+
+def first_line(row: Row) -> str:
+    """The first line of a row's error."""
+    return (row.error or "no message").strip().splitlines()[0]
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """Rows without repetitions: of one run's cell found twice (outputs and results), the first is kept."""
+    unique: dict[tuple, Row] = {}
+    for row in rows:
+        unique.setdefault((row.entry, row.run, row.seed, *sorted((k, str(v)) for k, v in row.cell.items())), row)
+    return list(unique.values())
+
+
+def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean, sample standard deviation (ddof 1) and number of seeds of every metric, by the values of `keys`.
+
+    Rows of one seed that differ in other keys are averaged first, so that `std` is the spread over seeds and
+    nothing else. Returns a frame indexed by `keys` (as text) with columns (metric, mean | std | n).
+    """
+    keys = list(keys)
+    records = [
+        {**{key: str(row.cell[key]) for key in keys}, "seed": row.seed}
+        | {metric: row.metrics.get(metric, np.nan) for metric in metrics}
+        for row in rows
+        if row.status == "ok"
+    ]
+    frame = pd.DataFrame(records, columns=[*keys, "seed", *metrics]).astype(dict.fromkeys(metrics, float))
+    by_seed = frame.groupby([*keys, "seed"], sort=False)[list(metrics)].mean()
+    table = by_seed.groupby(level=keys, sort=False).agg(["mean", "std", "count"])
+    return table.rename(columns={"count": "n"}, level=1)
+
+
+def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None = None) -> Table:
+    """Make the table `spec` from rows, of the cells that have the values `where` asks for."""
+    where = where or {}
+    mine = [row for row in distinct(rows) if row.entry == spec.entry]
+    measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
+    failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
+    expected = _expected(spec, [*measured, *failed], where)
+    frame = _frame(spec, measured, failed, expected)
+    shown = _Shown(spec, frame, where)
+    table = Table(spec.title, shown.headers(), shown.lines(), len(shown.rows), frame=frame)
+    table.missing = _missing(spec, frame, measured, failed)
+    table.notes = [*shown.notes(), *_warnings(spec, measured), *(_failure(row) for row in failed)]
+    return table
+
+
+def _belongs(cell: Mapping[str, Any], spec: TableSpec, where: Mapping[str, Any]) -> bool:
+    return matches(cell, spec.where) and matches(cell, where) and all(key in cell for key in spec.keys)
+
+
+def _may_belong(cell: Mapping[str, Any], spec: TableSpec, where: Mapping[str, Any]) -> bool:
+    """A run that failed early may not know all its keys: it is left out only where a known one contradicts."""
+    return all(matches(cell, {k: v for k, v in node.items() if k in cell}) for node in (spec.where, where))
+
+
+def _key(cell: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(cell[key]) for key in keys)
+
+
+def _expected(spec: TableSpec, rows: Sequence[Row], where: Mapping[str, Any]) -> dict[tuple[str, ...], None]:
+    """Keys of all cells of the table, in natural order: seen, published, asked for, and completing the pairs."""
+    keys = spec.keys
+    cells = {_key(row.cell, keys): None for row in rows if all(key in row.cell for key in keys)}
+    cells |= {_key(cell, keys): None for cell in spec.expected_cells() if _belongs(cell, spec, where)}
+    if spec.pairs:
+        cells |= {cell: None for cell in _pairs(cells, *(keys.index(key) for key in spec.pairs))}
+    wanted = [cell for cell in cells if matches(dict(zip(keys, cell, strict=True)), where)]
+    return dict.fromkeys(sorted(wanted, key=lambda cell: [natural(value) for value in cell]))
+
+
+def _pairs(cells: Iterable[tuple[str, ...]], first: int, second: int) -> list[tuple[str, ...]]:
+    """Every ordered pair of different values at two places of the keys, among cells that agree in the others."""
+    groups: dict[tuple, set[str]] = {}
+    for cell in cells:
+        rest = tuple("" if place in (first, second) else value for place, value in enumerate(cell))
+        groups.setdefault(rest, set()).update((cell[first], cell[second]))
+    return [
+        tuple({first: a, second: b}.get(place, value) for place, value in enumerate(rest))
+        for rest, names in groups.items()
+        for a, b in itertools.permutations(names, 2)
+    ]
+
+
+def _frame(
+    spec: TableSpec, measured: list[Row], failed: list[Row], expected: Mapping[tuple[str, ...], None]
+) -> pd.DataFrame:
+    """The numbers of the table, one line an expected cell."""
+    keys, metrics = spec.keys, list(spec.metrics)
+    claims = {name: metric.claimed for name, metric in spec.metrics.items() if metric.claimed}
+    means = aggregate(measured, keys, [*metrics, *claims.values()])
+    published = {
+        _key(cell, keys): {metric: float(cell[metric]) for metric in metrics if metric in cell}
+        for cell in spec.published
+        if all(key in cell for key in keys)
+    }
+    broken: dict[tuple, str] = {_key(r.cell, keys): r.status for r in failed if all(key in r.cell for key in keys)}
+    lines = []
+    for cell in expected:
+        line: dict[str, Any] = dict(zip(keys, cell, strict=True))
+        place = cell if len(keys) > 1 else cell[0]
+        found = place in means.index
+        for metric in metrics:
+            mean, std, n = means.loc[place, metric] if found else (np.nan, np.nan, 0)
+            claim = means.loc[place, (claims[metric], "mean")] if found and metric in claims else np.nan
+            paper = published.get(cell, {}).get(metric, claim)
+            line |= {metric: mean, f"{metric} std": std, f"{metric} n": n or np.nan}
+            line |= {f"{metric} published": paper, f"{metric} difference": mean - paper}
+        incomplete = f", some {broken[cell]}" if cell in broken else ""
+        line["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
+        lines.append(line)
+    frame = pd.DataFrame(lines)
+    return frame.dropna(axis="columns", how="all") if len(frame) else frame
+
+
+class _Shown:
+    """The readable form of a frame: which columns a reader sees, and the text in them."""
+
+    def __init__(self, spec: TableSpec, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
+        self.spec, self.frame = spec, frame
+        constant = {key: frame[key].iloc[0] for key in spec.rows if len(frame) and frame[key].nunique() == 1}
+        fixed = [key for key in spec.rows if key in constant and (len(frame) > 1 or key in where)]
+        self.fixed = {key: constant[key] for key in (fixed if len(fixed) < len(spec.rows) else fixed[:-1])}
+        self.rows = [key for key in spec.rows if key not in self.fixed]
+        known = {name: metric for name, metric in spec.metrics.items() if name in frame or self._published(name)}
+        self.metrics = known or spec.metrics
+        values = frame[spec.columns].unique() if spec.columns and len(frame) else []
+        self.columns: list[str | None] = sorted(values, key=natural) if spec.columns else [None]
+        self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
+
+    def _published(self, metric: str) -> bool:
+        return f"{metric} published" in self.frame
+
+    def headers(self) -> list[str]:
+        headers = [self.spec.labels.get(key, key) for key in self.rows]
+        for value in self.columns:
+            for name, metric in self.metrics.items():
+                many = value is None or len(self.metrics) > 1
+                heading = " ".join(filter(None, [value, metric.heading if many else ""]))
+                headers += (
+                    [f"{heading} published", f"{heading} ours", "difference"] if self._published(name) else [heading]
+                )
+        return headers
+
+    def lines(self) -> list[list[str]]:
+        seen = dict.fromkeys(tuple(cell[: len(self.spec.rows)]) for cell in self.cells)
+        return [[*self._names(line), *self._values(line)] for line in seen]
+
+    def _names(self, line: tuple[str, ...]) -> list[str]:
+        return [value for key, value in zip(self.spec.rows, line, strict=True) if key in self.rows]
+
+    def _values(self, line: tuple[str, ...]) -> list[str]:
+        texts = []
+        for value in self.columns:
+            cell = self.cells.get((*line, value) if self.spec.columns else line)
+            for name, metric in self.metrics.items():
+                texts += _texts(cell, name, metric, published=self._published(name))
+        return texts
+
+    def notes(self) -> list[str]:
+        notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
+        counts = [count for name in self.metrics for count in self.frame.get(f"{name} n", pd.Series()).dropna()]
+        if counts and max(counts) > 1:
+            few, many = min(counts), max(counts)
+            notes.append(f"{STD_NOTE}; n = {few:.0f}" + (f" to {many:.0f}" if many > few else ""))
+        if any(self._published(name) for name in self.metrics):
+            notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
+        return [note for note in notes if note]
+
+
+def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, published: bool) -> list[str]:
+    """Text of one metric of one cell: ours, or published, ours and difference."""
+    if cell is None:
+        return ["·"] * (3 if published else 1)
+    ours = cell.get(name, np.nan)
+    if pd.isna(ours):
+        text = "n/a" if cell["status"].startswith("ok") else cell["status"]
+    else:
+        std = cell.get(f"{name} std", np.nan)
+        text = format(ours, metric.format) + ("" if pd.isna(std) else f" ± {std:{metric.format.lstrip('+')}}")
+        text += " †" if cell["status"] != "ok" else ""
+    if not published:
+        return [text]
+    paper, signed = cell[f"{name} published"], f"+{metric.format.lstrip('+')}"
+    gap = ours - paper
+    return ["" if pd.isna(paper) else format(paper, metric.format), text, "" if pd.isna(gap) else format(gap, signed)]
+
+
+def _missing(spec: TableSpec, frame: pd.DataFrame, measured: list[Row], failed: list[Row]) -> list[Missing]:
+    """Cells (and, where the table asks for seeds, seeds) without a value, each with its command."""
+    keys = spec.keys
+    have = {(_key(row.cell, keys), row.seed) for row in measured}
+    broken = {(_key(row.cell, keys), row.seed): row for row in failed if all(key in row.cell for key in keys)}
+    missing = [
+        Missing({k: str(v) for k, v in row.cell.items()}, row.seed, row.status, row.provenance.get("command", ""))
+        for row in failed
+        if not all(key in row.cell for key in keys)
+    ]
+    for line in frame.to_dict("records"):
+        cell = {key: line[key] for key in keys}
+        place = _key(cell, keys)
+        seeds = {*spec.seeds, *(seed for at, seed in broken if at == place)}
+        if line["status"] == "missing" and not seeds:
+            missing.append(Missing(cell, None, "missing", spec.command.format(**cell, seed=0)))
+        for seed in sorted(seeds):
+            row = broken.get((place, seed))
+            if (place, seed) not in have:
+                command = spec.command.format(**cell, seed=seed) if row is None else row.provenance.get("command")
+                command = command or spec.command.format(**cell, seed=seed)
+                missing.append(Missing(cell, seed, row.status if row else "missing", command))
+    return missing
+
+
+def _failure(row: Row) -> str:
+    where = ", ".join(f"{key}={value}" for key, value in row.cell.items())
+    return f"† {row.status}: {where}, seed={row.seed}, run {row.run}: {first_line(row)}"
+
+
+def _warnings(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
+    """Runs of different settings that fall into one cell and seed: their average is not a result of either."""
+    runs: dict[tuple, set[str]] = {}
+    values: dict[tuple, set[str]] = {}
+    for row in rows:
+        place = _key(row.cell, spec.keys)
+        runs.setdefault((*sorted((key, str(value)) for key, value in row.cell.items()), row.seed), set()).add(row.run)
+        for key in row.cell.keys() - {*spec.keys, *spec.over}:
+            values.setdefault((place, key), set()).add(str(row.cell[key]))
+    mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
+    mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}
+    return [f"warning: averaged over different settings: {what}; choose one with --where" for what in sorted(mixed)]
