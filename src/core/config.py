@@ -20,7 +20,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import ConfigError
 
-__all__ = ["VOLATILE", "Identity", "build", "did_you_mean", "identify", "plain", "register_resolvers", "validate"]
+__all__ = [
+    "VOLATILE",
+    "Identity",
+    "accepts",
+    "build",
+    "did_you_mean",
+    "identify",
+    "plain",
+    "register_resolvers",
+    "validate",
+]
 
 BUILDABLE = ("src.", "torch.optim.", "torch.nn.")
 """Only these can be named by `_target_`, so that a config file cannot run anything else."""
@@ -126,7 +136,7 @@ def validate(cfg: DictConfig) -> list[str]:
     problems = _unresolved(cfg)
     if problems:
         return problems
-    problems += _ill_typed(Shared, {key: cfg[key] for key in cfg if key in Shared.__dataclass_fields__}, "")
+    problems += _ill_typed({key: cfg[key] for key in cfg if key in Shared.__dataclass_fields__})
     for key in ("batch_size", "eval_batch_size"):
         if isinstance(cfg.get(key), int) and cfg[key] < 1:
             problems.append(f"{key}={cfg[key]}: at least 1 is needed")
@@ -134,7 +144,7 @@ def validate(cfg: DictConfig) -> list[str]:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         problems.append(f"device={device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
     if OmegaConf.is_dict(cfg.get("engine")):
-        problems += _ill_typed(import_module("src.core.engine").EngineConfig, cfg.engine, "engine.")
+        problems += _ill_engine(cfg.engine)
     return problems + [problem for path, node in _targets(cfg) for problem in _misfits(path, node)]
 
 
@@ -158,25 +168,25 @@ def _unresolved(cfg: DictConfig) -> list[str]:
     return problems
 
 
-def _ill_typed(schema: type, given: Any, prefix: str) -> list[str]:
-    known = {field.name: field.type for field in fields(schema)}
+def _ill_typed(given: dict[str, Any]) -> list[str]:
     problems = []
-    accepted = {}
     for key in given:
-        if key not in known:
-            problems.append(f"unknown setting {prefix}{key}: {did_you_mean(str(key), known)}")
-            continue
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), {key: given[key]})
-            accepted[key] = given[key]
+            OmegaConf.merge(OmegaConf.structured(Shared), {key: given[key]})
         except OmegaConfBaseException:
-            expected = known[key] if isinstance(known[key], str) else known[key].__name__
-            problems.append(f"{prefix}{key}={given[key]}: {expected.replace(' | None', ' or null')} is needed")
-    if not problems and hasattr(schema, "__post_init__"):
-        try:
-            OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), accepted))
-        except ConfigError as error:
-            problems += error.problems
+            problems.append(f"{key}={given[key]}: {Shared.__annotations__[key]} is needed")
+    return problems
+
+
+def _ill_engine(given: DictConfig) -> list[str]:
+    # Imported here, as torch takes a second that a look at --help should not cost.
+    schema = import_module("src.core.engine").EngineConfig
+    known = [field.name for field in fields(schema)]
+    problems = [f"unknown setting engine.{key}: {did_you_mean(str(key), known)}" for key in given if key not in known]
+    try:
+        schema(**{key: value for key, value in plain(given).items() if key in known})
+    except ConfigError as error:
+        problems += error.problems
     return problems
 
 
@@ -201,20 +211,32 @@ def _constructor(path: str, target: str) -> Callable[..., Any]:
         raise ConfigError(f"{path}._target_={target}: {str(error).splitlines()[0]}") from error
 
 
+def _parameters(path: str, node: DictConfig) -> set[str] | None:
+    """Names that the constructor of `node` takes; None if it takes any."""
+    parameters = inspect.signature(_constructor(path, node["_target_"])).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def accepts(node: DictConfig, name: str) -> bool:
+    """Whether the constructor that `node` names takes an argument `name`."""
+    try:
+        return "_target_" in node and name in (_parameters("", node) or ())
+    except ConfigError:
+        return False
+
+
 def _misfits(path: str, node: DictConfig) -> list[str]:
     try:
-        signature = inspect.signature(_constructor(path, node["_target_"]))
+        known = _parameters(path, node)
     except ConfigError as error:
         return error.problems
-    parameters = signature.parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return []
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     given = [str(key) for key in node if not (str(key).startswith("_") and str(key).endswith("_"))]
     return [
         f"unknown setting {path}.{key}: {node['_target_']} does not take it; {did_you_mean(key, known)}"
         for key in given
-        if key not in known
+        if known is not None and key not in known
     ]
 
 

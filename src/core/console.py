@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from src.core.types import Row
+if TYPE_CHECKING:
+    from src.core.types import Row
 
-__all__ = ["show_jobs", "show_problems", "show_rows"]
-
-Published = Callable[[Row], Mapping[str, float]]
-"""The published metrics of a row's cell; empty where there are none."""
+__all__ = ["first_rank", "show_jobs", "show_problems", "show_rows"]
 
 MOST_ROWS = 20
 MOST_METRICS = 8
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes and prints; known before the process group exists."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _console(stderr: bool = False) -> Console:
@@ -38,10 +43,16 @@ def show_problems(problems: Sequence[str]) -> None:
             console.print(f"    {line}", soft_wrap=True)
 
 
-def show_rows(rows: Sequence[Row], folder: Path, published: Published | None = None) -> None:
-    """Print a run's rows, what they cost, the command that makes them and where they are."""
+def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapping[str, float]] | None = None) -> None:
+    """Print a run's rows, what they cost, the command that makes them and where they are.
+
+    `published` gives the published metrics of a row's cell, empty where there are none.
+    """
     console = _console()
     if rows:
+        cell = ", ".join(f"{key} {value}" for key, value in rows[0].cell.items())
+        what = cell if len(rows) == 1 else f"{len(rows)} cells"
+        console.print(f"\n{rows[0].entry}: {escape(what)}", soft_wrap=True)
         console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
     if len(rows) > MOST_ROWS:
         console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
@@ -56,7 +67,7 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Published | None = N
 
 def _one(row: Row, published: Published | None) -> Table:
     reference = published(row) if published else {}
-    table = Table(title=_title(row), title_justify="left")
+    table = Table()
     table.add_column("metric")
     for column in ("ours", *(("published", "difference") if reference else ())):
         table.add_column(column, justify="right")
@@ -72,7 +83,7 @@ def _one(row: Row, published: Published | None) -> Table:
 def _several(rows: Sequence[Row]) -> Table:
     cell = list(dict.fromkeys(key for row in rows for key in row.cell))
     metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
-    table = Table(title=f"{rows[0].entry}: {len(rows)} cells", title_justify="left")
+    table = Table()
     for name in cell:
         table.add_column(name)
     for name in metrics:
@@ -81,11 +92,6 @@ def _several(rows: Sequence[Row]) -> Table:
         values = [_number(row.metrics[name]) if name in row.metrics else row.status for name in metrics]
         table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)
     return table
-
-
-def _title(row: Row) -> str:
-    cell = ", ".join(f"{key} {value}" for key, value in row.cell.items())
-    return escape(f"{row.entry}: {cell}" + ("" if row.status == "ok" else f" ({row.status})"))
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src.core.console import show_jobs, show_problems
+from src.core.console import first_rank, show_jobs, show_problems
 from src.core.errors import ConfigError, RecombineError
 from src.core.problems import compose_all
 
@@ -35,12 +35,14 @@ def main(recipe: str, config_name: str) -> None:
 
     Everything Hydra's command line offers works; the module (and with it torch) is imported when a run starts.
     """
-    arguments = get_args_parser().parse_args()
     typed = shlex.join(sys.argv[1:])
+    # Overrides may stand before and after flags, as in `seed=0,1 -m wandb=none`; argparse wants them in one piece.
+    sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
+    arguments = get_args_parser().parse_args()
     config_dir = str(ROOT / (arguments.config_path or "config"))
     if arguments.config_path:
         # Hydra reads a relative path from the module that defines the job, a user from the entry's folder.
-        sys.argv += ["--config-path", config_dir]
+        sys.argv.append(f"--config-path={config_dir}")
 
     def job(cfg: DictConfig) -> float | None:
         return _job(recipe, cfg, typed, arguments)
@@ -52,14 +54,16 @@ def main(recipe: str, config_name: str) -> None:
     try:
         _check_command(recipe, config_dir, arguments.config_name or config_name, arguments)
         hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
-    except ConfigError as error:
-        show_problems(error.problems)
-        sys.exit(error.exit_code)
-    except (HydraException, OmegaConfBaseException) as error:
-        show_problems([str(error)])
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if first_rank():
+            show_problems(getattr(error, "problems", [str(error)]))
         sys.exit(ConfigError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
 
 def _check_command(recipe: str, config_dir: str, config_name: str, arguments: Namespace) -> None:
@@ -79,17 +83,20 @@ def _check_command(recipe: str, config_dir: str, config_name: str, arguments: Na
 
 def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
     """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
-    from src.core.run import exit_code, launch
+    from src.core.run import exit_code, launch, record_problems
 
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
-    command = _command(context, typed, arguments) if sweeping else f"python {context.job.name}.py {typed}".strip()
+    command = f"{_interpreter()} {context.job.name}.py {_alone(context, arguments) if sweeping else typed}".strip()
     code, message, objective = 0, "", None
     try:
         objective = launch(recipe, cfg, command)
     except BaseException as error:
         code, message = exit_code(error), _report(error)
-    if sweeping:
+        if sweeping and isinstance(error, ConfigError):
+            # Alone, a slip of the keyboard leaves nothing behind; in a multirun it is a cell that a table must show.
+            record_problems(recipe, cfg, command, error)
+    if sweeping and first_rank():
         _note(Path(context.sweep.dir), job=context.job.num, exit_code=code, error=message, command=command)
     if code and (not sweeping or code > 128):
         sys.exit(code)
@@ -97,27 +104,25 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
     return math.nan if code else objective
 
 
-def _command(context: DictConfig, typed: str, arguments: Namespace) -> str:
-    """What runs this job of a multirun alone."""
-    flags = [
-        part
-        for flag, value in (("--config-path", arguments.config_path), ("--config-name", arguments.config_name))
-        if value
-        for part in (flag, value)
-    ]
-    overrides = list(context.overrides.task)
-    if not arguments.multirun:
-        # The experiment file asked for the multirun, and would again.
-        overrides.append("hydra.mode=RUN")
-    return shlex.join(["python", f"{context.job.name}.py", *flags, *overrides])
+def _interpreter() -> str:
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return "python" if processes == "1" else f"torchrun --nproc_per_node {processes}"
+
+
+def _alone(context: DictConfig, arguments: Namespace) -> str:
+    """The arguments that run this job of a multirun alone."""
+    given = {"--config-path": arguments.config_path, "--config-name": arguments.config_name}
+    flags = [word for flag, value in given.items() if value for word in (flag, value)]
+    # Where an experiment file asked for the multirun, it would ask again.
+    mode = [] if arguments.multirun else ["hydra.mode=RUN"]
+    return shlex.join([*flags, *context.overrides.task, *mode])
 
 
 def _report(error: BaseException) -> str:
     """Tell what ended a run, and return it in one line."""
-    if isinstance(error, ConfigError):
-        show_problems(error.problems)
-    elif isinstance(error, RecombineError):
-        print(error, file=sys.stderr)
+    if isinstance(error, RecombineError):
+        if first_rank():
+            show_problems(error.problems) if isinstance(error, ConfigError) else print(error, file=sys.stderr)
     elif not isinstance(error, SystemExit | KeyboardInterrupt):
         traceback.print_exception(error)
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -134,6 +139,8 @@ class JobReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Called by Hydra after the last job."""
+        if not first_rank():
+            return
         notes = Path(config.hydra.sweep.dir) / "jobs.jsonl"
         jobs = sorted(map(json.loads, notes.read_text(encoding="utf-8").splitlines()), key=lambda job: job["job"])
         show_jobs(jobs)

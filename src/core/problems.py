@@ -9,13 +9,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from src.core.config import did_you_mean
+from src.core.config import accepts, did_you_mean
 
 __all__ = ["Composition", "compose_all"]
 
@@ -43,9 +43,9 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
         except FAULTS as error:
             return Composition(problems=[_first_lines(error)])
         composer.add_all(overrides)
+        composer.refuse_other_kinds()
         cfg = composer.compose(composer.accepted)
         composer.find_unknown_keys(base, cfg)
-        composer.find_other_kinds(cfg)
         return Composition(_without_hydra(cfg), composer.problems)
 
 
@@ -125,26 +125,14 @@ class _Composer:
             return
         good = []
         for choice in self.choices(override):
+            others = [text for text in known_good if _key(text) != _key(choice) and text not in self.accepted]
             try:
                 if choice not in known_good:
-                    self.compose(
-                        [
-                            *self.accepted,
-                            *(
-                                text
-                                for text in known_good
-                                if text not in self.accepted and self.key(text) != self.key(choice)
-                            ),
-                            choice,
-                        ]
-                    )
+                    self.compose([*self.accepted, *others, choice])
                 good.append(choice)
             except FAULTS as error:
                 self.problems.append(self.explain(choice, override, error))
         self.accepted += good[:1]
-
-    def key(self, text: str) -> str:
-        return text.split("=", 1)[0].lstrip("+~")
 
     def explain(self, text: str, override: Override, error: Exception) -> str:
         group, cfg = override.key_or_group, self.compose(self.accepted)
@@ -152,17 +140,17 @@ class _Composer:
             value, options = text.partition("=")[2], self.options(group)
             if value not in options:
                 return f"{text}: there is no {group} '{value}'; {did_you_mean(value, options)}"
-            chosen = [key for key in cfg.hydra.runtime.choices if not key.startswith("hydra/")]
-            if override.get_key_element() not in chosen and "No match in the defaults list" in str(error):
-                return f"{text}: this entry has no {override.get_key_element()}; {did_you_mean(override.get_key_element(), chosen)}"
+            slot = override.get_key_element()
+            if "No match in the defaults list" in str(error):
+                return f"{text}: this entry has no {slot}; {did_you_mean(slot, _choices(cfg))}"
         if override.package is not None:
             return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
         if isinstance(error.__cause__, ConfigKeyError | AttributeError):
-            return self.unknown_key(text, _without_hydra(cfg))
+            return self.unknown_key(text, _without_hydra(cfg), _choices(cfg))
         return f"{text}: {_first_lines(error)}"
 
-    def unknown_key(self, text: str, cfg: DictConfig) -> str:
-        key = self.key(text)
+    def unknown_key(self, text: str, cfg: DictConfig, chosen: dict[str, str]) -> str:
+        key = _key(text)
         *parents, last = key.split(".")
         node: Any = cfg
         path = ""
@@ -179,30 +167,45 @@ class _Composer:
             return f"unknown setting {key}: did you mean {' or '.join(elsewhere[:3])}?"
         known = [str(name) for name in node if not str(name).startswith("_")]
         if not path:
-            known += [group for group in self.loader.list_groups("") if group not in ("hydra", *known)]
-        return f"unknown setting {key}{f' ({path} has no {last})' if path else ''}: {did_you_mean(last, known)}"
+            groups = [group for group in self.loader.list_groups("") if group != "hydra"]
+            return f"unknown setting {key}: {did_you_mean(last, {*known, *groups})}"
+        if accepts(node, last):
+            return f"{text}: {path} has no default for {last}; +{text} adds it"
+        choice = f" (of {path}={chosen[path]})" if path in chosen else ""
+        return f"unknown setting {key}{choice}: {did_you_mean(last, known)}"
 
     def find_unknown_keys(self, base: DictConfig, cfg: DictConfig) -> None:
         """Top-level keys that no config of this entry defines: a `+key=`, or a slip in an experiment file."""
-        packages = {key.split("@")[-1].split("/")[-1] for key in cfg.hydra.runtime.choices}
-        known = {str(key) for key in base} | packages
+        packages = {key.split("@")[-1] for key in _choices(cfg)} - {"experiment"}
+        known = ({str(key) for key in base} | packages) - {"hydra"}
         for key in _without_hydra(cfg):
             if str(key) not in known:
-                self.problems.append(f"unknown setting {key}: {did_you_mean(str(key), known - {'hydra'})}")
+                self.problems.append(f"unknown setting {key}: {did_you_mean(str(key), known)}")
 
-    def find_other_kinds(self, cfg: DictConfig) -> None:
-        """Values of another kind than the default's, such as a word where a number stands."""
+    def refuse_other_kinds(self) -> None:
+        """Take back values of another kind than the default's, such as a word where a number stands."""
         overrides = [override for text in self.accepted for override in self.parse(text)]
         default = self.compose([override.input_line for override in overrides if self.is_group(override)])
+        cfg = self.compose(self.accepted)
         for override in overrides:
-            key = override.key_or_group
-            if self.is_group(override) or override.is_add() or override.is_delete() or override.is_hydra_override():
+            if self.is_group(override) or override.is_hydra_override() or override.type != OverrideType.CHANGE:
                 continue
+            key = override.key_or_group
             before, after = (OmegaConf.select(tree, key, throw_on_missing=False) for tree in (default, cfg))
-            if _kind(before) and _kind(after) and _kind(before) != _kind(after):
+            if _kind(before) and after is not None and _kind(before) != _kind(after):
                 self.problems.append(
                     f"{override.input_line}: {_kind(before)} is needed, such as {key}={_shown(before)}"
                 )
+                self.accepted.remove(override.input_line)
+
+
+def _choices(cfg: DictConfig) -> dict[str, str]:
+    choices = cfg.hydra.runtime.choices
+    return {str(group): str(option) for group, option in choices.items() if not str(group).startswith("hydra/")}
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
 
 
 def _kind(value: Any) -> str | None:

@@ -7,34 +7,30 @@ with the code of its first failing job.
 
 from __future__ import annotations
 
-import os
-import random
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src.core import distributed, provenance
-from src.core.config import identify, plain, validate
-from src.core.console import show_rows
-from src.core.errors import ConfigError, Diverged, Interrupted, RecombineError
+from src.core import provenance
+from src.core.config import Identity, identify, plain, validate
+from src.core.console import first_rank, show_rows
+from src.core.device import opened, seed_everything
 from src.core.directory import finished, locked, prepare
+from src.core.errors import ConfigError, Diverged, Interrupted, RecombineError
 from src.core.results import write_atomically, write_rows
 from src.core.signals import StopSignals
 from src.core.tracking import Tracker
 from src.core.types import Row
 
-__all__ = ["Run", "check", "exit_code", "launch"]
-
-RESUME = ("auto", "never", "must")
+__all__ = ["Run", "check", "exit_code", "launch", "record_problems"]
 
 
 @dataclass
@@ -89,9 +85,6 @@ def entry_name(recipe: ModuleType) -> str:
 def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
     """Every problem of a composed config that shows before data are opened or a device is touched."""
     problems = validate(cfg)
-    resume = OmegaConf.select(cfg, "engine.resume", default="auto")
-    if resume not in RESUME:
-        problems.append(f"engine.resume={resume}: one of {', '.join(RESUME)} is needed")
     if not any(": a value is needed" in problem for problem in problems):
         problems += Tracker.check(cfg.get("wandb") or {})
         problems += recipe.check(cfg) if hasattr(recipe, "check") else []
@@ -106,136 +99,108 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
     Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
     signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
     """
-    recipe = import_module(recipe) if isinstance(recipe, str) else recipe
-    problems = check(recipe, cfg)
+    job = _Job(import_module(recipe) if isinstance(recipe, str) else recipe, cfg, command)
+    problems = check(job.recipe, cfg)
     if problems:
         raise ConfigError(problems)
-    entry = entry_name(recipe)
-    folder = Path(cfg.output_root) / entry / identify(cfg, entry).run
-    resume = OmegaConf.select(cfg, "engine.resume", default="auto")
-    main = int(os.environ.get("RANK", 0)) == 0
-    with locked(folder) if main else nullcontext(), StopSignals() as signals:
-        rows = finished(folder) if resume != "never" else None
+    with locked(job.folder) if first_rank() else nullcontext(), StopSignals() as signals:
+        rows = finished(job.folder) if job.resume != "never" else None
         if rows is None:
-            if main:
-                prepare(folder, OmegaConf.to_yaml(cfg, resolve=True), resume)
-            rows = _execute(recipe, cfg, signals, folder, command)
-        elif main:
-            print(f"finished before (engine.resume=never runs it again): {folder}")
-        if main:
-            show_rows(rows, folder, getattr(recipe, "published", None))
+            if first_rank():
+                prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), job.resume)
+            rows = _execute(job, signals)
+        elif first_rank():
+            print(f"finished before (engine.resume=never runs it again): {job.folder}")
+        if first_rank():
+            show_rows(rows, job.folder, getattr(job.recipe, "published", None))
         if signals.received:
             # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
             raise Interrupted(signals.received)
-    return rows[-1].metrics.get(getattr(recipe, "OBJECTIVE", "")) if rows else None
+    return rows[-1].metrics.get(getattr(job.recipe, "OBJECTIVE", "")) if rows else None
 
 
-def _execute(recipe: ModuleType, cfg: DictConfig, signals: StopSignals, folder: Path, command: str | None) -> list[Row]:
-    facts = {"command": command, "config": plain(cfg), **provenance.commit(), "versions": provenance.versions()}
-    with _device(cfg) as (device, rank, world):
-        _seed(cfg.seed)
+def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigError) -> None:
+    """Leave a failed row for a config that `launch` refused, unless its directory holds something already."""
+    job = _Job(import_module(recipe), cfg, command)
+    if first_rank() and not job.folder.exists():
+        write_rows(job.folder, [job.complete(job.failed(error), job.facts())])
+
+
+class _Job:
+    """A recipe with its config: what is known of a run before it starts."""
+
+    def __init__(self, recipe: ModuleType, cfg: DictConfig, command: str | None) -> None:
+        self.recipe = recipe
+        self.cfg = cfg
+        self.command = command
+        self.entry = entry_name(recipe)
+        self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
+
+    @cached_property
+    def identity(self) -> Identity:
+        return identify(self.cfg, self.entry)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.output_root) / self.entry / self.identity.run
+
+    def facts(self) -> dict[str, Any]:
+        code = {**provenance.commit(), "versions": provenance.versions()}
+        return {"command": self.command, "config": plain(self.cfg), **code}
+
+    def failed(self, error: BaseException) -> Row:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
+        cell = self.recipe.cell(self.cfg) if hasattr(self.recipe, "cell") else {}
+        text = str(error) if isinstance(error, RecombineError) else f"{type(error).__name__}: {error}"
+        return Row(cell=cell, status=status, error=text.strip())
+
+    def complete(self, row: Row, facts: dict[str, Any]) -> Row:
+        run, group, _ = self.identity
+        return replace(row, entry=self.entry, seed=self.cfg.seed, run=run, group=group, provenance=facts)
+
+    def tracker(self, facts: dict[str, Any]) -> Tracker:
+        settings = self.cfg.get("wandb") or {}
+        choices = [OmegaConf.select(self.cfg, f"{group}.name") for group in ("method", "dataset")]
+        tags = [self.entry, *(str(choice)[:64] for choice in choices if choice), *settings.get("tags", [])]
+        code = {key: value for key, value in facts.items() if key != "config"}
+        return Tracker.open(
+            self.folder,
+            settings,
+            name=self.identity.run,
+            group=self.identity.group,
+            job_type=self.entry,
+            tags=tags,
+            config={**facts["config"], "provenance": code},
+        )
+
+
+def _execute(job: _Job, signals: StopSignals) -> list[Row]:
+    facts = job.facts()
+    deterministic = OmegaConf.select(job.cfg, "engine.deterministic", default=False)
+    rows: list[Row] = []
+    error: BaseException | None = None
+    with opened(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
+        seed_everything(job.cfg.seed)
+        run, group, _ = job.identity
+        tracker = job.tracker(facts) if rank == 0 else Tracker.silent()
         watch = provenance.Stopwatch(device)
-        run = _open(recipe, cfg, signals, folder, device, rank, world, facts)
-        rows: list[Row] = []
-        error: BaseException | None = None
+        run = Run(
+            *(job.folder, run, group, job.entry, job.cfg.seed, device, tracker, signals),
+            *(Path(job.cfg.cache_root), rank, world, job.resume),
+        )
         try:
-            for row in recipe.run(cfg, run):
+            for row in job.recipe.run(job.cfg, run):
                 rows.append(row)
         except BaseException as raised:
             error = raised
-            rows.append(_failed(recipe, cfg, raised))
+            rows.append(job.failed(raised))
             raise
         finally:
             facts |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
-            rows = [
-                replace(row, entry=run.entry, seed=run.seed, run=run.id, group=run.group, provenance=facts)
-                for row in rows
-            ]
+            rows = [job.complete(row, facts) for row in rows]
             _close(run, rows, error)
     return rows
-
-
-def _open(
-    recipe: ModuleType,
-    cfg: DictConfig,
-    signals: StopSignals,
-    folder: Path,
-    device: torch.device,
-    rank: int,
-    world: int,
-    facts: dict[str, Any],
-) -> Run:
-    entry = entry_name(recipe)
-    identity = identify(cfg, entry)
-    tracker = Tracker.silent()
-    if rank == 0:
-        choices = (OmegaConf.select(cfg, f"{group}.name") for group in ("method", "dataset"))
-        tracker = Tracker.open(
-            folder,
-            cfg.get("wandb") or {},
-            name=identity.run,
-            group=identity.group,
-            job_type=entry,
-            tags=[
-                entry,
-                *(str(choice)[:64] for choice in choices if choice),
-                *(cfg.get("wandb") or {}).get("tags", []),
-            ],
-            config={**facts["config"], "provenance": {k: v for k, v in facts.items() if k != "config"}},
-        )
-    return Run(
-        dir=folder,
-        id=identity.run,
-        group=identity.group,
-        entry=entry,
-        seed=cfg.seed,
-        device=device,
-        tracker=tracker,
-        signals=signals,
-        cache=Path(cfg.cache_root),
-        rank=rank,
-        world=world,
-        resume=OmegaConf.select(cfg, "engine.resume", default="auto"),
-    )
-
-
-@contextmanager
-def _device(cfg: DictConfig) -> Iterator[tuple[torch.device, int, int]]:
-    """The device of this process, its rank and the world size; leaves the process group afterwards."""
-    if OmegaConf.select(cfg, "engine.deterministic", default=False):
-        # cuBLAS reads this once, when CUDA starts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    name = cfg.get("device", "auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    elif name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device={name}: this machine offers no CUDA device to torch {torch.__version__}; device=auto"
-        )
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    rank, world = distributed.init(device)
-    try:
-        yield device, rank, world
-    finally:
-        distributed.shutdown()
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def _failed(recipe: ModuleType, cfg: DictConfig, error: BaseException) -> Row:
-    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-    status = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
-    cell = recipe.cell(cfg) if hasattr(recipe, "cell") else {}
-    text = str(error) if isinstance(error, RecombineError) else f"{type(error).__name__}: {error}"
-    return Row(cell=cell, status=status, error=text.strip())
 
 
 def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:

@@ -47,8 +47,9 @@ class Tracker:
         `run` is handed to `wandb.init` (name, group, job_type, tags, config).
         """
         tracker = cls(folder)
-        if settings.get("mode", "disabled") != "disabled":
-            tracker._guard("wandb", lambda: tracker._open_wandb(settings, run))
+        mode = _mode(settings.get("mode", "disabled"))
+        if mode != "disabled":
+            tracker._guard("wandb", lambda: tracker._open_wandb(mode, settings, run))
         return tracker
 
     @staticmethod
@@ -119,18 +120,20 @@ class Tracker:
         if self.lines is not None:
             self.lines.write(json.dumps(values, default=str) + "\n")
 
-    def _open_wandb(self, settings: Mapping[str, Any], run: dict[str, Any]) -> None:
+    def _open_wandb(self, mode: str, settings: Mapping[str, Any], run: dict[str, Any]) -> None:
         import wandb
 
+        if mode == "offline":
+            print(f"wandb is offline; upload later by: wandb sync {self.folder}/wandb/offline-run-*", file=sys.stderr)
         self.wandb = wandb.init(
             project=settings.get("project"),
             entity=settings.get("entity"),
-            mode=_mode(settings.get("mode"), self.folder),
+            mode=mode,
             id=_identifier(self.folder),
             dir=str(self.folder),
             resume="allow",
             reinit="finish_previous",
-            settings=wandb.Settings(console="off"),
+            settings=wandb.Settings(console="off", silent=mode == "offline"),
             **run,
         )
         self.wandb.define_metric("step", hidden=True)
@@ -146,13 +149,11 @@ def _on_host(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {name: numbers[name] for name in values}
 
 
-def _mode(wanted: str, folder: Path) -> str:
+def _mode(wanted: str) -> str:
+    if wanted == "disabled":
+        return wanted
     wanted = os.environ.get("WANDB_MODE") or wanted
-    if wanted == "auto":
-        wanted = "online" if _logged_in() else "offline"
-    if wanted == "offline":
-        print(f"wandb: offline; upload later with: wandb sync {folder / 'wandb' / 'offline-run-*'}", file=sys.stderr)
-    return wanted
+    return wanted if wanted != "auto" else "online" if _logged_in() else "offline"
 
 
 def _logged_in() -> bool:
