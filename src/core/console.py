@@ -65,7 +65,7 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
     console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
 
 
-def _one(row: Row, published: Published | None) -> Table:
+def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Table:
     reference = published(row) if published else {}
     table = Table()
     table.add_column("metric")
