@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +44,7 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Steps in an epoch: without the ragged last batch when training, with it when evaluating."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Yield this rank's batches of `epoch` from step `start` on, without producing the skipped ones."""
 
     def close(self) -> None:

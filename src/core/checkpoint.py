@@ -1,0 +1,160 @@
+"""Checkpoints that are whole or absent, the state of random generators, and what a checkpoint belongs to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from src.core.errors import ConfigError
+
+__all__ = [
+    "differences",
+    "load_latest",
+    "preserved_rng",
+    "remove",
+    "restore_rng",
+    "rng_state",
+    "save",
+    "seed_everything",
+    "write_atomically",
+]
+
+FORMAT = 1
+LAST, PREVIOUS = "last.pt", "prev.pt"
+_UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
+logger = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], Any] | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, sync it, `check` it and rename it to `path`.
+
+    Whatever fails or is killed on the way, `path` is the old file or the new one, never a part of one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if check is not None:
+            check(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def save(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `state` as the latest checkpoint of `folder`; the one before stays as prev.pt.
+
+    A full disk raises OSError and leaves both older files as they were.
+    """
+    for leftover in folder.glob("*.tmp"):  # of a process killed while writing; a run has one writer
+        leftover.unlink()
+    fresh = folder / "next.pt"
+    write_atomically(fresh, lambda stream: torch.save({**state, "format": FORMAT}, stream), check=_read)
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(fresh, folder / LAST)
+    _sync_folder(folder)
+
+
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest readable checkpoint of `folder` on the CPU, or None; a damaged file is skipped with a warning."""
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = _read(path)
+        except _UNREADABLE as error:
+            logger.warning("checkpoint %s is damaged (%s) and is left out", path, str(error).partition("\n")[0])
+            continue
+        if state["format"] != FORMAT:
+            raise ConfigError(
+                f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}; "
+                "start over with engine.resume=never"
+            )
+        return state
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete the checkpoints of `folder`, if any."""
+    for name in (LAST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line per key whose value differs between the fingerprint in a checkpoint and that of the present fit."""
+    lines = []
+    for key in [*stored, *(key for key in now if key not in stored)]:
+        before, after = (str(side[key]) if key in side else "absent" for side in (stored, now))
+        if before != after:
+            lines.append(f"{key}: {before} in the checkpoint, {after} now")
+    return lines
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (all devices) from one 64-bit number."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of the global generators in types that a weights-only reader accepts."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    state = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: Mapping[str, Any], device: torch.device) -> None:
+    """Put the global generators back to a state taken by `rng_state`."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Run a block without moving the global generators."""
+    state = rng_state(device)
+    try:
+        yield
+    finally:
+        restore_rng(state, device)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    # a rename is on the disk only when the folder is
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
