@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import yaml
 
 from src.core.errors import ConfigError
 from src.models import weights, zoo
+from src.models.names import CONFIGS, config_names, did_you_mean
 
-__all__ = ["Spec", "config_names", "did_you_mean", "locate"]
-
-CONFIGS = Path(__file__).resolve().parents[2] / "config" / "model"
+__all__ = ["Spec", "locate"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,6 @@ def from_mapping(node: Mapping[str, Any]) -> Spec:
     known = {f.name for f in dataclasses.fields(Spec)} - {"options"}
     options = {key: value for key, value in node.items() if key not in known}
     return Spec(options=options, **{key: node[key] for key in known if key in node})
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """`; did you mean a, b?` for close names, else nothing."""
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def config_names() -> list[str]:
-    """The names under config/model that stand for one network."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "any")
 
 
 def from_config(name: str) -> Spec:

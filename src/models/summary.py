@@ -46,7 +46,8 @@ def describe(models: Iterable[Model], measured: Mapping[str, float] | None = Non
 
     table = Table(title="Models")
     for column in ("model", "input", "parameters", "trainable", "MACs", "classes", "weights", "claimed top-1"):
-        table.add_column(column, justify="left" if column in ("model", "weights") else "right")
+        justify = "left" if column in ("model", "weights") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     if measured is not None:
         table.add_column("measured top-1", justify="right")
     for model in models:

@@ -17,6 +17,7 @@ from torch import nn
 from src.core.errors import ConfigError
 from src.models import small
 from src.models.cifar_resnet import CifarResNet
+from src.models.names import did_you_mean
 from src.models.tiny import MicroNet, MLPerfResNet8
 
 __all__ = [
@@ -130,12 +131,12 @@ def option_problems(architecture: str, options: dict[str, Any]) -> list[str]:
     library, _, name = architecture.partition(":")
     if library == "torchvision":
         if name.partition(".")[0] not in torchvision_names():
-            return [f"torchvision has no classifier {name!r}"]
+            return [f"torchvision has no classifier {name!r}{did_you_mean(name, torchvision_names())}"]
     elif library == "timm":
         import timm
 
         if not timm.is_model(name):
-            return [f"timm has no model {name!r}"]
+            return [f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}"]
         if "." in name and name not in timm.list_pretrained():
             tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
             return [f"timm has no weights {name!r}; it has {tags}"]
@@ -150,7 +151,11 @@ def _built_in_problems(architecture: str, options: dict[str, Any]) -> list[str]:
     parameters = dict(inspect.signature(BUILT_IN[architecture]).parameters)
     del parameters["classes"]
     allowed = ", ".join(parameters) or "none"
-    problems = [f"{architecture} has no option {key!r}; it has: {allowed}" for key in options if key not in parameters]
+    problems = [
+        f"{architecture} has no option {key!r}{did_you_mean(key, parameters)}; it has: {allowed}"
+        for key in options
+        if key not in parameters
+    ]
     required = [key for key, value in parameters.items() if value.default is inspect.Parameter.empty]
     return problems + [f"{architecture} needs the option model.{key}" for key in required if key not in options]
 
@@ -169,7 +174,7 @@ def own_classes(architecture: str) -> int | None:
 
 
 def weights_problem(architecture: str) -> str | None:
-    """Why a library's own weights cannot be had: there are none, or HF_HUB_OFFLINE forbids to fetch what is not cached."""
+    """Why a library's own weights cannot be had: there are none, or they are not cached and HF_HUB_OFFLINE is set."""
     library, _, name = architecture.partition(":")
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
     if library == "torchvision":

@@ -1,0 +1,132 @@
+"""Checkpoints: strictness, wrappers, no foreign code, exact round trips."""
+
+import os
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from src.core.errors import ConfigError
+from src.models import build, check, save
+from src.models.weights import description, load, read, read_card
+
+IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model():
+    return build("resnet8", classes=10, seed=4)
+
+
+def fresh():
+    return build("resnet8", classes=10, seed=5).net
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_wrappers_and_prefixes(model, tmp_path, wrap, prefix):
+    path = tmp_path / "x.pt"
+    torch.save(wrap({prefix + k: v for k, v in model.net.state_dict().items()}), path)
+    net = fresh()
+    load(net, path)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.net.state_dict().items())
+
+
+def test_every_disagreement_is_named(model, tmp_path):
+    state = model.net.state_dict()
+    del state["layer2.0.bn1.weight"]
+    state["extra"] = torch.zeros(1)
+    state["linear.weight"] = torch.zeros(100, 64)
+    save_file(state, tmp_path / "x.safetensors")
+    net = fresh()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(ConfigError) as error:
+        load(net, tmp_path / "x.safetensors")
+    for part in (
+        "1 missing in the file: layer2.0.bn1.weight",
+        "1 unexpected in the file: extra",
+        "linear.weight (file (100, 64), network (10, 64))",
+    ):
+        assert part in str(error.value)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())
+
+
+class Trap:
+    """Would create a file if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_foreign_code_is_not_run(tmp_path):
+    torch.save({"state_dict": {}, "args": Trap(str(tmp_path / "sprung"))}, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match="Python objects"):
+        read(tmp_path / "x.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02"])
+def test_damaged_files_are_named(tmp_path, suffix, content):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"x{suffix}"):
+        read(path)
+
+
+def test_a_file_without_tensors_is_named(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "x.pt")
+    with pytest.raises(ConfigError, match="no tensors by name"):
+        read(tmp_path / "x.pt")
+
+
+def test_round_trip_is_exact(model, tmp_path):
+    model.net.bn1.running_mean.fill_(0.3)
+    path = save(model, tmp_path / "deep" / "x.safetensors", {"why": "test", "top1": 12.5})
+    again = build(str(path))
+    assert again.digest() == model.digest()
+    assert torch.equal(again(IMAGES), model(IMAGES))
+    assert (again.name, again.classes, again.tag) == ("resnet8", 10, "x.safetensors")
+    assert read_card(path) == {"why": "test", "top1": 12.5}
+    assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
+    assert check(str(path), classes=10, frozen=True) == []
+
+
+def test_channels_last_weights_are_saved_as_they_are(model, tmp_path):
+    digest = model.digest()
+    path = save(model.to(memory_format=torch.channels_last), tmp_path / "x.safetensors", {})
+    assert build(str(path)).digest() == digest == model.digest()
+
+
+def test_a_saved_timm_network_loads_in_plain_timm(tmp_path):
+    model = build({"name": "timm:resnet10t", "weights": None}, classes=5)
+    path = save(model, tmp_path / "student.safetensors", {})
+    plain = timm.create_model("resnet10t", num_classes=5).eval()
+    plain.load_state_dict(load_file(path))
+    with torch.no_grad():
+        assert torch.equal(plain(model.preprocess(IMAGES)), model(IMAGES))
+    assert build(str(path)).digest() == model.digest()
+    assert description(path)["architecture"] == "timm:resnet10t"
+
+
+def test_a_foreign_file_needs_an_architecture(model, tmp_path):
+    save_file(model.net.state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="does not say which network"):
+        build(str(tmp_path / "x.safetensors"))
+    node = {"name": "resnet8", "classes": 10, "weights": "x.safetensors"}
+    assert build(node, weights_root=tmp_path).digest() == model.digest()
+
+
+def test_digest_sees_one_weight_and_the_preprocessing(model):
+    before = model.digest()
+    model.name = model.tag = "renamed"
+    assert model.digest() == before
+    with torch.no_grad():
+        model.net.layer3[0].conv2.weight[0, 0, 0, 0] += 1e-6
+    assert model.digest() != before
+    brighter = build({"name": "resnet8", "weights": None, "std": 0.3}, classes=10, seed=4)
+    assert brighter.digest() != before
