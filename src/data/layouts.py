@@ -35,7 +35,7 @@ class Found(NamedTuple):
     class_names: Sequence[str]
 
 
-def digits(_: Path) -> Found:
+def digits() -> Found:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 px, its 17 grey levels spread over 0..255; no file needed."""
     from sklearn.datasets import load_digits
 

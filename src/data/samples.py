@@ -190,7 +190,8 @@ class Storage:
         self.kind, self.max_side = kind, max_side
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.max_side}" + (f"-q{self.QUALITY}" if self.kind == "jpeg" else "")
+        side = f"-{self.max_side}" if self.max_side else ""
+        return self.kind + side + (f"-q{self.QUALITY}" if self.kind == "jpeg" else "")
 
 
 def stored(item: np.ndarray | bytes, where: str, storage: Storage) -> np.ndarray | bytes:

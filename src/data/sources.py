@@ -224,11 +224,11 @@ def open_source(name: str, folder: str, data_root: Path, download: bool, **fake:
     wrong = problems(name, folder, data_root, download)
     if wrong:
         raise ConfigError(wrong)
-    known = KNOWN[name]
+    known, data_root = KNOWN[name], data_root.absolute()
     if name == "digits":
-        return Source(name, known, data_root, layouts.digits(data_root))
+        return Source(name, known, Path("scikit-learn"), layouts.digits())
     if name == "fake":
-        return Source(name, known, data_root, layouts.fake(**fake))
+        return Source(name, known, Path("generated", *map(str, fake.values())), layouts.fake(**fake))
     if locate(name, folder, data_root) is None:
         _download(name, folder, data_root)
     reader, place = locate(name, folder, data_root)

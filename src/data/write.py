@@ -16,7 +16,7 @@ import numpy as np
 
 from src.core.errors import ConfigError
 from src.data.loading import Split, cores
-from src.data.samples import stored
+from src.data.samples import decode, stored
 from src.data.threads import keep_torch_threads
 
 with keep_torch_threads():
@@ -35,7 +35,7 @@ SMALL_PAGE, PAGE = 1 << 21, 1 << 23  # bytes; FFCV pads a file to whole pages
 
 def beton_path(split: Split) -> Path:
     """Where the split's beton lies: one file per source folder and storage."""
-    source = hashlib.blake2b(str(split.place.absolute()).encode(), digest_size=4).hexdigest()
+    source = hashlib.blake2b(str(split.place).encode(), digest_size=4).hexdigest()
     return split.betons / f"{split.dataset}-{split.name}-{split.storage}-{source}.beton"
 
 
@@ -177,11 +177,13 @@ def _open(allocator: MemoryAllocator) -> Iterator[None]:
 
 
 def _items(split: Split) -> Iterator[np.ndarray | bytes]:
-    """What to store for each sample, in order; decoding and encoding run in threads where they are needed."""
+    """What to store for each sample, in order, by threads; every image is decoded, so a broken one is named here."""
 
     def item(i: int) -> np.ndarray | bytes:
         where = split.samples.where(i)
-        return stored(split.samples[i], where, split.storage)
+        data = stored(split.samples[i], where, split.storage)
+        decode(data, where)
+        return data
 
     with ThreadPoolExecutor(cores()) as pool:
         for first in range(0, len(split.samples), CHUNK):

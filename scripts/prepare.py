@@ -1,0 +1,66 @@
+"""Find or download datasets, verify every image, convert them to .beton files, and print what there is.
+
+python scripts/prepare.py dataset=cifar10 data_root=data          one set
+python scripts/prepare.py dataset=mnist,cifar10,svhn -m           several, one after the other
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from src.core.errors import ConfigError  # noqa: E402
+from src.data import Data, open_data  # noqa: E402
+
+FAILED: list[str] = []
+
+
+def prepare(cfg: DictConfig) -> None:
+    """One dataset; a ConfigError is shown and noted, so that the other jobs of a multirun go on."""
+    node = OmegaConf.to_container(cfg.dataset, resolve=True)
+    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
+    try:
+        data = open_data(node, loader={"kind": "ffcv", "workers": "auto"}, **roots, seed=0, device="cpu")
+        _show(data, cfg.rewrite)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        FAILED.append(str(node.get("name")))
+
+
+def _show(data: Data, rewrite: bool) -> None:
+    table = Table("split", "samples", "official", "classes", "pixels", "storage", "MiB", title=data.name)
+    files = []
+    for name in data.source.splits:
+        split = data.split(name)
+        official = {"train": data.source.known.train, "test": data.source.known.test}.get(name)
+        size, file = "-", "FFCV is not installed: nothing to convert"
+        if find_spec("ffcv"):
+            from src.data.write import ensure
+
+            path = ensure(split, rewrite=rewrite)
+            size, file = f"{path.stat().st_size / 2**20:,.1f}", str(path)
+        files.append(file)
+        pixels = str(split.size) if split.size else "vary"
+        counts = f"{len(split.samples):,}", f"{official:,}" if official else "-", str(split.classes)
+        table.add_row(name, *counts, pixels, split.storage.kind, size)
+    print(f"{data.name}: found in {data.source.place}")
+    Console().print(table)
+    print("\n".join(dict.fromkeys(files)))
+    if data.partial:
+        print(f"partial: {data.partial}")
+
+
+if __name__ == "__main__":
+    # overrides may stand before and after flags, as in `dataset=mnist,usps -m data_root=...`; argparse wants one piece
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and not word.startswith("-"))
+    hydra.main(version_base="1.3", config_path=str(ROOT / "config"), config_name="prepare/prepare")(prepare)()
+    sys.exit(2 if FAILED else 0)
