@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -94,14 +95,14 @@ def csv(table: Table) -> str:
     return table.frame.to_csv(index=False, lineterminator="\n")
 
 
-def terminal(table: Table) -> RichTable:
-    """For `rich.print`."""
-    view = RichTable(title=Text(table.title), caption=Text("\n".join(table.notes)), caption_justify="left")
+def terminal(table: Table) -> Group:
+    """For a rich console: title, table, notes."""
+    view = RichTable()
     for place, header in enumerate(table.headers):
         view.add_column(Text(header), justify="left" if place < table.keys else "right")
     for line in table.lines:
         view.add_row(*(Text(text, style="red" if text in BROKEN else "") for text in line))
-    return view
+    return Group(Text(table.title, style="bold"), view, *(Text(note, style="dim") for note in table.notes))
 
 
 BROKEN = {"failed", "diverged", "interrupted", "missing"}

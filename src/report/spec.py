@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import yaml
 
 from src.core.config import did_you_mean
 from src.core.errors import ConfigError
+from src.core.types import Row
 
-__all__ = ["MetricColumn", "TableSpec", "load_specs", "matches", "pick"]
+__all__ = ["MetricColumn", "TableSpec", "everything", "load_specs", "matches", "pick"]
 
 
 @dataclass(frozen=True)
@@ -153,3 +154,12 @@ def matches(cell: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
         if key not in cell or str(cell[key]) not in map(str, values):
             return False
     return True
+
+
+def everything(entry: str, rows: Sequence[Row]) -> TableSpec:
+    """A table of all cell keys and metrics that rows have: for an entry that no table is written for yet."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.cell))
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    shared = [key for key in keys if all(key in row.cell for row in rows)]
+    metrics = {name: MetricColumn(name, ".4g") for name in names}
+    return TableSpec(f"{entry}/everything", "All measured values", entry, shared, metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.core.errors import ConfigError
+from src.core.results import read_rows
 from src.core.types import Row
-from src.report.spec import MetricColumn, TableSpec, matches
+from src.report.layout import Layout, natural
+from src.report.spec import TableSpec, matches
 
-__all__ = ["Missing", "Table", "aggregate", "build", "distinct", "first_line", "natural"]
-
-STD_NOTE = "mean ± sample standard deviation (ddof 1) over seeds"
+__all__ = ["Missing", "Table", "aggregate", "build", "distinct", "first_line", "gather"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,21 @@ class Table:
     """One line a cell: keys, then mean, std, n, published and difference of every metric, then status."""
 
 
-def natural(text: str) -> list[tuple[int, Any]]:
-    """Sort key under which resnet8 comes before resnet20."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(text))]
-
-
 def first_line(row: Row) -> str:
     """The first line of a row's error."""
     return (row.error or "no message").strip().splitlines()[0]
+
+
+def gather(roots: Sequence[str]) -> list[Row]:
+    """The distinct rows below all `roots`; a run found below two of them counts as the first one has it.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    rows = distinct(row for root in roots for row in read_rows(root))
+    if not rows:
+        raise ConfigError(f"no rows below {', '.join(roots)}; finish a run first, or name other folders (--rows DIR)")
+    return rows
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
@@ -90,10 +97,13 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
     expected = _expected(spec, [*measured, *failed], where)
     frame = _frame(spec, measured, failed, expected)
-    shown = _Shown(spec, frame, where)
+    shown = Layout(spec, frame, where)
     table = Table(spec.title, shown.headers(), shown.lines(), len(shown.rows), frame=frame)
     table.missing = _missing(spec, frame, measured, failed)
-    table.notes = [*shown.notes(), *_warnings(spec, measured), *(_failure(row) for row in failed)]
+    strangers = [
+        row for row in mine if row.status == "ok" and _may_belong(row.cell, spec, where) and row not in measured
+    ]
+    table.notes = [*shown.notes(), *_warnings(spec, measured, strangers), *(_failure(row) for row in failed)]
     return table
 
 
@@ -156,86 +166,14 @@ def _frame(
             mean, std, n = means.loc[place, metric] if found else (np.nan, np.nan, 0)
             claim = means.loc[place, (claims[metric], "mean")] if found and metric in claims else np.nan
             paper = published.get(cell, {}).get(metric, claim)
-            line |= {metric: mean, f"{metric} std": std, f"{metric} n": n or np.nan}
-            line |= {f"{metric} published": paper, f"{metric} difference": mean - paper}
+            line |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
+            line |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
         line["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
         lines.append(line)
     frame = pd.DataFrame(lines)
-    return frame.dropna(axis="columns", how="all") if len(frame) else frame
-
-
-class _Shown:
-    """The readable form of a frame: which columns a reader sees, and the text in them."""
-
-    def __init__(self, spec: TableSpec, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
-        self.spec, self.frame = spec, frame
-        constant = {key: frame[key].iloc[0] for key in spec.rows if len(frame) and frame[key].nunique() == 1}
-        fixed = [key for key in spec.rows if key in constant and (len(frame) > 1 or key in where)]
-        self.fixed = {key: constant[key] for key in (fixed if len(fixed) < len(spec.rows) else fixed[:-1])}
-        self.rows = [key for key in spec.rows if key not in self.fixed]
-        known = {name: metric for name, metric in spec.metrics.items() if name in frame or self._published(name)}
-        self.metrics = known or spec.metrics
-        values = frame[spec.columns].unique() if spec.columns and len(frame) else []
-        self.columns: list[str | None] = sorted(values, key=natural) if spec.columns else [None]
-        self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
-
-    def _published(self, metric: str) -> bool:
-        return f"{metric} published" in self.frame
-
-    def headers(self) -> list[str]:
-        headers = [self.spec.labels.get(key, key) for key in self.rows]
-        for value in self.columns:
-            for name, metric in self.metrics.items():
-                many = value is None or len(self.metrics) > 1
-                heading = " ".join(filter(None, [value, metric.heading if many else ""]))
-                headers += (
-                    [f"{heading} published", f"{heading} ours", "difference"] if self._published(name) else [heading]
-                )
-        return headers
-
-    def lines(self) -> list[list[str]]:
-        seen = dict.fromkeys(tuple(cell[: len(self.spec.rows)]) for cell in self.cells)
-        return [[*self._names(line), *self._values(line)] for line in seen]
-
-    def _names(self, line: tuple[str, ...]) -> list[str]:
-        return [value for key, value in zip(self.spec.rows, line, strict=True) if key in self.rows]
-
-    def _values(self, line: tuple[str, ...]) -> list[str]:
-        texts = []
-        for value in self.columns:
-            cell = self.cells.get((*line, value) if self.spec.columns else line)
-            for name, metric in self.metrics.items():
-                texts += _texts(cell, name, metric, published=self._published(name))
-        return texts
-
-    def notes(self) -> list[str]:
-        notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
-        counts = [count for name in self.metrics for count in self.frame.get(f"{name} n", pd.Series()).dropna()]
-        if counts and max(counts) > 1:
-            few, many = min(counts), max(counts)
-            notes.append(f"{STD_NOTE}; n = {few:.0f}" + (f" to {many:.0f}" if many > few else ""))
-        if any(self._published(name) for name in self.metrics):
-            notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
-        return [note for note in notes if note]
-
-
-def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, published: bool) -> list[str]:
-    """Text of one metric of one cell: ours, or published, ours and difference."""
-    if cell is None:
-        return ["·"] * (3 if published else 1)
-    ours = cell.get(name, np.nan)
-    if pd.isna(ours):
-        text = "n/a" if cell["status"].startswith("ok") else cell["status"]
-    else:
-        std = cell.get(f"{name} std", np.nan)
-        text = format(ours, metric.format) + ("" if pd.isna(std) else f" ± {std:{metric.format.lstrip('+')}}")
-        text += " †" if cell["status"] != "ok" else ""
-    if not published:
-        return [text]
-    paper, signed = cell[f"{name} published"], f"+{metric.format.lstrip('+')}"
-    gap = ours - paper
-    return ["" if pd.isna(paper) else format(paper, metric.format), text, "" if pd.isna(gap) else format(gap, signed)]
+    counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
+    return frame.astype(counts).dropna(axis="columns", how="all")
 
 
 def _missing(spec: TableSpec, frame: pd.DataFrame, measured: list[Row], failed: list[Row]) -> list[Missing]:
@@ -268,8 +206,8 @@ def _failure(row: Row) -> str:
     return f"† {row.status}: {where}, seed={row.seed}, run {row.run}: {first_line(row)}"
 
 
-def _warnings(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
-    """Runs of different settings that fall into one cell and seed: their average is not a result of either."""
+def _warnings(spec: TableSpec, rows: Sequence[Row], strangers: Sequence[Row]) -> list[str]:
+    """Rows that have no place, and those of different settings in one place: their average is a result of neither."""
     runs: dict[tuple, set[str]] = {}
     values: dict[tuple, set[str]] = {}
     for row in rows:
@@ -279,4 +217,8 @@ def _warnings(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
             values.setdefault((place, key), set()).add(str(row.cell[key]))
     mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
     mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}
-    return [f"warning: averaged over different settings: {what}; choose one with --where" for what in sorted(mixed)]
+    texts = [f"warning: averaged over different settings: {what}; choose one with --where" for what in sorted(mixed)]
+    if strangers:
+        lacking = sorted({key for row in strangers for key in {*spec.keys, *spec.where} - row.cell.keys()})
+        texts.append(f"warning: {len(strangers)} rows are left out because they lack {', '.join(lacking)}")
+    return texts

@@ -77,7 +77,7 @@ def flip_rows(digits, chances):
             "oracle_accuracy": 100 * (right[teacher] | right[student]).mean(),
         }
         series = {"positive_flips_per_class": counts.tolist(), "images_per_class": per_class.tolist()}
-        cell = {"teacher": teacher, "student": student, "baseline": "none", "dataset": "digits"}
+        cell = {"teacher": teacher, "student": student, "baseline": "none", "dataset": "digits", "split": "test"}
         rows.append(Row(cell, metrics, series, entry="flips", run="digits-1234abcd", provenance=PROVENANCE))
     return rows
 
@@ -104,7 +104,7 @@ def pretrain_rows(digits):
                 accuracies.append(100 * net.score(test / 16, test_labels))
             rows.append(
                 Row(
-                    {"model": model, "dataset": "digits"},
+                    {"model": model, "dataset": "digits", "start": "random", "trained": "all"},
                     {"accuracy": accuracies[-1], "loss": losses[-1]},
                     {"epoch": list(range(1, 9)), "train_loss": losses, "accuracy": accuracies},
                     entry="pretrain",
@@ -117,7 +117,7 @@ def pretrain_rows(digits):
     error = "loss is not finite between steps 50 and 100\nsamples <script>alert(1)</script> & 17"
     failed = {"entry": "pretrain", "provenance": PROVENANCE}
     rows.append(
-        Row({"model": "linear", "dataset": "digits"}, seed=3, run="linear-3", status="diverged", error=error, **failed)
+        Row({**rows[-1].cell, "model": "linear"}, seed=3, run="linear-3", status="diverged", error=error, **failed)
     )
     rows.append(
         Row({"dataset": "digits"}, seed=0, run="odd-0", status="failed", error="ValueError: no model", **failed)

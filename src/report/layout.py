@@ -1,0 +1,94 @@
+"""What a reader sees of a table: which columns, in which order, with which text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from src.report.spec import MetricColumn, TableSpec
+
+__all__ = ["Layout", "natural"]
+
+STD_NOTE = "mean ± sample standard deviation (ddof 1) over seeds"
+
+
+def natural(text: str) -> list[tuple[int, Any]]:
+    """Sort key under which resnet8 comes before resnet20."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(text))]
+
+
+class Layout:
+    """The readable form of a frame: which columns a reader sees, and the text in them."""
+
+    def __init__(self, spec: TableSpec, frame: pd.DataFrame, where: Mapping[str, Any]) -> None:
+        self.spec, self.frame = spec, frame
+        constant = {key: frame[key].iloc[0] for key in spec.rows if len(frame) and frame[key].nunique() == 1}
+        fixed = [key for key in spec.rows if key in constant and (len(frame) > 1 or key in where)]
+        self.fixed = {key: constant[key] for key in (fixed if len(fixed) < len(spec.rows) else fixed[:-1])}
+        self.rows = [key for key in spec.rows if key not in self.fixed]
+        known = {name: metric for name, metric in spec.metrics.items() if name in frame or self._published(name)}
+        self.metrics = known or spec.metrics
+        values = frame[spec.columns].unique() if spec.columns and len(frame) else []
+        self.columns: list[str | None] = sorted(values, key=natural) if spec.columns else [None]
+        self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
+
+    def _published(self, metric: str) -> bool:
+        return f"{metric}_published" in self.frame
+
+    def headers(self) -> list[str]:
+        headers = [self.spec.labels.get(key, key) for key in self.rows]
+        for value in self.columns:
+            for name, metric in self.metrics.items():
+                many = value is None or len(self.metrics) > 1
+                heading = " ".join(filter(None, [value, metric.heading if many else ""]))
+                headers += (
+                    [f"{heading} published", f"{heading} ours", "difference"] if self._published(name) else [heading]
+                )
+        return headers
+
+    def lines(self) -> list[list[str]]:
+        seen = dict.fromkeys(tuple(cell[: len(self.spec.rows)]) for cell in self.cells)
+        return [[*self._names(line), *self._values(line)] for line in seen]
+
+    def _names(self, line: tuple[str, ...]) -> list[str]:
+        return [value for key, value in zip(self.spec.rows, line, strict=True) if key in self.rows]
+
+    def _values(self, line: tuple[str, ...]) -> list[str]:
+        texts = []
+        for value in self.columns:
+            cell = self.cells.get((*line, value) if self.spec.columns else line)
+            for name, metric in self.metrics.items():
+                texts += _texts(cell, name, metric, published=self._published(name))
+        return texts
+
+    def notes(self) -> list[str]:
+        notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
+        counts = [count for name in self.metrics for count in self.frame.get(f"{name}_n", pd.Series()).dropna()]
+        if counts and max(counts) > 1:
+            few, many = min(counts), max(counts)
+            notes.append(f"{STD_NOTE}; n = {few:.0f}" + (f" to {many:.0f}" if many > few else ""))
+        if any(self._published(name) for name in self.metrics):
+            notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
+        return [note for note in notes if note]
+
+
+def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, published: bool) -> list[str]:
+    """Text of one metric of one cell: ours, or published, ours and difference."""
+    if cell is None:
+        return ["·"] * (3 if published else 1)
+    ours = cell.get(name, np.nan)
+    if pd.isna(ours):
+        text = "n/a" if cell["status"].startswith("ok") else cell["status"]
+    else:
+        std = cell.get(f"{name}_std", np.nan)
+        text = format(ours, metric.format) + ("" if pd.isna(std) else f" ± {std:{metric.format.lstrip('+')}}")
+        text += " †" if cell["status"] != "ok" else ""
+    if not published:
+        return [text]
+    paper, signed = cell[f"{name}_published"], f"+{metric.format.lstrip('+')}"
+    gap = ours - paper
+    return ["" if pd.isna(paper) else format(paper, metric.format), text, "" if pd.isna(gap) else format(gap, signed)]
