@@ -62,7 +62,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     for leftover in folder.glob("*.tmp"):  # of a process killed while writing; a run has one writer
         leftover.unlink()
     fresh = folder / "next.pt"
-    write_atomically(fresh, lambda stream: torch.save({**state, "format": FORMAT}, stream), check=_read)
+    write_atomically(fresh, lambda stream: torch.save({**state, "format": FORMAT}, stream), check=_check)
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
     os.replace(fresh, folder / LAST)
@@ -145,6 +145,13 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
         yield
     finally:
         restore_rng(state, device)
+
+
+def _check(path: Path) -> None:
+    try:
+        _read(path)
+    except _UNREADABLE as error:
+        raise OSError(f"{path} cannot be read back after writing: is the disk full?") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,305 @@
+"""Kill at any moment and repeat: bit-identical. Real processes, real SIGKILL."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.core import checkpoint
+from src.core.engine import Engine
+from src.core.errors import ConfigError, Interrupted
+from src.core.method import Supervised
+from src.core.metrics import Accuracy
+from src.core.optim import Averaged, cosine, step
+from src.core.signals import StopSignals
+from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
+
+# children are forked from a server that has imported torch once, so that a launch costs milliseconds
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["tests.core.fitting", "tests.core.test_resume"])
+
+
+class Slow(Supervised):
+    """Also keeps slow weights of its own, draws random numbers in a hook, and takes its time."""
+
+    def __init__(self, pause=0.0):
+        super().__init__(conv_net())
+        self.slow = Averaged(self.net, 0.9)
+        self.register_buffer("drawn", torch.zeros(4))
+        self.pause = pause
+
+    def after_update(self, step):
+        self.slow.update()
+        time.sleep(self.pause)
+
+    def on_epoch(self, epoch):
+        self.drawn.copy_(torch.rand(4))
+
+    def forward(self, batch):
+        result = super().forward(batch)
+        return result._replace(loss=result.loss * (1 + self.drawn[0] / 100))
+
+
+def whole_run(folder, pause=0.0, **settings):
+    """Two fits of one run with evaluations, as a recipe does; returns both results."""
+    torch.set_num_threads(1)
+    defaults = {"epochs": 2.4, "log_every": 4, "save_every_steps": 3, "accumulate": 2, "ema": 0.8, "clip_norm": 1.0}
+    engine = Engine(defaults | settings, SmallRun(Path(folder)))
+    measure = engine.evaluator(Digits(range(1400, 1797), 100, train=False), {"accuracy": Accuracy()})
+
+    def slowly(net):
+        time.sleep(20 * pause)
+        return measure(net)
+
+    results = []
+    for name in ("first", "second"):
+        method = Slow(pause)
+        results.append(engine.fit(method, Digits(range(640)), sgd, cosine, name=name, evaluate=slowly, best="top1"))
+    return results
+
+
+def child(folder, pause):
+    whole_run(folder, pause)
+    os._exit(0)
+
+
+def everything(folder):
+    """What two runs must agree in: all but the clock."""
+    kept = {}
+    for name in ("first", "second"):
+        state = checkpoint.load_latest(Path(folder) / "fits" / name)
+        assert state["finished"]
+        for clock in ("seconds", "read_seconds"):
+            del state["journal"][clock]
+        kept[name] = state
+    return kept
+
+
+def equal(one, two):
+    if isinstance(one, torch.Tensor):
+        return one.dtype == two.dtype and torch.equal(one, two)
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(two) and all(map(equal, one, two))
+    return one == two
+
+
+def kill_until_done(folder, moments, pause):
+    """Start the run again and again, kill each attempt after its moment, let the last one end; returns the kills."""
+    kills = 0
+    for moment in [*moments, None]:
+        process = processes.Process(target=child, args=(str(folder), pause))
+        process.start()
+        process.join(moment)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL)
+    return kills
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    before = torch.get_num_threads()
+    whole_run(folder)
+    torch.set_num_threads(before)
+    return everything(folder)
+
+
+def test_killed_at_random_moments_ends_bit_identical(tmp_path, reference):
+    moments = random.Random(0)
+    kills = kill_until_done(tmp_path, [moments.uniform(0.1, 1.2) for _ in range(10)], pause=0.02)
+    assert kills >= 5
+    assert equal(everything(tmp_path), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_very_often_ends_bit_identical(tmp_path, reference, seed):
+    moments = random.Random(seed)
+    kills = kill_until_done(tmp_path, [moments.expovariate(2.0) for _ in range(40)], pause=0.05)
+    assert kills >= 20
+    assert equal(everything(tmp_path), reference)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL where the moment has to be exact."""
+
+
+def interrupt(monkeypatch, target, call):
+    """Let the `call`-th call of `target` (module.Class.method) end the process, as far as it can be seen."""
+    module, cls, name = target.rsplit(".", 2)
+    owner = getattr(sys.modules[module], cls)
+    original, calls = getattr(owner, name), []
+
+    def method(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, method)
+
+
+@pytest.mark.parametrize(
+    ("target", "call"),
+    [
+        ("src.core.training.Training.update", 2),  # before the first checkpoint
+        ("src.core.training.Training.update", 5),  # within an epoch, between two log points
+        ("src.core.training.Training.begin_epoch", 2),  # after an epoch
+        ("src.core.training.Training.evaluate", 1),  # before an evaluation
+        ("src.core.progress.Journal.evaluated", 2),  # at the end of one
+        ("src.core.progress.Journal.evaluated", 3),  # at the end of the last one of the first fit
+        ("src.core.training.Training.result", 1),  # between two fits
+        ("src.core.training.Training.restore", 2),
+        ("src.core.training.Training.save", 12),
+    ],
+)
+def test_stopped_at_exact_moments_ends_bit_identical(tmp_path, monkeypatch, reference, target, call):
+    with monkeypatch.context() as patch:
+        interrupt(patch, target, call)
+        with pytest.raises(Killed):
+            whole_run(tmp_path)
+    whole_run(tmp_path)
+    assert equal(everything(tmp_path), reference)
+
+
+def test_finished_fits_are_loaded_and_not_repeated(tmp_path, reference):
+    first = whole_run(tmp_path)
+    train = Digits(range(640))
+    second = whole_run(tmp_path)
+    for one, two in zip(first, second, strict=True):
+        assert same(one.net, two.net) and one._replace(net=None) == two._replace(net=None)
+    result = fit(tmp_path / "other", train=train, epochs=1)
+    again = fit(tmp_path / "other", train=train, epochs=1)
+    assert train.opened == 1 and same(result.net, again.net)
+
+
+def test_never_starts_over(tmp_path):
+    train = Digits(range(640))
+    fit(tmp_path, train=train, epochs=1)
+    fit(tmp_path, train=train, epochs=1, resume="never")
+    assert train.opened == 2
+
+
+def test_resume_skips_seen_batches_without_reading_them(tmp_path):
+    train = Digits(range(640))
+    run = SmallRun(tmp_path)
+    stop_at(run, 14)
+    with pytest.raises(Interrupted):
+        fit(tmp_path, run=run, train=train, epochs=3)
+    train.asked.clear()
+    fit(tmp_path, train=train, epochs=3)
+    assert train.asked == [(1, 4), (2, 0)]
+
+
+def stop_at(run, step, number=signal.SIGTERM):
+    """Let `run` be asked to stop after `step` steps."""
+    calls = []
+
+    def asked():
+        calls.append(None)
+        return number if len(calls) == step else None
+
+    run.stop_requested = asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [1, 7, 10, 20])
+def test_a_signal_finishes_the_step_saves_and_raises(tmp_path, number, step):
+    run = SmallRun(tmp_path / "a")
+    stop_at(run, step, number)
+    with pytest.raises(Interrupted) as error:
+        fit(tmp_path / "a", run=run, epochs=2)
+    assert error.value.exit_code == 128 + number
+    state = checkpoint.load_latest(tmp_path / "a" / "fits" / "fit")
+    assert state["step"] == step and not state["finished"]
+    assert same(fit(tmp_path / "a", epochs=2).net, fit(tmp_path / "b", epochs=2).net)
+
+
+def signalled(folder):
+    run = SmallRun(Path(folder))
+    torch.set_num_threads(1)
+    with StopSignals() as signals:
+        run.stop_requested = lambda: signals.received
+        Path(folder, "ready").touch()
+        try:
+            fit(folder, run=run, method=Slow(0.05), epochs=3)
+        except Interrupted as error:
+            os._exit(error.exit_code)
+
+
+def test_a_real_signal_stops_a_real_process(tmp_path):
+    process = processes.Process(target=signalled, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 143
+    assert 0 < checkpoint.load_latest(tmp_path / "fits" / "fit")["step"] < 30
+    ours = fit(tmp_path, method=Slow(), epochs=3).net
+    assert same(ours, fit(tmp_path / "whole", method=Slow(), epochs=3).net)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"optimizer": partial(sgd, lr=0.2)}, "optimizer.lr: 0.05 in the checkpoint, 0.2 now"),
+        ({"optimizer": torch.optim.Adam}, "optimizer: SGD in the checkpoint, Adam now"),
+        ({"schedule": partial(cosine, warmup=0.1)}, "schedule.warmup: absent in the checkpoint, 0.1 now"),
+        ({"schedule": partial(step, milestones=[0.5])}, "schedule: cosine in the checkpoint, step now"),
+        ({"epochs": 4}, "steps: 30 in the checkpoint, 40 now"),
+        ({"accumulate": 2}, "engine.accumulate: 1 in the checkpoint, 2 now"),
+        ({"ema": 0.9}, "engine.ema: None in the checkpoint, 0.9 now"),
+        ({"train": Digits(range(1, 641))}, "training data: digits-640-204480 in the checkpoint, digits-640-205120 now"),
+        ({"train": Digits(range(640), 32)}, "batch_size: 64 in the checkpoint, 32 now"),
+        ({"method": Slow()}, "method: Supervised in the checkpoint, Slow now"),
+        ({"method": Supervised(conv_net(norm=False))}, "net.2.weight: torch.float32 [8] in the checkpoint, absent now"),
+    ],
+)
+def test_another_training_is_refused_and_says_why(tmp_path, change, line):
+    run = SmallRun(tmp_path)
+    stop_at(run, 5)
+    with pytest.raises(Interrupted):
+        fit(tmp_path, run=run, epochs=3)
+    with pytest.raises(ConfigError) as error:
+        fit(tmp_path, **{"epochs": 3} | change)
+    assert line in str(error.value) and "engine.resume=never" in str(error.value)
+
+
+def test_what_does_not_change_the_result_may_change(tmp_path):
+    run = SmallRun(tmp_path)
+    stop_at(run, 5)
+    with pytest.raises(Interrupted):
+        fit(tmp_path, run=run, epochs=2)
+    unfused = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    assert fit(tmp_path, epochs=2, optimizer=unfused, log_every=7, save_every_minutes=1).steps == 20
+
+
+def test_time_writes_checkpoints_too(tmp_path, monkeypatch):
+    saved = []
+    original = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda folder, state: saved.append(state["step"]) or original(folder, state)
+    )
+    now = [0.0]
+    monkeypatch.setattr("src.core.training.time.monotonic", lambda: now[0])
+
+    class Ticking(Supervised):
+        def after_update(self, step):
+            now[0] += 60.0
+
+    fit(tmp_path, method=Ticking(conv_net()), epochs=2, save_every_minutes=6.5)
+    assert saved == [7, 14, 20]
