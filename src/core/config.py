@@ -132,11 +132,8 @@ def _digest(tree: Any) -> str:
 
 
 def validate(cfg: DictConfig) -> list[str]:
-    """Everything wrong with a composed config that can be told without opening data or weights."""
-    problems = _unresolved(cfg)
-    if problems:
-        return problems
-    problems += _ill_typed({key: cfg[key] for key in cfg if key in Shared.__dataclass_fields__})
+    """Everything wrong with a resolvable config that can be told without opening data or weights."""
+    problems = _ill_typed({key: cfg[key] for key in cfg if key in Shared.__dataclass_fields__})
     for key in ("batch_size", "eval_batch_size"):
         if isinstance(cfg.get(key), int) and cfg[key] < 1:
             problems.append(f"{key}={cfg[key]}: at least 1 is needed")
@@ -148,13 +145,15 @@ def validate(cfg: DictConfig) -> list[str]:
     return problems + [problem for path, node in _targets(cfg) for problem in _misfits(path, node)]
 
 
-def _unresolved(cfg: DictConfig) -> list[str]:
-    problems = [f"{key}: a value is needed; give {key}=..." for key in sorted(OmegaConf.missing_keys(cfg))]
+def unresolved(cfg: DictConfig) -> list[str]:
+    """Settings of a config that have no value: none was given, or an interpolation leads nowhere."""
+    problems = []
 
     def visit(node: DictConfig | ListConfig, prefix: str) -> None:
         for key in node if isinstance(node, DictConfig) else range(len(node)):
             path = f"{prefix}{key}"
             if OmegaConf.is_missing(node, key):
+                problems.append(f"{path}: a value is needed; give {path}=...")
                 continue
             try:
                 value = node[key]

@@ -60,7 +60,7 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
     if "seconds" in facts:
         speed = facts.get("images_per_second")
         console.print(f"time     {facts['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
-    if "command" in facts:
+    if facts.get("command"):
         console.print(f"command  {escape(facts['command'])}", soft_wrap=True)
     console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
 

@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.core import provenance
-from src.core.config import Identity, identify, plain, validate
+from src.core.config import Identity, identify, plain, unresolved, validate
 from src.core.console import first_rank, show_rows
 from src.core.device import opened, seed_everything
 from src.core.directory import finished, locked, prepare
@@ -84,9 +84,9 @@ def entry_name(recipe: ModuleType) -> str:
 
 def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
     """Every problem of a composed config that shows before data are opened or a device is touched."""
-    problems = validate(cfg)
-    if not any(": a value is needed" in problem for problem in problems):
-        problems += Tracker.check(cfg.get("wandb") or {})
+    problems = unresolved(cfg)
+    if not problems:
+        problems = [*validate(cfg), *Tracker.check(cfg.get("wandb") or {})]
         problems += recipe.check(cfg) if hasattr(recipe, "check") else []
     return list(dict.fromkeys(problems))
 

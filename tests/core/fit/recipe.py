@@ -1,0 +1,48 @@
+"""The smallest real recipe: a line fitted by gradient descent, with every kind of trouble on request."""
+
+import time
+
+import torch
+
+from src.core.config import build
+from src.core.errors import Diverged, Interrupted
+from src.core.types import Row
+
+OBJECTIVE = "loss"
+
+
+def check(cfg):
+    return [f"noise={cfg.noise}: must not be negative; noise=0"] if cfg.noise < 0 else []
+
+
+def cell(cfg):
+    return {"noise": cfg.noise}
+
+
+def published(row):
+    return {"slope": 3.0} if row.cell["noise"] == 0 else {}
+
+
+def run(cfg, run):
+    x = torch.linspace(-1, 1, 50)
+    y = 3 * x + cfg.noise * torch.randn(50)
+    slope = torch.zeros(1, requires_grad=True)
+    optimizer = build(cfg.optimizer)([slope])
+    for step in range(cfg.steps):
+        if cfg.pause:
+            (run.dir / "started").touch()
+            time.sleep(cfg.pause)
+        if run.stop_requested():
+            raise Interrupted(run.stop_requested())
+        optimizer.zero_grad()
+        loss = ((slope * x - y) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        run.tracker.log({"loss": loss, "rate": cfg.optimizer.lr}, step, prefix="train/")
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss is {loss.item()} at step {step}")
+    torch.save({"slope": slope.detach()}, run.dir / "last.pt")
+    if cfg.noise == 13:
+        raise RuntimeError("thirteen")
+    run.stats["images_per_second"] = 1000.0
+    yield Row(cell(cfg), {"loss": loss.item(), "slope": slope.item()})

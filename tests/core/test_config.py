@@ -1,0 +1,144 @@
+"""Problems of a config, the identity of a run, and construction."""
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from src.core.config import build, did_you_mean, identify, validate
+from src.core.errors import ConfigError
+
+BROKEN = {
+    "stepz=3": "unknown setting stepz: did you mean 'steps'?",
+    "lr=0.3": "unknown setting lr: did you mean optimizer.lr?",
+    "optimizer.lrr=0.3": "unknown setting optimizer.lrr (of optimizer=sgd): did you mean 'lr'?",
+    "optimizer.maximize=true": "+optimizer.maximize=true adds it",
+    "+optimizer.nestrov=true": "torch.optim.SGD does not take it; did you mean 'nesterov'?",
+    "optimizer=sdg": "there is no optimizer 'sdg'; did you mean 'sgd'?",
+    "optimiser=sgd": "unknown setting optimiser: did you mean 'optimizer'?",
+    "optimizer@second=sgd": "this entry has no optimizer@second",
+    "optimzer@second=sgd": "there is no group 'optimzer'; did you mean 'optimizer'?",
+    "steps=many": "steps=many: a number is needed, such as steps=20",
+    "seed=1.5": "seed=1.5: int is needed",
+    "shuffle=3": "shuffle=3: true or false is needed, such as shuffle=false",
+    "widths=3": "widths=3: a list is needed, such as widths='[1,2]'",
+    "noise.sigma=1": "noise is a single value and has no settings of its own",
+    "noise=-1": "noise=-1: must not be negative; noise=0",
+    "batch_size=0": "batch_size=0: at least 1 is needed",
+    "device=gpu": "device=gpu: one of auto, cpu, cuda",
+    "engine.epocs=3": "unknown setting engine.epocs (of engine=default): did you mean 'epochs'?",
+    "engine.epochs=soon": "engine.epochs=soon: a number is needed",
+    "engine.precision=half": "engine.precision=half: one of auto, fp32",
+    "engine.resume=maybe": "engine.resume=maybe: one of auto, never, must",
+    "wandb.mode=loud": "wandb.mode=loud: one of auto, online, offline, disabled",
+    "wandb=of": "there is no wandb 'of'",
+    "name=???": "name: a value is needed; give name=...",
+    "name='${nothing}'": "name: cannot be resolved",
+    "optimizer._target_=os.remove": "only names below src., torch.optim., torch.nn. can be constructed",
+    "optimizer._target_=torch.optim.SDG": "optimizer._target_=torch.optim.SDG",
+    "seed=0,1": "several values; add -m to run one job for each, or write 'seed=[0,1]' for a list",
+    "widths=[1": "widths=[1: not of the form key=value",
+    "noise": "noise: not of the form key=value",
+    "+surprise=1": "unknown setting surprise",
+    "experiment=fit/sedes": "there is no experiment 'fit/sedes'; did you mean 'fit/seeds'?",
+    "experiment=fit/slip": "unknown setting stepps: did you mean 'steps'?",
+}
+
+
+@pytest.mark.parametrize("override", BROKEN)
+def test_each_problem_is_named_with_what_mends_it(fit, override):
+    problems = fit.problems(override)
+    assert len(problems) == 1 and BROKEN[override] in problems[0]
+
+
+def test_a_good_config_has_no_problems(fit):
+    assert fit.problems("steps=3", "optimizer=adam", "seed=0,1", "engine=debug", "optimizer.lr=1", sweep=True) == []
+
+
+@pytest.mark.parametrize("override", ["optimizer=sdg", "noise=-1"])
+def test_the_command_says_it_without_a_traceback(fit, override):
+    result = fit(override)
+    assert result.code == 2 and result.err.startswith("1 problem in the config; nothing was run")
+    assert BROKEN[override] in result.err and "Traceback" not in result.err
+    assert not list(fit.folder.glob("outputs/*"))
+
+
+def test_problems_of_every_kind_are_reported_together(fit):
+    broken = ["stepz=3", "optimizer=sdg", "shuffle=3", "noise=-1", "engine.precision=half", "widths=[1", "seed=0,1"]
+    result = fit(*broken)
+    assert result.code == 2 and result.err.startswith("7 problems")
+    assert all(BROKEN[override] in result.err for override in broken)
+
+
+def test_a_multirun_checks_every_choice_before_its_first_job(fit):
+    result = fit("optimizer=adam,sdg,sgd", "-m", "seed=0,x", "optimizer.momentum=0.5")
+    assert result.code == 2 and result.err.startswith("3 problems")
+    assert "no optimizer 'sdg'" in result.err and "seed=x: " in result.err
+    assert "unknown setting optimizer.momentum (of optimizer=adam)" in result.err
+    assert not list(fit.folder.glob("outputs/fit/*"))
+
+
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--info", "config"), ("--help",)])
+def test_questions_about_a_broken_config_are_answered_alike(fit, flags):
+    result = fit("stepz=3", *flags)
+    assert result.code == 2 and BROKEN["stepz=3"] in result.err and "Traceback" not in result.err
+
+
+def test_the_run_is_a_function_of_what_matters(fit):
+    base = identify(fit.compose(), "fit")
+    same = ["data_root=/x", "wandb=default", "device=cpu", "engine.resume=must", "engine.log_every=1", "steps=20.0"]
+    assert identify(fit.compose(*same), "fit") == base
+    for other in ("optimizer.lr=0.2", "engine.epochs=7", "experiment=fit/seeds", "optimizer=adam", "widths=[2,1]"):
+        assert identify(fit.compose(other), "fit").digest != base.digest
+    seeded = identify(fit.compose("seed=1"), "fit")
+    assert seeded.group == base.group and seeded.digest != base.digest
+    assert base.run == f"line-s0-{base.digest}"
+    assert identify(fit.compose("name=a b/C"), "fit").run == f"a-b-c-s0-{base.digest}"
+
+
+def test_the_run_is_the_same_resolved_or_not_and_does_not_hear_of_places(fit):
+    cfg = fit.compose()
+    OmegaConf.set_struct(cfg, False)
+    cfg.folder = "${data_root}/${noise}"
+    moved = OmegaConf.merge(cfg, {"data_root": "/elsewhere"})
+    assert identify(cfg, "fit") == identify(moved, "fit")
+    assert identify(cfg, "fit") != identify(OmegaConf.merge(cfg, {"noise": 0.2}), "fit")
+
+
+def test_single_run_job_of_a_multirun_and_compose_name_the_same_run(fit):
+    expected = {identify(fit.compose("steps=3", f"seed={seed}"), "fit").run for seed in (0, 1)}
+    fit("steps=3")
+    assert {path.name for path in fit.folder.glob("outputs/fit/*")} <= expected
+    result = fit("steps=3", "seed=0,1", "-m")
+    assert {path.name for path in fit.folder.glob("outputs/fit/*")} == expected
+    assert result.out.count("finished before") == 1
+
+
+def test_build_hands_late_arguments_over_untouched():
+    node = OmegaConf.create({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5})
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    optimizer = build(node)(weights)
+    assert optimizer.param_groups[0]["params"][0] is weights[0] and optimizer.defaults["lr"] == 0.5
+    layer = build({"_target_": "torch.nn.Linear", "in_features": 2}, out_features=3)
+    assert layer.weight.shape == (3, 2)
+    weight = torch.ones(3)
+    assert build({"_target_": "torch.nn.CrossEntropyLoss"}, weight=weight).weight is weight
+
+
+def test_build_constructs_nothing_foreign():
+    with pytest.raises(ConfigError, match="can be constructed"):
+        build({"_target_": "torch.nn.Identity", "inner": {"_target_": "builtins.print"}})
+
+
+def test_validate_accepts_what_ships(fit):
+    assert validate(fit.compose()) == []
+
+
+def test_suggestions():
+    assert did_you_mean("resnt20", ["resnet20", "vgg"]) == "did you mean 'resnet20'?"
+    assert did_you_mean("zzz", ["b", "a"]) == "known are: a, b"
+    assert did_you_mean("zzz", map(str, range(30)), show=2) == "known are: 0, 1, ... (30 in all)"
+
+
+def test_join_names_models_however_they_are_given():
+    cfg = OmegaConf.create({"models": ["a", "w/b.safetensors", {"name": "c"}, "d", "e"], "name": "${join:${models}}"})
+    assert cfg.name == "a-b-c-and-2-more"
