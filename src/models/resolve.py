@@ -109,34 +109,56 @@ def from_name(name: str, root: Path) -> Spec:
     )
 
 
-def resolve(model: str | Mapping[str, Any], root: Path) -> Spec:
-    """The Spec of a name or node. A node without architecture is its name with the given keys laid over."""
+def overlay(spec: Spec, given: Mapping[str, Any]) -> Spec:
+    """`spec` with the given keys laid over its fields and options."""
+    base = {f.name: getattr(spec, f.name) for f in dataclasses.fields(Spec) if f.name != "options"}
+    return from_mapping({**spec.options, **base, **given})
+
+
+def resolve(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, dict[str, Any]]:
+    """The Spec of a name or node, and what a node without architecture lays over the Spec of its name."""
     node = plain(model)
     if isinstance(node, str):
-        return from_name(node, root)
+        return from_name(node, root), {}
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise ConfigError(f"a model is a name or a node with a name, not {node!r}; such as model=resnet20")
     if node.get("architecture"):
-        return from_mapping(node)
-    spec = from_name(node["name"], root)
-    given = {key: value for key, value in node.items() if value is not None or key == "weights"}
-    base = {f.name: getattr(spec, f.name) for f in dataclasses.fields(Spec) if f.name != "options"}
-    return from_mapping({**spec.options, **base, **given, "name": spec.name})
+        return from_mapping(node), {}
+    spec = from_name(node.pop("name"), root)
+    given = {key: value for key, value in node.items() if value is not None}
+    if "weights" in node and not (node["weights"] == "pretrained" and spec.weights):
+        spec = dataclasses.replace(spec, weights=node["weights"])
+    given.pop("weights", None)
+    return overlay(spec, given), given
 
 
 def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | None]:
     """The Spec and its checkpoint file (None: random, or the library's own weights).
 
-    A file written by `save` describes itself: its options, classes and preprocessing replace the node's.
+    A file written by `save` describes itself: its options, classes and preprocessing replace those of config/model.
     Raises ConfigError for unknown names and missing or unfitting files.
     """
-    spec = resolve(model, root)
+    spec, given = resolve(model, root)
     if spec.weights is None:
         return spec, None
+    file = weights_file(spec, root)
+    about = weights.description(file) if file else None
+    if file is None or about is None:
+        return spec, file
+    if about["architecture"] != spec.architecture:
+        raise ConfigError(
+            f"{file} holds a {about['architecture']}, but model {spec.name} is a {spec.architecture}; "
+            f"name the file itself as the model, or another one with model.weights=<file>"
+        )
+    return overlay(described(about, file), {**given, "name": spec.name}), file
+
+
+def weights_file(spec: Spec, root: Path) -> Path | None:
+    """The file that `spec.weights` means; None for a library's own weights; ConfigError if it is missing."""
     if spec.weights == "pretrained":
         file = weights.find(spec.name, root)
         if file is None and zoo.is_library(spec.architecture):
-            return spec, None
+            return None
         sought = f"{spec.name}.safetensors (.th, .pt, .pth, .bin) or {spec.name}-<8 hex digits>.* in {root}"
     else:
         file = next((p for p in (Path(spec.weights), root / spec.weights) if p.is_file()), None)
@@ -146,12 +168,4 @@ def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | Non
             f"no weights for model {spec.name}: looked for {sought}; mend with weights_root=<folder>, "
             f"model.weights=<file>, or model.weights=null for random ones"
         )
-    about = weights.description(file)
-    if about is None:
-        return spec, file
-    if about["architecture"] != spec.architecture:
-        raise ConfigError(
-            f"{file} holds a {about['architecture']}, but model {spec.name} is a {spec.architecture}; "
-            f"name the file itself as the model, or another one with model.weights=<file>"
-        )
-    return dataclasses.replace(described(about, file), name=spec.name), file
+    return file

@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
@@ -97,6 +98,18 @@ def test_a_saved_model_is_found_by_name(random_cnn, tmp_path):
     save(random_cnn, tmp_path / "cnn.safetensors", {})
     assert build("cnn", weights_root=tmp_path).tag == "cnn.safetensors"
     assert build({"name": "cnn", "weights": None}, classes=10, weights_root=tmp_path).tag == "random"
+
+
+def test_the_any_node_takes_whatever_a_name_may_be(random_cnn, tmp_path):
+    node = OmegaConf.load(CONFIGS / "any.yaml")
+    OmegaConf.set_struct(node, True)
+    node.name = str(save(random_cnn, tmp_path / "ten.safetensors", {}))
+    assert build(node, weights_root=tmp_path / "elsewhere").digest() == random_cnn.digest()
+    node.name, node.size = "ten", 64
+    enlarged = build(node, weights_root=tmp_path)
+    assert (enlarged.tag, enlarged.size) == ("ten.safetensors", 64)
+    node.name, node.weights = "timm:resnet10t", None
+    assert build(node, classes=3).size == 64
 
 
 def test_a_saved_model_keeps_its_own_options(tmp_path):

@@ -55,6 +55,13 @@ def test_resnet_cifar_is_torchvisions_but_for_the_stem():
     assert ours.layer1(ours.maxpool(ours.relu(ours.bn1(ours.conv1(x))))).shape == (1, 64, 32, 32)
 
 
+@pytest.mark.parametrize(("depth", "width"), [(18, 512), (34, 512), (50, 2048)])
+def test_resnet_cifar_has_torchvisions_size_but_for_stem_and_head(depth, width):
+    stated = torchvision.models.get_model_weights(f"resnet{depth}").DEFAULT.meta["num_params"]
+    expected = stated - (7 * 7 - 3 * 3) * 3 * 64 - (width + 1) * (1000 - 10)
+    assert parameters(small.resnet_cifar(10, depth)) == expected
+
+
 def test_vgg_features_equal_torchvisions():
     ours, theirs = small.vgg_cifar(10, 11).eval(), torchvision.models.vgg11_bn(init_weights=False).eval()
     theirs.features.load_state_dict(ours.features.state_dict())
@@ -104,7 +111,7 @@ def test_micronet_blocks_of_stride_two_have_no_shortcut():
 def test_every_built_in_config_builds_and_learns(name):
     """Logits of the asked number of classes, and a gradient for every parameter that takes part."""
     spec = from_config(name)
-    if spec.size > 64 or spec.options.get("depth", 0) > 50:
+    if spec.size > 64 or spec.options.get("depth", 0) > 34:
         pytest.skip("large: the same architecture is tested at another size")
     model = build({"name": name, "weights": None}, classes=7)
     model.train()
