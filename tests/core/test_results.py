@@ -1,0 +1,109 @@
+"""Rows on disk: whole, readable, and free of this machine's paths when published."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from src.core import results
+from src.core.errors import RecombineError
+from src.core.results import publish, read_rows, write_atomically, write_rows
+from src.core.types import Row
+
+FACTS = {
+    "command": "python main_flips.py data_root=/home/ann/set weights_root=/home/ann/set/w 'models=[a,/opt/nets/b.pt]'",
+    "config": {"data_root": "/home/ann/set", "weights_root": "/home/ann/set/w", "cache_root": "cache", "lr": 0.1},
+    "device": "AMD EPYC, 2 threads",
+}
+ROWS = [
+    Row(
+        {"teacher": name},
+        {"rho_pos": 1 / 3, "bad": math.nan},
+        {"histogram": [1, 2]},
+        "flips",
+        1,
+        "run-s1",
+        "run",
+        provenance=FACTS,
+    )
+    for name in ("a", "b")
+]
+
+
+def test_rows_come_back_as_they_were(tmp_path):
+    for rows in (ROWS, ROWS[:1], []):
+        write_rows(tmp_path, rows)
+        assert str(read_rows(tmp_path)) == str(rows)
+    mixed = [ROWS[0], replace(ROWS[1], seed=2, run="other", provenance={})]
+    write_rows(tmp_path, mixed)
+    assert str(read_rows(tmp_path / "row.json")) == str(mixed)
+
+
+def test_what_rows_share_is_stored_once(tmp_path):
+    assert write_rows(tmp_path, ROWS * 50).read_text().count("main_flips.py") == 1
+
+
+def test_all_runs_below_a_folder_are_found_but_not_what_was_put_aside(tmp_path):
+    for name in ("b", "a", "a/previous"):
+        write_rows(tmp_path / "flips" / name, [replace(ROWS[0], run=name)])
+    (tmp_path / "flips" / "a" / "tomorrow.json").write_text("{}")
+    assert [row.run for row in read_rows(tmp_path)] == ["a", "b"]
+    assert [row.run for row in read_rows([tmp_path / "flips" / "b", tmp_path])] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"shared": {}, "rows": [{"cell": {}}]}', '{"shared": {"format": 2}, "rows": [{}]}']
+)
+def test_files_of_another_kind_or_version_are_named(tmp_path, content):
+    (tmp_path / "row.json").write_text(content)
+    with pytest.raises(RecombineError, match=r"row\.json"):
+        read_rows(tmp_path)
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "row.json"
+    write_atomically(path, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_published_rows_name_settings_and_no_places(tmp_path):
+    failed = replace(
+        ROWS[0], run="run-s2", status="failed", error="no /home/ann/set/x.png and no /root/y/z.pt; 1/2, a/b"
+    )
+    files = publish([*ROWS, failed], tmp_path)
+    assert [file.name for file in files] == ["run-s1.row.json", "run-s2.row.json"]
+    text = "".join(file.read_text() for file in files)
+    assert "/home" not in text and "/opt" not in text and "/root" not in text
+    row = read_rows(tmp_path)[0]
+    assert row.provenance["command"] == (
+        "python main_flips.py data_root=$DATA weights_root=$WEIGHTS 'models=[a,.../b.pt]'"
+    )
+    assert row.provenance["config"] == {
+        "data_root": "$DATA",
+        "weights_root": "$WEIGHTS",
+        "cache_root": "cache",
+        "lr": 0.1,
+    }
+    assert row.metrics["rho_pos"] == 1 / 3 and row.provenance["device"] == FACTS["device"]
+    assert read_rows(tmp_path)[-1].error == "no $DATA/x.png and no .../z.pt; 1/2, a/b"
+
+
+def test_relative_places_outside_the_project_are_named_by_their_setting(tmp_path):
+    facts = {
+        "command": "python main_flips.py data_root=../elsewhere/data",
+        "config": {"data_root": "../elsewhere/data"},
+    }
+    (file,) = publish([replace(ROWS[0], provenance=facts)], tmp_path)
+    assert (
+        "elsewhere" not in file.read_text()
+        and "data_root=$DATA" in json.loads(Path(file).read_text())["shared"]["provenance"]["command"]
+    )

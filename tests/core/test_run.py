@@ -1,0 +1,165 @@
+"""Runs from the shell: exit codes, locks, signals, resuming, multiruns, rows."""
+
+import json
+import signal
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from src.core.errors import ConfigError
+from src.core.results import read_rows
+from src.core.run import launch
+from tests.core.fit import recipe
+
+
+def only_run(fit):
+    (folder,) = fit.folder.glob("outputs/fit/*")
+    return folder
+
+
+def wait_for(fit, seconds=60):
+    """Until the started entry is inside its loop."""
+    deadline = time.monotonic() + seconds
+    while not list(fit.folder.glob("outputs/fit/*/started")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_leaves_its_row_config_and_metrics(fit):
+    result = fit("noise=0", "steps=200")
+    assert result.code == 0, result.err
+    folder = only_run(fit)
+    (row,) = read_rows(folder)
+    assert row.metrics["slope"] == pytest.approx(3, abs=1e-3) and row.metrics["loss"] < 1e-5
+    assert (row.entry, row.seed, row.run, row.status, row.cell) == ("fit", 0, folder.name, "ok", {"noise": 0})
+    facts = row.provenance
+    assert facts["command"].startswith("python main_fit.py") and facts["command"].endswith("noise=0 steps=200")
+    assert facts["config"]["steps"] == 200 and facts["versions"]["torch"] and facts["world_size"] == 1
+    assert facts["seconds"] > 0 and facts["peak_memory_mib"] > 50 and facts["images_per_second"] == 1000
+    assert len(facts["commit"]) == 40 and facts["dirty"] in (True, False) and facts["device"]
+    assert OmegaConf.load(folder / "config.yaml").steps == 200
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[:-1]] == list(range(200)) and lines[0]["train/rate"] == 0.1
+    assert lines[-1] == {"final/loss": row.metrics["loss"], "final/slope": row.metrics["slope"], "final/status": "ok"}
+
+
+def test_the_end_of_a_run_shows_the_published_number_and_how_to_repeat_it(fit):
+    out = fit("noise=0", "steps=200").out
+    assert "published" in out and "difference" in out and "3.00" in out
+    assert "1,000 images/s" in out and "noise=0 steps=200" in out and str(only_run(fit).name) in out
+    assert "published" not in fit("noise=0.5").out
+
+
+def test_a_finished_run_is_shown_and_not_repeated_unless_asked(fit):
+    fit("steps=3")
+    written = (only_run(fit) / "row.json").stat().st_mtime_ns
+    again = fit("steps=3")
+    assert again.code == 0 and "finished before" in again.out and "slope" in again.out
+    assert (only_run(fit) / "row.json").stat().st_mtime_ns == written
+    fit("steps=3", "engine.resume=never")
+    folder = only_run(fit)
+    assert (folder / "row.json").stat().st_mtime_ns > written
+    assert (folder / "previous" / "last.pt").exists() and len(read_rows(fit.folder)) == 1
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_resume_must_needs_something_to_resume(fit):
+    result = fit("noise=13", "engine.resume=must")
+    assert result.code == 2 and "holds no checkpoint" in result.err and "Traceback" not in result.err
+    assert fit("noise=13").code == 1
+    assert "thirteen" in fit("noise=13", "engine.resume=must").err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "status", "error"),
+    [
+        (["noise=13"], 1, "failed", "RuntimeError: thirteen"),
+        (["optimizer.lr=1e6"], 4, "diverged", "the loss is"),
+    ],
+)
+def test_a_failure_is_seen_everywhere(fit, overrides, code, status, error):
+    result = fit(*overrides)
+    assert result.code == code and error.split(": ")[-1] in result.err
+    (row,) = read_rows(fit.folder)
+    assert row.status == status and row.error.startswith(error) and row.cell["noise"] is not None
+    assert error in (only_run(fit) / "traceback.txt").read_text()
+    assert ("Traceback" in result.err) == (code == 1)
+
+
+def test_a_failing_job_does_not_stop_a_multirun(fit):
+    result = fit("noise=0.1,13,-1,0.2", "-m", "steps=3")
+    assert result.code == 1
+    assert "2 of 4 jobs succeeded" in result.out and "job 1 failed (exit code 1): thirteen" in result.out
+    assert "job 2 failed (exit code 2): noise=-1: must not be negative" in result.out
+    assert "python main_fit.py --config-path" in result.out and "noise=13 steps=3" in result.out
+    status = {row.cell["noise"]: row.status for row in read_rows(fit.folder)}
+    assert status == {0.1: "ok", 13: "failed", -1: "failed", 0.2: "ok"}
+    again = fit("noise=0.1,13,0.2", "-m", "steps=3")
+    assert again.out.count("finished before") == 2 and again.code == 1
+
+
+def test_an_experiment_file_can_ask_for_a_multirun(fit):
+    result = fit("experiment=fit/seeds", "noise=0.3")
+    assert result.code == 0 and "2 of 2 jobs succeeded" in result.out
+    rows = read_rows(fit.folder)
+    assert [row.seed for row in rows] == [0, 1] and len({row.group for row in rows}) == 1
+    words = rows[1].provenance["command"].split()[2:]
+    alone = fit(*words)
+    assert alone.code == 0 and "finished before" in alone.out and rows[1].run in alone.out
+
+
+def test_launch_works_from_python(fit):
+    cfg = fit.compose("steps=3")
+    assert launch(recipe, cfg) == read_rows(fit.folder)[0].metrics["loss"]
+    with pytest.raises(ConfigError, match="must not be negative"):
+        launch("tests.core.fit.recipe", fit.compose("noise=-1"))
+
+
+def test_one_process_at_a_time_and_sigterm_saves(fit):
+    first = fit.start("pause=0.05", "steps=2000")
+    wait_for(fit)
+    second = fit("pause=0.05", "steps=2000")
+    assert second.code == 3 and f"in use by process {first.pid} on" in second.err and "Traceback" not in second.err
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 143 and "repeat the command to continue" in err
+    (row,) = read_rows(fit.folder)
+    assert row.status == "interrupted"
+
+
+def test_a_killed_process_leaves_no_lock_and_a_second_ctrl_c_kills(fit):
+    first = fit.start("pause=3")
+    wait_for(fit)
+    first.kill()
+    first.communicate()
+    (only_run(fit) / "started").unlink()
+    second = fit.start("pause=3")
+    wait_for(fit)
+    second.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    second.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == -signal.SIGINT and time.monotonic() - started < 2
+    assert "once more kills at once" in err
+
+
+def test_ctrl_c_stops_the_jobs_that_follow(fit):
+    process = fit.start("pause=0.05", "steps=2000", "seed=0,1", "-m")
+    wait_for(fit)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [row.seed for row in read_rows(fit.folder)] == [0]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--help",), ("--cfg", "job", "--resolve"), ("--info", "defaults"), ("-sc", "install=bash")]
+)
+def test_questions_are_answered_without_running(fit, flags):
+    result = fit(*flags)
+    assert result.code in (0, None) and not list(fit.folder.glob("outputs/*"))
+    assert {"--help": "optimizer: adam", "--cfg": "steps: 20", "--info": "optimizer/sgd", "-sc": "complete"}[
+        flags[0]
+    ] in result.out
