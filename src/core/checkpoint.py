@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import random
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None], check: Calla
     Whatever fails or is killed on the way, `path` is the old file or the new one, never a part of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "wb") as stream:
             write(stream)

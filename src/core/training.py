@@ -201,6 +201,7 @@ class Training:
             checkpoint.save(
                 self.folder, {**position, **trained, **state, "fingerprint": self.fingerprint, "finished": finished}
             )
+        distributed.barrier()  # a process that ends now may take the writing one with it
         self.saved_at = time.monotonic()
         self.journal.start_clock()
 

@@ -57,7 +57,7 @@ def test_a_failing_disk_leaves_the_old_checkpoints(tmp_path, monkeypatch, target
     save(tmp_path, {"step": 2})
     with monkeypatch.context() as patch:
         patch.setattr(target, broken)
-        with pytest.raises((OSError, RuntimeError)):
+        with pytest.raises((OSError, RuntimeError)):  # torch turns errors of its stream into its own
             save(tmp_path, {"step": 3})
     assert load_latest(tmp_path)["step"] == 2
     save(tmp_path, {"step": 4})

@@ -25,14 +25,6 @@ from src.core.types import Step
 from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def evaluator(engine):
     return engine.evaluator(Digits(range(1400, 1797), 100, train=False), {"accuracy": Accuracy()})
 

@@ -23,7 +23,7 @@ from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
 
 # children are forked from a server that has imported torch once, so that a launch costs milliseconds
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.core.fitting", "tests.core.test_resume"])
+processes.set_forkserver_preload(["tests.core.fitting"])
 
 
 class Slow(Supervised):
@@ -49,7 +49,6 @@ class Slow(Supervised):
 
 def whole_run(folder, pause=0.0, **settings):
     """Two fits of one run with evaluations, as a recipe does; returns both results."""
-    torch.set_num_threads(1)
     defaults = {"epochs": 2.4, "log_every": 4, "save_every_steps": 3, "accumulate": 2, "ema": 0.8, "clip_norm": 1.0}
     engine = Engine(defaults | settings, SmallRun(Path(folder)))
     measure = engine.evaluator(Digits(range(1400, 1797), 100, train=False), {"accuracy": Accuracy()})
@@ -110,9 +109,7 @@ def kill_until_done(folder, moments, pause):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    before = torch.get_num_threads()
     whole_run(folder)
-    torch.set_num_threads(before)
     return everything(folder)
 
 
@@ -162,7 +159,7 @@ def interrupt(monkeypatch, target, call):
         ("src.core.progress.Journal.evaluated", 3),  # at the end of the last one of the first fit
         ("src.core.training.Training.result", 1),  # between two fits
         ("src.core.training.Training.restore", 2),
-        ("src.core.training.Training.save", 12),
+        ("src.core.training.Training.save", 8),
     ],
 )
 def test_stopped_at_exact_moments_ends_bit_identical(tmp_path, monkeypatch, reference, target, call):
@@ -229,7 +226,6 @@ def test_a_signal_finishes_the_step_saves_and_raises(tmp_path, number, step):
 
 def signalled(folder):
     run = SmallRun(Path(folder))
-    torch.set_num_threads(1)
     with StopSignals() as signals:
         run.stop_requested = lambda: signals.received
         Path(folder, "ready").touch()

@@ -1,0 +1,194 @@
+"""Two processes with gloo do the same as one."""
+
+import json
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+from src.core import checkpoint, distributed
+from src.core.engine import Engine
+from src.core.errors import Diverged, Interrupted
+from src.core.evaluate import predict
+from src.core.method import Supervised
+from src.core.metrics import Accuracy, PerClass
+from tests.core.fitting import CPU, Digits, SmallRun, conv_net, cosine, fit, sgd
+
+# children are forked from a server that has imported torch once
+multiprocessing.set_forkserver_preload(["tests.core.fitting"])
+WORLD = 2
+EVALUATED = range(1400, 1797)  # 397 samples: not divisible by anything that matters
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def process(rank, work, folder, port):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    rank, world = distributed.init(CPU)
+    run = SmallRun(Path(folder), rank=rank, world=world)
+    try:
+        result = work(run)
+        Path(folder, f"rank{rank}.json").write_text(json.dumps(result))
+    finally:
+        distributed.shutdown()
+
+
+def together(work, folder):
+    """What `work(run)` returns on each of two processes."""
+    multiprocessing.start_processes(process, (work, str(folder), free_port()), WORLD, start_method="forkserver")
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+class Watched(Supervised):
+    """Remembers the samples of each step; without BatchNorm and dropout, which see only their own process."""
+
+    def __init__(self):
+        super().__init__(conv_net(norm=False, dropout=0.0))
+        self.seen = []
+
+    def forward(self, batch):
+        self.seen.append(batch.index.tolist())
+        return super().forward(batch)
+
+
+def loaders(run):
+    shared = {"rank": run.rank, "world": run.world}
+    return Digits(range(640), 64, **shared), Digits(EVALUATED, 50, train=False, **shared)
+
+
+def train(run, **settings):
+    settings = {"epochs": 2, "accumulate": 3, "log_every": 3, "clip_norm": 1.0, "ema": 0.9} | settings
+    data, held_out = loaders(run)
+    engine, method = Engine(settings, run), Watched()
+    measure = engine.evaluator(held_out, {"a": Accuracy((1, 3)), "b": PerClass(10)})
+    result = engine.fit(method, data, sgd, cosine, evaluate=measure, best="top1")
+    weights = torch.cat([value.flatten() for value in result.net.parameters()]).tolist()
+    losses = [record["train/loss"] for record in result.history]
+    return {"seen": method.seen, "weights": weights, "metrics": result.metrics, "losses": losses}
+
+
+def close(one, two):
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(SmallRun(tmp_path_factory.mktemp("alone")))
+
+
+def test_two_processes_see_the_same_samples_and_learn_the_same(tmp_path, alone):
+    ranks = together(train, tmp_path)
+    assert ranks[0]["weights"] == ranks[1]["weights"] and ranks[0]["metrics"] == ranks[1]["metrics"]
+    assert [one + two for one, two in zip(ranks[0]["seen"], ranks[1]["seen"], strict=True)] == alone["seen"]
+    close(ranks[0]["weights"], alone["weights"])
+    close(ranks[0]["losses"], alone["losses"])
+    close(list(ranks[0]["metrics"].values()), list(alone["metrics"].values()))
+
+
+def stopped_then_resumed(run):
+    calls = []
+    # only the second process hears of the signal; both must stop at the same step
+    run.stop_requested = lambda: calls.append(None) or (signal.SIGTERM if run.rank == 1 and len(calls) == 1 else None)
+    try:
+        train(run, save_every_steps=3, epochs=4)
+    except Interrupted as error:
+        stopped = error.exit_code, checkpoint.load_latest(run.dir / "fits" / "fit")["step"]
+    run.stop_requested = lambda: None
+    resumed = train(run, save_every_steps=3, epochs=4)["weights"]
+    whole = train(replace(run, dir=run.dir / "whole"), epochs=4)["weights"]
+    return {"stopped": stopped, "same": resumed == whole}
+
+
+def test_two_processes_stop_and_resume_together(tmp_path):
+    assert together(stopped_then_resumed, tmp_path) == [{"stopped": [143, 3], "same": True}] * 2
+
+
+def everything_once(run):
+    _, held_out = loaders(run)
+    net = conv_net(norm=False)
+    logits, labels, index = predict(net, held_out)
+    cached = predict(net_with_digest(net), held_out, run.dir)
+    again = predict(net_with_digest(net), held_out, run.dir)
+    metric = PerClass(10)
+    for batch in held_out.epoch(0):
+        metric.update(torch.nn.functional.one_hot(batch.labels, 10).float(), batch)
+    counted = distributed.all_reduce_sum(torch.tensor([sum(len(batch.index) for batch in held_out.epoch(0))]))
+    same = all(map(torch.equal, cached, again)) and torch.equal(again.logits, logits)
+    return {
+        "index": index.tolist(),
+        "labels": labels.tolist(),
+        "logits": logits.tolist(),
+        "perfect": metric.compute(),
+        "counted": counted.item(),
+        "same": same,
+    }
+
+
+def net_with_digest(net):
+    net.digest = lambda: "weights"
+    return net
+
+
+def test_every_sample_is_evaluated_once(tmp_path):
+    for rank in together(everything_once, tmp_path):
+        assert rank["index"] == list(EVALUATED) and rank["counted"] == len(EVALUATED) and rank["same"]
+        whole = predict(conv_net(norm=False), Digits(EVALUATED, 50, train=False))
+        assert rank["labels"] == whole.labels.tolist() and rank["perfect"] == {"mean_class_accuracy": 100.0}
+        close(rank["logits"], whole.logits.tolist())
+
+
+class Broken(Watched):
+    def forward(self, batch):
+        step = super().forward(batch)
+        return step._replace(loss=step.loss + torch.where((batch.index == 7).any(), float("nan"), 0.0))
+
+
+def diverging(run):
+    data, _ = loaders(run)
+    try:
+        fit(run.dir, run=run, method=Broken(), train=data, log_every=4)
+    except Diverged as error:
+        return str(error)
+
+
+def test_a_bad_batch_of_one_process_stops_both_and_is_named_whole(tmp_path):
+    first, second = together(diverging, tmp_path)
+    assert first == second and "the loss of step" in first
+    facts = json.loads((tmp_path / "fits" / "fit" / "diverged.json").read_text())
+    assert 7 in facts["samples"] and len(facts["samples"]) == 64
+
+
+def gathered(run):
+    index = torch.tensor([[3, 1, 8], []][run.rank], dtype=torch.int64)
+    one = distributed.gather_by_index(index, index * 10)
+    index = torch.tensor([[5, 1], [0, 5, 2]][run.rank])
+    two = distributed.gather_by_index(index, index * 10)
+    nothing = distributed.gather_by_index(index[:0], index[:0])
+    return [[part.tolist() for part in parts] for parts in (one, two, nothing)]
+
+
+def test_rows_are_gathered_by_index_without_doubles(tmp_path):
+    expected = [[[1, 3, 8], [10, 30, 80]], [[0, 1, 2, 5], [0, 10, 20, 50]], [[], []]]
+    assert together(gathered, tmp_path) == [expected, expected]
+
+
+def test_one_process_is_the_normal_case():
+    assert distributed.init(CPU) == (0, 1) and distributed.rank() == 0 and distributed.world() == 1
+    tensor = torch.tensor([2.0])
+    assert distributed.all_reduce_sum(tensor) is tensor and distributed.maximum(3, 0) == [3, 0]
+    assert distributed.gather("x") == ["x"]
+    index, value = distributed.gather_by_index(torch.tensor([4, 2, 4]), torch.tensor([[1.0], [2.0], [1.0]]))
+    assert index.tolist() == [2, 4] and value.tolist() == [[2.0], [1.0]]
+    distributed.barrier()
+    distributed.shutdown()
+    distributed.shutdown()
