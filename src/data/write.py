@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -94,8 +95,9 @@ def _manifest_path(path: Path) -> Path:
 
 
 def _digest(reader: Reader) -> str:
-    """Of header, sample table and allocation table: where every image lies and how long it is."""
+    """Of header, fields, sample table and allocation table: where every image lies and how long it is."""
     digest = hashlib.blake2b(reader.header.tobytes(), digest_size=16)
+    digest.update(reader.field_descriptors.tobytes())
     digest.update(reader.metadata.tobytes())
     digest.update(reader.alloc_table.tobytes())
     return digest.hexdigest()
@@ -152,18 +154,15 @@ def _convert(split: Split, path: Path) -> None:
     writer = DatasetWriter(str(path), header, page_size=SMALL_PAGE if split.size else PAGE, num_workers=1)
     writer.num_samples = len(samples)
     writer.prepare()
-    metadata = np.frombuffer(writer.metadata_sm.buf, writer.metadata_type, len(samples))
+    writer.metadata_sm.close()
+    writer.metadata_sm.unlink()
+    table = np.zeros(len(samples), writer.metadata_type)
+    writer.metadata_sm = SimpleNamespace(buf=table.data)  # one process needs no shared memory
     allocator = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
-    try:
-        with _open(allocator):
-            for i, item in enumerate(_progress(_items(split), split)):
-                sample = ((i, item), int(labels[i]), i)
-                handle_sample(sample, i, metadata.dtype.names, metadata, allocator, fields)
-        writer.finalize([allocator.allocations])
-    finally:
-        del metadata  # a view that would keep the shared memory open
-        writer.metadata_sm.close()
-        writer.metadata_sm.unlink()
+    with _open(allocator):
+        for i, item in enumerate(_progress(_items(split), split)):
+            handle_sample(((i, item), int(labels[i]), i), i, table.dtype.names, table, allocator, fields)
+    writer.finalize([allocator.allocations])
 
 
 @contextmanager

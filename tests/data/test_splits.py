@@ -1,0 +1,93 @@
+"""Subsets by index: stratified, by class, relabelled."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedShuffleSplit
+
+from src.core.errors import ConfigError
+from src.data.splits import Relabel, stratified
+
+
+def test_fraction_is_one_draw_of_scikit_learns_splitter(opened):
+    data, labels = opened(fraction=0.1), opened().labels("train")
+    splitter = StratifiedShuffleSplit(n_splits=1, test_size=0.1, random_state=1234)
+    expected = np.sort(next(splitter.split(labels, labels))[1])
+    assert np.array_equal(data.indices("train"), expected)
+    assert np.array_equal(data.labels("train"), labels[expected])
+    assert len(data.indices("test")) == 300
+    assert not np.array_equal(data.indices("train"), opened(fraction=0.1, fraction_seed=1).indices("train"))
+
+
+def test_a_tenth_of_imagenet_has_the_papers_size():
+    labels = np.resize(np.arange(1000), 1281167)
+    assert len(stratified(labels, 0.1, 1234, "fraction")[1]) == 128117
+
+
+def test_validation_part_is_disjoint_and_stratified(opened):
+    data = opened(val_fraction=0.2, fraction=0.5, test_fraction=0.5)
+    train, val = data.indices("train"), data.indices("val")
+    assert data.splits == ("train", "test", "val")
+    assert not set(train) & set(val)
+    assert len(val) == 300 and len(train) == 599 and len(data.indices("test")) == 150
+    shares = np.bincount(data.labels("val")) / np.bincount(opened().labels("train"))
+    assert np.abs(shares - 0.2).max() < 0.01
+
+
+def test_class_subset_relabels_in_the_given_order(opened):
+    data, whole = opened(class_subset=[7, "3"]), opened()
+    assert data.classes == 2 and data.class_names == ["7", "3"]
+    chosen = data.indices("test")
+    assert set(whole.labels("test")[chosen]) == {3, 7}
+    assert np.array_equal(data.labels("test"), (whole.labels("test")[chosen] == 3).astype(int))
+    assert sum(len(opened(class_subset=[k]).indices("test")) for k in range(10)) == 300
+    batch = next(data.loader("test", 16, train=False).epoch(0))
+    assert np.array_equal(batch.labels.numpy(), data.labels("test")[:16])
+
+
+@pytest.mark.parametrize(
+    "content", [[5, 3], {"0": 5, "1": 3}, {"cat": 5, "dog": 3}, {"index": [5, 3], "ids": ["a", "b"]}]
+)
+def test_label_maps_in_all_forms(opened, photos, content):
+    (photos / "class2").rename(photos.parent / "unused")
+    (photos / "class0").rename(photos / "cat")
+    (photos / "class1").rename(photos / "dog")
+    (photos / "map.json").write_text(json.dumps(content))
+    data = opened("photos", source="folder", root=photos.parent, label_map="map.json", classes=7)
+    plain = opened("photos", source="folder", root=photos.parent)
+    assert data.classes == 7 and data.class_names[3] == "dog" and data.class_names[5] == "cat"
+    assert np.array_equal(data.labels("train"), np.array([5, 3])[plain.labels("train")])
+
+
+def test_imagenette_takes_imagenet_labels(opened, data_root):
+    options = {"source": "parquet", "label_map": "imagenet_index.json", "classes": 1000}
+    data = opened("imagenette160", root=data_root, **options)
+    index = json.loads((data_root / "imagenette160/imagenet_index.json").read_text())
+    assert data.classes == 1000 and set(data.labels("test")) == set(index["imagenet_index"])
+    assert data.class_names[217] == "English springer"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_subset": [3, 12]}, r"class_subset=\[3, 12\]: \[12\] not among 10 classes"),
+        ({"class_subset": [3, "3"]}, "names a class twice"),
+        ({"classes": 5}, "labels reach 9: dataset.classes=10"),
+        ({"fraction": 0}, "dataset.fraction=0: a number with 0 < x <= 1"),
+        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0"),
+        ({"fractoin": 0.5}, "did you mean dataset.fraction"),
+        ({"storage": "png"}, "dataset.storage=png: one of auto, raw, jpeg"),
+        ({"fraction": 0.001}, "cannot be stratified"),
+    ],
+)
+def test_impossible_subsets_say_why(opened, options, message):
+    with pytest.raises(ConfigError, match=message):
+        opened(**options).indices("train")
+
+
+def test_labels_missing_from_a_map_are_named():
+    with pytest.raises(ConfigError, match="says nothing about dog"):
+        Relabel(["cat", "dog"], {"cat": 1}, None, None)
