@@ -1,0 +1,144 @@
+"""Pretraining: build, train, measure, keep (the settings of Roth et al. are in config/experiment/pretrain)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from src import data as datasets
+from src import models as zoo
+from src.core.config import build, plain
+from src.core.engine import Engine, Fit
+from src.core.method import Method
+from src.core.metrics import Accuracy, Mean
+from src.core.run import Run
+from src.core.types import Batch, Loader, Row
+from src.data import Data
+from src.models import Model
+from src.models.model import find_head
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["OBJECTIVE", "cell", "check", "run"]
+
+OBJECTIVE = "accuracy"
+"""What a hyper-parameter search maximises."""
+LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
+"""How often the learning rate is multiplied by batch_size / 256."""
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Problems of model, data and their combination, without loading any."""
+    problems = datasets.check(cfg) + zoo.check(cfg.model, weights_root=cfg.weights_root)
+    if cfg.lr_scaling not in LR_SCALING:
+        problems.append(f"lr_scaling={cfg.lr_scaling}: one of {', '.join(LR_SCALING)} is needed")
+    if cfg.freeze and cfg.model.weights is None:
+        problems.append(
+            "freeze=true trains only the classifier of a network with random weights; give trained ones with "
+            "model.weights=pretrained or model.weights=<file>, or train all of it with freeze=false"
+        )
+    return problems
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """The names of what is measured, known before anything is built."""
+    return {
+        "model": cfg.model.name,
+        "dataset": cfg.dataset.name,
+        "start": "random" if cfg.model.weights is None else "pretrained",
+        "trained": "classifier" if cfg.freeze else "all",
+    }
+
+
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """Train, measure, keep the network, yield its row."""
+    data = datasets.open_data_for(cfg, run)
+    try:
+        model = zoo.build(cfg.model, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
+        method = build(cfg.method, net=model)
+        if cfg.freeze:
+            freeze_backbone(method, model)
+        engine = Engine(cfg.engine, run)
+        train = training_loader(cfg, data, model)
+        test = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
+        fit = engine.fit(
+            method,
+            train,
+            build(cfg.optimizer, lr=learning_rate(cfg)),
+            build(cfg.schedule),
+            evaluate=engine.evaluator(test, {"accuracy": Accuracy(), "loss": Mean("loss", cross_entropy)}),
+        )
+    finally:
+        data.close()
+    run.stats["images_per_second"] = round(fit.images_per_second, 1)
+    if run.main:
+        run.stats["weights"] = {save_name(cfg): str(keep(model, fit, cfg))}
+    yield row(cfg, model, fit)
+
+
+def training_loader(cfg: DictConfig, data: Data, model: Model) -> Loader:
+    """Random crops come at the network's input size, whole images at its canvas, of which it takes the centre."""
+    loader = data.loader("train", cfg.batch_size, train=True, size=model.size)
+    if loader.augment is not None and loader.augment.crop is not None:
+        return loader
+    return data.loader("train", cfg.batch_size, train=True, size=model.canvas)
+
+
+def learning_rate(cfg: DictConfig) -> float:
+    """The optimizer's lr, multiplied by batch_size / 256 as often as `lr_scaling` says."""
+    return cfg.optimizer.lr * (cfg.batch_size / 256) ** LR_SCALING[cfg.lr_scaling]
+
+
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    """Of each sample, [B]."""
+    return F.cross_entropy(logits, batch.labels, reduction="none")
+
+
+def freeze_backbone(method: Method, model: Model) -> None:
+    """Let `method` train only the classifier: all modules beside the path to it are frozen, statistics included."""
+    frozen, prefix, module = [], "net.net", model.net
+    model.net.requires_grad_(False)
+    for part in find_head(model.net, model.classes).split("."):
+        frozen += [f"{prefix}.{name}" for name, _ in module.named_children() if name != part]
+        prefix, module = f"{prefix}.{part}", module.get_submodule(part)
+    module.requires_grad_(True)
+    method.frozen = (*method.frozen, *frozen)
+
+
+def save_name(cfg: DictConfig) -> str:
+    """The name under which the network is kept."""
+    network = cfg.model.name.rpartition(":")[2].rpartition("/")[2]
+    return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}"
+
+
+def keep(model: Model, fit: Fit, cfg: DictConfig) -> Path:
+    """Write the network with its card; the measured accuracy becomes what it claims."""
+    model.name, model.claimed_top1 = save_name(cfg), fit.metrics["top1"]
+    card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": plain(cfg)}
+    return zoo.save(model, Path(cfg.weights_root) / f"{model.name}.safetensors", card)
+
+
+def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
+    """Accuracy and loss after the last epoch, the best epoch's accuracy beside it, and the curves."""
+    epochs = [record for record in fit.history if "train/loss" in record]
+    measured = [record["val/top1"] for record in fit.history if "val/top1" in record]
+    facts = zoo.summary(model)
+    return Row(
+        cell=cell(cfg),
+        metrics={
+            "accuracy": fit.metrics["top1"],
+            "accuracy_best": max(measured),
+            "loss": fit.metrics["loss"],
+            **{name: facts[name] for name in ("parameters", "trainable", "macs")},
+        },
+        series={
+            "epoch": [record["epoch"] for record in epochs],
+            "train_loss": [record["train/loss"] for record in epochs],
+            "accuracy": [record.get("val/top1") for record in epochs],
+        },
+    )

@@ -1,0 +1,207 @@
+"""main_flips.py from a composed config to rows, matrices and pictures, on handwritten digits."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from sklearn.metrics import accuracy_score
+
+from src import data as datasets
+from src import models as zoo
+from src.core.errors import ConfigError
+from src.core.results import read_rows
+from src.core.run import launch
+from src.flips import lineup, recipe
+from src.models.model import find_head
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+NAMES = ["wide", "narrow", "letters"]
+
+
+def composed(folder, *overrides):
+    roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
+    common = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "text_encoder=null"]
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("prediction_flips/flips", [*roots, *common, *overrides])
+
+
+def fit_head(model, images, labels):
+    """Train only the classifier, in closed form: real accuracies within a second."""
+    with torch.no_grad():
+        features = torch.cat([model.features(part) for part in images.split(500)])
+        features = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+        targets = torch.nn.functional.one_hot(labels, model.classes).double()
+        penalty = 1e-3 * torch.eye(features.shape[1], dtype=torch.float64) * len(features)
+        solution = torch.linalg.solve(features.T @ features + penalty, features.T @ targets).float()
+        head = model.net.get_submodule(find_head(model.net, model.classes))
+        head.weight.copy_(solution[:-1].T)
+        head.bias.copy_(solution[-1])
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder with three networks of different size, preprocessing and skill, and the test images as one batch."""
+    folder = tmp_path_factory.mktemp("flips")
+    cfg = composed(folder)
+    data = datasets.open_data(cfg.dataset, loader=cfg.loader, data_root="", cache_root=folder, seed=0, device="cpu")
+    train, test = (
+        next(data.loader(split, 1400 if split == "train" else 300, train=False).epoch(0)) for split in ("train", "test")
+    )
+    data.close()
+    nodes = [
+        {"name": "cnn", "widths": [16, 16, 32, 32]},
+        {"name": "cnn", "widths": [4, 4, 8, 8], "size": 16, "mean": [0.1] * 3},
+        {"name": "lenet5", "size": 32},
+    ]
+    for seed, (name, node) in enumerate(zip(NAMES, nodes, strict=True)):
+        model = zoo.build({**node, "weights": None}, classes=10, seed=seed)
+        fit_head(model, train.images[:: seed + 1], train.labels[:: seed + 1])
+        model.name = name
+        zoo.save(model, folder / "weights" / f"{name}.safetensors", {"dataset": "digits"})
+    return folder, test
+
+
+@pytest.fixture(scope="module")
+def finished(digits):
+    folder, _ = digits
+    cfg = composed(folder, f"models=[{','.join(NAMES)}]")
+    launch(recipe, cfg)
+    rows = read_rows(folder / "output")
+    return folder, rows, folder / "output" / "flips" / rows[0].run
+
+
+def test_rows_equal_ten_lines_of_numpy(digits, finished):
+    """The saved networks, run here one by one on the test images, and counted pair by pair."""
+    folder, test = digits
+    _, rows, _ = finished
+    labels, right = test.labels.numpy(), {}
+    for name in NAMES:
+        with torch.no_grad():
+            right[name] = zoo.build(name, weights_root=folder / "weights")(test.images).argmax(1).numpy() == labels
+    assert len(rows) == 6
+    for row in rows:
+        t, s = right[row.cell["teacher"]], right[row.cell["student"]]
+        expected = {
+            "rho_pos": 100 * np.mean(t & ~s),
+            "rho_neg": 100 * np.mean(~t & s),
+            "accuracy_teacher": 100 * np.mean(t),
+            "accuracy_student": 100 * np.mean(s),
+            "oracle_accuracy": 100 * np.mean(t | s),
+        }
+        assert {name: row.metrics[name] for name in expected} == pytest.approx(expected)
+        assert row.series["positive_flips_per_class"] == np.bincount(labels[t & ~s], minlength=10).tolist()
+        assert row.cell["dataset"] == "digits" and row.cell["split"] == "test" and row.cell["baseline"] == "none"
+    assert len({row.metrics["accuracy_teacher"] for row in rows}) == 3, "the three differ in skill"
+    assert max(row.metrics["rho_pos"] for row in rows) > 1
+
+
+def test_matrices_and_counts_are_left_as_files(finished):
+    _, rows, folder = finished
+    table = pd.read_csv(folder / "rho_pos.csv", index_col="teacher")
+    counts = np.load(folder / "flips_per_class.npz")
+    for row in rows:
+        teacher, student = row.cell["teacher"], row.cell["student"]
+        assert table.loc[teacher, student] == pytest.approx(row.metrics["rho_pos"], rel=1e-5)
+        t, s = (counts["models"].tolist().index(name) for name in (teacher, student))
+        assert counts["positive_flips"][t, s].tolist() == row.series["positive_flips_per_class"]
+    assert {path.stem for path in (folder / "plots").glob("*.png")} >= {"heat_map", "class_histogram", "gap_scatter"}
+
+
+def test_predictions_are_taken_from_the_cache(digits, finished, monkeypatch):
+    """N models cost N evaluations, once: another pairing of the same models runs no network."""
+    folder, _ = digits
+
+    def forward(self, images):
+        raise AssertionError("a network was run although its predictions are cached")
+
+    monkeypatch.setattr(zoo.Model, "forward", forward)
+    launch(recipe, composed(folder, "models=[letters,wide]", f"output_root={folder / 'second'}"))
+    assert len(read_rows(folder / "second")) == 2
+
+
+def test_random_copies_know_little(digits):
+    folder, _ = digits
+    launch(
+        recipe, composed(folder, "models=[wide,letters]", "random_baseline=true", f"output_root={folder / 'random'}")
+    )
+    rows = read_rows(folder / "random")
+    assert [row.cell["baseline"] for row in rows] == ["none"] * 2 + ["student"] * 2 + ["teacher"] * 2
+    for row in rows[2:]:
+        side = row.cell["baseline"]
+        assert row.cell[side].endswith("-random")
+        assert row.metrics[f"accuracy_{side}"] < 40
+    assert max(row.metrics["rho_pos"] for row in rows[4:]) < min(row.metrics["rho_pos"] for row in rows[2:4])
+
+
+def test_random_copy_is_the_same_network_untrained(digits):
+    folder, _ = digits
+    model = zoo.build("narrow", weights_root=folder / "weights")
+    first, second, other = (lineup.random_copy(model, seed) for seed in (0, 0, 1))
+    assert first.digest() == second.digest() != other.digest()
+    assert (first.size, first.mean, first.classes) == (16, model.mean, 10)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in first.state_dict().items()} == shapes
+
+
+def test_all_takes_every_checkpoint_that_fits(digits, caplog):
+    folder, _ = digits
+    root = folder / "mixed"
+    for name, classes, dataset in (
+        ("five", 5, "digits"),
+        ("elsewhere", 10, "mnist"),
+        ("a", 10, "digits"),
+        ("b", 10, "digits"),
+    ):
+        model = zoo.build({"name": "lenet5", "weights": None}, classes=classes, seed=1)
+        model.name = name
+        zoo.save(model, root / f"{name}.safetensors", {"dataset": dataset})
+    (root / "broken.th").write_bytes(b"no network")
+    with caplog.at_level(logging.INFO, "src.flips"):
+        launch(recipe, composed(folder, "models=all", f"weights_root={root}", f"output_root={folder / 'third'}"))
+    assert {row.cell["teacher"] for row in read_rows(folder / "third")} == {"a", "b"}
+    assert all(f"{name} is left out" in caplog.text for name in ("five", "elsewhere", "broken"))
+
+
+def test_a_missed_claim_is_said(digits, caplog):
+    folder, test = digits
+    for name, offset in (("boastful", 1.0), ("honest", 0.1)):
+        model = zoo.build("wide", weights_root=folder / "weights")
+        with torch.no_grad():
+            model.claimed_top1 = 100 * accuracy_score(test.labels, model(test.images).argmax(1)) + offset
+        model.name = name
+        zoo.save(model, folder / "claims" / f"{name}.safetensors", {})
+    with caplog.at_level(logging.WARNING):
+        launch(recipe, composed(folder, "models=[boastful,honest]", f"weights_root={folder / 'claims'}"))
+    assert "boastful: top-1 is" in caplog.text and "honest" not in caplog.text
+
+
+def test_missing_default_networks_come_with_their_command(tmp_path):
+    problems = recipe.check(composed(tmp_path))
+    assert len(problems) == 1
+    command = (
+        f"python main_pretrain.py -m model=cnn,lenet5,resnet8 dataset=digits seed=0 weights_root={tmp_path / 'weights'}"
+    )
+    assert command in problems[0]
+
+
+def test_problems_are_found_together(digits):
+    folder, _ = digits
+    problems = "\n".join(
+        recipe.check(composed(folder, "models=[wide,wide,resnet2O]", "pairs=some", "loader.kind=tape"))
+    )
+    for word in ("wide twice", "resnet2O", "resnet20", "pairs=some", "tape"):
+        assert word in problems
+    assert "at least 2" in "\n".join(recipe.check(composed(folder, "models=[wide]")))
+    assert recipe.check(composed(folder, "models=[wide,letters]")) == []
+
+
+def test_another_number_of_classes_is_refused(digits):
+    folder, _ = digits
+    cfg = composed(folder, "models=[wide,letters]", "dataset.class_subset=[0,1,2]", f"output_root={folder / 'fourth'}")
+    with pytest.raises(ConfigError, match="wide has 10 classes") as caught:
+        launch(recipe, cfg)
+    assert "letters has 10 classes" in str(caught.value)

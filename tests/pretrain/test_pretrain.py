@@ -1,0 +1,145 @@
+"""main_pretrain.py from a composed config to its row and its checkpoint, on handwritten digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors import safe_open
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, log_loss
+
+from src import data as datasets
+from src import models as zoo
+from src.core.method import Supervised
+from src.core.results import read_rows
+from src.core.run import launch
+from src.models.model import find_head
+from src.pretrain import recipe
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+SMALL = [
+    "model.widths=[8,8,16,16]",
+    "engine.epochs=2",
+    "loader=torch",
+    "loader.workers=0",
+    "wandb=none",
+    "device=cpu",
+    "optimizer.lr=0.05",
+]
+
+
+def composed(folder, *overrides):
+    roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("pretrain/pretrain", [*roots, *SMALL, *overrides])
+
+
+def rows_in(folder):
+    return read_rows(folder / "output")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One short training: its folder, its row and the checkpoint."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    launch(recipe, composed(folder))
+    (row,) = rows_in(folder)
+    return folder, row, folder / "weights" / "cnn-digits-s0.safetensors"
+
+
+def test_row_equals_scikit_learn_on_the_kept_network(trained):
+    folder, row, path = trained
+    cfg = composed(folder)
+    model = zoo.build(path.stem, weights_root=path.parent)
+    data = datasets.open_data(cfg.dataset, loader=cfg.loader, data_root="", cache_root=folder, seed=0, device="cpu")
+    images, labels, *_ = zip(*data.loader("test", 50, train=False).epoch(0), strict=True)
+    data.close()
+    with torch.no_grad():
+        logits, labels = model(torch.cat(images)), torch.cat(labels)
+    assert row.metrics["accuracy"] == pytest.approx(100 * accuracy_score(labels, logits.argmax(1)))
+    assert row.metrics["loss"] == pytest.approx(log_loss(labels, logits.double().softmax(1)), rel=1e-5)
+    assert row.metrics["accuracy"] > 50, "two epochs teach digits to a small network"
+    assert row.metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    assert row.cell == {"model": "cnn", "dataset": "digits", "start": "random", "trained": "all"}
+
+
+def test_curves_have_a_point_for_each_epoch(trained):
+    _, row, _ = trained
+    assert row.series["epoch"] == [1, 2]
+    assert row.series["train_loss"][1] < row.series["train_loss"][0]
+    assert row.series["accuracy"][-1] == row.metrics["accuracy"] <= row.metrics["accuracy_best"]
+
+
+def test_checkpoint_says_what_it_is(trained):
+    _, row, path = trained
+    model = zoo.build(str(path))
+    assert (model.name, model.classes, model.claimed_top1) == (path.stem, 10, row.metrics["accuracy"])
+    with safe_open(path, "pt") as file:
+        card = json.loads(file.metadata()["card"])
+    assert card["dataset"] == "digits" and card["config"]["engine"]["epochs"] == 2
+
+
+def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
+    _, _, path = trained
+    launch(recipe, composed(tmp_path))
+    launch(recipe, composed(tmp_path, "seed=1"))
+    again, other = (load_file(tmp_path / "weights" / f"cnn-digits-s{seed}.safetensors") for seed in (0, 1))
+    first = load_file(path)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_linear_probe_changes_the_classifier_alone(trained):
+    folder, _, path = trained
+    probe = [
+        "freeze=true",
+        f"model.weights={path}",
+        "save_as=probe",
+        "dataset.class_subset=[0,1,2]",
+        "optimizer.lr=0.2",
+    ]
+    launch(recipe, composed(folder, *probe))
+    before, after = load_file(path), load_file(folder / "weights" / "probe.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    head = find_head(zoo.build("probe", weights_root=folder / "weights").net, 3)
+    assert changed == {f"{head}.weight", f"{head}.bias"}
+    (found,) = [r for r in rows_in(folder) if r.cell["trained"] == "classifier"]
+    assert found.cell["start"] == "pretrained"
+    assert found.metrics["trainable"] == after[f"{head}.weight"].numel() + 3
+    assert found.metrics["accuracy"] > 90, "three digits are told apart by features that know ten"
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "lenet5", "timm:resnet10t", "timm:vit_tiny_patch16_224", "torchvision:squeezenet1_1"]
+)
+def test_any_architecture_can_be_frozen(name):
+    model = zoo.build({"name": name, "weights": None}, classes=7)
+    method = Supervised(model)
+    recipe.freeze_backbone(method, model)
+    method.train()
+    head = model.net.get_submodule(find_head(model.net, 7))
+    trainable = {id(p) for p in method.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in head.parameters()}
+    normalisations = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert not any(m.training for m in normalisations)
+
+
+@pytest.mark.parametrize(("scaling", "expected"), [("none", 0.2), ("linear", 0.05), ("linear_twice", 0.0125)])
+def test_learning_rate_is_scaled_as_said(tmp_path, scaling, expected):
+    cfg = composed(tmp_path, "optimizer.lr=0.2", "batch_size=64", f"lr_scaling={scaling}")
+    assert recipe.learning_rate(cfg) == pytest.approx(expected)
+
+
+def test_problems_are_found_together(tmp_path):
+    problems = recipe.check(composed(tmp_path, "lr_scaling=cubic", "freeze=true", "loader.kind=tape"))
+    text = "\n".join(problems)
+    assert all(word in text for word in ("lr_scaling=cubic", "none, linear, linear_twice", "freeze=false", "tape"))
+    assert recipe.check(composed(tmp_path)) == []
+
+
+def test_names_of_library_networks_make_file_names(tmp_path):
+    cfg = composed(tmp_path, "model.name=hf-hub:timm/resnet18.a1_in1k", "seed=3")
+    assert recipe.save_name(cfg) == "resnet18.a1_in1k-digits-s3"
+    assert recipe.save_name(composed(tmp_path, "save_as=mine")) == "mine"
