@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "effective_mode"]
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -47,7 +47,7 @@ class Tracker:
         `run` is handed to `wandb.init` (name, group, job_type, tags, config).
         """
         tracker = cls(folder)
-        mode = _mode(settings.get("mode", "disabled"))
+        mode = effective_mode(settings.get("mode", "disabled"))
         if mode != "disabled":
             tracker._guard("wandb", lambda: tracker._open_wandb(mode, settings, run))
         return tracker
@@ -149,7 +149,8 @@ def _on_host(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {name: numbers[name] for name in values}
 
 
-def _mode(wanted: str) -> str:
+def effective_mode(wanted: str) -> str:
+    """What `wandb.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before, except off."""
     if wanted == "disabled":
         return wanted
     wanted = os.environ.get("WANDB_MODE") or wanted

@@ -30,7 +30,7 @@ ALLOWED = {
     "models": {"models", "core.types", "core.errors", "core.addressed"},
     "report": {"report", "core"},
 }
-PAPER = {"core", "data", "models", "report.plots", "report.pictures"}
+PAPER = {"core", "data", "models", "report.plots", "report.pictures", "report.style"}
 
 
 def imported(path: Path) -> list[str]:

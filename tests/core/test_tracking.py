@@ -12,7 +12,7 @@ import wandb
 from PIL import Image
 
 from src.core.results import read_rows
-from src.core.tracking import Tracker, _mode
+from src.core.tracking import Tracker, effective_mode
 
 
 def lines(folder: Path) -> list[dict]:
@@ -94,15 +94,15 @@ def test_wandb_is_online_only_with_a_key_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert _mode("auto") == "offline" and _mode("disabled") == "disabled" and _mode("online") == "online"
+    assert effective_mode("auto") == "offline" and effective_mode("disabled") == "disabled" and effective_mode("online") == "online"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert _mode("auto") == "online"
+    assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert _mode("auto") == "offline"
+    assert effective_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert _mode("auto") == "online"
+    assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert _mode("auto") == "disabled"
+    assert effective_mode("auto") == "disabled"
 
 
 @pytest.mark.slow
