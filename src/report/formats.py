@@ -49,7 +49,7 @@ def markdown(table: Table) -> str:
 
 def _markdown_cell(text: str) -> str:
     """A pipe or line break would end the cell, `<` would begin HTML; underscores inside words are harmless."""
-    text = re.sub(r"([\\`*|\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
+    text = re.sub(r"([\\`*|\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
     return text.replace("<", "&lt;").replace("\n", " ")
 
 

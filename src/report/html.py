@@ -50,7 +50,7 @@ def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Reco
     failed = [row for row in rows if row.status != "ok"]
     parts: dict[tuple, list[Row]] = {}
     for row in rows:
-        if row not in failed:
+        if row.status == "ok":
             parts.setdefault((row.entry, *section_of(row).items()), []).append(row)
     order = sorted(parts, key=lambda part: [natural(part[0]), *(natural(value) for _, value in part[1:])])
     sections = [_section(f"s{i}", part, parts[part], rows, specs) for i, part in enumerate(order)]

@@ -34,6 +34,8 @@ class Layout:
         self.metrics = known or spec.metrics
         values = frame[spec.columns].unique() if spec.columns and len(frame) else []
         self.columns: list[str | None] = sorted(values, key=natural) if spec.columns else [None]
+        counts = [frame[f"{name}_n"].dropna() for name in self.metrics if f"{name}_n" in frame]
+        self.seeds = pd.concat(counts) if counts else pd.Series(dtype=int)
         self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
 
     def _published(self, metric: str) -> bool:
@@ -62,21 +64,21 @@ class Layout:
         for value in self.columns:
             cell = self.cells.get((*line, value) if self.spec.columns else line)
             for name, metric in self.metrics.items():
-                texts += _texts(cell, name, metric, published=self._published(name))
+                several = self.seeds.nunique() > 1
+                texts += _texts(cell, name, metric, published=self._published(name), count=several)
         return texts
 
     def notes(self) -> list[str]:
         notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
-        counts = [count for name in self.metrics for count in self.frame.get(f"{name}_n", pd.Series()).dropna()]
-        if counts and max(counts) > 1:
-            few, many = min(counts), max(counts)
-            notes.append(f"{STD_NOTE}; n = {few:.0f}" + (f" to {many:.0f}" if many > few else ""))
+        if len(self.seeds) and self.seeds.max() > 1:
+            same = self.seeds.nunique() == 1
+            notes.append(STD_NOTE + (f"; n = {self.seeds.max()}" if same else "; n stands with each value"))
         if any(self._published(name) for name in self.metrics):
             notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
         return [note for note in notes if note]
 
 
-def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, published: bool) -> list[str]:
+def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, published: bool, count: bool) -> list[str]:
     """Text of one metric of one cell: ours, or published, ours and difference."""
     if cell is None:
         return ["·"] * (3 if published else 1)
@@ -86,6 +88,7 @@ def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, publ
     else:
         std = cell.get(f"{name}_std", np.nan)
         text = format(ours, metric.format) + ("" if pd.isna(std) else f" ± {std:{metric.format.lstrip('+')}}")
+        text += f" (n = {cell[f'{name}_n']})" if count else ""
         text += " †" if cell["status"] != "ok" else ""
     if not published:
         return [text]

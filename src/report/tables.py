@@ -100,9 +100,8 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     shown = Layout(spec, frame, where)
     table = Table(spec.title, shown.headers(), shown.lines(), len(shown.rows), frame=frame)
     table.missing = _missing(spec, frame, measured, failed)
-    strangers = [
-        row for row in mine if row.status == "ok" and _may_belong(row.cell, spec, where) and row not in measured
-    ]
+    may = [row for row in mine if row.status == "ok" and _may_belong(row.cell, spec, where)]
+    strangers = [row for row in may if not _belongs(row.cell, spec, where)]
     table.notes = [*shown.notes(), *_warnings(spec, measured, strangers), *(_failure(row) for row in failed)]
     return table
 
@@ -112,7 +111,7 @@ def _belongs(cell: Mapping[str, Any], spec: TableSpec, where: Mapping[str, Any])
 
 
 def _may_belong(cell: Mapping[str, Any], spec: TableSpec, where: Mapping[str, Any]) -> bool:
-    """A run that failed early may not know all its keys: it is left out only where a known one contradicts."""
+    """Whether no known key contradicts; a run that failed early may not know all of its keys."""
     return all(matches(cell, {k: v for k, v in node.items() if k in cell}) for node in (spec.where, where))
 
 
@@ -124,10 +123,10 @@ def _expected(spec: TableSpec, rows: Sequence[Row], where: Mapping[str, Any]) ->
     """Keys of all cells of the table, in natural order: seen, published, asked for, and completing the pairs."""
     keys = spec.keys
     cells = {_key(row.cell, keys): None for row in rows if all(key in row.cell for key in keys)}
-    cells |= {_key(cell, keys): None for cell in spec.expected_cells() if _belongs(cell, spec, where)}
+    cells |= {_key(cell, keys): None for cell in spec.expected_cells()}
     if spec.pairs:
         cells |= {cell: None for cell in _pairs(cells, *(keys.index(key) for key in spec.pairs))}
-    wanted = [cell for cell in cells if matches(dict(zip(keys, cell, strict=True)), where)]
+    wanted = [cell for cell in cells if _may_belong(dict(zip(keys, cell, strict=True)), spec, where)]
     return dict.fromkeys(sorted(wanted, key=lambda cell: [natural(value) for value in cell]))
 
 

@@ -1,0 +1,143 @@
+"""What is written can be read again, by pandas, by a Markdown reader's rules, by TeX's."""
+
+import io
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from src.core.errors import ConfigError
+from src.core.results import write_rows
+from src.core.types import Row
+from src.report.formats import latex_escape, render, terminal
+from src.report.spec import load_specs, pick
+from src.report.tables import Table, build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def awkward():
+    return Table(
+        "50 % of a_b & c", ["net", "top-1 (%)"], [["a|b_*c*\\{$}~^#<i>", "-1.50 ± 0.20 †"]], 1, ["ρ_pos is 5 %"]
+    )
+
+
+def test_markdown_cells_cannot_break_out(awkward):
+    lines = render(awkward, "markdown").splitlines()
+    assert lines[2:4] == ["| net | top-1 (%) |", "| --- | ---: |"]
+    cells = re.split(r"(?<!\\)\|", lines[4])
+    assert len(cells) == 4
+    assert re.sub(r"\\(.)", r"\1", cells[1].strip()).replace("&lt;", "<") == awkward.lines[0][0]
+
+
+def test_markdown_leaves_names_readable():
+    table = Table("t", ["a"], [["resnet20_optB_distiller"]], 1)
+    assert "| resnet20_optB_distiller |" in render(table, "markdown")
+
+
+def test_latex_escapes_every_special_sign():
+    assert latex_escape("5 % of a_b & #1 ${x}^~\\") == (
+        r"5 \% of a\_b \& \#1 \$\{x\}\textasciicircum{}\textasciitilde{}\textbackslash{}"
+    )
+
+
+def test_latex_table_is_balanced_and_whole(awkward):
+    text = render(awkward, "latex")
+    bare = text.replace(r"\{", "").replace(r"\}", "")
+    assert bare.count("{") == bare.count("}")
+    assert re.findall(r"\\(toprule|midrule|bottomrule)", text) == ["toprule", "midrule", "bottomrule"]
+    line = next(line for line in text.splitlines() if line.startswith("a\\textbar"))
+    assert len(re.split(r"(?<!\\)&", line)) == 2
+    assert r"$-$1.50 $\pm$ 0.20 \dag{}" in line
+    assert text.isascii()
+
+
+def test_csv_holds_full_precision(flip_rows):
+    table = build(pick(load_specs(ROOT / "config" / "table"), "flips/pairs"), flip_rows)
+    frame = pd.read_csv(io.StringIO(render(table, "csv")))
+    found = frame.set_index(["teacher", "student"])["rho_pos"]
+    for row in flip_rows:
+        np.testing.assert_allclose(found[row.cell["teacher"], row.cell["student"]], row.metrics["rho_pos"], rtol=1e-14)
+
+
+def test_terminal_prints_names_literally(awkward):
+    console = Console(file=io.StringIO(), width=200)
+    awkward.lines[0][0] = "[red]not a colour[/red]"
+    console.print(terminal(awkward))
+    assert "[red]not a colour[/red]" in console.file.getvalue()
+
+
+def test_unknown_format_is_explained(awkward):
+    with pytest.raises(ConfigError, match="allowed are markdown, latex, csv"):
+        render(awkward, "docx")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Runs a script in this process and returns its exit code."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as stop:
+            return stop.code
+        return 0
+
+    return run
+
+
+def test_table_script(tmp_path):
+    rows = [Row({"model": "cnn", "dataset": "mnist", "start": "random", "trained": "all"}, {"accuracy": 99.0},
+                entry="pretrain", run="cnn-0")]  # fmt: skip
+    write_rows(tmp_path / "rows" / "cnn-0", rows)
+    out = tmp_path / "new" / "table.md"
+    command = ["scripts/table.py", "pretrain/accuracies", "--rows", str(tmp_path / "rows"), "--out", str(out)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "| 99.00 |" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flips/matrx"], "did you mean 'flips/matrix'"),
+        (["flips/matrix", "--rows", "no_such_folder"], "no rows below no_such_folder"),
+        (["flips/matrix", "--where", "dataset"], "KEY=VALUE"),
+    ],
+)
+def test_table_script_explains_mistakes(arguments, message, script, capsys):
+    assert script("table.py", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_cells_are_printed_as_shell_commands(tmp_path, flip_rows, script, capsys):
+    write_rows(tmp_path / "flips", flip_rows[1:])
+    assert script("table.py", "flips/matrix", "--rows", tmp_path, "--missing") == 0
+    gone = flip_rows[0].cell
+    (line,) = capsys.readouterr().out.splitlines()
+    words = shlex.split(line, comments=True)
+    assert words[1:] == [
+        "main_flips.py", "dataset=digits", "split=test", f"models=[{gone['teacher']},{gone['student']}]"
+    ]  # fmt: skip
+
+
+def test_list_names_every_table(script, capsys):
+    assert script("table.py", "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(load_specs(ROOT / "config/table"))
+
+
+def test_report_script_writes_the_page(tmp_path, flip_rows, script):
+    write_rows(tmp_path / "flips", flip_rows)
+    out = tmp_path / "report.html"
+    assert script("report.py", "--rows", tmp_path, "--out", out, "--title", "A < B") == 0
+    assert "<title>A &lt; B</title>" in out.read_text()

@@ -1,0 +1,75 @@
+"""Blocks of a Markdown file: filled, filled again to the same bytes, and mistakes explained."""
+
+from pathlib import Path
+
+import pytest
+
+from src.core.errors import ConfigError
+from src.report.readme import fill, write_pictures
+from src.report.spec import load_specs
+
+SPECS = load_specs(Path(__file__).resolve().parents[2] / "config" / "table")
+TEXT = """# Title
+
+Before.
+
+<!-- table:flips/pairs dataset=digits student=forest -->
+an old number 17.0
+<!-- end -->
+
+Between <!-- a remark -->.
+
+<!-- plot:flips/gap_scatter dataset=digits -->
+<!-- end -->
+After.
+"""
+
+
+@pytest.fixture
+def document(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_filling_is_idempotent_and_touches_only_blocks(document, flip_rows):
+    assert fill(document, flip_rows, SPECS, document.parent / "docs" / "images") == 2
+    first = document.read_bytes()
+    assert fill(document, flip_rows, SPECS, document.parent / "docs" / "images") == 2
+    assert document.read_bytes() == first
+    text = first.decode()
+    assert text.startswith("# Title\n\nBefore.\n\n<!-- table:flips/pairs") and text.endswith("<!-- end -->\nAfter.\n")
+    assert "17.0\n" not in text and "Between <!-- a remark -->." in text
+    row = next(r for r in flip_rows if (r.cell["teacher"], r.cell["student"]) == ("tree_6", "forest"))
+    assert f"| tree_6 | {row.metrics['rho_pos']:.2f} |" in text
+    assert "(docs/images/flips-gap_scatter-digits.png)" in text
+    assert (document.parent / "docs" / "images" / "flips-gap_scatter-digits.png").stat().st_size <= 200_000
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<!-- end -->\nAfter", "After", "found 1 whole blocks"),
+        ("flips/pairs", "flips/pears", "did you mean 'flips/pairs'"),
+        ("gap_scatter", "gap_scater", "did you mean 'flips/gap_scatter'"),
+        ("pairs dataset=digits", "pairs dataset=mnist", "no rows for the block table:flips/pairs dataset=mnist"),
+        ("scatter dataset=digits", "scatter dataset=mnist", "nothing to plot"),
+    ],
+)
+def test_mistakes_leave_the_file_alone(document, flip_rows, old, new, message):
+    wrong = TEXT.replace(old, new)
+    document.write_text(wrong, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        fill(document, flip_rows, SPECS, document.parent)
+    assert document.read_text(encoding="utf-8") == wrong
+
+
+def test_plot_blocks_need_a_folder(document, flip_rows):
+    with pytest.raises(ConfigError, match="--pictures docs/images"):
+        fill(document, flip_rows, SPECS)
+
+
+def test_all_pictures_are_written_and_small(tmp_path, flip_rows, pretrain_rows):
+    files = write_pictures([*flip_rows, *pretrain_rows], tmp_path)
+    assert [file.name for file in files][-1] == "pretrain-training_curves-digits.png"
+    assert len(files) == 6 and all(file.stat().st_size <= 200_000 for file in files)
