@@ -50,9 +50,11 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
     """
     console = _console()
     if rows:
-        cell = ", ".join(f"{key} {value}" for key, value in rows[0].cell.items())
-        what = cell if len(rows) == 1 else f"{len(rows)} cells"
-        console.print(f"\n{rows[0].entry}: {escape(what)}", soft_wrap=True)
+        common = [
+            f"{key} {value}" for key, value in rows[0].cell.items() if all(r.cell.get(key) == value for r in rows)
+        ]
+        cells = [f"{len(rows)} cells"] if len(rows) > 1 else []
+        console.print(f"\n{rows[0].entry}: {escape(', '.join([*common, *cells]))}", soft_wrap=True)
         console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
     if len(rows) > MOST_ROWS:
         console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
@@ -81,13 +83,14 @@ def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Ta
 
 
 def _several(rows: Sequence[Row]) -> Table:
-    cell = list(dict.fromkeys(key for row in rows for key in row.cell))
+    names = dict.fromkeys(key for row in rows for key in row.cell)
+    cell = [name for name in names if any(row.cell.get(name) != rows[0].cell.get(name) for row in rows)]
     metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
     table = Table()
     for name in cell:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in metrics:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for row in rows[:MOST_ROWS]:
         values = [_number(row.metrics[name]) if name in row.metrics else row.status for name in metrics]
         table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)

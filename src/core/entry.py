@@ -120,12 +120,15 @@ def _alone(context: DictConfig, arguments: Namespace) -> str:
 
 def _report(error: BaseException) -> str:
     """Tell what ended a run, and return it in one line."""
-    if isinstance(error, RecombineError):
-        if first_rank():
-            show_problems(error.problems) if isinstance(error, ConfigError) else print(error, file=sys.stderr)
-    elif not isinstance(error, SystemExit | KeyboardInterrupt):
+    known = isinstance(error, RecombineError)
+    if isinstance(error, ConfigError) and first_rank():
+        show_problems(error.problems)
+    elif known and first_rank():
+        print(error, file=sys.stderr)
+    elif not known and not isinstance(error, SystemExit | KeyboardInterrupt):
         traceback.print_exception(error)
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if known else f"{type(error).__name__}: {line}"
 
 
 def _note(folder: Path, **job: object) -> None:

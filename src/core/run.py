@@ -7,6 +7,7 @@ with the code of its first failing job.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -120,9 +121,9 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
 
 
 def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigError) -> None:
-    """Leave a failed row for a config that `launch` refused, unless its directory holds something already."""
+    """Leave a failed row for a config that `launch` refused, unless its directory holds rows already."""
     job = _Job(import_module(recipe), cfg, command)
-    if first_rank() and not job.folder.exists():
+    if first_rank() and not (job.folder / "row.json").exists():
         write_rows(job.folder, [job.complete(job.failed(error), job.facts())])
 
 
@@ -209,6 +210,7 @@ def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:
         write_rows(run.dir, rows)
         if error is not None:
             write_atomically(run.dir / "traceback.txt", "".join(traceback.format_exception(error)))
+            print(f"ended early; row.json and traceback.txt are in {run.dir}", file=sys.stderr)
     if len(rows) == 1:
         run.tracker.summary({**rows[0].metrics, "status": rows[0].status})
     elif rows:

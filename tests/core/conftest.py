@@ -1,5 +1,6 @@
 """A tiny entry with the project's own config groups, called in this process or in one of its own."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -37,10 +38,15 @@ class Entry:
         self.monkeypatch.setattr(sys, "argv", ["main_fit.py", "--config-path", str(self.config), *words])
         self.capfd.readouterr()
         code = 0
+        handlers, level = logging.root.handlers[:], logging.root.level
         try:
             entry.main("tests.core.fit.recipe", "fit")
         except SystemExit as stop:
             code = stop.code
+        finally:
+            # Hydra set the logging of a whole process, onto a stream that ends with this call.
+            logging.root.handlers[:] = handlers
+            logging.root.setLevel(level)
         return Result(code, *self.capfd.readouterr())
 
     def start(self, *words: str) -> subprocess.Popen:

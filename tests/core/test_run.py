@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -90,7 +93,7 @@ def test_a_failure_is_seen_everywhere(fit, overrides, code, status, error):
 def test_a_failing_job_does_not_stop_a_multirun(fit):
     result = fit("noise=0.1,13,-1,0.2", "-m", "steps=3")
     assert result.code == 1
-    assert "2 of 4 jobs succeeded" in result.out and "job 1 failed (exit code 1): thirteen" in result.out
+    assert "2 of 4 jobs succeeded" in result.out and "job 1 failed (exit code 1): RuntimeError: thirteen" in result.out
     assert "job 2 failed (exit code 2): noise=-1: must not be negative" in result.out
     assert "python main_fit.py --config-path" in result.out and "noise=13 steps=3" in result.out
     status = {row.cell["noise"]: row.status for row in read_rows(fit.folder)}
@@ -163,3 +166,13 @@ def test_questions_are_answered_without_running(fit, flags):
     assert {"--help": "optimizer: adam", "--cfg": "steps: 20", "--info": "optimizer/sgd", "-sc": "complete"}[
         flags[0]
     ] in result.out
+
+
+@pytest.mark.parametrize("name", ["prediction_flips/flips", "pretrain/pretrain"])
+def test_the_entries_find_their_configs_from_any_folder(tmp_path, name):
+    script = Path(__file__).parents[2] / f"main_{name.rpartition('/')[2]}.py"
+    outputs = []
+    for flags in ([], ["--config-path", "config", "--config-name", f"{name}.yaml"]):
+        command = [sys.executable, str(script), *flags, "seed=7", "--cfg", "job", "--resolve"]
+        outputs.append(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1] and "seed: 7" in outputs[0] and not list(tmp_path.iterdir())
