@@ -74,7 +74,7 @@ def heat_map(rows: Sequence[Row], metric: str = "rho_pos") -> Figure:
     matrix = pair_matrix(rows, metric)
     leaves = dendrogram(tree, no_plot=True)["leaves"] if tree is not None else range(len(matrix))
     matrix = matrix.iloc[list(leaves), list(leaves)]
-    side = float(np.clip(2.6 + 0.52 * len(matrix), 4.5, 11))
+    side = float(np.clip(2.6 + 0.52 * len(matrix), 5.5, 11))
     figure = Figure(figsize=(side + 1.2, side + 0.4), layout="constrained")
     top, main = figure.subplots(2, 1, gridspec_kw={"height_ratios": [1, 8]}, sharex=True)
     image = _matrix(main, matrix)
@@ -129,7 +129,7 @@ def typical_pairs(rows: Sequence[Row]) -> list[Row]:
 def class_histogram(rows: Sequence[Row]) -> Figure:
     """Where a teacher knows more: positive flips by class, sorted, one panel for each typical pair."""
     pairs = typical_pairs(rows)
-    figure = Figure(figsize=(3.1 * len(pairs) + 0.9, 3.3), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(pairs) + 0.9, 3.5), layout="constrained")
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for axes, row in zip(panels, pairs, strict=True):
         counts, images = (np.array(row.series[f"{name}_per_class"]) for name in ("positive_flips", "images"))
@@ -137,7 +137,7 @@ def class_histogram(rows: Sequence[Row]) -> Figure:
         width = 0.8 if len(percent) <= 50 else 1.0
         axes.bar(np.arange(1, len(percent) + 1), percent, width, color=BLUE, linewidth=0)
         axes.axhline(percent.mean(), color=RED, linewidth=1.2, linestyle=(0, (4, 2)))
-        axes.set_title(f"{row.cell['teacher']} → {row.cell['student']}", size=9.5)
+        axes.set_title(f"{row.cell['teacher']}\n→ {row.cell['student']}", size=9.5)
         facts = (
             f"gap {row.metrics['accuracy_gap']:+.2f} points".replace("-", "−"),
             f"mean over classes {percent.mean():.2f} %",
@@ -169,7 +169,8 @@ def gap_scatter(rows: Sequence[Row]) -> Figure:
     axes.scatter(gap[low], rho[low], s=90, facecolor="none", edgecolor=RED, linewidth=1.5)
     axes.plot([0, 0.03], [rho[low]] * 2, color=RED, linewidth=2.5, transform=axes.get_yaxis_transform())
     name = f"minimum {rho[low]:.2f} %: {found[low].cell['teacher']} → {found[low].cell['student']}"
-    axes.text(0.03, 0.98, name, transform=axes.transAxes, color=RED, size=9, va="top")
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+    axes.text(0.03, 0.98, name, transform=axes.transAxes, color=RED, size=9, va="top", bbox=paper)
     axes.text(0.98, 0.03, "below the gap: impossible", transform=axes.transAxes, color=GREY, size=9, ha="right")
     axes.set(xlim=(-reach, reach), ylim=(0, 1.08 * max(rho.max(), 1e-9)))
     axes.set(xlabel=LABELS["accuracy_gap"], ylabel=LABELS["rho_pos"].replace(" (", "\n("))
@@ -210,13 +211,15 @@ def ensemble_gain(rows: Sequence[Row]) -> Figure:
     oracle, ensemble = (
         np.array([found[pair][f"{name}_accuracy"] - best[pair] for pair in order]) for name in ("oracle", "ensemble")
     )
-    figure = Figure(figsize=(7.2, 1.4 + 0.27 * len(order)), layout="constrained")
+    names = [" + ".join(sorted(pair, key=natural)) for pair in order]
+    width = 5.2 + 0.075 * max(map(len, names))
+    figure = Figure(figsize=(width, 1.4 + 0.27 * len(order)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(order))
     axes.barh(places, oracle, 0.72, color="#c9dcec", label="oracle: either is right")
     axes.barh(places, ensemble, 0.36, color=BLUE, label="ensemble: the more confident one decides")
     axes.axvline(0, color=INK, linewidth=0.8)
-    axes.set_yticks(places, [" + ".join(sorted(pair, key=natural)) for pair in order], size=8.5)
+    axes.set_yticks(places, names, size=8.5)
     axes.set_xlabel("gain over the better of the two (points)")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)

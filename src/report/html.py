@@ -25,7 +25,6 @@ BROKEN = ("failed", "diverged", "interrupted", "missing")
 HALF_PAGE = 6.6
 """Inches; wider pictures take the full width of the page."""
 PROVENANCE = {
-    "commit": "commit",
     "device": "device",
     "seconds": "seconds",
     "images_per_second": "images/s",
@@ -107,12 +106,17 @@ def _facts(rows: Sequence[Row]) -> str:
 
 
 def _header(title: str, rows: Sequence[Row]) -> str:
-    commits = sorted({str(row.provenance["commit"])[:12] for row in rows if row.provenance.get("commit")})
+    commits = sorted({_commit(row) for row in rows if row.provenance.get("commit")})
     text = f"from commit {', '.join(commits)}" if commits else ""
     return (
         f'<header><div class="kicker">RECOMBINE</div><h1>{escape(title)}</h1>'
         f'<p class="soft">{escape(text)}</p></header>{_facts(rows)}'
     )
+
+
+def _commit(row: Row) -> str:
+    changed = " (with local changes)" if row.provenance.get("dirty") else ""
+    return str(row.provenance.get("commit", "unknown"))[:12] + changed
 
 
 def _failures(failed: Sequence[Row]) -> str:
@@ -194,6 +198,7 @@ def _provenance(rows: Sequence[Row]) -> str:
         known = [
             f"{label} {_short(row.provenance[key])}" for key, label in PROVENANCE.items() if row.provenance.get(key)
         ]
+        known.insert(0, f"commit {_commit(row)}")
         rest = {key: value for key, value in row.provenance.items() if key not in (*PROVENANCE, "command")}
         entries.append(
             f'<details class="run"><summary><b>{escape(name)}</b> <span class="soft">seed {row.seed}'

@@ -26,28 +26,28 @@ class Picture:
 PICTURES: dict[str, dict[str, Picture]] = {
     "flips": {
         "heat_map": Picture(
-            "What each model knows that another does not",
+            "Complementary knowledge of every pair",
             "Share of images that the teacher (line) gets right and the student (column) gets wrong. Models are "
             "ordered by average-linkage clustering on the share of images that only one of two gets right.",
             figures.heat_map,
         ),
         "gap_scatter": Picture(
-            "Weaker teachers know something too",
+            "Complementary knowledge and accuracy gap",
             "Each point is an ordered pair. ρ_pos cannot be less than the gap: nothing lies below the dashed line.",
             figures.gap_scatter,
         ),
         "entropy_scatter": Picture(
-            "How evenly it is spread",
+            "Spread over the classes",
             "Entropy of the positive flips over the classes; the dotted line is a uniform spread.",
             figures.entropy_scatter,
         ),
         "class_histogram": Picture(
-            "Knowledge gathers in a few classes",
+            "Positive flips by class",
             "Positive flips by class where the teacher is weakest, equal and strongest. Dashed: mean over the classes.",
             figures.class_histogram,
         ),
         "ensemble_gain": Picture(
-            "What two models reach together",
+            "Two models together",
             "Accuracy beyond the better of the two when the more confident one decides, and when an oracle would.",
             figures.ensemble_gain,
         ),
