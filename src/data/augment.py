@@ -34,7 +34,7 @@ class HorizontalFlip:
         self.p = p
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        return torch.where(_chosen(draw(0), self.p), images.flip(-1), images)
+        return _pick(draw(0) < self.p, images.flip(-1), images)
 
 
 class PadCrop:
@@ -71,7 +71,7 @@ class ColorDistortion:
         low, high = max(0.0, 1 - 0.8 * self.strength), 1 + 0.8 * self.strength
         brightness, contrast, saturation = (low + (high - low) * draw(k) for k in (1, 2, 3))
         hue = 0.2 * self.strength * (2 * draw(4) - 1)
-        return torch.where(_chosen(draw(0), self.p), self.apply(images, brightness, contrast, saturation, hue), images)
+        return _pick(draw(0) < self.p, self.apply(images, brightness, contrast, saturation, hue), images)
 
     @staticmethod
     def apply(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ class Grayscale:
         self.p = p
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        grey = _rounded(_grey(images.float()))
-        return torch.where(_chosen(draw(0), self.p), grey, images)
+        grey = _rounded(_grey(images.float())).expand_as(images)
+        return _pick(draw(0) < self.p, grey, images)
 
 
 class Rotation:
@@ -122,16 +122,23 @@ class Rotation:
 
 
 class RandomResizedCrop:
-    """Cut a random part and resize it to the output size; done while decoding (see crop.py), so it must come first."""
+    """Cut a random part, mirror it with probability `flip`, resize it to the output size.
 
-    def __init__(self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3)) -> None:
-        self.scale, self.ratio = tuple(scale), tuple(ratio)
+    Done while decoding (crop.py), so it must come first; a flip costs less there than as an operation of its own.
+    """
+
+    def __init__(
+        self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3), flip: float = 0.0
+    ) -> None:
+        self.scale, self.ratio, self.flip = tuple(scale), tuple(ratio), flip
         if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
             raise ConfigError(f"RandomResizedCrop scale={self.scale} ratio={self.ratio}: needs 0 < low <= high (<= 1)")
 
     def rectangles(self, address: tuple, index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """The parts seen at (seed, epoch), int64 [n, 4]; see `crop.random_rectangles`."""
-        return random_rectangles((*address, 0), index, heights, widths, self.scale, self.ratio)
+        """The parts seen at (seed, epoch), int64 [n, 5]; see `crop.random_rectangles`."""
+        parts = random_rectangles((*address, 0), index, heights, widths, self.scale, self.ratio)
+        parts[:, 4] = uniform(*address, index, STREAMS - 1) < self.flip
+        return parts
 
 
 class Augment:
@@ -164,9 +171,9 @@ PRESETS: dict[str, list[dict]] = {
     "flip": [_node("HorizontalFlip")],
     "crop": [_node("PadCrop")],
     "flip_crop": [_node("PadCrop"), _node("HorizontalFlip")],
-    "crop_resize": [_node("RandomResizedCrop"), _node("HorizontalFlip")],
+    "crop_resize": [_node("RandomResizedCrop", flip=0.5)],
     "paper_transfer": [_node("HorizontalFlip"), _node("ColorDistortion"), _node("Grayscale")],
-    "paper_pretrain": [_node("RandomResizedCrop"), _node("HorizontalFlip"), _node("Rotation")],
+    "paper_pretrain": [_node("RandomResizedCrop", flip=0.5), _node("Rotation")],
 }
 """Named lists for `dataset.augment`: flip_crop is usual for CIFAR, crop_resize for ImageNet; paper_* are those of
 Fantastic Gains for transfer (on a centre crop) and for pretraining on the smaller sets."""
@@ -192,8 +199,11 @@ def _operation(node: Mapping) -> object:
         raise ConfigError(f"dataset.augment: cannot make {dict(node)}: {error}") from error
 
 
-def _chosen(draw: Tensor, p: float) -> Tensor:
-    return (draw < p)[:, None, None, None]
+def _pick(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
+    """`changed` where `chosen` [B], else `images`, copied by sample: twice as fast as a broadcast torch.where."""
+    both = torch.cat([part.permute(0, 2, 3, 1) for part in (images, changed)])
+    rows = torch.arange(len(images), device=images.device) + len(images) * chosen
+    return both.index_select(0, rows).permute(0, 3, 1, 2)
 
 
 def _rounded(x: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ TRIES = 10
 
 
 def center_square(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The largest centred square of each image: int64 [n, 4] = top, left, height, width."""
+    """The largest centred square of each image: int64 [n, 5] = top, left, height, width, 0 (not mirrored)."""
     side = np.minimum(heights, widths)
-    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1).astype(np.int64)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, 0 * side], axis=1).astype(np.int64)
 
 
 def random_rectangles(
@@ -28,7 +28,7 @@ def random_rectangles(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    """Random-resized-crop rectangles looked up by sample: int64 [n, 4] = top, left, height, width in pixels.
+    """Random-resized-crop rectangles looked up by sample: int64 [n, 5] = top, left, height, width, 0.
 
     `address` is (seed, epoch, first stream); a share `scale` of the area, width / height within `ratio`
     (log-uniform), the first of ten tries that fits, otherwise the largest centred part within `ratio`: the rule of
@@ -52,7 +52,7 @@ def random_rectangles(
             break
     top = np.where(open_, (heights - height) // 2, (draw(2 * TRIES) * (heights - height + 1)).astype(np.int64))
     left = np.where(open_, (widths - width) // 2, (draw(2 * TRIES + 1) * (widths - width + 1)).astype(np.int64))
-    return np.stack([top, left, height, width], axis=1)
+    return np.stack([top, left, height, width, 0 * top], axis=1)
 
 
 def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -64,9 +64,9 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 
 
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
-    """That rectangle of uint8 [H, W, 3] resized to [size, size, 3] by area averaging, as FFCV's decoders do."""
-    top, left, height, width = rectangle
+    """That part of uint8 [H, W, 3] resized to [size, size, 3] by area averaging as FFCV's decoders do, then mirrored."""
+    top, left, height, width, mirrored = rectangle
     part = image[top : top + height, left : left + width]
-    if part.shape[:2] == (size, size):
-        return part
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    if part.shape[:2] != (size, size):
+        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+    return part[:, ::-1] if mirrored else part

@@ -37,9 +37,9 @@ with keep_torch_threads():
 __all__ = ["FFCVLoader"]
 
 TABLE = np.dtype(
-    [("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8"), ("bytes", "<u8"), ("part", "<i8", 4)]
+    [("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8"), ("bytes", "<u8"), ("part", "<i8", 5)]
 )
-"""FFCV's row of an image with the length of its data and the part to cut (top, left, height, width)."""
+"""FFCV's row of an image with the length of its data and the part to cut (top, left, height, width, mirrored)."""
 RGB = 0  # TJPF_RGB
 SECONDS = 1.0
 
@@ -161,6 +161,16 @@ class _CutDecoder(SimpleRGBImageDecoder):
         return decode
 
 
+@numba.njit(nogil=True)
+def _mirror(image):
+    """Swap left and right of [H, W, 3] in place."""
+    last = image.shape[1] - 1
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1] // 2):
+            for c in range(3):
+                image[y, x, c], image[y, last - x, c] = image[y, last - x, c], image[y, x, c]
+
+
 @cache
 def _kernel(parallel: bool) -> Callable:
     """The compiled loop over a batch, shared by all loaders of the process."""
@@ -179,7 +189,9 @@ def _kernel(parallel: bool) -> Callable:
                 _close_decoder(decoder)
             else:
                 image = data.reshape((height, width, 3))
-            top, left, tall, wide = row["part"][0], row["part"][1], row["part"][2], row["part"][3]
+            top, left, tall, wide, mirrored = row["part"]
             resize(image, top, top + tall, left, left + wide, destination[k])
+            if mirrored:
+                _mirror(destination[k])
 
     return numba.njit(parallel=parallel, nogil=True, error_model="numpy")(kernel)

@@ -153,7 +153,10 @@ class BatchLoader:
             for images in moved:
                 index = order[first : first + len(images)]
                 first += len(images)
-                yield self._batch(images.permute(0, 3, 1, 2), index, epoch)
+                batch = self._batch(images.permute(0, 3, 1, 2), index, epoch)
+                if batch.images.data_ptr() == images.data_ptr() and images.device.type == "cpu":
+                    batch = batch._replace(images=batch.images.clone())  # still the loader's own buffer
+                yield batch
 
     def _batch(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
         if self.augment is not None:
@@ -162,10 +165,10 @@ class BatchLoader:
 
 
 def _moved(pixels: Iterator[Tensor], device: torch.device) -> Generator[Tensor]:
-    """Copies on `device`; on a GPU by a stream of their own, beside the running step."""
+    """The pixels on `device`; on a GPU copied by a stream of their own, beside the running step."""
     if device.type != "cuda":
         for images in pixels:
-            yield images.to(device, copy=True)
+            yield images.to(device)
         return
     stream, event = torch.cuda.Stream(device), None
     try:
