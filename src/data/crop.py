@@ -64,7 +64,7 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 
 
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
-    """That part of uint8 [H, W, 3] resized to [size, size, 3] by area averaging as FFCV's decoders do, then mirrored."""
+    """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored."""
     top, left, height, width, mirrored = rectangle
     part = image[top : top + height, left : left + width]
     if part.shape[:2] != (size, size):
