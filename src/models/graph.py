@@ -1,69 +1,19 @@
-"""A network as a graph: its blocks and sub-blocks found by structure, and parts of it cut out at any node.
-
-Nothing here goes by names. A sub-block is a sum whose two operands part at one earlier node and meet again (a
-residual branch and its shortcut), or a step of a growing concatenation (a dense layer). A block is a chain of them.
-"""
+"""A network as a graph: traced once, then copied and edited, or cut at any node."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from src.core.errors import ConfigError
+from src.models.blocks import Block, ancestors, find_blocks
 
-__all__ = ["Block", "SubBlock", "Traced", "ancestors", "frontier", "segment", "trace"]
+__all__ = ["Traced", "frontier", "segment", "trace"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True)
-class SubBlock:
-    """One residual branch with its shortcut, or one dense layer."""
-
-    input: Node
-    """Where branch and shortcut part; of a dense layer, its concatenation."""
-    branch: Node
-    """What the residual branch gives, before the shortcut is added; of a dense layer, its new channels."""
-    shortcut: Node
-    """What is added: `input` itself, or a projection of it."""
-    join: Node
-    """The sum, or the concatenation a dense layer starts with."""
-    output: Node
-    """`join` after its activation, if one follows; of a dense layer, its new channels."""
-
-    @property
-    def projected(self) -> bool:
-        """Whether the shortcut is more than the identity."""
-        return self.shortcut is not self.input
-
-
-@dataclass(frozen=True)
-class Block:
-    """A chain of sub-blocks whose outputs have one shape (residual), or a growing concatenation (dense)."""
-
-    name: str
-    """Common part of the names of its modules, such as `layer4`."""
-    input: Node
-    output: Node
-    parts: tuple[SubBlock, ...]
-    dense: bool = False
-
-    @property
-    def channels(self) -> int:
-        """Channels of the block's input."""
-        return self.input.meta["shape"][1]
-
-    @property
-    def out_channels(self) -> int:
-        """Channels of the block's output."""
-        return self.output.meta["shape"][1]
 
 
 class Traced:
@@ -71,7 +21,13 @@ class Traced:
 
     def __init__(self, net: nn.Module, graph: fx.Graph) -> None:
         self.net, self.graph = net, graph
-        self.blocks = _blocks(net, graph)
+        self.blocks = find_blocks(net, graph)
+
+    @property
+    def classes(self) -> int:
+        """Number of the network's outputs."""
+        (result,) = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
+        return result.meta["shape"][1]
 
     def last_blocks(self, count: int | None = None) -> tuple[Block, ...]:
         """The last `count` blocks (None: all); ConfigError if the network has none, or fewer."""
@@ -111,18 +67,18 @@ def trace(net: nn.Module, size: int) -> Traced:
     modes = {module: module.training for module in net.modules()}
     try:
         net.eval()
-        graph = _Tracer().trace(net)
-        graph.eliminate_dead_code()
+        module = fx.GraphModule(net, _Tracer().trace(net))
+        module.graph.eliminate_dead_code()
         like = next(net.parameters())
         with torch.no_grad():
             image = torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)
-            _Recorder(fx.GraphModule(net, graph)).run(image)
+            _Recorder(module).run(image)
     except UNTRACEABLE as error:
         raise ConfigError(f"{type(net).__name__} cannot be traced at {size} pixels: {error}") from error
     finally:
-        for module, training in modes.items():
-            module.training = training
-    return Traced(net, graph)
+        for part, training in modes.items():
+            part.training = training
+    return Traced(net, module.graph)
 
 
 def segment(root: nn.Module, graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Node]) -> fx.GraphModule:
@@ -137,21 +93,12 @@ def segment(root: nn.Module, graph: fx.Graph, inputs: Sequence[Node], outputs: S
     for node in graph.nodes:
         if node in needed and node not in new:
             if node.op == "placeholder":
-                raise ConfigError(f"{', '.join(map(str, outputs))} cannot be computed from {', '.join(map(str, inputs))}")
+                raise ConfigError(
+                    f"{', '.join(map(str, outputs))} cannot be computed from {', '.join(map(str, inputs))}"
+                )
             new[node] = part.node_copy(node, lambda used: new[used])
     part.output(tuple(new[node] for node in outputs))
     return fx.GraphModule(root, part)
-
-
-def ancestors(nodes: Iterable[Node], stop: Collection[Node] = ()) -> set[Node]:
-    """`nodes` and all they are computed from, not beyond `stop`."""
-    found, open_ = set(), list(nodes)
-    while open_:
-        node = open_.pop()
-        if node not in found:
-            found.add(node)
-            open_ += [] if node in stop else node.all_input_nodes
-    return found
 
 
 def frontier(graph: fx.Graph, live: Collection[Node]) -> list[Node]:
@@ -202,105 +149,3 @@ def _constants(graph: fx.Graph) -> set[Node]:
         if node.op not in ("placeholder", "output") and constant.issuperset(node.all_input_nodes):
             constant.add(node)
     return constant
-
-
-def _dominators(graph: fx.Graph) -> tuple[dict[Node, Node], dict[Node, int]]:
-    """For each node the last node that all its paths from the input pass, and its depth in the tree of these."""
-    above: dict[Node, Node] = {}
-    depth: dict[Node, int] = {}
-
-    def meet(a: Node, b: Node) -> Node:
-        while a is not b:
-            a, b = (above[a], b) if depth[a] >= depth[b] else (a, above[b])
-        return a
-
-    for node in graph.nodes:
-        sources = [source for source in node.all_input_nodes if source in depth]
-        if node.op == "placeholder":
-            above[node], depth[node] = node, 0
-        elif sources:
-            above[node] = reduce(meet, sources)
-            depth[node] = depth[above[node]] + 1
-    return above, depth
-
-
-def _blocks(net: nn.Module, graph: fx.Graph) -> tuple[Block, ...]:
-    order = {node: position for position, node in enumerate(graph.nodes)}
-    modules = dict(net.named_modules())
-    above, _ = _dominators(graph)
-    found = [sub for node in graph.nodes if (sub := _residual(node, above, modules)) is not None]
-    outer = [s for s in found if not any(order[t.input] <= order[s.input] and s.join in _inside(t) for t in found)]
-    chains: list[list[SubBlock]] = []
-    for sub in outer:
-        goes_on = chains and not sub.projected and sub.input is chains[-1][-1].output
-        chains[-1].append(sub) if goes_on else chains.append([sub])
-    blocks = [Block(_name(graph, c[0].input, c[-1].output), c[0].input, c[-1].output, tuple(c)) for c in chains]
-    return tuple(sorted([*blocks, *_dense_blocks(graph)], key=lambda block: order[block.output]))
-
-
-def _inside(sub: SubBlock) -> set[Node]:
-    """The nodes between where a sub-block starts and its sum."""
-    return ancestors([sub.join], stop=[sub.input]) - {sub.join, sub.input}
-
-
-def _origin(node: Node) -> Node:
-    """The node whose value `node` hands on."""
-    while node.meta.get("identity") and node.op != "placeholder":
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _residual(node: Node, above: dict[Node, Node], modules: dict[str, nn.Module]) -> SubBlock | None:
-    """The sub-block that ends in the sum `node`, if it is one of two feature maps with a common origin."""
-    operands = [a for a in node.args if isinstance(a, Node) and a in above]
-    if node.target not in ADDITIONS or len(operands) != 2 or len(node.meta.get("shape", ())) != 4:
-        return None
-    start = above[node]
-    if len(start.meta.get("shape", ())) != 4 or any(a.meta.get("shape") != node.meta["shape"] for a in operands):
-        return None
-    lengths = [0 if _origin(a) is _origin(start) else len(ancestors([a], stop=[start])) for a in operands]
-    short = 0 if lengths[0] < lengths[1] else 1
-    shortcut = start if lengths[short] == 0 else operands[short]
-    return SubBlock(start, operands[1 - short], shortcut, node, _activated(node, modules))
-
-
-def _activated(node: Node, modules: dict[str, nn.Module]) -> Node:
-    """`node` after the activation that follows it alone: without parameters, and of the same shape."""
-    while len(node.users) == 1:
-        (user,) = node.users
-        bare = user.op != "call_module" or not list(modules[user.target].state_dict())
-        if not bare or user.op == "output" or user.meta.get("shape") != node.meta["shape"]:
-            break
-        if len(user.all_input_nodes) != 1:
-            break
-        node = user
-    return node
-
-
-def _dense_blocks(graph: fx.Graph) -> list[Block]:
-    """Chains of concatenations that each take what the one before took and one feature map more."""
-    joins = [node for node in graph.nodes if node.target is torch.cat and len(node.meta.get("shape", ())) == 4]
-    chains: list[list[Node]] = []
-    for join in joins:
-        sources = list(join.args[0])
-        chain = next((c for c in chains if list(c[-1].args[0]) == sources[:-1]), None)
-        chain.append(join) if chain else chains.append([join])
-    blocks = []
-    for chain in chains:
-        sources = list(chain[-1].args[0])
-        if len(chain) == len(sources) > 1:
-            pairs = zip(chain[:-1], sources[1:], strict=True)
-            parts = tuple(SubBlock(join, new, join, join, new) for join, new in pairs)
-            blocks.append(Block(_name(graph, sources[0], chain[-1]), sources[0], chain[-1], parts, dense=True))
-    return blocks
-
-
-def _name(graph: fx.Graph, start: Node, end: Node) -> str:
-    inside = ancestors([end], stop=[start]) - {start}
-    paths = [node.target.split(".") for node in graph.nodes if node in inside and node.op == "call_module"]
-    common = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common) or f"{start.name}-{end.name}"

@@ -1,0 +1,101 @@
+"""Blocks found by structure, and graphs cut in two."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from src.core.errors import ConfigError
+from src.models.graph import frontier, segment, trace
+
+RESNET50 = [("layer1", 3, 64, 256), ("layer2", 4, 256, 512), ("layer3", 6, 512, 1024), ("layer4", 3, 1024, 2048)]
+STAGES = {
+    "torchvision:resnet18": [
+        (f"layer{i}", 2, a, b) for i, a, b in ((1, 64, 64), (2, 64, 128), (3, 128, 256), (4, 256, 512))
+    ],
+    "torchvision:resnext50_32x4d": RESNET50,
+    "torchvision:wide_resnet50_2": RESNET50,
+    "timm:resnet50": RESNET50,
+    "timm:convnext_atto": [
+        (f"stages.{i}.blocks", n, c, c) for i, (n, c) in enumerate(((2, 40), (2, 80), (6, 160), (2, 320)))
+    ],
+    "torchvision:densenet121": [
+        (f"features.denseblock{i}", n, a, b)
+        for i, n, a, b in ((1, 6, 64, 256), (2, 12, 128, 512), (3, 24, 256, 1024), (4, 16, 512, 1024))
+    ],
+    "resnet20": [("layer1", 3, 16, 16), ("layer2", 3, 16, 32), ("layer3", 3, 32, 64)],
+    "resnet20_optB_distiller": [("layer1", 3, 16, 16), ("layer2", 3, 16, 32), ("layer3", 3, 32, 64)],
+    "timm:resnetv2_50": [(f"stages.{i}.blocks", *rest) for i, (_, *rest) in enumerate(RESNET50)],
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_blocks_are_the_stages_of_the_paper(network, name):
+    model = network(name)
+    found = trace(model.net, 32 if model.size == 32 else 64).blocks
+    assert [(b.name, len(b.parts), b.channels, b.out_channels) for b in found] == STAGES[name]
+    assert all(b.dense == ("densenet" in name) for b in found)
+
+
+def test_convnext_blocks_start_after_the_downsampling_and_have_no_projection(network):
+    found = trace(network("timm:convnext_atto").net, 64).blocks
+    assert [b.input.meta["shape"][2] for b in found] == [16, 8, 4, 2]
+    assert not any(part.projected for b in found for part in b.parts)
+
+
+def test_only_the_first_sub_block_of_a_later_stage_has_a_projection(network):
+    for block in trace(network("torchvision:resnet18").net, 64).blocks:
+        assert [part.projected for part in block.parts] == [block.name != "layer1", False]
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg11_cifar", "torchvision:squeezenet1_1"])
+def test_a_network_without_blocks_says_so(network, name):
+    model = network(name)
+    with pytest.raises(ConfigError, match=r"has no block.*ResNet"):
+        trace(model.net, 64).last_blocks()
+
+
+def test_more_blocks_than_there_are(resnet20):
+    with pytest.raises(ConfigError, match=r"4 blocks were asked for, but CifarResNet has 3: layer1, layer2, layer3"):
+        trace(resnet20.net, 32).last_blocks(4)
+
+
+def test_tracing_leaves_modes_and_statistics_alone(resnet20):
+    net = resnet20.net.train()
+    net.layer1[0].bn1.eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    trace(net, 32)
+    assert net.training and not net.layer1[0].bn1.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_segments_compose_to_the_network():
+    net = torchvision.models.resnet18(num_classes=7).eval()
+    traced = trace(net, 64)
+    images = torch.randn(2, 3, 64, 64)
+    start = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    (end,) = next(node for node in traced.graph.nodes if node.op == "output").all_input_nodes
+    cut = traced.blocks[2].input
+    first, second = segment(net, traced.graph, [start], [cut]), segment(net, traced.graph, [cut], [end])
+    with torch.no_grad():
+        torch.testing.assert_close(second(*first(images))[0], net(images), rtol=0, atol=0)
+        torch.testing.assert_close(
+            first(images)[0], net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(images))))))
+        )
+    assert second.get_submodule("layer4.1.conv2") is net.layer4[1].conv2
+
+
+def test_a_segment_needs_all_its_inputs(resnet20):
+    traced = trace(resnet20.net, 32)
+    last = traced.blocks[2]
+    with pytest.raises(ConfigError, match="cannot be computed from"):
+        segment(traced.net, traced.graph, [last.parts[0].branch], [last.output])
+
+
+def test_the_frontier_of_a_block_is_its_input(resnet20):
+    traced = trace(resnet20.net, 32)
+    block = traced.blocks[1]
+    order = list(traced.graph.nodes)
+    live = set(order[order.index(block.input) + 1 :])
+    assert frontier(traced.graph, live) == [block.input]
