@@ -7,7 +7,7 @@ python scripts/prepare.py dataset=mnist,cifar10,svhn -m           several, one a
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import hydra
@@ -42,12 +42,11 @@ def _show(data: Data, rewrite: bool) -> None:
     for name in data.source.splits:
         split = data.split(name)
         official = {"train": data.source.known.train, "test": data.source.known.test}.get(name)
-        size, file = "-", "FFCV is not installed: nothing to convert"
-        if find_spec("ffcv"):
-            from src.data.write import ensure
-
-            path = ensure(split, rewrite=rewrite)
+        try:
+            path = import_module("src.data.write").ensure(split, rewrite=rewrite)
             size, file = f"{path.stat().st_size / 2**20:,.1f}", str(path)
+        except (ImportError, OSError) as error:
+            size, file = "-", f"FFCV does not load ({error}): found, but nothing converted"
         files.append(file)
         pixels = str(split.size) if split.size else "vary"
         counts = f"{len(split.samples):,}", f"{official:,}" if official else "-", str(split.classes)

@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,7 @@ class Data:
         return self._loaders[-1]
 
     def _make(self, common: dict[str, Any]) -> BatchLoader:
-        if self._kind == "torch":
-            return TorchLoader(**common)
-        filler = TorchLoader
-        if _has_ffcv(self._kind):
-            from src.data.ffcv import FFCVLoader as filler
+        filler = TorchLoader if self._kind == "torch" else _ffcv_or_torch(self._kind)
         return ResidentLoader(**common, filler=filler) if self._kind == "resident" else filler(**common)
 
     def close(self) -> None:
@@ -213,15 +209,15 @@ def _loader_problems(loader: Mapping) -> list[str]:
     return wrong
 
 
-def _has_ffcv(kind: str) -> bool:
-    if find_spec("ffcv") is not None and find_spec("numba") is not None:
-        return True
-    if kind == "ffcv" and "ffcv" not in _said:
-        _said.add("ffcv")
-        log.warning(
-            "FFCV is not installed: using the torch loader (same batches, slower); bash scripts/setup.sh builds it"
-        )
-    return False
+def _ffcv_or_torch(kind: str) -> type[BatchLoader]:
+    try:
+        return import_module("src.data.ffcv").FFCVLoader
+    except (ImportError, OSError) as error:  # not installed, or its system libraries are not
+        if kind == "ffcv" and "ffcv" not in _said:
+            _said.add("ffcv")
+            reason = "the torch loader gives the same batches, slower; bash scripts/setup.sh builds FFCV"
+            log.warning("FFCV does not load (%s): %s", error, reason)
+        return TorchLoader
 
 
 def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from src.data.augment import (
     Grayscale,
     HorizontalFlip,
     PadCrop,
+    RandomResizedCrop,
     Rotation,
     build,
 )
@@ -154,9 +155,11 @@ def test_lists_of_nodes_and_wrong_ones():
         Augment(build([*PRESETS["flip"], *PRESETS["crop_resize"]]), 0)
 
 
-def test_rectangles_do_not_share_numbers_with_later_operations():
-    augment = Augment(build("crop_resize"), 0)
-    sides = np.full(24, 100)
-    crop = augment.crop.rectangles((0, 0), INDEX.numpy(), sides, sides)
-    assert len(np.unique(crop, axis=0)) == 24
-    assert [type(operation) for operation in augment.operations] == [HorizontalFlip]
+def test_crops_mirror_half_of_the_samples_with_numbers_of_their_own():
+    index, sides = np.arange(4000), np.full(4000, 100)
+    augment = Augment([*build("crop_resize"), HorizontalFlip()], 0)
+    parts = augment.crop.rectangles((0, 3), index, sides, sides)
+    assert abs(parts[:, 4].mean() - 0.5) < 0.03
+    assert not RandomResizedCrop().rectangles((0, 3), index, sides, sides)[:, 4].any()
+    flips = draws(0, 3, 1, torch.from_numpy(index))(0).numpy() < 0.5
+    assert abs(np.corrcoef(np.column_stack([parts[:, 4], flips, parts[:, 0]]).T) - np.eye(3)).max() < 0.05

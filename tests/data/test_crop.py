@@ -42,8 +42,8 @@ def test_rectangles_equal_the_slow_twin():
     fast = random_rectangles((5, 3, 0), index, heights, widths, SCALE, RATIO)
     rows = np.stack([index, heights, widths], axis=1).tolist()
     slow = [slow_rectangle(5, 3, *row, SCALE, RATIO) for row in rows]
-    assert np.array_equal(fast, slow)
-    top, left, height, width = fast.T
+    assert np.array_equal(fast[:, :4], slow) and not fast[:, 4].any()
+    top, left, height, width = fast.T[:4]
     assert (top >= 0).all() and (left >= 0).all() and (height > 0).all() and (width > 0).all()
     assert (top + height <= heights).all() and (left + width <= widths).all()
 
@@ -70,10 +70,11 @@ def test_rectangles_change_with_epoch_seed_and_sample():
 
 
 def test_centre_square_and_cut():
-    assert center_square(np.array([5, 8]), np.array([9, 3])).tolist() == [[0, 2, 5, 5], [2, 0, 3, 3]]
+    assert center_square(np.array([5, 8]), np.array([9, 3])).tolist() == [[0, 2, 5, 5, 0], [2, 0, 3, 3, 0]]
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    assert np.array_equal(cut(image, (3, 7, 20, 20), 20), image[3:23, 7:27])
+    assert np.array_equal(cut(image, (3, 7, 20, 20, 0), 20), image[3:23, 7:27])
+    assert np.array_equal(cut(image, (3, 7, 20, 20, 1), 20), image[3:23, 7:27][:, ::-1])
     means = image[:, :40].reshape(20, 2, 20, 2, 3).mean((1, 3))
-    assert np.array_equal(cut(image, (0, 0, 40, 40), 20), np.floor(means + 0.5))
+    assert np.array_equal(cut(image, (0, 0, 40, 40, 0), 20), np.floor(means + 0.5))
     expected = cv2.resize(image[1:31, 2:52], (24, 24), interpolation=cv2.INTER_AREA)
-    assert np.array_equal(cut(image, (1, 2, 30, 50), 24), expected)
+    assert np.array_equal(cut(image, (1, 2, 30, 50, 0), 24), expected)
