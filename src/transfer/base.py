@@ -1,0 +1,106 @@
+"""What all transfer methods share.
+
+A constructor's parameters say what a method needs; the recipe supplies `net` (the student), `teachers`, `initial` (the
+student as it was), `partner` (a teacher that trains too), `samples` and `batch_size` to those that ask for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from src.core.errors import ConfigError
+from src.core.method import Method
+from src.core.types import Step
+from src.models import Model
+from src.transfer.frozen import Frozen
+
+__all__ = ["Ensemble", "Transfer", "one_of", "percent", "positive", "step"]
+
+BATCHNORM = ("adapt", "keep")
+
+
+class Transfer(Method):
+    """A student that trains beside frozen networks."""
+
+    reads_labels = True
+    """Whether the labels of training samples are used; if not, the recipe hands over none."""
+    reads_logits = True
+    """Whether only the logits of frozen networks are used, so that remembered ones do."""
+    many_teachers = False
+
+    def __init__(
+        self,
+        net: Model,
+        *,
+        name: str,
+        teachers: Frozen | None = None,
+        initial: Frozen | None = None,
+        batchnorm: str = "adapt",
+    ) -> None:
+        """`name` is the method's in rows; `batchnorm` adapt or keep: whether running statistics follow the data."""
+        super().__init__(net)
+        one_of("batchnorm", batchnorm, BATCHNORM)
+        self.name, self.batchnorm = name, batchnorm
+        for part, networks in (("teachers", teachers), ("initial", initial)):
+            if networks is not None:
+                setattr(self, part, networks)
+                self.frozen = (*self.frozen, part)
+        if teachers is not None and len(teachers.models) > 1 and not self.many_teachers:
+            raise ConfigError(f"method={name} takes one teacher, not {len(teachers.models)}; method=kl_dp takes many")
+
+    def train(self, mode: bool = True) -> Transfer:
+        """Switch to training; BatchNorm keeps its statistics if it is to."""
+        super().train(mode)
+        if self.batchnorm == "keep":
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def on_epoch(self, epoch: int) -> None:
+        """Tell remembered logits which views the epoch shows."""
+        for part in self.frozen:
+            self.get_submodule(part).epoch = epoch
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Run a block with the weights in `net` that would be published now."""
+        yield
+
+    def publish(self) -> None:
+        """Put the weights to be published into `net`, after training."""
+
+
+class Ensemble(Transfer):
+    """No training: the more confident of the initial student and the teacher answers (section 3.6)."""
+
+    reads_labels = False
+
+    def __init__(self, net: Model, *, name: str) -> None:
+        super().__init__(net, name=name)
+
+
+def percent(mask: Tensor) -> Tensor:
+    """Share of samples in a bool mask [B], percent, 0-d."""
+    return 100 * mask.float().mean()
+
+
+def step(loss: Tensor, logs: dict[str, Tensor]) -> Step:
+    """A loss with its logs, all detached."""
+    return Step(loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}})
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is allowed for this option of the method."""
+    if value not in allowed:
+        raise ConfigError(f"method.{option}={value}: one of {', '.join(allowed)} is needed")
+
+
+def positive(option: str, value: float) -> None:
+    """Raise ConfigError unless `value` is larger than 0."""
+    if not value > 0:
+        raise ConfigError(f"method.{option}={value}: more than 0 is needed")

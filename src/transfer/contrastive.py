@@ -1,0 +1,194 @@
+"""Distillation of features (section 3.5): cosine similarities within a batch (CD) and contrast with a memory (CRD)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.core.types import Batch, Step
+from src.models import Model
+from src.models.model import find_head
+from src.transfer.base import Transfer, step
+from src.transfer.frozen import Frozen
+from src.transfer.losses import cross_entropy, kl_divergence
+
+__all__ = ["ContrastiveMemory", "CosineDistillation", "RepresentationDistillation", "Samples", "similarity_loss"]
+
+
+class Samples(NamedTuple):
+    """The training samples: positions in their split (ascending) and labels, int64 [n] each."""
+
+    index: Tensor
+    labels: Tensor
+
+
+def features_and_logits(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the classifier, [B, D] (averaged over space where it is a map), and what leaves it, [B, C]."""
+    kept: list[Tensor] = []
+    head = model.net.get_submodule(find_head(model.net, model.classes))
+    handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        logits = model(images)
+    finally:
+        handle.remove()
+    features = kept[0].mean((2, 3)) if kept[0].ndim == 4 else kept[0]
+    return features.float(), logits
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL between the rows' softmax of the cosine-similarity matrices [B, B] of features [B, D], summed, 0-d."""
+    own, wanted = (F.normalize(features, dim=1) for features in (student, teacher))
+    return kl_divergence(own @ own.T, wanted @ wanted.T).sum()
+
+
+class _FeatureDistillation(Transfer):
+    """L = xe XE + kl KL + contrast L_con, with L_con defined by the subclass."""
+
+    reads_logits = False
+
+    def __init__(
+        self, net: Model, teachers: Frozen, *, name: str, weights: Sequence[float], temperature: float, batchnorm: str
+    ) -> None:
+        super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
+        self.weights, self.temperature = weights, temperature
+
+    def forward(self, batch: Batch) -> Step:
+        """The weighted loss of one batch; the teacher runs live, as its features are needed."""
+        student, logits = features_and_logits(self.net, batch.images)
+        with torch.no_grad():
+            teacher, target = features_and_logits(self.teachers.models[0], batch.images)
+        xe, kl, contrast = self.weights
+        terms = {"xe": cross_entropy(logits, batch.labels).mean(), "contrast": self.contrast(student, teacher, batch)}
+        loss = xe * terms["xe"] + contrast * terms["contrast"]
+        if kl:
+            terms["kl"] = kl_divergence(logits, target, self.temperature).mean()
+            loss = loss + kl * terms["kl"]
+        return step(loss, terms)
+
+    def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The loss between features [B, D]."""
+        raise TypeError(f"{type(self).__name__} defines no contrast")
+
+
+class CosineDistillation(_FeatureDistillation):
+    """Within a batch, features should be as similar to each other as the teacher's: cd."""
+
+    def __init__(
+        self,
+        net: Model,
+        teachers: Frozen,
+        *,
+        name: str,
+        xe_weight: float = 0.1,
+        kl_weight: float = 0.0,
+        contrast_weight: float = 10.0,
+        temperature: float = 1.0,
+        batchnorm: str = "adapt",
+    ) -> None:
+        weights = (xe_weight, kl_weight, contrast_weight)
+        super().__init__(net, teachers, name=name, weights=weights, temperature=temperature, batchnorm=batchnorm)
+
+    def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """`similarity_loss` of the batch."""
+        return similarity_loss(student, teacher)
+
+
+class ContrastiveMemory(nn.Module):
+    """Embeddings of all n training samples for both networks, and NCE against samples of other classes.
+
+    Tian, Krishnan and Isola, Contrastive Representation Distillation, ICLR 2020, eq. 17 and 18 with the memory of
+    their code. Deviation: negatives are drawn with replacement, which needs no list for each sample.
+    """
+
+    def __init__(self, samples: Samples, dimensions: int, negatives: int, temperature: float, momentum: float) -> None:
+        super().__init__()
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        count = len(samples.index)
+        for name in ("student", "teacher"):
+            self.register_buffer(name, F.normalize(torch.randn(count, dimensions), dim=1))
+        self.register_buffer("constants", torch.full((2,), -1.0))
+        # samples sorted by class: those of other classes are all but one stretch of the order
+        sizes = torch.bincount(samples.labels)
+        self.register_buffer("order", samples.labels.argsort(stable=True), persistent=False)
+        self.register_buffer("start", sizes.cumsum(0) - sizes, persistent=False)
+        self.register_buffer("sizes", sizes, persistent=False)
+        rows = torch.full((int(samples.index.max()) + 1,), -1, dtype=torch.int64)
+        rows[samples.index] = torch.arange(count)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def draw(self, labels: Tensor) -> Tensor:
+        """Rows of random samples of other classes, int64 [B, negatives]."""
+        others = (len(self.order) - self.sizes[labels])[:, None]
+        drawn = (torch.rand(len(labels), self.negatives, device=labels.device) * others).long()
+        return self.order[drawn + (drawn >= self.start[labels, None]) * self.sizes[labels, None]]
+
+    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """NCE of both directions for unit embeddings [B, d], summed over negatives, mean over the batch, 0-d."""
+        rows = self.rows[batch.index]
+        chosen = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
+        pairs = ((student, self.teacher), (teacher, self.student))
+        loss = sum(self._nce(embedding, bank[chosen], side) for side, (embedding, bank) in enumerate(pairs))
+        self._remember(rows, student.detach(), teacher.detach())
+        return loss
+
+    def _nce(self, embedding: Tensor, contrasted: Tensor, side: int) -> Tensor:
+        scores = torch.exp(torch.einsum("bkd,bd->bk", contrasted, embedding) / self.temperature)
+        samples, noise = len(self.order), self.negatives / len(self.order)
+        first = scores.detach().mean() * samples  # the normaliser is estimated once, on the first batch
+        constant = torch.where(self.constants[side] < 0, first, self.constants[side])
+        if self.training:
+            self.constants[side] = constant
+        likely = scores / constant
+        real = torch.log(likely[:, 0] / (likely[:, 0] + noise + 1e-7))
+        false = torch.log(noise / (likely[:, 1:] + noise + 1e-7)).sum(1)
+        return -(real + false).mean()
+
+    @torch.no_grad()
+    def _remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
+        for bank, fresh in ((self.student, student), (self.teacher, teacher)):
+            bank[rows] = F.normalize(torch.lerp(fresh, bank[rows], self.momentum), dim=1)
+
+
+class RepresentationDistillation(_FeatureDistillation):
+    """The same sample's embeddings should agree among those of other classes: crd."""
+
+    def __init__(
+        self,
+        net: Model,
+        teachers: Frozen,
+        samples: Samples,
+        *,
+        name: str,
+        xe_weight: float = 1.0,
+        kl_weight: float = 0.0,
+        contrast_weight: float = 0.8,
+        temperature: float = 4.0,
+        dimensions: int = 128,
+        negatives: int = 4096,
+        nce_temperature: float = 0.07,
+        nce_momentum: float = 0.5,
+        batchnorm: str = "adapt",
+    ) -> None:
+        """`dimensions` of the embeddings; their projections train with the student and are dropped afterwards."""
+        weights = (xe_weight, kl_weight, contrast_weight)
+        super().__init__(net, teachers, name=name, weights=weights, temperature=temperature, batchnorm=batchnorm)
+        for side, model in (("of_student", net), ("of_teacher", teachers.models[0])):
+            setattr(self, side, nn.Linear(_width(model), dimensions))
+        self.memory = ContrastiveMemory(samples, dimensions, negatives, nce_temperature, nce_momentum)
+
+    def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """NCE against the memory."""
+        embedded = (
+            F.normalize(layer(x), dim=1) for layer, x in ((self.of_student, student), (self.of_teacher, teacher))
+        )
+        return self.memory(*embedded, batch)
+
+
+def _width(model: Model) -> int:
+    """Number of features that enter the classifier."""
+    head = model.net.get_submodule(find_head(model.net, model.classes))
+    return head.in_features if isinstance(head, nn.Linear) else head.in_channels

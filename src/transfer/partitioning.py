@@ -1,0 +1,146 @@
+"""Learning each sample from the right network: data partitioning, its ablations, and both directions at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.core.types import Batch, Step
+from src.models import Model
+from src.transfer.base import Transfer, one_of, percent, positive, step
+from src.transfer.frozen import Frozen
+from src.transfer.losses import cross_entropy, kl_divergence
+from src.transfer.partition import Flips, flips, most_confident, select
+
+__all__ = ["BiDirectional", "DataPartition", "FlipPartition"]
+
+FLIP_RULES = ("teacher_on_positive", "initial_on_negative", "average")
+
+
+class DataPartition(Transfer):
+    """Each sample from whichever frozen network is most sure of it: kl_dp, kl_dp_u, and many teachers at once.
+
+    L = T^2 mean_i KL(winner(i) || student), where winner(i) of [initial student, teachers...] has the largest
+    probability of the true class (supervised) or of any class (sections 3.4 and 8, parallel).
+    """
+
+    many_teachers = True
+
+    def __init__(
+        self,
+        net: Model,
+        teachers: Frozen,
+        initial: Frozen,
+        *,
+        name: str,
+        supervised: bool = True,
+        temperature: float = 1.0,
+        topk: int | None = None,
+        initial_weight: float = 1.0,
+        batchnorm: str = "adapt",
+    ) -> None:
+        """`initial_weight` multiplies the loss of samples that are kept from the initial student (gamma)."""
+        super().__init__(net, name=name, teachers=teachers, initial=initial, batchnorm=batchnorm)
+        positive("temperature", temperature)
+        self.reads_labels = supervised
+        self.temperature, self.topk, self.initial_weight = temperature, topk, initial_weight
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of one batch, and how many samples went to a teacher."""
+        labels = batch.labels if self.reads_labels else None
+        student = self.net(batch.images)
+        candidates = [*self.initial(batch), *self.teachers(batch)]
+        target, to_teacher = self.target(student.detach(), candidates, labels)
+        values = kl_divergence(student, target, self.temperature, self.topk)
+        if self.initial_weight != 1:
+            values = torch.where(to_teacher, values, self.initial_weight * values)
+        logs = {"to_teacher": percent(to_teacher)}
+        if labels is not None:
+            logs |= _routed(flips(candidates[0], candidates[1], labels), to_teacher)
+        return step(values.mean(), logs)
+
+    def target(self, student: Tensor, candidates: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits to learn [B, C], and which samples come from a teacher, bool [B]."""
+        winner = most_confident(candidates, labels)
+        return select(candidates, winner), winner > 0
+
+
+class FlipPartition(DataPartition):
+    """Partition by who is right, with respect to the current student (ablations of section 3.6)."""
+
+    many_teachers = False
+
+    def __init__(
+        self,
+        net: Model,
+        teachers: Frozen,
+        initial: Frozen,
+        *,
+        name: str,
+        rule: str,
+        temperature: float = 1.0,
+        topk: int | None = None,
+        initial_weight: float = 1.0,
+        batchnorm: str = "adapt",
+    ) -> None:
+        """`rule`: teacher_on_positive (flip-st), initial_on_negative (flip-t) or average (flip-avg).
+
+        average: the teacher on positive flips, the initial student on negative ones, elsewhere the mean of the
+        teacher's and the current student's logits.
+        """
+        super().__init__(
+            net,
+            teachers,
+            initial,
+            name=name,
+            temperature=temperature,
+            topk=topk,
+            initial_weight=initial_weight,
+            batchnorm=batchnorm,
+        )
+        one_of("rule", rule, FLIP_RULES)
+        self.rule = rule
+
+    def target(self, student: Tensor, candidates: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits to learn [B, C], and which samples come from the teacher, bool [B]."""
+        initial, teacher = candidates
+        flip = flips(student, teacher, labels)
+        if self.rule == "average":
+            neutral = torch.where(flip.negative[:, None], initial, (teacher + student) / 2)
+            return torch.where(flip.positive[:, None], teacher, neutral), flip.positive
+        to_teacher = flip.positive if self.rule == "teacher_on_positive" else ~flip.negative
+        return select(candidates, to_teacher.long()), to_teacher
+
+
+class BiDirectional(Transfer):
+    """Both networks train and each teaches what it is surer of: bi_kd (section 13, Bi-KD, TMLR 2025).
+
+    L = XE(teacher) + XE(student) + mean_i [ m_i KL(teacher || student) + (1 - m_i) KL(student || teacher) ], with
+    m_i = 1 where the teacher's probability of the true class is larger. Gradients flow through both sides of each KL.
+    """
+
+    def __init__(
+        self, net: Model, partner: Model, *, name: str, detach: bool = False, batchnorm: str = "adapt"
+    ) -> None:
+        """`detach` stops the gradient into the side that teaches."""
+        super().__init__(net, name=name, batchnorm=batchnorm)
+        self.partner, self.detach = partner, detach
+
+    def forward(self, batch: Batch) -> Step:
+        """The joint loss of one batch."""
+        student, teacher = self.net(batch.images), self.partner(batch.images)
+        to_student = most_confident([student.detach(), teacher.detach()], batch.labels) == 1
+        taught, teaching = (logits.detach() if self.detach else logits for logits in (student, teacher))
+        kl = torch.where(to_student, kl_divergence(student, teaching), kl_divergence(teacher, taught)).mean()
+        xe = cross_entropy(student, batch.labels).mean() + cross_entropy(teacher, batch.labels).mean()
+        return step(xe + kl, {"xe": xe, "kl": kl, "to_teacher": percent(to_student)})
+
+
+def _routed(flip: Flips, to_teacher: Tensor) -> dict[str, Tensor]:
+    # as shares of the batch and not of its few flips, so that means over batches stay right
+    return {
+        "positive_flips": percent(flip.positive),
+        "negative_flips": percent(flip.negative),
+        "positive_to_teacher": percent(flip.positive & to_teacher),
+        "negative_to_teacher": percent(flip.negative & to_teacher),
+    }

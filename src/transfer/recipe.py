@@ -1,0 +1,171 @@
+"""Transfer from one trained network to another (sections 3, 4 and 6), or a ranking of candidates for the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src import data as datasets
+from src import models as zoo
+from src.core.config import accepts, plain
+from src.core.errors import ConfigError
+from src.core.evaluate import Predictions, predict
+from src.core.run import Run
+from src.core.types import Row
+from src.models import Model
+from src.models.resolve import locate
+from src.models.zoo import own_classes
+from src.transfer import ranking, training
+from src.transfer.measures import percent, transfer_measures
+from src.transfer.partition import most_confident, select
+from src.transfer.training import Trained
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["OBJECTIVE", "cell", "check", "curves", "network_problems", "option_problems", "routing", "run"]
+
+OBJECTIVE = "transfer_delta"
+"""What a hyper-parameter search maximises."""
+TEACHER_VIEWS = ("own", "student")
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Problems of data, networks, their combination and the options, without loading any."""
+    problems = datasets.check(cfg) + option_problems(cfg)
+    if cfg.candidates is not None:
+        return problems + ranking.check(cfg)
+    problems += network_problems(cfg, {"student": cfg.student, "teacher": cfg.teacher})
+    if plain(cfg.student) == plain(cfg.teacher):
+        problems.append(training.same(cfg.student.name, cfg.teacher.name))
+    return problems
+
+
+def option_problems(cfg: DictConfig) -> list[str]:
+    """Wrong values of the options that all transfer entries have."""
+    choices = (("lr_scaling", training.LR_SCALING), ("teacher_view", TEACHER_VIEWS))
+    problems = [f"{k}={cfg[k]}: one of {', '.join(known)} is needed" for k, known in choices if cfg[k] not in known]
+    if not accepts(cfg.method, "net") or not accepts(cfg.method, "name"):
+        problems.append(f"method._target_={cfg.method.get('_target_')} is no transfer method; method=kl_dp is one")
+    return problems
+
+
+def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
+    """What is wrong with the networks by role, and whether their numbers of classes differ, as far as names tell."""
+    problems, counts = [], {}
+    for role, node in nodes.items():
+        found = zoo.check(node, weights_root=cfg.weights_root, frozen=True)
+        problems += [f"{role}: {text.replace('model.', f'{role}.')}" for text in found]
+        if not found:
+            spec, _ = locate(node, Path(cfg.weights_root))
+            counts[role] = spec.classes or own_classes(spec.architecture)
+    known = {role: count for role, count in counts.items() if count}
+    if len(set(known.values())) > 1:
+        listed = ", ".join(f"{role} {count}" for role, count in known.items())
+        problems.append(
+            f"the networks have different numbers of classes: {listed}; choose networks of the same classes"
+        )
+    return problems
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """The names of what is measured, known before anything is built."""
+    names = {"student": cfg.student.name, "teacher": cfg.teacher.name, "method": cfg.method.get("name")}
+    return {**names, "dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+
+
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """Measure both networks, train the student, measure it again, keep it, yield its row."""
+    data = datasets.open_data_for(cfg, run)
+    try:
+        student = training.open_network(cfg, run, data, cfg.student)
+        if cfg.candidates is not None:
+            yield from ranking.rank(cfg, run, data, student)
+            return
+        teacher = training.open_network(cfg, run, data, cfg.teacher)
+        if teacher.digest() == student.digest():
+            raise ConfigError(training.same(cfg.student.name, cfg.teacher.name))
+        if cfg.teacher_view == "student":
+            teacher = training.as_seen_by_student(teacher, student)
+        said = training.predictions(cfg, run, data, {"student": student, "teacher": teacher})
+        if trains(cfg):
+            trained = training.train(cfg, run, data, student, [teacher], said["student"])
+            row = _row(cfg, said, trained.after, data.classes, trained)
+            row.metrics.update(_partner(cfg, run, data, teacher, said["teacher"], trained))
+            if run.main:
+                _keep(cfg, run, student, teacher, row, trained)
+        else:
+            row = _row(cfg, said, _ensemble(said), data.classes, None)
+    finally:
+        data.close()
+    yield row
+
+
+def trains(cfg: DictConfig) -> bool:
+    """Whether the method learns from another network, as all but `ensemble` do."""
+    return any(accepts(cfg.method, part) for part in ("teachers", "initial", "partner"))
+
+
+def _ensemble(said: dict[str, Predictions]) -> Predictions:
+    """The prediction of whichever network is more confident, without any training (section 3.6)."""
+    candidates = [said["student"].logits, said["teacher"].logits]
+    return said["student"]._replace(logits=select(candidates, most_confident(candidates)))
+
+
+def _row(
+    cfg: DictConfig, said: dict[str, Predictions], after: Predictions, classes: int, trained: Trained | None
+) -> Row:
+    before, teacher = (said[role].logits.argmax(1).numpy() for role in ("student", "teacher"))
+    labels = after.labels.numpy()
+    metrics, series = transfer_measures(
+        before, after.logits.argmax(1).numpy(), teacher, labels, classes, legacy=cfg.legacy_class_count
+    )
+    if trained is not None:
+        epochs = trained.fit.history
+        metrics |= routing(epochs)
+        metrics["accuracy_best"] = max(e["val/accuracy_after"] for e in epochs if "val/accuracy_after" in e)
+        series |= curves(epochs)
+    return Row(cell=cell(cfg), metrics=metrics, series=series)
+
+
+def routing(epochs: list[dict[str, float]]) -> dict[str, float]:
+    """Share of training samples that went to a teacher in the last epoch, of all and of the flips, percent."""
+    last = next((e for e in reversed(epochs) if "train/to_teacher" in e), None)
+    if last is None:
+        return {}
+    shares = {"to_teacher": last["train/to_teacher"]}
+    for sign in ("positive", "negative"):
+        if last.get(f"train/{sign}_flips"):
+            shares[f"{sign}_to_teacher"] = 100 * last[f"train/{sign}_to_teacher"] / last[f"train/{sign}_flips"]
+    return shares
+
+
+def curves(epochs: list[dict[str, float]]) -> dict[str, list]:
+    """Numbers by epoch, for plots."""
+    names = {"train_loss": "train/loss"} | {
+        name: f"val/{name}" for name in ("accuracy_after", "transfer_delta", "knowledge_gain", "knowledge_loss")
+    }
+    return {"epoch": [e["epoch"] for e in epochs]} | {k: [e.get(v) for e in epochs] for k, v in names.items()}
+
+
+def _partner(
+    cfg: DictConfig, run: Run, data: datasets.Data, teacher: Model, before: Predictions, trained: Trained
+) -> dict[str, float]:
+    """Where the teacher trains too: what became of it."""
+    if not hasattr(trained.method, "partner"):
+        return {}
+    after = predict(teacher, training.eval_loader(cfg, data, teacher.canvas), precision=cfg.engine.precision)
+    was, now = (percent((p.logits.argmax(1) == p.labels).numpy()) for p in (before, after))
+    return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - was}
+
+
+def _keep(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, trained: Trained) -> None:
+    run.stats["images_per_second"] = round(trained.fit.images_per_second, 1)
+    made = {"student": student.tag, "teacher": teacher.tag, "method": cfg.method.name, "data": cfg.dataset.name}
+    card = {**made, "metrics": row.metrics}
+    files = [training.keep(student, run.dir / "student.safetensors", card, cfg)]
+    if hasattr(trained.method, "partner"):
+        card["metrics"] = {"accuracy_after": row.metrics["accuracy_teacher_after"]}
+        files.append(training.keep(teacher, run.dir / "teacher.safetensors", card, cfg))
+    run.stats["files"] = files

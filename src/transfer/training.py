@@ -1,0 +1,211 @@
+"""The parts that single and multi-teacher transfer share: networks, predictions, one training, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from src import models as zoo
+from src.core.config import accepts, build, plain
+from src.core.engine import Engine, Fit
+from src.core.errors import ConfigError
+from src.core.evaluate import Predictions, predict, predict_many
+from src.core.run import Run
+from src.core.types import Batch, Loader
+from src.data import Data
+from src.models import Model
+from src.models.model import Preprocess
+from src.transfer.base import Transfer
+from src.transfer.contrastive import Samples
+from src.transfer.frozen import Frozen, views
+from src.transfer.measures import change
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["LR_SCALING", "Trained", "Unlabelled", "keep", "open_network", "predictions", "same", "train"]
+
+LR_SCALING = {"none": 0, "linear": 1}
+"""How often the learning rate is multiplied by batch_size / 256."""
+
+
+class Trained(NamedTuple):
+    """What one training leaves; the student itself was trained in place."""
+
+    method: Transfer
+    fit: Fit
+    after: Predictions
+
+
+class Unlabelled:
+    """A training loader that keeps the labels to itself: they arrive as -1."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.batch_size, self.samples, self.digest = loader.batch_size, loader.samples, loader.digest
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
+        """The same batches without their labels."""
+        with closing(self.loader.epoch(epoch, start)) as batches:
+            for batch in batches:
+                yield batch._replace(labels=torch.full_like(batch.labels, -1))
+
+    def close(self) -> None:
+        """Close the loader behind."""
+        self.loader.close()
+
+
+def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
+    """A trained network on the device; ConfigError if it has another number of classes than the data."""
+    model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
+    if model.classes != data.classes:
+        raise ConfigError(
+            f"{model.name} has {model.classes} classes and {data.name} has {data.classes}; choose a network for "
+            f"{data.classes} classes, train one with main_pretrain.py, or give the labels among its {model.classes} "
+            f"with dataset.label_map and dataset.classes={model.classes}"
+        )
+    return model.to(run.device, memory_format=torch.channels_last if cfg.engine.channels_last else None)
+
+
+def as_seen_by_student(teacher: Model, student: Model) -> Model:
+    """Let a teacher work at the student's resolution and crop, with its own normalisation (A10)."""
+    view = student.preprocess.settings() | {"mean": teacher.mean, "std": teacher.std}
+    teacher.preprocess = Preprocess(**view).to(teacher.preprocess.scale.device)
+    return teacher
+
+
+def same(student: str, teacher: str) -> str:
+    """The message for a teacher that is its student."""
+    return (
+        f"teacher and student are the same network ({teacher} and {student}): nothing can be transferred; choose "
+        f"another teacher, or method=self_dist, in which the student teaches itself"
+    )
+
+
+def predictions(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
+    """What trained networks say about the images of `split`; computed once for all runs."""
+    return predict_many(
+        models, lambda canvas: eval_loader(cfg, data, canvas), run.cache, precision=cfg.engine.precision
+    )
+
+
+def eval_loader(cfg: DictConfig, data: Data, canvas: int) -> Loader:
+    """The images of `split`, or its first batches where the engine asks for a few (engine=debug)."""
+    few = cfg.engine.max_eval_batches
+    chosen = None if few is None else data.indices(cfg.split)[: few * cfg.eval_batch_size]
+    return data.loader(cfg.split, cfg.eval_batch_size, train=False, indices=chosen, size=canvas)
+
+
+def train(
+    cfg: DictConfig,
+    run: Run,
+    data: Data,
+    student: Model,
+    teachers: Sequence[Model],
+    before: Predictions,
+    *,
+    name: str = "transfer",
+) -> Trained:
+    """Train `student` in place with `cfg.method`; `before` are the predictions that its changes are measured from."""
+    loader = training_loader(cfg, data, [student, *teachers])
+    method = make_method(cfg, data, student, teachers)
+    if method.reads_labels:
+        refuse_unlabelled(cfg, data)
+    if cfg.remember and method.reads_logits:
+        remember(cfg, run, data, method, loader)
+    watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, cfg.engine.precision)
+    fit = Engine(cfg.engine, run).fit(
+        method,
+        loader if method.reads_labels else Unlabelled(loader),
+        build(cfg.optimizer, lr=cfg.optimizer.lr * (cfg.batch_size / 256) ** LR_SCALING[cfg.lr_scaling]),
+        build(cfg.schedule),
+        name=name,
+        evaluate=watch,
+    )
+    method.publish()
+    # a training that had been finished before is loaded without being evaluated again
+    after = watch.latest or predict(student, watch.loader, precision=cfg.engine.precision)
+    return Trained(method, fit, after)
+
+
+class _Watch:
+    """Measures a student while it trains, and keeps its latest predictions."""
+
+    def __init__(self, method: Transfer, loader: Loader, before: Predictions, precision: str) -> None:
+        self.method, self.loader, self.precision = method, loader, precision
+        self.labels, self.before = before.labels.numpy(), before.logits.argmax(1).numpy()
+        self.latest: Predictions | None = None
+
+    def __call__(self, net: nn.Module) -> dict[str, float]:
+        with self.method.measured():
+            self.latest = predict(net, self.loader, precision=self.precision)
+        return change(self.before, self.latest.logits.argmax(1).numpy(), self.labels)
+
+
+def make_method(cfg: DictConfig, data: Data, student: Model, teachers: Sequence[Model]) -> Transfer:
+    """The method with what its constructor asks for."""
+    supplies = {
+        "teachers": lambda: Frozen(teachers),
+        "initial": lambda: Frozen([deepcopy(student)]),
+        "partner": lambda: teachers[0].requires_grad_(True),
+        "samples": lambda: Samples(*(torch.from_numpy(part("train")) for part in (data.indices, data.labels))),
+        "batch_size": lambda: cfg.batch_size,
+    }
+    return build(cfg.method, net=student, **{k: make() for k, make in supplies.items() if accepts(cfg.method, k)})
+
+
+def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model]) -> Loader:
+    """Random crops come at the largest input size, whole images at the largest canvas, which each network shrinks."""
+    loader = data.loader("train", cfg.batch_size, train=True, size=max(model.size for model in models))
+    if loader.crop is not None:
+        return loader
+    return data.loader("train", cfg.batch_size, train=True, size=max(model.canvas for model in models))
+
+
+def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
+    """Raise ConfigError where a method reads labels that are not there."""
+    missing = int(np.sum(data.labels("train") < 0))
+    if missing:
+        raise ConfigError(
+            f"method={cfg.method.name} reads labels, but {missing} training images of {data.name} have none; "
+            f"methods without labels: method=kl_dp_u, method=kl"
+        )
+
+
+def remember(cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Loader) -> None:
+    """Look up the logits of frozen networks from now on, where the augmentation allows it."""
+    found = views(loader)
+    if found is None or not method.frozen:
+        return
+    view, count = found
+    method.to(run.device)
+    plain_loader = data.loader("train", cfg.batch_size, train=False, size=loader.size)
+    for part in method.frozen:
+        method.get_submodule(part).remember(plain_loader, view, count, run.cache, cfg.engine.precision)
+
+
+def keep(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
+    """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
+    claim, model.claimed_top1 = model.claimed_top1, card["metrics"].get("accuracy_after")
+    library, _, name = model.architecture.partition(":")
+    loads = (
+        f"timm.create_model('{name}', num_classes={model.classes}, checkpoint_path='{path.name}')"
+        if library == "timm"
+        else f"src.models.build('{path.name}')"
+    )
+    card = {**card, "load": loads, "config": plain(cfg)}
+    zoo.save(model, path, card)
+    model.claimed_top1 = claim
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    return path.name

@@ -1,0 +1,61 @@
+"""Measures of a transfer against definitions spelled out sample by sample."""
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from src.transfer.measures import SHARES, holders, transfer_measures
+
+
+@pytest.fixture(scope="module")
+def predicted():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 8, 600)
+    students = [np.where(random.random(600) < skill, labels, random.integers(0, 8, 600)) for skill in (0.5, 0.6, 0.7)]
+    return (*students, labels)
+
+
+def test_identities(predicted):
+    metrics, series = transfer_measures(*predicted, classes=8)
+    assert metrics["transfer_delta"] == pytest.approx(metrics["knowledge_gain"] - metrics["knowledge_loss"])
+    assert metrics["positive_flips_before"] - metrics["negative_flips_before"] == pytest.approx(metrics["accuracy_gap"])
+    assert sum(series["gains_per_class"]) == round(6 * metrics["knowledge_gain"])
+    assert metrics["top100_improve"] + metrics["other_improve"] == pytest.approx(100)
+    assert metrics["success"] == 100
+
+
+def test_rates_are_the_definitions_by_sample(predicted):
+    before, after, teacher, labels = predicted
+    metrics, _ = transfer_measures(*predicted, classes=8)
+    offered = [i for i in range(600) if teacher[i] == labels[i] != before[i]]
+    left = [i for i in range(600) if teacher[i] == labels[i] != after[i]]
+    gained = [i for i in range(600) if after[i] == labels[i] != before[i]]
+    strict = 100 * len(set(offered) & set(gained)) / len(offered)
+    assert metrics["transfer_rate_strict"] == pytest.approx(strict)
+    classes = {labels[i] for i in offered}
+    inside = [i for i in gained if labels[i] in classes]
+    assert metrics["transfer_rate"] == pytest.approx(100 * len(inside) / len(offered))
+    assert metrics["transfer_rate_after"] == pytest.approx(100 * len(inside) / len(left))
+    assert metrics["entropy_gains"] == pytest.approx(entropy(np.bincount(labels[gained], minlength=8)))
+    counts = np.bincount(labels[offered], minlength=8)
+    for share in SHARES:
+        top = set(holders(counts, share).tolist())
+        improve = 100 * sum(labels[i] in top for i in gained) / len(gained)
+        assert metrics[f"top{share}_improve"] == pytest.approx(improve)
+        expected = 100 - share + improve * len(gained) / len(left)
+        assert metrics[f"top{share}_transfer_rate"] == pytest.approx(expected)
+
+
+def test_golden_holders():
+    counts = np.array([5, 3, 1, 1, 0])
+    assert entropy(counts) == pytest.approx(1.168282, abs=1e-6)
+    assert [len(holders(counts, share)) for share in (2, 5, 20, 50, 80, 100)] == [1, 1, 1, 1, 2, 4]
+    assert len(holders(counts, 50, legacy=True)) == 2
+    assert len(holders(np.zeros(3, int), 50)) == 0
+
+
+def test_nothing_to_transfer_divides_by_nothing():
+    labels = np.array([0, 1, 2])
+    metrics, _ = transfer_measures(labels, labels, labels, labels, classes=3)
+    assert metrics["transfer_rate"] == metrics["transfer_rate_strict"] == metrics["transfer_delta"] == 0
+    assert metrics["success"] == 0

@@ -1,0 +1,299 @@
+"""The methods: what they compute, what they leave alone, what they never read."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from digits import composed, opened
+from torch.nn import functional as F
+
+from src import models as zoo
+from src.core.config import build
+from src.core.errors import ConfigError
+from src.core.types import Batch
+from src.transfer.contrastive import ContrastiveMemory, Samples, features_and_logits, similarity_loss
+from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
+from src.transfer.frozen import Frozen, views
+from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition
+
+
+@pytest.fixture
+def networks(folder):
+    """Student, its copy as it was, and two teachers."""
+    student, *teachers = (zoo.build(name, weights_root=folder / "weights") for name in ("narrow", "wide", "letters"))
+    return student, deepcopy(student), teachers
+
+
+@pytest.fixture(scope="module")
+def batch(folder):
+    data = opened(folder)
+    found = next(data.loader("train", 128, train=False).epoch(0))
+    data.close()
+    return found
+
+
+def loss(method, batch, training=False):
+    method.train(training)
+    return method(batch).loss
+
+
+def test_kl_and_cross_entropy_mix(networks, batch):
+    student, _, teachers = networks
+    said, knew = (model(batch.images) for model in (student, teachers[0]))
+    kl = F.kl_div(said.log_softmax(1), knew.softmax(1), reduction="batchmean")
+    xe = F.cross_entropy(said, batch.labels)
+    for weight in (0.0, 0.5, 1.0):
+        method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=weight)
+        torch.testing.assert_close(loss(method, batch), weight * kl + (1 - weight) * xe)
+        assert method.reads_labels == (weight < 1)
+
+
+@pytest.mark.parametrize("samples", ["not_negative", "positive"])
+def test_kl_of_chosen_flips(networks, batch, samples):
+    student, _, teachers = networks
+    said, knew = (model(batch.images) for model in (student, teachers[0]))
+    right, teacher_right = ((logits.argmax(1) == batch.labels) for logits in (said, knew))
+    kept = ~(right & ~teacher_right) if samples == "not_negative" else teacher_right & ~right
+    assert 0 < kept.sum() < len(kept)
+    expected = F.kl_div(said[kept].log_softmax(1), knew[kept].softmax(1), reduction="batchmean")
+    method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0, kl_samples=samples)
+    torch.testing.assert_close(loss(method, batch), expected)
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+@pytest.mark.parametrize("count", [1, 2])
+def test_partition_by_loop(networks, batch, supervised, count):
+    student, initial, teachers = networks
+    method = DataPartition(student, Frozen(teachers[:count]), Frozen([initial]), name="", supervised=supervised)
+    candidates = [model(batch.images).softmax(1) for model in (initial, *teachers[:count])]
+    total = 0.0
+    said = student(batch.images).log_softmax(1)
+    for i, label in enumerate(batch.labels.tolist()):
+        sure = [float(p[i, label] if supervised else p[i].max()) for p in candidates]
+        winner = candidates[max(range(len(sure)), key=lambda k: (sure[k], -k))][i]
+        total += float((winner * (winner.log() - said[i])).sum().detach())
+    torch.testing.assert_close(loss(method, batch).item(), total / len(batch.labels), rtol=1e-4, atol=1e-6)
+    assert ("positive_flips" in method(batch).logs) == supervised
+
+
+def test_partition_with_the_same_teacher_is_self_distillation(networks, batch):
+    student, initial, _ = networks
+    method = DataPartition(student, Frozen([deepcopy(initial)]), Frozen([initial]), name="")
+    assert loss(method, batch).abs() < 1e-6
+    own = SelfDistillation(student, Frozen([initial]), name="")
+    torch.testing.assert_close(loss(method, batch, training=True), loss(own, batch, training=True))
+
+
+def test_partition_where_the_teacher_always_wins_is_kl(networks, batch):
+    student, initial, teachers = networks
+    for parameter in initial.parameters():
+        torch.nn.init.zeros_(parameter)  # uniform predictions: nobody is less sure
+    partition = DataPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", supervised=False)
+    kl = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0)
+    torch.testing.assert_close(loss(partition, batch), loss(kl, batch))
+    assert partition(batch).logs["to_teacher"] == 100
+
+
+def test_initial_weight(networks, batch):
+    student, initial, teachers = networks
+
+    def value(weight):
+        parts = Frozen(teachers[:1]), Frozen([initial])
+        return loss(DataPartition(student, *parts, name="", initial_weight=weight), batch, training=True)
+
+    one, two, three = value(1.0), value(2.0), value(3.0)
+    torch.testing.assert_close(three - two, two - one)
+    assert two > one
+
+
+@pytest.mark.parametrize("rule", ["teacher_on_positive", "initial_on_negative", "average"])
+def test_flip_rules_by_loop(networks, batch, rule):
+    student, initial, teachers = networks
+    method = FlipPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", rule=rule)
+    now, was, knew = (model(batch.images).detach() for model in (teachers[1], initial, teachers[0]))
+    target, routed = method.target(now, [was, knew], batch.labels)
+    for i, label in enumerate(batch.labels.tolist()):
+        right, teacher_right = now[i].argmax() == label, knew[i].argmax() == label
+        if teacher_right and not right:
+            expected, taught = knew[i], True
+        elif right and not teacher_right:
+            expected, taught = was[i], False
+        else:
+            neutral = {"teacher_on_positive": was[i], "initial_on_negative": knew[i], "average": (knew[i] + now[i]) / 2}
+            expected, taught = neutral[rule], rule == "initial_on_negative"
+        assert torch.equal(target[i], expected) and bool(routed[i]) == taught
+
+
+def test_frozen_networks_stay_as_they_are(networks, batch):
+    student, initial, teachers = networks
+    method = DataPartition(student, Frozen(teachers), Frozen([initial]), name="").train()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
+    method(batch).loss.backward()
+    optimizer.step()
+    assert not any(k.startswith(("teachers", "initial")) for k in method.trained_state())
+    for name, value in method.state_dict().items():
+        if name.startswith(("teachers", "initial")):
+            assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for model in (*teachers, initial) for p in model.parameters())
+    assert any(not torch.equal(v, before[k]) for k, v in method.state_dict().items() if k.startswith("net."))
+
+
+def test_batchnorm_keeps_its_statistics(networks, batch):
+    student, initial, teachers = networks
+    buffers = {k: v.clone() for k, v in student.named_buffers()}
+    for policy, moved in (("keep", False), ("adapt", True)):
+        method = DataPartition(student, Frozen(teachers), Frozen([initial]), name="", batchnorm=policy)
+        loss(method, batch, training=True)
+        assert any(not torch.equal(v, buffers[k]) for k, v in student.named_buffers()) == moved
+
+
+def momentum(student, teacher, **options):
+    return MomentumDistillation(student, Frozen([teacher]), 256, name="", kl_weight=0.5, **options)
+
+
+def test_slow_weights(networks):
+    student, _, (teacher, _) = networks
+    start = deepcopy(student.state_dict())
+    method = momentum(student, teacher, decay=0.9, every=2)
+    with torch.no_grad():
+        for value in student.parameters():
+            value.add_(1.0)
+    method.after_update(0)
+    method.after_update(1)  # not every step
+    for name, value in student.named_parameters():
+        with method.measured():
+            torch.testing.assert_close(value.detach(), start[name] + 0.1)
+        torch.testing.assert_close(value.detach(), start[name] + 1.0)
+    method.publish()
+    counters = [name for name in start if name.endswith("num_batches_tracked")]
+    assert counters and all(student.state_dict()[name].dtype == torch.int64 for name in counters)
+    torch.testing.assert_close(next(student.parameters()).detach(), next(iter(start.values())) + 0.1)
+
+
+def test_slow_weights_without_decay_are_the_fast_ones_and_may_replace_them(networks):
+    student, _, (teacher, _) = networks
+    method = momentum(student, teacher, decay=0.0, every=1)
+    with torch.no_grad():
+        next(student.parameters()).add_(1.0)
+    fast = next(student.parameters()).detach().clone()
+    method.after_update(0)
+    with method.measured():
+        assert torch.equal(next(student.parameters()), fast)
+    resetting = momentum(student, teacher, decay=0.5, reset_fast_on_eval=True)
+    with torch.no_grad():
+        next(student.parameters()).add_(1.0)
+    with resetting.measured():
+        pass
+    torch.testing.assert_close(next(student.parameters()).detach(), fast)
+
+
+def test_interval_follows_the_batch_size(networks):
+    student, _, (teacher, _) = networks
+    intervals = [
+        MomentumDistillation(student, Frozen([teacher]), size, name="", kl_weight=0.5).every for size in (64, 256, 1024)
+    ]
+    assert intervals == [8, 2, 1]
+
+
+def test_both_directions(networks, batch):
+    student, _, (teacher, _) = networks
+    method = BiDirectional(student, teacher, name="")
+    said, knew = student(batch.images), teacher(batch.images)
+    total = F.cross_entropy(said, batch.labels) + F.cross_entropy(knew, batch.labels)
+    for i, label in enumerate(batch.labels.tolist()):
+        teaches = knew[i].softmax(0)[label] > said[i].softmax(0)[label]
+        source, learner = (knew[i], said[i]) if teaches else (said[i], knew[i])
+        total = total + F.kl_div(learner.log_softmax(0), source.softmax(0), reduction="sum") / len(batch.labels)
+    torch.testing.assert_close(loss(method, batch), total)
+    method.train()(batch).loss.backward()
+    assert all(next(model.parameters()).grad is not None for model in (student, teacher))
+
+
+def test_similarity_of_features_by_loop(networks, batch):
+    student, _, (teacher, _) = networks
+    features, logits = features_and_logits(student, batch.images[:9])
+    torch.testing.assert_close(features, student.features(batch.images[:9]))
+    torch.testing.assert_close(logits, student(batch.images[:9]))
+    wanted = teacher.features(batch.images[:9])
+    total = 0.0
+    for i in range(9):
+        rows = [torch.stack([F.cosine_similarity(f[i], f[j], dim=0) for j in range(9)]) for f in (features, wanted)]
+        total = total + F.kl_div(rows[0].log_softmax(0), rows[1].softmax(0), reduction="sum")
+    torch.testing.assert_close(similarity_loss(features, wanted), total, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_draws_other_classes_and_remembers():
+    samples = Samples(torch.arange(0, 80, 2), torch.arange(40) % 4)
+    memory = ContrastiveMemory(samples, dimensions=6, negatives=500, temperature=0.07, momentum=0.5)
+    drawn = memory.draw(torch.tensor([0, 3]))
+    labels = samples.labels[drawn]
+    assert (labels[0] != 0).all() and (labels[1] != 3).all()
+    assert len(drawn[0].unique()) == 30, "every sample of the other classes is drawn"
+    own = F.normalize(torch.randn(2, 6), dim=1).requires_grad_()
+    other = F.normalize(torch.randn(2, 6), dim=1)
+    bank = memory.student[[3, 5]].clone()
+    value = memory(own, other, Batch(torch.zeros(2), samples.labels[[3, 5]], torch.tensor([6, 10])))
+    value.backward()
+    assert torch.isfinite(value) and own.grad.abs().sum() > 0
+    torch.testing.assert_close(memory.student[[3, 5]], F.normalize((bank + own.detach()) / 2, dim=1))
+
+
+@pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("flip_crop", None), ("crop_resize", None)])
+def test_views_name_what_the_loader_shows(folder, augment, count):
+    data = opened(folder, seed=3)
+    options = {"batch_size": 64, "size": 8}
+    loader = data.loader("train", **options, train=True, augment=augment)
+    stored = next(data.loader("train", 1497, train=False).epoch(0)).images
+    found = views(loader)
+    if count is None:
+        assert found is None
+    else:
+        view, number = found
+        assert number == count
+        for batch in loader.epoch(5):
+            seen = torch.where(
+                view(batch.index, 5).bool()[:, None, None, None], stored.flip(-1)[batch.index], stored[batch.index]
+            )
+            assert torch.equal(seen, batch.images)
+    data.close()
+
+
+def test_remembered_logits_are_the_live_ones(folder, networks, tmp_path):
+    _, _, teachers = networks
+    data = opened(folder, seed=1)
+    loader = data.loader("train", 64, train=True, augment="flip")
+    live, remembered = Frozen(teachers), Frozen(teachers)
+    view, count = views(loader)
+    remembered.remember(data.loader("train", 64, train=False), view, count, tmp_path, "fp32")
+    for epoch in (0, 1):
+        live.epoch = remembered.epoch = epoch
+        for batch in loader.epoch(epoch):
+            for one, other in zip(live(batch), remembered(batch), strict=True):
+                torch.testing.assert_close(one, other)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 4, "two teachers, two views"
+    data.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"method.kl_weight": 1.5}, "kl_weight=1.5"),
+        ({"method.kl_samples": "none"}, "one of all, not_negative, positive"),
+        ({"method.temperature": 0}, "more than 0"),
+        ({"method.batchnorm": "off"}, "one of adapt, keep"),
+    ],
+)
+def test_wrong_options_are_explained(folder, networks, option, message):
+    student, _, teachers = networks
+    cfg = composed(folder, "method=kl")
+    for key, value in option.items():
+        cfg.method[key.partition(".")[2]] = value
+    with pytest.raises(ConfigError, match=message):
+        build(cfg.method, net=student, teachers=Frozen(teachers[:1]))
+
+
+def test_one_teacher_methods_refuse_many(networks):
+    student, _, teachers = networks
+    with pytest.raises(ConfigError, match="takes one teacher, not 2"):
+        Distillation(student, Frozen(teachers), name="kl", kl_weight=1.0)

@@ -1,0 +1,207 @@
+"""main_transfer.py from a composed config to its row and its student, on handwritten digits."""
+
+import json
+
+import pytest
+import timm
+import torch
+from digits import composed, opened, run_rows
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
+
+from src import models as zoo
+from src.core.errors import ConfigError
+from src.core.run import launch
+from src.transfer import ranking, recipe, training
+
+METHODS = ["xe", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "self_dist", "cd", "crd", "bi_kd", "kl_not_negative"]
+METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg"]
+
+
+@pytest.fixture(scope="module")
+def transferred(folder):
+    """The row of one transfer, and the folder of its run."""
+    cfg = composed(folder)
+    (row,) = run_rows(recipe, cfg)
+    return cfg, row, folder / "output" / "transfer" / row.run
+
+
+def test_row_equals_scikit_learn_on_the_kept_student(folder, transferred):
+    _, row, place = transferred
+    data = opened(folder)
+    batch = next(data.loader("test", 400, train=False).epoch(0))
+    data.close()
+    weights = folder / "weights"
+    models = {"before": "narrow", "after": str(place / "student.safetensors")}
+    with torch.no_grad():
+        for moment, name in models.items():
+            predicted = zoo.build(name, weights_root=weights)(batch.images).argmax(1)
+            accuracy = 100 * accuracy_score(batch.labels, predicted)
+            assert row.metrics[f"accuracy_{moment}"] == pytest.approx(accuracy)
+    assert row.metrics["accuracy_gap"] > 0 and row.metrics["transfer_delta"] > 0, "a stronger teacher teaches digits"
+    assert row.metrics["transfer_delta"] == pytest.approx(row.metrics["knowledge_gain"] - row.metrics["knowledge_loss"])
+    assert row.cell == recipe.cell(composed(folder))
+    assert row.series["epoch"] == [1, 2] and len(row.series["gains_per_class"]) == 10
+    assert 0 < row.metrics["to_teacher"] < 100
+    assert row.metrics["positive_to_teacher"] > row.metrics["negative_to_teacher"]
+
+
+def test_card_says_what_was_made_of_what(transferred):
+    _, row, place = transferred
+    card = json.loads((place / "student.json").read_text())
+    assert card["metrics"]["transfer_delta"] == row.metrics["transfer_delta"]
+    assert card["teacher"] == "wide.safetensors" and card["method"] == "kl_dp"
+    assert card["config"]["teacher"]["name"] == "wide"
+
+
+def test_the_same_command_shows_the_same_rows(transferred, capsys):
+    cfg, row, _ = transferred
+    assert launch(recipe, cfg) == row.metrics["transfer_delta"]
+    assert "finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_rows_hold_its_name(folder, method):
+    small = ["engine.epochs=1", "engine.max_steps=3", "dataset.test_fraction=0.3"]
+    (row,) = run_rows(recipe, composed(folder, f"method={method}", *small))
+    assert row.status == "ok" and row.cell["method"] == method
+    assert torch.isfinite(torch.tensor(row.series["train_loss"])).all()
+    assert ("accuracy_teacher_after" in row.metrics) == (method == "bi_kd")
+
+
+def test_ensemble_needs_no_training(folder):
+    (row,) = run_rows(recipe, composed(folder, "method=ensemble"))
+    data = opened(folder)
+    batch = next(data.loader("test", 400, train=False).epoch(0))
+    data.close()
+    with torch.no_grad():
+        sure = [zoo.build(n, weights_root=folder / "weights")(batch.images).softmax(1) for n in ("narrow", "wide")]
+    picked = [max(pair, key=lambda p: p.max()).argmax() for pair in zip(*sure, strict=True)]
+    assert row.metrics["accuracy_after"] == pytest.approx(100 * accuracy_score(batch.labels, picked))
+    assert not list((folder / "output" / "transfer" / row.run).glob("*.safetensors"))
+
+
+def test_unsupervised_methods_never_see_a_label(folder, monkeypatch):
+    """The student is the same, bit for bit, when every training label is another one."""
+    data = opened(folder)
+    students, spoilt = [], False
+    original = type(data.loader("train", 64, train=True))._batch
+
+    def _batch(loader, images, index, epoch):
+        batch = original(loader, images, index, epoch)
+        return batch._replace(labels=(batch.labels + 3) % 10) if spoilt and loader.train else batch
+
+    monkeypatch.setattr(type(data.loader("train", 64, train=True)), "_batch", _batch)
+    data.close()
+    for method, equal in (("kl_dp_u", True), ("kl_dp", False)):
+        students = []
+        for spoilt in (False, True):
+            cfg = composed(folder, f"method={method}", "engine.epochs=1", f"output_root={folder}/labels-{spoilt}")
+            (row,) = run_rows(recipe, cfg)
+            students.append(load_file(folder / f"labels-{spoilt}" / "transfer" / row.run / "student.safetensors"))
+        assert all(torch.equal(students[0][key], students[1][key]) for key in students[0]) == equal
+
+
+def test_labels_are_taken_away():
+    class Loader:
+        batch_size, samples, digest = 2, 2, ""
+
+        def epoch(self, epoch, start):
+            from src.core.types import Batch
+
+            yield Batch(torch.zeros(2), torch.tensor([3, 4]), torch.arange(2))
+
+    (batch,) = training.Unlabelled(Loader()).epoch(0)
+    assert batch.labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+def test_remembered_logits_change_nothing(folder, augment):
+    students = []
+    for remember in (True, False):
+        cfg = composed(folder, f"remember={remember}", f"dataset.augment={augment}")
+        (row,) = run_rows(recipe, cfg)
+        students.append(load_file(folder / "output" / "transfer" / row.run / "student.safetensors"))
+    for key, value in students[0].items():
+        torch.testing.assert_close(value, students[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_of_timms_loads_in_plain_timm(folder):
+    """One line of timm, and it scores what the row says."""
+    start = zoo.build({"name": "timm:resnet10t", "weights": None, "size": 32}, classes=10)
+    zoo.save(start, folder / "weights" / "start.safetensors", {})
+    options = ["student.name=start", "batch_size=32"]
+    small = ["engine.max_steps=2", "dataset.test_fraction=0.1", "eval_batch_size=30"]
+    (row,) = run_rows(recipe, composed(folder, *options, *small))
+    path = folder / "output" / "transfer" / row.run / "student.safetensors"
+    assert json.loads(path.with_suffix(".json").read_text())["load"].startswith("timm.create_model('resnet10t'")
+    model = timm.create_model("resnet10t", num_classes=10, checkpoint_path=str(path)).eval()
+    ours = zoo.build(str(path))
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ours.preprocess(images)), ours(images))
+
+
+def test_the_teacher_sees_its_own_size_or_the_students(folder, transferred):
+    _, own, _ = transferred
+    (shared,) = run_rows(recipe, composed(folder, "teacher_view=student"))
+    assert own.metrics["accuracy_teacher"] != shared.metrics["accuracy_teacher"]
+    assert own.metrics["accuracy_before"] == shared.metrics["accuracy_before"]
+
+
+def test_ranking_counts_what_the_student_lacks(folder, transferred):
+    _, row, _ = transferred
+    cfg = composed(folder, "candidates=[letters,wide]")
+    rows = run_rows(recipe, cfg)
+    assert [r.metrics["rank"] for r in rows] == [1, 2]
+    flips = {r.cell["teacher"]: r.metrics["positive_flips_before"] for r in rows}
+    assert flips["wide"] == pytest.approx(row.metrics["positive_flips_before"])
+    assert list(flips.values()) == sorted(flips.values(), reverse=True)
+
+
+def test_agreement_is_spearmans():
+    from src.core.types import Row
+
+    def row(teacher, seed, flips, delta, method="kl_dp"):
+        metrics = {"positive_flips_before": flips, "transfer_delta": delta}
+        return Row(cell={"student": "s", "teacher": teacher, "method": method}, metrics=metrics, seed=seed)
+
+    rows = [row("a", 0, 1, 0.1), row("b", 0, 2, 0.4), row("b", 1, 2, 0.0), row("c", 0, 3, 0.3), row("a", 0, 1, 5, "kl")]
+    assert ranking.agreement(rows) == {("s", "kl_dp"): pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.name=narrow", "same network"),
+        ("teacher.name=seven", "different numbers of classes: student 10, teacher 7"),
+        ("teacher.name=resnet18d_of_nobody", "teacher: unknown model"),
+        ("+student.weights=null", "student: .*random weights"),
+        ("lr_scaling=square", "lr_scaling=square: one of none, linear"),
+        ("teacher_view=both", "teacher_view=both: one of own, student"),
+        ("method=supervised", "no transfer method"),
+        ("candidates=wide", "a list of networks"),
+        ("candidates=[wide,nobody_knows_this]", "candidate nobody_knows_this: unknown model"),
+    ],
+)
+def test_bad_input_is_one_clear_message(folder, override, message):
+    zoo.save(zoo.build({"name": "cnn"}, classes=7), folder / "weights" / "seven.safetensors", {})
+    cfg = composed(folder, override.lstrip("+"))
+    with pytest.raises(ConfigError, match=message):
+        launch(recipe, cfg)
+
+
+def test_a_copy_under_another_name_is_the_same_network(folder):
+    model = zoo.build("narrow", weights_root=folder / "weights")
+    zoo.save(model, folder / "weights" / "copy.safetensors", {})
+    with pytest.raises(ConfigError, match=r"same network \(copy and narrow\).*method=self_dist"):
+        launch(recipe, composed(folder, "teacher.name=copy"))
+
+
+def test_missing_labels_are_explained(folder, monkeypatch):
+    from src.data import Data
+
+    labels = Data.labels
+    monkeypatch.setattr(Data, "labels", lambda self, split: labels(self, split) - 10 * (split == "train"))
+    with pytest.raises(ConfigError, match=r"method=kl_dp reads labels, but 1497 training images.*method=kl_dp_u"):
+        launch(recipe, composed(folder, "seed=9"))
