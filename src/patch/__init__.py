@@ -7,6 +7,7 @@ patched.list()                                             # the cards of all pa
 timm_model = patched.detach()                              # as it was, bit for bit
 """
 
+from src.patch.file import System, apply, load, read_card, save
 from src.patch.patched import Patch, Patched
 
-__all__ = ["Patch", "Patched"]
+__all__ = ["Patch", "Patched", "System", "apply", "load", "read_card", "save"]

@@ -42,6 +42,13 @@ class Edit:
         # where a value has no activation after it, it stands for several traced nodes (the sum and the output)
         self._new.update({old: by for old, new in self._new.items() if new is value})
 
+    def add(self, node: Node, added: Node) -> None:
+        """Let everything that uses the traced `node` use its sum with `added`, which may be made from it."""
+        value = self._new[node]
+        total = self.function(torch.add, value, added, after=added)
+        value.replace_all_uses_with(total, delete_user_cb=lambda user: user not in (total, added))
+        self._new[node] = total
+
 
 class Patch(nn.Module):
     """What one task adds to a network: modules between its layers, and a classifier of its own.

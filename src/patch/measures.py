@@ -1,0 +1,18 @@
+"""How a base and its tasks are summed up (section 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+__all__ = ["harmonic_mean", "mean"]
+
+
+def harmonic_mean(accuracies: Sequence[float]) -> float:
+    """Of percents; 0 if any is 0."""
+    return len(accuracies) / sum(1 / a for a in accuracies) if all(accuracies) else 0.0
+
+
+def mean(accuracies: Sequence[float]) -> float:
+    """Of percents, the base counted like every task."""
+    return fmean(accuracies)

@@ -1,0 +1,81 @@
+"""Patch files: written, put on a network in a fresh start, refused on a wrong one, removed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+
+from src import patch
+from src.core.errors import ConfigError
+from src.patch.adapters import NormAdaptation, ResidualAdapters
+from src.patch.delta import Delta
+from src.patch.patched import HeadOnly, Patched, traced
+
+MAKERS = {
+    "delta": lambda graph: Delta(graph, 4, modules=2),
+    "head": lambda graph: HeadOnly(graph, 4),
+    "parallel": lambda graph: ResidualAdapters(graph, 4, position="parallel"),
+    "series": lambda graph: ResidualAdapters(graph, 4, position="series"),
+    "norms": lambda graph: NormAdaptation(graph, 4),
+}
+
+
+def made(model, kind, path, name="letters"):
+    torch.manual_seed(3)
+    patched = Patched(model, MAKERS[kind](traced(model))).eval()
+    patch.save(patched, path, name=name, class_names=list("abcd"), size=32)
+    return patched
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_patch_survives_the_file(resnet20, images, tmp_path, kind):
+    patched = made(resnet20, kind, tmp_path / "p.safetensors")
+    again = patch.load(copy.deepcopy(resnet20), tmp_path / "p.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again(images), patched(images))
+
+
+def test_three_lines_on_a_plain_timm_model(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=7).eval()
+    before, x = copy.deepcopy(net.state_dict()), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = net(x)
+        for name in ("one", "two"):
+            made(net, "delta", tmp_path / f"{name}.safetensors", name)
+        patched = patch.apply(net, tmp_path / "one.safetensors")
+        alone = patched(x, "one")
+        patched = patch.apply(patched, tmp_path / "two.safetensors", "second")
+        assert list(patched.list()) == ["one", "second"] and patched.list()["one"]["class_names"] == list("abcd")
+        assert torch.equal(patched(x), logits) and torch.equal(patched(x, "one"), alone)
+        assert patched(x, "second").shape == (2, 4)
+        with pytest.raises(ConfigError, match=r"no patch for task 'three'; attached are: one, second"):
+            patched(x, "three")
+        patched.detach("one")
+        assert list(patched.list()) == ["second"]
+        assert patched.detach() is net and torch.equal(net(x), logits)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_a_wrong_base_is_refused(resnet20, tmp_path):
+    made(resnet20, "delta", tmp_path / "p.safetensors")
+    other = copy.deepcopy(resnet20)
+    other.net.bn1.running_mean[0] += 1e-6
+    with pytest.raises(ConfigError, match=r"was made for a CifarResNet with weights .* load the base"):
+        patch.load(other, tmp_path / "p.safetensors")
+
+
+def test_a_file_that_is_no_patch(resnet20, tmp_path):
+    (tmp_path / "p.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="cannot be read as a patch"):
+        patch.load(resnet20, tmp_path / "p.safetensors")
+
+
+def test_the_file_holds_the_patch_alone(resnet20, tmp_path):
+    patched = made(resnet20, "delta", tmp_path / "p.safetensors")
+    size = (tmp_path / "p.safetensors").stat().st_size
+    own = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
+    assert own < size < own + 6000
