@@ -5,6 +5,8 @@ from pathlib import Path
 
 # Before anything imports numba, timm, wandb or pyplot.
 os.environ.update(NUMBA_DISABLE_JIT="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline", MPLBACKEND="Agg")
+# Small networks gain nothing from threads, which wait for each other where cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

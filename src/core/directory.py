@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from src.core.errors import ConfigError, LockedError
 from src.core.results import read_rows, write_atomically
 from src.core.types import Row
 
-__all__ = ["finished", "locked", "prepare"]
+__all__ = ["finished", "locked", "note_files", "prepare"]
 
 PATIENCE = 5.0
 """Seconds granted to the children of a holder that was just killed: they keep its lock until they notice."""
@@ -78,10 +78,25 @@ def _alive(holder: dict) -> bool:
     return holder.get("host") != socket.gethostname() or psutil.pid_exists(holder["process"])
 
 
-def finished(folder: Path) -> list[Row] | None:
-    """The rows of the run in `folder` if it ended well, else None."""
+def finished(folder: Path, files: Iterable[Path] = ()) -> list[Row] | None:
+    """The rows of the run in `folder` if it ended well and `files` are as `note_files` saw them then, else None."""
     rows = read_rows(folder / "row.json") if (folder / "row.json").exists() else None
-    return rows if rows is not None and all(row.status == "ok" for row in rows) else None
+    if rows is None or any(row.status != "ok" for row in rows):
+        return None
+    noted = json.loads((folder / "files.json").read_text()) if (folder / "files.json").exists() else {}
+    return rows if noted == _stamps(files) else None
+
+
+def note_files(folder: Path, files: Iterable[Path]) -> None:
+    """Remember what the files outside `folder` look like that a finished run read or left."""
+    if stamps := _stamps(files):
+        write_atomically(folder / "files.json", json.dumps(stamps, indent=1))
+
+
+def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of the last change by path; nothing of a file that is not there."""
+    found = {str(file.resolve()): file.stat() for file in files if file.exists()}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in sorted(found.items())}
 
 
 def prepare(folder: Path, config_text: str, resume: str) -> None:

@@ -24,7 +24,7 @@ from src.core import provenance
 from src.core.config import Identity, identify, plain, unresolved, validate
 from src.core.console import first_rank, show_rows
 from src.core.device import opened, seed_everything
-from src.core.directory import finished, locked, prepare
+from src.core.directory import finished, locked, note_files, prepare
 from src.core.errors import ConfigError, Diverged, Interrupted, RecombineError
 from src.core.results import write_atomically, write_rows
 from src.core.signals import StopSignals
@@ -96,7 +96,8 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
     """Run `recipe` as `cfg` says, or show its rows if that was done before; returns the objective for sweepers.
 
     The recipe module has `run(cfg, run) -> Iterator[Row]`, and may have `check(cfg) -> list[str]`, `cell(cfg) -> dict`
-    (names the cell of a failed run), `published(row) -> dict` and `OBJECTIVE` (name of a metric).
+    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric) and
+    `files(cfg) -> list[Path]` (what it reads or leaves outside its folder: if these change, it is not done any more).
     Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
     signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
     """
@@ -105,11 +106,13 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
     if problems:
         raise ConfigError(problems)
     with locked(job.folder) if first_rank() else nullcontext(), StopSignals() as signals:
-        rows = finished(job.folder) if job.resume != "never" else None
+        rows = finished(job.folder, job.files()) if job.resume != "never" else None
         if rows is None:
             if first_rank():
                 prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), job.resume)
             rows = _execute(job, signals)
+            if first_rank():
+                note_files(job.folder, job.files())
         elif first_rank():
             print(f"finished before (engine.resume=never runs it again): {job.folder}")
         if first_rank():
@@ -144,6 +147,9 @@ class _Job:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.output_root) / self.entry / self.identity.run
+
+    def files(self) -> list[Path]:
+        return self.recipe.files(self.cfg) if hasattr(self.recipe, "files") else []
 
     def facts(self) -> dict[str, Any]:
         code = {**provenance.commit(), "versions": provenance.versions()}

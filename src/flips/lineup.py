@@ -12,12 +12,13 @@ from src import models as zoo
 from src.core.errors import ConfigError
 from src.data import Data
 from src.models import Model
+from src.models.resolve import locate
 from src.models.weights import SUFFIXES, find, read_card, stem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["open_models", "problems", "random_copy"]
+__all__ = ["checkpoints", "open_models", "problems", "random_copy"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,12 @@ def _to_train(faults: Mapping[str, list[str]], cfg: DictConfig) -> list[str]:
             + (f" weights_root={root}" if root != "weights" else "")
         )
     return found
+
+
+def checkpoints(cfg: DictConfig) -> list[Path]:
+    """The local files that the models come from."""
+    found = (locate(node, Path(cfg.weights_root))[1] for _, node in named(cfg) if not _faults(node, cfg, None))
+    return [file for file in found if file is not None]
 
 
 def open_models(cfg: DictConfig, data: Data) -> dict[str, Model]:

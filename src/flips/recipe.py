@@ -26,7 +26,7 @@ from src.report import plots
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["check", "run"]
+__all__ = ["check", "files", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,11 @@ def check(cfg: DictConfig) -> list[str]:
     if cfg.pairs != "all" and (not isinstance(cfg.pairs, int) or cfg.pairs < 1):
         problems.append(f"pairs={cfg.pairs}: `all`, or how many random pairs to draw, such as pairs=100")
     return problems
+
+
+def files(cfg: DictConfig) -> list[Path]:
+    """The checkpoints that are compared: with other weights the same command is not done yet."""
+    return lineup.checkpoints(cfg)
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:

@@ -24,7 +24,7 @@ from src.models.model import find_head
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "run"]
+__all__ = ["OBJECTIVE", "cell", "check", "files", "run"]
 
 OBJECTIVE = "accuracy"
 """What a hyper-parameter search maximises."""
@@ -53,6 +53,11 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "start": "random" if cfg.model.weights is None else "pretrained",
         "trained": "classifier" if cfg.freeze else "all",
     }
+
+
+def files(cfg: DictConfig) -> list[Path]:
+    """The checkpoint: where it is gone or another run's, the finished training writes it again."""
+    return [Path(cfg.weights_root) / f"{save_name(cfg)}.safetensors"]
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
@@ -120,7 +125,7 @@ def keep(model: Model, fit: Fit, cfg: DictConfig) -> Path:
     """Write the network with its card; the measured accuracy becomes what it claims."""
     model.name, model.claimed_top1 = save_name(cfg), fit.metrics["top1"]
     card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": plain(cfg)}
-    return zoo.save(model, Path(cfg.weights_root) / f"{model.name}.safetensors", card)
+    return zoo.save(model, files(cfg)[0], card)
 
 
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:

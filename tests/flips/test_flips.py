@@ -123,6 +123,24 @@ def test_predictions_are_taken_from_the_cache(digits, finished, monkeypatch):
     assert len(read_rows(folder / "second")) == 2
 
 
+def test_other_weights_under_the_same_name_are_compared_anew(digits, capsys):
+    folder, _ = digits
+    root = folder / "changing"
+    cfg = composed(folder, "models=[first,second]", f"weights_root={root}", f"output_root={folder / 'anew'}")
+    for name in ("wide", "letters"):
+        model = zoo.build(name, weights_root=folder / "weights")
+        model.name = {"wide": "first", "letters": "second"}[name]
+        zoo.save(model, root / f"{model.name}.safetensors", {})
+    launch(recipe, cfg)
+    launch(recipe, cfg)
+    assert capsys.readouterr().out.count("finished before") == 1
+    zoo.save(lineup.random_copy(model, 0), root / "second.safetensors", {})
+    launch(recipe, cfg)
+    assert capsys.readouterr().out.count("finished before") == 0
+    (row, _) = read_rows(folder / "anew")
+    assert row.metrics["accuracy_student"] < 40
+
+
 def test_random_copies_know_little(digits):
     folder, _ = digits
     launch(

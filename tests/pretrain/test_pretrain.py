@@ -81,6 +81,19 @@ def test_checkpoint_says_what_it_is(trained):
     assert card["dataset"] == "digits" and card["config"]["engine"]["epochs"] == 2
 
 
+def test_a_lost_checkpoint_is_written_again_without_training(trained, monkeypatch, capsys):
+    folder, row, path = trained
+    launch(recipe, composed(folder))
+    assert "finished before" in capsys.readouterr().out
+    before = load_file(path)
+    path.unlink()
+    monkeypatch.setattr(Supervised, "forward", None)
+    launch(recipe, composed(folder))
+    after = load_file(path)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert row.metrics in [found.metrics for found in rows_in(folder)]
+
+
 def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
     _, _, path = trained
     launch(recipe, composed(tmp_path))
