@@ -7,6 +7,7 @@ python scripts/bench.py engine --rows out   one section; the rows also go to out
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -22,13 +23,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from src import models
 from src.core.engine import Engine
+from src.core.evaluate import predict, predict_many
 from src.core.method import Supervised
 from src.core.optim import cosine
 from src.core.run import Run
 from src.core.signals import StopSignals
 from src.core.tracking import Tracker
-from src.core.types import Batch
+from src.core.types import Batch, Loader
+from src.data import open_data
+from src.flips.comparison import Comparison, ordered_pairs, pair_rows
 
 Row = dict[str, object]
 SECTIONS: dict[str, Callable[[], list[Row]]] = {}
@@ -83,6 +88,54 @@ def loader() -> list[Row]:
     return measure(alternate)
 
 
+@section
+def flips() -> list[Row]:
+    """All ordered pairs of ten networks from ten evaluations, against evaluating both networks of every pair anew."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nodes = [{"name": "lenet5"}] * 4 + [{"name": "cnn", "widths": [8 * k, 16 * k, 16 * k, 32]} for k in (1, 1, 2, 2)]
+    nodes += [{"name": "resnet8", "width": 8}] * 2
+    nets = [models.build({**node, "weights": None}, classes=10, seed=seed) for seed, node in enumerate(nodes)]
+    named = {f"{node['name']}-{seed}": net.to(device) for seed, (node, net) in enumerate(zip(nodes, nets, strict=True))}
+    settings = {"loader": {"kind": "resident"}, "data_root": "", "seed": 0, "device": device}
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_data({"name": "digits"}, cache_root=folder, **settings)
+        test = data.loader("test", 300, train=False)
+        ours, plain, ratio = alternate(partial(_all_pairs, named, test), partial(_pair_by_pair, named, test), rounds=3)
+        data.close()
+    unit = f"s of {'wall' if device.type == 'cuda' else 'processor'} time for 90 pairs"
+    return [{"name": f"10 networks, {device.type}", "ours": ours, "plain": plain, "ratio": 1 / ratio, "unit": unit}]
+
+
+def _all_pairs(nets: dict[str, models.Model], test: Loader) -> float:
+    start = _now(test.device)
+    predictions = predict_many(nets, lambda canvas: test)
+    compared = Comparison(list(nets), [p.logits for p in predictions.values()], predictions["lenet5-0"].labels)
+    names = [str(label) for label in range(10)]
+    options = {"class_names": names, "claimed": {}, "similarity": None, "legacy": False}
+    rows = pair_rows(compared, ordered_pairs(len(nets), "all", 0, False), {}, **options)
+    assert len(rows) == 90
+    return _now(test.device) - start
+
+
+def _pair_by_pair(nets: dict[str, models.Model], test: Loader) -> float:
+    """Flips in all, per class and their entropy for one pair at a time, nothing kept between pairs."""
+    start = _now(test.device)
+    for teacher, student in itertools.permutations(nets.values(), 2):
+        (t, labels, _), (s, _, _) = (predict(net, test) for net in (teacher, student))
+        flipped = (t.argmax(1) == labels) & (s.argmax(1) != labels)
+        share = torch.bincount(labels[flipped], minlength=10) / max(1, int(flipped.sum()))
+        torch.special.entr(share).sum()
+    return _now(test.device) - start
+
+
+def _now(device: torch.device) -> float:
+    """Seconds of the device's clock: wall time where it is CUDA, else only what this process used."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
 def _net(width: int, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
@@ -117,19 +170,13 @@ class _Resident:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         for step in range(start, self.steps):
             if step == 1:
-                started = self._now()
+                started = _now(self.device)
             if step == self.steps - 1:
-                self.seconds = (self._now() - started) / (self.steps - 2)
+                self.seconds = (_now(self.device) - started) / (self.steps - 2)
             yield self.batch
 
     def close(self) -> None:
         pass
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()  # what other programs do on this machine does not count
 
 
 def _sgd(groups) -> torch.optim.Optimizer:
