@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from src.core.types import Row
-from src.report import figures
+from src.report import figures, transfer
 from src.report.style import save
 
 __all__ = ["PICTURES", "Picture", "save"]
@@ -56,5 +56,33 @@ PICTURES: dict[str, dict[str, Picture]] = {
         "training_curves": Picture(
             "Training curves", "Mean over seeds; the band is one sample standard deviation.", figures.training_curves
         )
+    },
+    "transfer": {
+        "gap_curve": Picture(
+            "Transfer delta and accuracy gap",
+            "Each point is a teacher and student, mean over seeds. By bin of the gap: mean with quartiles, and the "
+            "mean of the best quarter, which is what the paper shows.",
+            transfer.gap_curve,
+        ),
+        "success_rates": Picture(
+            "Success rates",
+            "A point is a student: the share of its teachers that helped. Students that diverged are left out.",
+            transfer.success_rates,
+        ),
+        "leaderboard": Picture(
+            "Transfer to each student", "Mean over teachers, and the range from worst to best.", transfer.leaderboard
+        ),
+        "transfer_rates": Picture(
+            "What was transferred",
+            "Left, as in the paper: by the classes that hold the top X % of the knowledge; it tends to 100 by its "
+            "definition. Right: the share of the very images that only the teacher got right.",
+            transfer.transfer_rates,
+        ),
+        "rate_by_size": Picture("Transfer rate and size of the student", "Mean over teachers.", transfer.rate_by_size),
+        "outlook": Picture(
+            "Which teacher should I use?",
+            "Complementary knowledge is known before any training; the delta is what training then gave.",
+            transfer.outlook,
+        ),
     },
 }

@@ -1,0 +1,42 @@
+"""Every option, experiment and table of transfer composes, and names settings that exist."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from src.core.config import validate
+from src.core.problems import compose_all
+from src.report.spec import load_specs
+
+CONFIG = Path(__file__).parents[2] / "config"
+PRIMARY = {"transfer": "transfer/transfer", "multi_teacher": "multi_teacher/multi_teacher"}
+EXPERIMENTS = [
+    f"{entry}/{path.stem}" for entry in PRIMARY for path in sorted((CONFIG / "experiment" / entry).glob("*"))
+]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_choice_of_an_experiment_composes(experiment):
+    entry = experiment.partition("/")[0]
+    found = compose_all(str(CONFIG), PRIMARY[entry], [f"experiment={experiment}"])
+    assert found.problems == []
+    assert validate(found.cfg) == []
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        hydra = compose(PRIMARY[entry], [f"experiment={experiment}"], return_hydra_config=True).hydra
+        for key, value in (hydra.sweeper.params or {}).items():
+            (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
+            if key.startswith(("model@", "method")):
+                for choice in override.sweep_string_iterator():
+                    compose(PRIMARY[entry], [f"experiment={experiment}", f"{key}={choice}"])
+
+
+@pytest.mark.parametrize("entry", PRIMARY)
+def test_tables_ask_for_what_rows_have(entry):
+    specs = {name: spec for name, spec in load_specs(CONFIG / "table").items() if spec.entry == entry}
+    assert specs
+    for spec in specs.values():
+        assert spec.command.startswith(f"python main_{entry}.py")
+        for cell in spec.published:
+            assert set(spec.keys) <= set(cell), spec.name
