@@ -1,0 +1,106 @@
+"""The tasks of a run: data sets by name, each opened with the run's data settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src import data as datasets
+from src.core.config import DictConfig, did_you_mean, plain
+from src.core.errors import ConfigError
+from src.core.run import Run
+from src.core.types import Loader
+from src.data import Data
+from src.models import Model
+
+__all__ = ["Task", "chooses", "nodes", "open_tasks", "problems"]
+
+HELD_OUT = 0.1
+"""Part of a task's training images that PAINT's mixing weight is chosen on, as in its authors' code."""
+FOLDER = Path(__file__).resolve().parents[2] / "config" / "dataset"
+
+
+@dataclass
+class Task:
+    """One data set to learn, as a given network sees it."""
+
+    name: str
+    data: Data
+    model: Model
+    eval_batch_size: int
+
+    @property
+    def classes(self) -> int:
+        """Number of its classes."""
+        return self.data.classes
+
+    def train(self, batch_size: int) -> Loader:
+        """Training batches; without a random crop, the network sees what it sees in evaluation."""
+        loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas)
+        if getattr(loader, "crop", None) is None:
+            return loader
+        return self.data.loader("train", batch_size, train=True, size=self.model.size)
+
+    def all_of(self, split: str) -> Loader:
+        """Every image of a split once, not augmented."""
+        return self.data.loader(split, self.eval_batch_size, train=False, size=self.model.canvas)
+
+
+def chooses(cfg: DictConfig) -> bool:
+    """Whether the method chooses something by held-out images."""
+    return cfg.method.get("select", "fixed") != "fixed"
+
+
+def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
+    """The dataset node of each task: config/dataset/<name>.yaml, then `task` of the config, then the task's own keys.
+
+    Raises ConfigError for names that are no data set.
+    """
+    names = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
+    found, wrong = [], []
+    for item in plain(cfg)["tasks"] or []:
+        given = {"name": item} if isinstance(item, str) else item
+        name = str(given.get("dataset", given.get("name"))) if isinstance(given, Mapping) else str(item)
+        if name not in names:
+            wrong.append(f"tasks: there is no dataset '{name}'; {did_you_mean(name, names)}")
+            continue
+        own = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        del own["defaults"]
+        more = {key: value for key, value in given.items() if key != "dataset"}
+        node = {"source": own["name"], "folder": own["name"], **own, **plain(cfg)["task"], **more}
+        if node.get("val_fraction") == "auto":
+            node["val_fraction"] = HELD_OUT if chooses(cfg) else 0.0
+        found.append(node)
+    doubles = {node["name"] for node in found if [n["name"] for n in found].count(node["name"]) > 1}
+    wrong += [f"tasks names {name} twice; give one of them another name" for name in sorted(doubles)]
+    if not plain(cfg)["tasks"]:
+        wrong.append("tasks is empty; name at least one dataset, such as tasks=[mnist,usps]")
+    if wrong:
+        raise ConfigError(wrong)
+    return found
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """What keeps the tasks from being opened; reads names only."""
+    try:
+        return [
+            f"task {node['name']}: {problem}"
+            for node in nodes(cfg)
+            for problem in datasets.check(
+                {"dataset": node, "loader": cfg.loader, "data_root": cfg.data_root, "cache_root": cfg.cache_root}
+            )
+        ]
+    except ConfigError as error:
+        return error.problems
+
+
+def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
+    """Open every task for `model`."""
+    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
+    where = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
+    opened = [datasets.open_data(node, **roots, **where) for node in nodes(cfg)]
+    return [Task(data.name, data, model, cfg.eval_batch_size) for data in opened]

@@ -1,0 +1,184 @@
+"""What all protocols need: the base, its tasks, and how one of them is learnt and measured."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import zlib
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from src import data as datasets
+from src.core.config import DictConfig, build
+from src.core.engine import Engine, Fit
+from src.core.errors import ConfigError
+from src.core.evaluate import predict
+from src.core.metrics import Accuracy
+from src.core.run import Run
+from src.core.types import Loader
+from src.models import Model
+from src.patch import paint
+from src.patch.patched import Patch, Patched, traced
+from src.patch.tasks import Task
+from src.patch.training import Joint, Kept, Relabelled, TaskTraining, shares
+
+__all__ = ["Workbench"]
+
+log = logging.getLogger(__name__)
+CHOICE_IMAGES = 5000
+DUA_IMAGES = 80
+
+
+class Workbench:
+    """One base network with its data, the tasks, and the method."""
+
+    def __init__(self, cfg: DictConfig, run: Run, base: Model, base_data: datasets.Data, tasks: list[Task]) -> None:
+        self.cfg, self.run, self.tasks = cfg, run, tasks
+        self.base = base.to(run.device).eval().requires_grad_(False)
+        self.engine = Engine(cfg.engine, run)
+        self.method = build(cfg.method)
+        self.traced = traced(base)
+        self.base_task = Task(base_data.name, base_data, base, cfg.eval_batch_size)
+        self.seconds = 0.0
+
+    # ------------------------------------------------------------------------------------------- measuring
+
+    def base_accuracy(self, model: Model) -> float:
+        """Top-1 of `model` on the base's test images; the same weights are never run twice."""
+        predictions = predict(model, self.base_task.all_of("test"), self.run.cache, precision=self.engine.cfg.precision)
+        return float((predictions.logits.argmax(1) == predictions.labels).double().mean() * 100)
+
+    def accuracy(self, model: nn.Module, task: Task, split: str = "test", offset: int = 0) -> float:
+        """Top-1 on a split of a task, in the joint label space if it starts at `offset`."""
+        loader = Relabelled(task.all_of(split), offset)
+        return self.engine.evaluator(loader, {"accuracy": Accuracy()})(model)["top1"]
+
+    def choice_loader(self) -> Loader:
+        """The images of the base's data on which choices are made."""
+        data, split = self.base_task.data, self.cfg.choice_split
+        indices = data.indices(split)
+        if len(indices) > CHOICE_IMAGES:
+            indices = np.sort(np.random.default_rng(self.run.seed).choice(indices, CHOICE_IMAGES, replace=False))
+        size = self.base.canvas
+        return data.loader(split, self.cfg.eval_batch_size, train=False, indices=indices, size=size)
+
+    # -------------------------------------------------------------------------------------------- learning
+
+    def patch(self, name: str, classes: int, *, frozen: bool = True, model: Model | None = None) -> Patched:
+        """A new patch of the method on the base (or on `model`), drawn from the run's seed and `name`."""
+        model = model or self.base
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.run.seed} {name}".encode()))
+            patch: Patch = self.method(self.traced if model is self.base else traced(model), classes)
+        return Patched(model, patch, frozen=frozen).to(self.run.device)
+
+    def learn_patch(self, name: str, tasks: Sequence[Task]) -> Patched:
+        """Train a patch for one task, or one for several with a common label space."""
+        patched = self.patch(name, sum(task.classes for task in tasks))
+        patched.patch.prepare(patched, self.first_images(tasks), self.run.seed)
+        self.fit(name, patched, self.train_loader(tasks, patched))
+        return patched
+
+    def learn_all(self, name: str, tasks: Sequence[Task], start: dict[str, Tensor] | None = None) -> Model:
+        """Fine-tune a copy of the base, from the backbone `start` if given, with a new classifier."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(zlib.crc32(f"{self.run.seed} {name}".encode()))
+            model = paint.tunable(self.base, sum(task.classes for task in tasks)).to(self.run.device)
+        if start is not None:
+            model.net.load_state_dict(start, strict=False)
+        self.fit(name, model, self.train_loader(tasks))
+        return model
+
+    def fit(self, name: str, net: nn.Module, loader: Loader) -> Fit:
+        """Train what trains in `net`."""
+        cfg = self.cfg
+        fit = self.engine.fit(TaskTraining(net), loader, build(cfg.optimizer), build(cfg.schedule), name=name)
+        self.seconds += fit.seconds
+        return fit
+
+    def train_loader(self, tasks: Sequence[Task], patched: Patched | None = None) -> Loader:
+        """Training batches of one task or of several together, as images or as kept prefix values."""
+        sizes = [len(task.data.indices("train")) for task in tasks]
+        batches = shares(sizes, self.cfg.batch_size, self.run.world) if len(tasks) > 1 else [self.cfg.batch_size]
+        loaders: list[Loader] = [task.train(size) for task, size in zip(tasks, batches, strict=True)]
+        if patched is not None and self.keeps_prefix(loaders, sum(sizes), patched):
+            precision = self.engine.cfg.precision
+            loaders = [
+                Kept(loader, task.all_of("train"), patched, precision)
+                for loader, task in zip(loaders, tasks, strict=True)
+            ]
+        if len(tasks) == 1:
+            return loaders[0]
+        offsets = np.cumsum([0, *(task.classes for task in tasks)])
+        moved = [Relabelled(loader, int(offset)) for loader, offset in zip(loaders, offsets, strict=False)]
+        return Joint(moved, self.base.preprocess.fit)
+
+    def keeps_prefix(self, loaders: Sequence[Any], samples: int, patched: Patched) -> bool:
+        """Whether the values before the first patched place can and may be kept."""
+        if self.run.world > 1 or any(loader.augment is not None for loader in loaders) or not patched.frozen:
+            return False
+        return patched.prefix_floats * samples * 4 <= self.cfg.keep_prefix_gib * 2**30
+
+    def first_images(self, tasks: Sequence[Task]) -> Tensor:
+        """A few training images, as the base's size; of several tasks in turn."""
+        images = []
+        for task in tasks:
+            indices = task.data.indices("train")
+            count = min(len(indices), DUA_IMAGES // len(tasks))
+            chosen = np.random.default_rng(self.run.seed).choice(indices, count, replace=False)
+            loader = task.data.loader("train", count, train=False, indices=chosen, size=self.base.canvas)
+            with closing(loader.epoch(0)) as batches:
+                images.append(self.base.preprocess.fit(next(batches).images))
+        return torch.cat(images)
+
+    # ----------------------------------------------------------------------------------------------- PAINT
+
+    def mix(
+        self, start: dict[str, Tensor], tuned: Model, learnt: Sequence[tuple[Task, Model, int]], name: str
+    ) -> tuple[dict[str, Tensor], float, dict[str, list]]:
+        """Choose PAINT's alpha between the backbone `start` and that of `tuned`; the mixed backbone and the curve.
+
+        `learnt`: every task so far with the model that has its classifier, and its offset in the label space.
+        """
+        method: paint.Paint = self.method
+        end = paint.backbone(tuned.net, tuned.classes)
+        carrier = self.with_backbone(start)
+        choice = None if method.select == "fixed" else self.choice_loader()
+
+        def mixed(alpha: float) -> dict[str, Tensor]:
+            state = paint.interpolated(start, end, alpha)
+            if method.statistics == "recalibrated" and alpha > 0:
+                tuned.net.load_state_dict(state, strict=False)
+                paint.recalibrate(tuned, learnt[-1][0].all_of("train"))
+                state = paint.backbone(tuned.net, tuned.classes)
+            return state
+
+        def accuracies(alpha: float) -> list[float]:
+            state = mixed(alpha)
+            carrier.net.load_state_dict(state, strict=False)
+            base = self.engine.evaluator(choice, {"accuracy": Accuracy()})(carrier)["top1"]
+            return [base, *(self.accuracy(self.carrying(m, state), t, "val", offset) for t, m, offset in learnt)]
+
+        alpha, curve = method.choose(accuracies)
+        columns = ["base", *(task.name for task, *_ in learnt)]
+        series = {f"choice_{c}": [values[k] for values in curve.values()] for k, c in enumerate(columns)}
+        log.info("%s: alpha %.2f", name, alpha)
+        return mixed(alpha), alpha, {"alpha": list(curve), **series} if curve else {}
+
+    def with_backbone(self, state: dict[str, Tensor]) -> Model:
+        """A copy of the base with another backbone and its own classifier."""
+        return self.carrying(copy.deepcopy(self.base), state)
+
+    def carrying(self, model: Model, state: dict[str, Tensor]) -> Model:
+        """`model` with this backbone, in place."""
+        missing = model.net.load_state_dict(state, strict=False)
+        if missing.unexpected_keys:
+            raise ConfigError(
+                f"the backbone of {model.name} has other layers: {', '.join(missing.unexpected_keys[:3])}"
+            )
+        return model
