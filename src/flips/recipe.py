@@ -136,3 +136,4 @@ def _leave_pictures(rows: Sequence[Row], run: Run) -> None:
             log.info("picture %s is left out: %s", name, error)
         else:
             run.tracker.image(name, path)
+    log.info("Pictures are in %s", run.dir / "plots")

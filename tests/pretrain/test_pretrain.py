@@ -104,6 +104,19 @@ def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+def test_every_loader_trains_the_same_network(tmp_path):
+    kept = []
+    for loader in ("torch", "ffcv", "resident"):
+        launch(
+            recipe, composed(tmp_path, f"loader={loader}", f"save_as={loader}", "engine.max_steps=8", "batch_size=32")
+        )
+        kept.append(load_file(tmp_path / "weights" / f"{loader}.safetensors"))
+    first, *others = kept
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    losses = {row.metrics["loss"] for row in rows_in(tmp_path)}
+    assert len(rows_in(tmp_path)) == 3 and len(losses) == 1
+
+
 def test_linear_probe_changes_the_classifier_alone(trained):
     folder, _, path = trained
     probe = [
