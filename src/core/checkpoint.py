@@ -6,16 +6,16 @@ import logging
 import os
 import pickle
 import random
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
 from src.core.errors import ConfigError
+from src.core.files import replacing, sync_folder
 
 __all__ = [
     "differences",
@@ -26,33 +26,12 @@ __all__ = [
     "rng_state",
     "save",
     "seed_everything",
-    "write_atomically",
 ]
 
 FORMAT = 1
 LAST, PREVIOUS = "last.pt", "prev.pt"
 _UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError)
 logger = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None], check: Callable[[Path], Any] | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, `check` it and rename it to `path`.
-
-    Whatever fails or is killed on the way, `path` is the old file or the new one, never a part of one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if check is not None:
-            check(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def save(folder: Path, state: Mapping[str, Any]) -> None:
@@ -63,11 +42,13 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     for leftover in folder.glob("*.tmp"):  # of a process killed while writing; a run has one writer
         leftover.unlink()
     fresh = folder / "next.pt"
-    write_atomically(fresh, lambda stream: torch.save({**state, "format": FORMAT}, stream), check=_check)
+    with replacing(fresh) as temporary:
+        torch.save({**state, "format": FORMAT}, temporary)
+        _check(temporary)
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
     os.replace(fresh, folder / LAST)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
@@ -157,12 +138,3 @@ def _check(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    # a rename is on the disk only when the folder is
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -88,7 +88,7 @@ def _several(rows: Sequence[Row]) -> Table:
     metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
     table = Table()
     for name in cell:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows[:MOST_ROWS]:
@@ -98,7 +98,7 @@ def _several(rows: Sequence[Row]) -> Table:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
 def show_jobs(jobs: Sequence[Mapping]) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 
 from src.core import distributed
 from src.core.errors import ConfigError
 
-__all__ = ["opened", "seed_everything"]
+__all__ = ["opened"]
 
 
 @contextmanager
@@ -38,10 +36,3 @@ def opened(name: str, *, deterministic: bool = False) -> Iterator[tuple[torch.de
         yield device, rank, world
     finally:
         distributed.shutdown()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch: for initial weights; data order and augmentation are addressed instead."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from src.core.errors import ConfigError, LockedError
-from src.core.results import read_rows, write_atomically
+from src.core.files import write_atomically
+from src.core.results import read_rows
 from src.core.types import Row
 
 __all__ = ["finished", "locked", "note_files", "prepare"]

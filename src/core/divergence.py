@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.core import distributed
-from src.core.checkpoint import LAST, write_atomically
+from src.core.checkpoint import LAST
 from src.core.errors import Diverged
+from src.core.files import write_atomically
 
 if TYPE_CHECKING:
     from src.core.training import Training
@@ -46,8 +47,7 @@ def explain(error: NotFinite, training: Training) -> Diverged:
     }
     path = training.folder / "diverged.json"
     if training.run.main:
-        content = json.dumps(facts, indent=1).encode()
-        write_atomically(path, lambda stream: stream.write(content))
+        write_atomically(path, json.dumps(facts, indent=1))
     return Diverged(_message(facts, path, training.cfg.precision))
 
 

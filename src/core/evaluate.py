@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from src.core.checkpoint import write_atomically
 from src.core.distributed import gather_by_index, maximum, rank
 from src.core.errors import ConfigError
+from src.core.files import write_atomically
 from src.core.metrics import Metric
 from src.core.types import Loader
 
@@ -201,8 +201,7 @@ def _read(path: Path) -> Predictions | None:
 
 def _store(path: Path | None, predictions: Predictions) -> None:
     if path is not None and rank() == 0:
-        content = to_safetensors(predictions._asdict(), metadata={"crc32": _crc32(predictions)})
-        write_atomically(path, lambda stream: stream.write(content))
+        write_atomically(path, to_safetensors(predictions._asdict(), metadata={"crc32": _crc32(predictions)}))
 
 
 def _crc32(predictions: Predictions) -> str:

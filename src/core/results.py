@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
@@ -11,27 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from src.core.errors import RecombineError
+from src.core.files import write_atomically
 from src.core.types import Row
 
-__all__ = ["publish", "read_rows", "write_atomically", "write_rows"]
+__all__ = ["publish", "read_rows", "write_rows"]
 
 FORMAT = Row.__dataclass_fields__["format"].default
 RUN_LEVEL = ("entry", "seed", "run", "group", "provenance", "format")
 ROOTS = {"data_root": "$DATA", "weights_root": "$WEIGHTS", "cache_root": "$CACHE", "output_root": "$OUTPUT"}
 ABSOLUTE_PATH = re.compile(r"(?<![\w.$~/:*-])(?:~/|/)[^\s'\",;:\]\[(){}=]+")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file `path` by `text`: a reader sees the old content or the new one, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Path:

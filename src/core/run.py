@@ -21,12 +21,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.core import provenance
+from src.core.checkpoint import seed_everything
 from src.core.config import Identity, identify, plain, unresolved, validate
 from src.core.console import first_rank, show_rows
-from src.core.device import opened, seed_everything
+from src.core.device import opened
 from src.core.directory import finished, locked, note_files, prepare
 from src.core.errors import ConfigError, Diverged, Interrupted, RecombineError
-from src.core.results import write_atomically, write_rows
+from src.core.files import write_atomically
+from src.core.results import write_rows
 from src.core.signals import StopSignals
 from src.core.tracking import Tracker
 from src.core.types import Row

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from src.core.errors import ConfigError
+from src.core.files import replacing, write_atomically
 from src.data.loading import Split, cores
 from src.data.samples import decode, stored
 from src.data.threads import keep_torch_threads
@@ -105,45 +105,28 @@ def _digest(reader: Reader) -> str:
 
 def _write(split: Split, path: Path) -> None:
     """Write under a temporary name, sync, rename; the manifest last, so that a beton without one is unfinished."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        _convert(split, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        reader = Reader(str(temporary))
-        manifest = {
-            "format": FORMAT,
-            "dataset": split.dataset,
-            "split": split.name,
-            "samples": len(split.samples),
-            "classes": split.classes,
-            "bytes": temporary.stat().st_size,
-            "digest": _digest(reader),
-            "source": split.samples.identity,
-            "place": str(split.place),
-            "storage": str(split.storage),
-            "fields": list(reader.field_names),
-        }
-        _manifest_path(path).unlink(missing_ok=True)
-        os.replace(temporary, path)
-        _replace_text(_manifest_path(path), json.dumps(manifest, indent=1))
+        with replacing(path) as temporary:
+            _convert(split, temporary)
+            reader = Reader(str(temporary))
+            manifest = {
+                "format": FORMAT,
+                "dataset": split.dataset,
+                "split": split.name,
+                "samples": len(split.samples),
+                "classes": split.classes,
+                "bytes": temporary.stat().st_size,
+                "digest": _digest(reader),
+                "source": split.samples.identity,
+                "place": str(split.place),
+                "storage": str(split.storage),
+                "fields": list(reader.field_names),
+            }
+            _manifest_path(path).unlink(missing_ok=True)
+        write_atomically(_manifest_path(path), json.dumps(manifest, indent=1))
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise ConfigError(f"cannot write {path}: {error} ({free:,} MiB free); cache_root=... elsewhere") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
 
 
 def _convert(split: Split, path: Path) -> None:

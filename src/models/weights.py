@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
+from src.core.files import replacing
 from src.models.model import Model
 
 __all__ = ["SUFFIXES", "description", "find", "load", "read", "read_card", "save", "stem"]
@@ -122,9 +122,7 @@ def save(model: Model, path: str | Path, card: dict[str, Any]) -> Path:
     The file appears whole or not at all.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.net.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, temporary, {"recombine": json.dumps(model.description()), "card": json.dumps(card)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, {"recombine": json.dumps(model.description()), "card": json.dumps(card)})
     return path

@@ -32,13 +32,13 @@ def fail(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def torn(state, stream):
-    stream.write(b"PK half a file")
+def torn(state, path):
+    path.write_bytes(b"PK half a file")
     fail()
 
 
-def short(state, stream):
-    stream.write(b"PK this disk loses what it was given")
+def short(state, path):
+    path.write_bytes(b"PK this disk loses what it was given")
 
 
 @pytest.mark.parametrize(

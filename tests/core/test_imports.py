@@ -26,8 +26,8 @@ LIBRARIES = {
 LIBRARIES["omegaconf"] = LIBRARIES["hydra"]
 ALLOWED = {
     "core": {"core"},
-    "data": {"data", "core.types", "core.errors", "core.addressed"},
-    "models": {"models", "core.types", "core.errors", "core.addressed"},
+    "data": {"data", "core.types", "core.errors", "core.files", "core.addressed"},
+    "models": {"models", "core.types", "core.errors", "core.files", "core.addressed"},
     "report": {"report", "core"},
 }
 PAPER = {"core", "data", "models", "report.plots", "report.pictures", "report.style"}

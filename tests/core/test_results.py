@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from src.core import results
 from src.core.errors import RecombineError
-from src.core.results import publish, read_rows, write_atomically, write_rows
+from src.core.files import write_atomically
+from src.core.results import publish, read_rows, write_rows
 from src.core.types import Row
 
 FACTS = {
@@ -69,7 +69,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -94,7 +94,11 @@ def test_wandb_is_online_only_with_a_key_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert effective_mode("auto") == "offline" and effective_mode("disabled") == "disabled" and effective_mode("online") == "online"
+    assert (
+        effective_mode("auto") == "offline"
+        and effective_mode("disabled") == "disabled"
+        and effective_mode("online") == "online"
+    )
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
