@@ -1,0 +1,176 @@
+"""main_patch.py from a composed config to its rows: every protocol and method, on handwritten digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from src import data as datasets
+from src import models, patch
+from src.core.errors import ConfigError
+from src.core.results import read_rows
+from src.core.run import launch
+from src.patch import recipe
+from src.patch.training import Kept, TaskTraining, shares
+from src.patch.workbench import Workbench
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
+HIGH = "{name:high,dataset:digits,class_subset:[8,9]}"
+SMALL = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "engine.epochs=2", "optimizer.lr=0.003"]
+SMALL += ["model=any", "dataset=digits", "dataset.class_subset=[0,1,2,3,4]", f"tasks=[{LOW},{HIGH}]", "batch_size=64"]
+METHODS = ["delta", "fc", "parallel_adapter", "series_adapter", "bn_adapt", "bn_adapt method.mode=dua", "finetune"]
+METHODS += ["paint method.alphas=[0,0.5,1]", "paint method.alphas=[0.5] method.statistics=recalibrated"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A ResNet-8 that tells 0 to 4 apart, as a checkpoint."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    node = {"name": "digits", "class_subset": [0, 1, 2, 3, 4]}
+    settings = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
+    data = datasets.open_data(node, cache_root=folder, **settings)
+    model = models.build({"name": "resnet8", "weights": None, "size": 16, "width": 8}, classes=5)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    for epoch in range(2):
+        for batch in data.loader("train", 64, train=True).epoch(epoch):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
+            optimizer.step()
+    data.close()
+    return models.save(model.eval(), folder / "base.safetensors", {})
+
+
+def composed(folder, base, *overrides):
+    roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
+    words = [word for override in overrides for word in override.split()]
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("patch/patch", [*roots, *SMALL, f"model.name={base}", *words])
+
+
+def launched(folder, base, *overrides):
+    cfg = composed(folder, base, *overrides)
+    launch(recipe, cfg)
+    return read_rows(folder / "output")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_single_tasks(tmp_path, base, method):
+    rows = launched(tmp_path, base, f"method={method}")
+    assert [row.cell["task"] for row in rows] == ["low", "high"]
+    for row in rows:
+        m = row.metrics
+        a, b = m["accuracy_base_after"], m[f"accuracy_{row.cell['task']}"]
+        assert m["accuracy_base_before"] > 60 and b > 20
+        assert m["harmonic_mean"] == pytest.approx(2 * a * b / (a + b) if a and b else 0.0)
+        if "paint" not in method and method != "finetune":
+            assert m["accuracy_base_before"] == a
+    if method == "delta":
+        assert rows[0].cell["modules"] == "1" and max(r.metrics["accuracy_patched"] for r in rows) > 60
+        assert len(rows[0].series["alpha_layer3.0"]) == 1
+        assert list((tmp_path / "output").rglob("skip_weights_low.png"))
+
+
+def test_joint_counts_confusions_between_tasks(tmp_path, base):
+    (row,) = launched(tmp_path, base, "protocol=joint", "method=delta", "method.modules=all")
+    parts = [row.metrics["accuracy_low"], row.metrics["accuracy_high"]]
+    assert min(parts) <= row.metrics["accuracy_patched"] <= max(parts)
+    assert row.cell["tasks"] == "low-high" and row.cell["modules"] == "all"
+
+
+@pytest.mark.parametrize("method", ["delta", "paint method.alphas=[0,1] method.select=mean"])
+def test_sequential_averages_base_and_tasks(tmp_path, base, method):
+    way = "routing=[confidence,features]" if method == "delta" else "routing=[]"
+    (row,) = launched(tmp_path, base, "protocol=sequential", f"method={method}", way)
+    m = row.metrics
+    assert m["mean"] == pytest.approx((m["accuracy_base_after"] + m["accuracy_low"] + m["accuracy_high"]) / 3)
+    if method == "delta":
+        assert 0 < m["routing_features"] <= 100 and m["mean_routed_features"] <= m["mean"] + 1e-9
+    else:
+        assert row.series["low_alpha"] == [0.0, 1.0] and "high_choice_low" in row.series
+
+
+@pytest.mark.parametrize("method", ["delta", "fc"])
+def test_from_scratch_trains_the_network_too(tmp_path, base, method):
+    rows = launched(tmp_path, base, "protocol=scratch", f"method={method}", f"tasks=[{LOW}]", "engine.epochs=4")
+    assert rows[0].metrics["accuracy_patched"] > 50
+
+
+def test_a_kept_patch_works_in_a_fresh_start(tmp_path, base):
+    (row, _) = launched(tmp_path, base)
+    (path,) = (tmp_path / "output").rglob("low.safetensors")
+    model = models.build(str(base))
+    system = patch.apply(model, path)
+    node = {"name": "digits", "class_subset": [5, 6, 7]}
+    settings = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
+    data = datasets.open_data(node, cache_root=tmp_path, **settings)
+    with torch.no_grad():
+        hits = [
+            (system(b.images, "low").argmax(1) == b.labels).float()
+            for b in data.loader("test", 50, train=False).epoch(0)
+        ]
+    data.close()
+    assert 100 * torch.cat(hits).mean().item() == pytest.approx(row.metrics["accuracy_low"])
+
+
+def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
+    """The same losses to rounding, whether the prefix is computed once or in every step."""
+    histories = []
+    for gib in (0, 4):
+        cfg = composed(tmp_path / str(gib), base, f"keep_prefix_gib={gib}", f"tasks=[{LOW}]")
+        kept = []
+        original = Workbench.train_loader
+
+        def spying(self, *arguments, original=original, kept=kept):
+            loader = original(self, *arguments)
+            kept.append(isinstance(loader, Kept))
+            return loader
+
+        with pytest.MonkeyPatch.context() as patcher:
+            patcher.setattr(Workbench, "train_loader", spying)
+            launch(recipe, cfg)
+        (row,) = read_rows(tmp_path / str(gib) / "output")
+        histories.append([*row.series["alpha_layer3.0"], row.metrics["accuracy_low"]])
+        assert kept == [gib > 0]
+    assert histories[0] == pytest.approx(histories[1], abs=2e-3)
+
+
+def test_every_trained_vector_decays(resnet20):
+    method = TaskTraining(resnet20)
+    assert [group.keys() for group in method.parameter_groups()] == [{"params"}]
+
+
+def test_shares_of_a_batch():
+    assert shares([60000, 7291], 128) == [114, 14]
+    assert sum(shares([10, 10, 1000], 64, 2)) == 64 and all(n % 2 == 0 for n in shares([10, 10, 1000], 64, 2))
+    with pytest.raises(ConfigError, match="cannot hold a sample of each"):
+        shares([5, 5, 5], 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["protocol=both"], r"protocol=both: one of single, joint, sequential, scratch is needed"),
+        (["tasks=[mnits]"], r"no dataset 'mnits'; did you mean 'mnist'"),
+        (["tasks=[]"], r"tasks is empty"),
+        (["tasks=[digits,digits]"], r"tasks names digits twice"),
+        (["dataset.classes=10", "dataset.class_subset=null"], r"has 5 classes and the data 10"),
+        (["protocol=joint", "tasks=[digits]"], r"protocol=joint needs at least two tasks"),
+        (["routing=[guess]"], r"routing=guess"),
+        (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to mix with"),
+    ],
+)
+def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        launch(recipe, composed(tmp_path, base, *overrides))
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_network_without_blocks_is_told(tmp_path):
+    path = models.save(models.build({"name": "lenet5", "weights": None}, classes=5), tmp_path / "lenet.safetensors", {})
+    with pytest.raises(ConfigError, match="has no block"):
+        launch(recipe, composed(tmp_path, path))
