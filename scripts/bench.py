@@ -89,6 +89,14 @@ def loader() -> list[Row]:
 
 
 @section
+def transfer() -> list[Row]:
+    """Steps of KL+DP: how many times faster than sample by sample, and with frozen logits remembered."""
+    from bench_transfer import transfer as measure
+
+    return measure(alternate)
+
+
+@section
 def flips() -> list[Row]:
     """All ordered pairs of ten networks from ten evaluations, against evaluating both networks of every pair anew."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

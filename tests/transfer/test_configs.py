@@ -28,7 +28,7 @@ def test_every_choice_of_an_experiment_composes(experiment):
         for key, value in (hydra.sweeper.params or {}).items():
             (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
             if key.startswith(("model@", "method")):
-                for choice in override.sweep_string_iterator():
+                for choice in override.sweep_string_iterator() if override.is_sweep_override() else [value]:
                     compose(PRIMARY[entry], [f"experiment={experiment}", f"{key}={choice}"])
 
 
