@@ -61,10 +61,11 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
             spec, _ = locate(node, Path(cfg.weights_root))
             counts[role] = spec.classes or own_classes(spec.architecture)
     known = {role: count for role, count in counts.items() if count}
-    if len(set(known.values())) > 1:
+    if len(set(known.values())) > 1 and not cfg.fit_heads:
         listed = ", ".join(f"{role} {count}" for role, count in known.items())
         problems.append(
-            f"the networks have different numbers of classes: {listed}; choose networks of the same classes"
+            f"the networks have different numbers of classes: {listed}; choose networks of the same "
+            "classes, or let new classifiers be fitted to the data first with fit_heads=true"
         )
     return problems
 

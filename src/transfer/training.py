@@ -26,6 +26,7 @@ from src.models.model import Preprocess
 from src.transfer.base import Transfer
 from src.transfer.contrastive import Samples
 from src.transfer.frozen import Frozen, views
+from src.transfer.heads import fit_head
 from src.transfer.measures import change
 
 if TYPE_CHECKING:
@@ -67,15 +68,24 @@ class Unlabelled:
 
 
 def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
-    """A trained network on the device; ConfigError if it has another number of classes than the data."""
+    """A trained network on the device, with as many classes as the data: its own, or new ones (`fit_heads`).
+
+    Raises ConfigError where it has another number of classes and no new ones are asked for.
+    """
     model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
-    if model.classes != data.classes:
+    fits = model.classes == data.classes
+    if not fits and not cfg.fit_heads:
         raise ConfigError(
             f"{model.name} has {model.classes} classes and {data.name} has {data.classes}; choose a network for "
-            f"{data.classes} classes, train one with main_pretrain.py, or give the labels among its {model.classes} "
-            f"with dataset.label_map and dataset.classes={model.classes}"
+            f"{data.classes} classes, let its classifier be fitted to the data first with fit_heads=true, or give the "
+            f"labels among its {model.classes} with dataset.label_map and dataset.classes={model.classes}"
         )
-    return model.to(run.device, memory_format=torch.channels_last if cfg.engine.channels_last else None)
+    model = model if fits else zoo.build(node, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
+    model = model.to(run.device, memory_format=torch.channels_last if cfg.engine.channels_last else None)
+    if fits:
+        return model
+    images = data.loader("train", cfg.eval_batch_size, train=False, size=model.canvas)
+    return fit_head(model, images, cfg.engine.precision)
 
 
 def as_seen_by_student(teacher: Model, student: Model) -> Model:

@@ -1,0 +1,78 @@
+"""Somebody's folder of images and two networks of a library: the student that comes out works without this project."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from digits import composed, run_rows
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from src import models as zoo
+from src.core.errors import ConfigError
+from src.core.run import launch
+from src.transfer import recipe
+from src.transfer.heads import logistic_regression
+
+SMALL = ["dataset=folder", "dataset.augment=flip", "batch_size=16", "engine.max_steps=2", "optimizer.lr=0.001"]
+
+
+@pytest.fixture(scope="module")
+def pictures(folder):
+    """Folders train/<class>, test/<class> of three classes, and two nets of timm with 1,000 and 7 classes."""
+    images, labels = load_digits(return_X_y=True)
+    place = folder / "pictures"
+    for name, digit in (("nought", 0), ("one", 1), ("two", 2)):
+        for number, image in enumerate(images[labels == digit][:40]):
+            path = place / ("test" if number < 10 else "train") / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.kron((image.reshape(8, 8) * 15.9).astype(np.uint8), np.ones((6, 6), np.uint8))
+            Image.fromarray(pixels).save(path)
+    for name, classes in (("first", 1000), ("second", 7)):
+        node = {"name": "timm:resnet10t", "weights": None, "size": 32, "crop_pct": 0.8}
+        zoo.save(zoo.build(node, classes=classes, seed=classes), folder / "weights" / f"{name}.safetensors", {})
+    return place
+
+
+def configured(folder, pictures, *overrides):
+    names = ["student.name=first", "teacher.name=second", f"data_root={pictures}"]
+    return composed(folder, *names, *SMALL, *overrides)
+
+
+def test_the_student_scores_in_plain_timm_what_the_row_says(folder, pictures):
+    (row,) = run_rows(recipe, configured(folder, pictures, "fit_heads=true"))
+    assert row.metrics["accuracy_before"] > 60, "random features and a fitted classifier know digits"
+    path = folder / "output" / "transfer" / row.run / "student.safetensors"
+    load = json.loads(path.with_suffix(".json").read_text())["load"]
+    assert load == "timm.create_model('resnet10t', num_classes=3, checkpoint_path='student.safetensors')"
+    net = timm.create_model("resnet10t", num_classes=3, checkpoint_path=str(path)).eval()
+    transform = timm.data.create_transform((3, 32, 32), crop_pct=0.8, interpolation="bicubic")
+    right = []
+    for label, name in enumerate(("nought", "one", "two")):
+        for file in sorted((pictures / "test" / name).iterdir()):
+            with Image.open(file) as image, torch.no_grad():
+                right.append(int(net(transform(image.convert("RGB"))[None]).argmax()) == label)
+    # resizing differs by rounding between image libraries: one image in thirty may
+    assert row.metrics["accuracy_after"] == pytest.approx(100 * np.mean(right), abs=3.4)
+
+
+def test_other_classes_without_fitting_are_explained(folder, pictures):
+    with pytest.raises(ConfigError, match=r"student 1000, teacher 7.*fit_heads=true"):
+        launch(recipe, configured(folder, pictures))
+    zoo.save(zoo.build({"name": "cnn"}, classes=7), folder / "weights" / "seven_too.safetensors", {})
+    with pytest.raises(ConfigError, match=r"has 7 classes and folder has 3.*fit_heads=true"):
+        launch(recipe, configured(folder, pictures, "student.name=second", "teacher.name=seven_too"))
+
+
+def test_regression_is_scikit_learns():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 300)
+    features = random.normal(size=(300, 5)) * [1, 2, 3, 4, 5] + labels[:, None] + 10
+    weight, bias = logistic_regression(torch.tensor(features).float(), torch.tensor(labels), 3, steps=300)
+    standard = (features - features.mean(0)) / features.std(0, ddof=1)
+    reference = LogisticRegression(C=1 / (2 * 1e-3 * 300), tol=1e-8, max_iter=2000).fit(standard, labels)
+    ours = (torch.tensor(features).float() @ weight.T + bias).softmax(1).numpy()
+    np.testing.assert_allclose(ours, reference.predict_proba(standard), atol=2e-3)
