@@ -13,6 +13,7 @@ from src.core.config import DictConfig
 from src.core.errors import ConfigError
 from src.core.run import Run
 from src.core.types import Row
+from src.models.model import find_head
 from src.patch import file, pictures, routing, tasks
 from src.patch.measures import harmonic_mean, mean
 from src.patch.paint import Paint, backbone
@@ -94,22 +95,28 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
 
 
 def single(bench: Workbench) -> Iterator[Row]:
-    """Each task alone: one row a task, HM of base and task (section 5.3)."""
+    """Each task alone: one row a task, HM of base and task (section 5.3).
+
+    What is learnt by patches is also the result of learning the tasks one after the other, so that row comes for free.
+    """
     before = bench.base_accuracy(bench.base)
+    patches: dict[str, Patched] = {}
+    accuracies: dict[str, float] = {}
     for task in bench.tasks:
         if isinstance(bench.method, Paint):
             model = bench.learn_all(task.name, [task])
             start = backbone(bench.base.net, bench.base.classes)
             state, alpha, series = bench.mix(start, model, [(task, model, 0)], task.name)
             after, series = bench.base_accuracy(bench.with_backbone(state)), {**series, "chosen": [alpha]}
-            facts = {"trainable_parameters": float(sum(v.numel() for v in bench.base.net.parameters())), "alpha": alpha}
-            facts["trainable_parameters"] -= head_parameters(bench)
+            facts = {"trainable_parameters": parameters(bench.base) - head_parameters(bench), "alpha": alpha}
             bench.carrying(model, state)
         else:
-            model = bench.learn_patch(task.name, [task])
+            model = patches[task.name] = bench.learn_patch(task.name, [task])
             after, facts, series = finish_patch(bench, model, task.name, [task])
-        accuracy = bench.accuracy(model, task)
+        accuracy = accuracies[task.name] = bench.accuracy(model, task)
         yield row(bench, {"task": task.name}, before, after, {task.name: accuracy}, [after, accuracy], facts, series)
+    if len(patches) > 1:
+        yield system_row(bench, patches, before, after, accuracies, {"trainable_parameters": total(patches)}, {})
 
 
 def joint(bench: Workbench) -> Iterator[Row]:
@@ -150,15 +157,36 @@ def sequential(bench: Workbench) -> Iterator[Row]:
         facts = {"trainable_parameters": parameters(bench.base) - head_parameters(bench)}
     else:
         patches = {task.name: bench.learn_patch(task.name, [task]) for task in bench.tasks}
-        facts = {}
         for task in bench.tasks:
-            after, facts, more = finish_patch(bench, patches[task.name], task.name, [task])
+            after, _, more = finish_patch(bench, patches[task.name], task.name, [task])
             series |= {f"{task.name}_{key}": values for key, values in more.items()}
         accuracies = {task.name: bench.accuracy(patches[task.name], task) for task in bench.tasks}
-        for way in bench.cfg.routing:
-            facts |= routing.measure(bench, patches, way)
+        facts = {"trainable_parameters": total(patches)}
+        yield system_row(bench, patches, before, after, accuracies, facts, series)
+        return
     everything = [after, *accuracies.values()]
     yield row(bench, {"tasks": names(bench)}, before, after, accuracies, everything, facts, series)
+
+
+def system_row(
+    bench: Workbench,
+    patches: dict[str, Patched],
+    before: float,
+    after: float,
+    accuracies: dict[str, float],
+    facts: dict[str, float],
+    series: dict[str, list],
+) -> Row:
+    """The row of a base with several patches, each asked by its task's id; and found without it, if asked for."""
+    for way in bench.cfg.routing:
+        facts |= routing.measure(bench, patches, way)
+    cell_ = {"tasks": names(bench), "protocol": "sequential"}
+    return row(bench, cell_, before, after, accuracies, [after, *accuracies.values()], facts, series)
+
+
+def total(patches: dict[str, Patched]) -> float:
+    """Trainable parameters of all patches together, their classifiers left out."""
+    return float(sum(patched.patch.parameters_without_head() for patched in patches.values()))
 
 
 def scratch(bench: Workbench) -> Iterator[Row]:
@@ -231,6 +259,4 @@ def parameters(model: nn.Module) -> float:
 
 def head_parameters(bench: Workbench) -> float:
     """Of the base's classifier."""
-    from src.models.model import find_head
-
     return parameters(bench.base.net.get_submodule(find_head(bench.base.net, bench.base.classes)))

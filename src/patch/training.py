@@ -20,19 +20,12 @@ __all__ = ["Joint", "Kept", "Relabelled", "TaskTraining", "shares"]
 
 
 class TaskTraining(Supervised):
-    """Cross entropy of one task; of a `Patched` net with a frozen base only the patch trains.
-
-    All parameters decay, vectors too, as in PAINT's code, whose training procedure the paper follows.
-    """
+    """Cross entropy of one task; of a `Patched` net with a frozen base only the patch trains."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         if isinstance(net, Patched) and net.frozen:
             self.frozen = ("net.base",)
-
-    def parameter_groups(self) -> list[dict]:
-        """One group of everything that trains."""
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
 
 class Kept:

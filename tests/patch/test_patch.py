@@ -61,7 +61,17 @@ def launched(folder, base, *overrides):
 @pytest.mark.parametrize("method", METHODS)
 def test_single_tasks(tmp_path, base, method):
     rows = launched(tmp_path, base, f"method={method}")
+    system = [row for row in rows if "task" not in row.cell]
+    rows = [row for row in rows if "task" in row.cell]
     assert [row.cell["task"] for row in rows] == ["low", "high"]
+    removable = "paint" not in method and method != "finetune"
+    assert [row.cell["protocol"] for row in system] == ["sequential"] * removable
+        [] if "paint" in method or method == "finetune" else ["sequential"]
+    )
+    for row in system:
+        parts = [row.metrics[f"accuracy_{name}"] for name in ("base_after", "low", "high")]
+        assert row.metrics["mean"] == pytest.approx(sum(parts) / 3)
+        assert parts[1:] == [each.metrics["accuracy_patched"] for each in rows]
     for row in rows:
         m = row.metrics
         a, b = m["accuracy_base_after"], m[f"accuracy_{row.cell['task']}"]
@@ -101,7 +111,7 @@ def test_from_scratch_trains_the_network_too(tmp_path, base, method):
 
 
 def test_a_kept_patch_works_in_a_fresh_start(tmp_path, base):
-    (row, _) = launched(tmp_path, base)
+    row = launched(tmp_path, base)[0]
     (path,) = (tmp_path / "output").rglob("low.safetensors")
     model = models.build(str(base))
     system = patch.apply(model, path)
