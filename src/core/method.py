@@ -41,11 +41,9 @@ class Method(nn.Module):
         return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}
 
     def parameter_groups(self) -> list[dict]:
-        """Trainable parameters in optimizer groups; default: no weight decay on vectors (norms and biases)."""
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        groups = [{"params": [p for p in trainable if p.ndim > 1]}]
-        vectors = [p for p in trainable if p.ndim <= 1]
-        return [group for group in (*groups, {"params": vectors, "weight_decay": 0.0}) if group["params"]]
+        """Trainable parameters in optimizer groups; default: one group, so weight decay is on all as in the papers."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": trainable}] if trainable else []
 
     def after_update(self, step: int) -> None:
         """Called after each optimizer step (slow weights, mask schedules); `step` counts from 0."""

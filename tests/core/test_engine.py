@@ -34,8 +34,7 @@ def evaluator(engine):
 def by_hand(steps, optimizer=sgd, net=None, each=lambda net: None, **loader):
     """The loop everybody writes; returns the net."""
     net, loader = net or conv_net().to(memory_format=torch.channels_last), Digits(range(640), **loader)
-    matrices, vectors = ([p for p in net.parameters() if (p.ndim > 1) == side] for side in (True, False))
-    update = optimizer([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}])
+    update = optimizer(net.parameters())
     schedule = cosine(update, steps)
     torch.manual_seed(key(0, 0, zlib.crc32(b"fit")))
     for epoch in range(100):
