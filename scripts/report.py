@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.core.errors import RecombineError
+from src.core.results import publish
 from src.report.html import page
 from src.report.readme import fill, write_pictures
 from src.report.spec import load_specs
@@ -17,7 +18,8 @@ from src.report.tables import gather
 TABLES = Path(__file__).resolve().parent.parent / "config" / "table"
 EXAMPLES = """examples:
   python scripts/report.py --rows outputs results --out report.html
-  python scripts/report.py --rows results --readme README.md --pictures docs/images"""
+  python scripts/report.py --rows results --readme README.md --pictures docs/images
+  python scripts/report.py --rows outputs --publish results"""
 
 
 def arguments() -> argparse.Namespace:
@@ -34,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file whose marked blocks are filled")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: the Markdown file's, else all")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="copies of the rows, without paths, to commit")
     return parser.parse_args()
 
 
@@ -46,7 +49,11 @@ def main() -> None:
         print(f"{options.readme}: {fill(options.readme, rows, specs, options.pictures)} blocks filled")
     elif options.pictures:
         print(f"{options.pictures}: {len(write_pictures(rows, options.pictures))} pictures")
-    if options.out or not (options.readme or options.pictures):
+    if options.publish:
+        for entry in dict.fromkeys(row.entry for row in rows):
+            files = publish([row for row in rows if row.entry == entry], options.publish / entry)
+            print(f"{options.publish / entry}: {len(files)} runs")
+    if options.out or not (options.readme or options.pictures or options.publish):
         out = options.out or Path("report.html")
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page(rows, specs, options.title), encoding="utf-8")
