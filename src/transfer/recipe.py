@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ __all__ = ["OBJECTIVE", "cell", "check", "curves", "network_problems", "option_p
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
 TEACHER_VIEWS = ("own", "student")
+PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
+"""A name that main_pretrain.py gives."""
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -56,7 +59,7 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
     problems, counts = [], {}
     for role, node in nodes.items():
         found = zoo.check(node, weights_root=cfg.weights_root, frozen=True)
-        problems += [f"{role}: {text.replace('model.', f'{role}.')}" for text in found]
+        problems += [f"{role}: {text.replace('model.', f'{role}.')}{training_hint(node)}" for text in found]
         if not found:
             spec, _ = locate(node, Path(cfg.weights_root))
             counts[role] = spec.classes or own_classes(spec.architecture)
@@ -68,6 +71,16 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
             "classes, or let new classifiers be fitted to the data first with fit_heads=true"
         )
     return problems
+
+
+def training_hint(node: Any) -> str:
+    """How to train a network whose name is one that main_pretrain.py gives."""
+    kept = PRETRAINED.fullmatch(str(node if isinstance(node, str) else node["name"]))
+    if not kept:
+        return ""
+    return "; to train it: python main_pretrain.py model={model} dataset={dataset} seed={seed}".format(
+        **kept.groupdict()
+    )
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
