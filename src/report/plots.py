@@ -85,4 +85,11 @@ PICTURES: dict[str, dict[str, Picture]] = {
             transfer.outlook,
         ),
     },
+    "multi_teacher": {
+        "stages": Picture(
+            "Teachers one after the other",
+            "Delta, gain and loss relative to the original student by epoch; dashed: the next teacher takes over.",
+            transfer.stages,
+        ),
+    },
 }

@@ -15,7 +15,8 @@ from src.core.types import Row
 from src.report.layout import natural
 from src.report.style import GREY, INK, SERIES, measured, styled
 
-__all__ = ["gap_curve", "gap_table", "leaderboard", "outlook", "rate_by_size", "success_rates", "transfer_rates"]
+__all__ = ["gap_curve", "gap_table", "leaderboard", "outlook", "rate_by_size", "stages", "success_rates"]
+__all__ += ["transfer_rates"]
 
 ORDER = ("xe", "self_dist", "ensemble", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "bi_kd", "cd", "crd")
 NAMES = {
@@ -34,6 +35,7 @@ BINS = 8
 """Of the accuracy gap, equal in width, as in the paper."""
 DIVERGED = -10
 """Students with a mean delta at or below this are left out of success rates, as in the paper."""
+CURVES = {"transfer_delta": "delta", "knowledge_gain": "gain", "knowledge_loss": "loss"}
 SHARES = (2, 5, 20, 50, 100)
 
 
@@ -206,6 +208,38 @@ def outlook(rows: Sequence[Row], by: str = "positive_flips_before") -> Figure:
         axes.scatter(mine[by], mine["transfer_delta"], s=26, color=colour, alpha=0.8, label=label)
     axes.set(xlabel="complementary knowledge before training (% of images)", ylabel="transfer delta (points)")
     axes.legend(loc="best", title="Spearman's ρ over pairs", title_fontsize=9)
+    return figure
+
+
+@styled
+def stages(rows: Sequence[Row]) -> Figure:
+    """Delta, gain and loss by epoch through sequential stages, a panel for each order; mean over seeds."""
+    found = measured([row for row in rows if row.cell.get("combine") == "sequential"], series=["epoch"])
+    points = []
+    for row in found:
+        number = len(row.cell["teachers"].split("+")) if row.cell["stage"] == "final" else int(row.cell["stage"])
+        for name in CURVES:
+            for epoch, value in zip(row.series["epoch"], row.series[name], strict=True):
+                point = {"order": row.cell["order"], "stage": number, "epoch": epoch, "curve": name, "value": value}
+                points.append(point | {"student": row.cell["student"]})
+    frame = pd.DataFrame(points).dropna()
+    length = frame["epoch"].max()
+    frame["epoch"] += (frame["stage"] - 1) * length
+    panels = list(frame.groupby(["student", "order"]))
+    figure = Figure(figsize=(4 * len(panels) + 0.6, 3.4), layout="constrained")
+    for axes, ((student, order), part) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        for (name, label), colour in zip(CURVES.items(), SERIES, strict=False):
+            curve = part[part["curve"] == name].groupby("epoch")["value"].mean()
+            axes.plot(curve.index, curve, color=colour, marker="o", markersize=3, label=label)
+        for stage in range(1, int(part["stage"].max())):
+            axes.axvline(stage * length, color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
+        axes.axhline(0, color=GREY, linewidth=0.9)
+        axes.set_title(f"{student}, {order}", size=9.5)
+        axes.set_xlabel("epoch")
+    figure.axes[0].set_ylabel("points")
+    figure.axes[0].legend(loc="best", fontsize=8)
     return figure
 
 

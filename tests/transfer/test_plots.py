@@ -62,3 +62,11 @@ def test_success_is_the_median_over_students():
         mine = frame[frame["method"] == method]
         shares = [100 * (part["transfer_delta"] > 0).mean() for _, part in mine.groupby("student")]
         assert text == f"{np.median(shares):.1f} %"
+
+
+def test_stages_follow_each_other():
+    series = {"epoch": [1, 2], **{name: [0.1, 0.2] for name in plots.CURVES}}
+    cell = {"student": "s", "teachers": "a+b", "combine": "sequential", "order": "ascending"}
+    figure = plots.stages([Row(cell={**cell, "stage": stage}, series=series) for stage in ("1", "final")])
+    (axes,) = figure.axes
+    assert axes.get_lines()[0].get_xdata().tolist() == [1, 2, 3, 4]
