@@ -30,8 +30,13 @@ OBJECTIVE = "harmonic_mean"
 def check(cfg: DictConfig) -> list[str]:
     """Problems of base, tasks, method and protocol, without loading any."""
     scratch = cfg.protocol == "scratch"
-    base = zoo.check(cfg.model, weights_root=cfg.weights_root, classes=cfg.dataset.get("classes"), frozen=not scratch)
-    problems = (tasks.problems(cfg) if scratch else datasets.check(cfg) + tasks.problems(cfg)) + base
+    problems = tasks.problems(cfg)
+    if scratch:
+        problems += zoo.check(untrained(cfg), weights_root=cfg.weights_root)
+    else:
+        classes = cfg.dataset.get("classes")
+        base = zoo.check(cfg.model, weights_root=cfg.weights_root, classes=classes, frozen=True)
+        problems = datasets.check(cfg) + problems + base
     if cfg.protocol not in PROTOCOLS:
         problems.append(f"protocol={cfg.protocol}: one of {', '.join(PROTOCOLS)} is needed")
     if scratch and "paint" in str(cfg.method.get("_target_")):
@@ -75,9 +80,12 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     base_data = None
     opened: list[Task] = []
     try:
-        model = zoo.build(cfg.model, weights_root=cfg.weights_root, seed=cfg.seed)
+        scratch = cfg.protocol == "scratch"
+        classes = 1000 if scratch else None  # what a network without weights has before its task is known
+        node = untrained(cfg) if scratch else cfg.model
+        model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
         opened = tasks.open_tasks(cfg, run, model)
-        if cfg.protocol == "scratch":
+        if scratch:
             bench = Workbench(cfg, run, model, opened[0].data, opened)
         else:
             base_data = datasets.open_data_for(cfg, run)
@@ -192,7 +200,7 @@ def total(patches: dict[str, Patched]) -> float:
 def scratch(bench: Workbench) -> Iterator[Row]:
     """No base (section 7.4): network and patch are drawn at random and trained together."""
     for task in bench.tasks:
-        model = zoo.build({**bench.cfg.model, "weights": None}, classes=task.classes, seed=bench.run.seed)
+        model = zoo.build(untrained(bench.cfg), classes=task.classes, seed=bench.run.seed)
         model = model.to(bench.run.device).requires_grad_(True)
         patched = bench.patch(task.name, task.classes, frozen=False, model=model)
         bench.fit(task.name, patched, bench.train_loader([task]))
@@ -202,6 +210,11 @@ def scratch(bench: Workbench) -> Iterator[Row]:
         counts = {"trainable_parameters": patched.patch.parameters_without_head()}
         seconds = {"fit_seconds": bench.seconds}
         yield Row({**cell(bench.cfg), "dataset": task.name, "task": task.name}, accuracies | more | counts | seconds)
+
+
+def untrained(cfg: DictConfig) -> dict[str, Any]:
+    """The model node with random weights."""
+    return {**cfg.model, "weights": None}
 
 
 PROTOCOLS = {"single": single, "joint": joint, "sequential": sequential, "scratch": scratch}

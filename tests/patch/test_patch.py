@@ -66,8 +66,6 @@ def test_single_tasks(tmp_path, base, method):
     assert [row.cell["task"] for row in rows] == ["low", "high"]
     removable = "paint" not in method and method != "finetune"
     assert [row.cell["protocol"] for row in system] == ["sequential"] * removable
-        [] if "paint" in method or method == "finetune" else ["sequential"]
-    )
     for row in system:
         parts = [row.metrics[f"accuracy_{name}"] for name in ("base_after", "low", "high")]
         assert row.metrics["mean"] == pytest.approx(sum(parts) / 3)
