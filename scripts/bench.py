@@ -97,6 +97,14 @@ def transfer() -> list[Row]:
 
 
 @section
+def patch() -> list[Row]:
+    """Training a one-module patch on kept prefix values against full passes; a patched pass against the base's."""
+    from bench_patch import patch as measure
+
+    return measure(alternate)
+
+
+@section
 def flips() -> list[Row]:
     """All ordered pairs of ten networks from ten evaluations, against evaluating both networks of every pair anew."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
