@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from src.core.evaluate import evaluating, predict
 from src.core.metrics import Accuracy
+from src.core.types import Loader
 from src.patch.patched import Patched
 from src.patch.tasks import Task
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["WAYS", "measure", "nearest", "top"]
 
 WAYS = ("confidence", "features")
-STATISTIC_BATCHES = 8
+STATISTIC_IMAGES = 2000
+ROUTED_IMAGES = 2000
+"""Test images of each domain that are routed, spread over its test set: every expert has to see all of them."""
 
 
 def measure(bench: Workbench, patches: Mapping[str, Patched], way: str) -> dict[str, float]:
@@ -35,12 +37,12 @@ def measure(bench: Workbench, patches: Mapping[str, Patched], way: str) -> dict[
     statistics = [_statistics(bench, task) for task in domains] if way == "features" else []
     found, right = [], []
     for own, task in enumerate(domains):
-        loader, precision = task.all_of("test"), bench.engine.cfg.precision
+        loader, precision = _spread(bench, task, "test", ROUTED_IMAGES), bench.engine.cfg.precision
         predictions = [predict(expert, loader, precision=precision) for expert in experts]
         if way == "confidence":
             chosen = torch.stack([p.logits.softmax(1).amax(1) for p in predictions]).argmax(0)
         else:
-            chosen = nearest(_features(bench, task, "test", None), statistics)
+            chosen = nearest(_features(bench, loader), statistics)
         hits = (predictions[own].logits.argmax(1) == predictions[own].labels) & (chosen == own)
         found.append(float((chosen == own).double().mean() * 100))
         right.append(float(hits.double().mean() * 100))
@@ -54,18 +56,22 @@ def nearest(features: Tensor, statistics: list[tuple[Tensor, Tensor]]) -> Tensor
 
 
 def _statistics(bench: Workbench, task: Task) -> tuple[Tensor, Tensor]:
-    features = _features(bench, task, "train", STATISTIC_BATCHES)
+    features = _features(bench, _spread(bench, task, "train", STATISTIC_IMAGES))
     return features.mean(0), features.var(0)
 
 
-def _features(bench: Workbench, task: Task, split: str, batches: int | None) -> Tensor:
-    """The base's features of a split, [N, D] on the CPU; of a part spread over the split if `batches` is given."""
-    data, indices = task.data, task.data.indices(split)
-    if batches is not None:
-        indices = indices[:: max(1, len(indices) // (batches * bench.cfg.eval_batch_size))]
-    loader = data.loader(split, bench.cfg.eval_batch_size, train=False, indices=indices, size=bench.base.canvas)
-    with evaluating(bench.base), closing(loader.epoch(0)) as epoch:
-        return torch.cat([bench.base.features(batch.images).cpu() for batch in islice(epoch, batches)])
+def _spread(bench: Workbench, task: Task, split: str, count: int) -> Loader:
+    """A loader of about `count` images spread over a split."""
+    indices = task.data.indices(split)
+    indices = indices[:: -(-len(indices) // count)]
+    size = bench.base.canvas
+    return task.data.loader(split, bench.cfg.eval_batch_size, train=False, indices=indices, size=size)
+
+
+def _features(bench: Workbench, loader: Loader) -> Tensor:
+    """The base's features of all images, [N, D] on the CPU."""
+    with evaluating(bench.base), closing(loader.epoch(0)) as batches:
+        return torch.cat([bench.base.features(batch.images).cpu() for batch in batches])
 
 
 def top(classes: int) -> Accuracy:
