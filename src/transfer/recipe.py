@@ -86,6 +86,8 @@ def training_hint(node: Any) -> str:
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
     names = {"student": cfg.student.name, "teacher": cfg.teacher.name, "method": cfg.method.get("name")}
+    if cfg.candidates is not None:
+        names = {"student": cfg.student.name, "method": "rank"}
     return {**names, "dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
 
 
