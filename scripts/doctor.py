@@ -117,6 +117,9 @@ CHECKS: tuple[Callable[[DictConfig], Iterator[Finding]], ...] = (
 
 def main() -> int:
     """Print every finding; the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
     composition = compose_all(str(ROOT / "config"), "base", sys.argv[1:])
     if composition.problems:
         show_problems(composition.problems)

@@ -14,7 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from src.core.types import Row
 
-__all__ = ["first_rank", "show_jobs", "show_problems", "show_rows"]
+__all__ = ["first_rank", "show", "show_jobs", "show_problems", "show_rows"]
 
 MOST_ROWS = 20
 MOST_METRICS = 8
@@ -29,6 +29,11 @@ def _console(stderr: bool = False) -> Console:
     console = Console(stderr=stderr, highlight=False, soft_wrap=False)
     # Files and pipes have no width; the default of 80 would cut columns.
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def show(table: Table) -> None:
+    """Print a table, at full width where there is no terminal."""
+    _console().print(table)
 
 
 def show_problems(problems: Sequence[str]) -> None:

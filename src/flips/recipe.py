@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from src import data as datasets
+from src import models as zoo
 from src.core.config import build
+from src.core.console import show
 from src.core.errors import ConfigError
 from src.core.evaluate import predict_many
 from src.core.run import Run
@@ -73,6 +75,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     )
     run.stats["weights"] = {name: f"{model.tag}, digest {model.digest()}" for name, model in models.items()}
     if run.main:
+        show(zoo.describe(models.values(), dict(zip(comparison.names, comparison.accuracy, strict=True))))
         _leave_matrices(comparison, data.class_names, run.dir)
         _leave_pictures(rows, run)
         accuracies = [[name, comparison.accuracy[i], claimed[name]] for i, name in enumerate(models)]

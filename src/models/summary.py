@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,21 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["describe", "summary"]
 
 
-def summary(model: Model, image_size: int | None = None) -> dict[str, Any]:
-    """Parameters, trainable ones, multiply-adds of one image (stored at `image_size`), weights tag, claimed top-1."""
-    device = next(model.parameters()).device
-    side = image_size or model.canvas
-    images = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
-    modes = {module: module.training for module in model.modules()}
+def summary(model: Model) -> dict[str, Any]:
+    """Parameters, trainable ones, multiply-adds of one image at the network's size, weights tag, claimed top-1.
+
+    Multiply-adds are counted on a copy without storage: nothing is computed.
+    """
+    net = deepcopy(model.net).eval().to("meta")
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel is invisible to the counter
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model.eval()(images)
+            net(torch.zeros(1, 3, model.size, model.size, device="meta"))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
-        for module, training in modes.items():
-            module.training = training
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),

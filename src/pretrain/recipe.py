@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from src import data as datasets
 from src import models as zoo
 from src.core.config import build, plain
+from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.method import Method
 from src.core.metrics import Accuracy, Mean
@@ -68,6 +69,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         method = build(cfg.method, net=model)
         if cfg.freeze:
             freeze_backbone(method, model)
+        if run.main:
+            show(zoo.describe([model]))
         engine = Engine(cfg.engine, run)
         train = training_loader(cfg, data, model)
         test = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
