@@ -15,6 +15,7 @@ from src.core.run import Run
 from src.core.types import Row
 from src.models.model import find_head
 from src.patch import file, pictures, routing, tasks
+from src.patch.delta import option_problems
 from src.patch.measures import harmonic_mean, mean
 from src.patch.paint import Paint, backbone
 from src.patch.patched import Patched
@@ -43,6 +44,8 @@ def check(cfg: DictConfig) -> list[str]:
         problems.append("protocol=scratch has no base to mix with; method=fc (the plain network) or method=delta")
     if cfg.protocol == "joint" and len(cfg.tasks or []) < 2:
         problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
+    if str(cfg.method.get("_target_")).endswith(".Delta"):
+        problems += option_problems(**{key: value for key, value in cfg.method.items() if key[0] != "_"})
     problems += [
         f"routing={name}: a list of {', '.join(routing.WAYS)} is needed"
         for name in cfg.routing

@@ -168,6 +168,7 @@ def test_shares_of_a_batch():
         (["tasks=[digits,digits]"], r"tasks names digits twice"),
         (["dataset.classes=10", "dataset.class_subset=null"], r"has 5 classes and the data 10"),
         (["protocol=joint", "tasks=[digits]"], r"protocol=joint needs at least two tasks"),
+        (["method.modules=0", "method.norm=nowhere"], r"method.norm=nowhere: one of .*\n.*method.modules=0: a number"),
         (["routing=[guess]"], r"routing=guess"),
         (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to mix with"),
     ],
