@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_flips import composed
+from tests.flips.test_flips import composed
 
 from src import data as datasets
 from src import models as zoo
