@@ -1,48 +1,41 @@
-"""The `transfer` section of bench.py: data partitioning by tensors against by sample, and remembered frozen logits."""
+"""Data partitioning by tensors against by sample, and remembered frozen logits."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benches.timing import clock, compare, now, the_device
 from src import models as zoo
-from src.core.types import Batch
+from src.core.types import Batch, Row
 from src.models import Model
 from src.transfer.frozen import Frozen
 from src.transfer.partitioning import DataPartition
 
-Alternate = Callable[[Callable[[], float], Callable[[], float], int], tuple[float, float, float]]
+__all__ = ["measure"]
+
 BATCH = 256
 
 
-def transfer(alternate: Alternate) -> list[dict[str, object]]:
-    """A step of KL+DP: how many times faster than the same arithmetic sample by sample, and with remembered logits."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clock = "wall" if device.type == "cuda" else "processor"
-    rows = []
+def measure() -> Iterator[Row]:
+    """A step of KL+DP against the same arithmetic sample by sample, and with remembered against live frozen logits."""
+    device = the_device()
+    unit = f"{clock(device)} per step"
     for classes in (10, 1000):
         student, initial, teacher, batch = _networks(device, classes)
         method = DataPartition(student, Frozen([teacher]), Frozen([initial]), name="kl_dp").train()
         plain = _BySample(deepcopy(student), initial, teacher)
-        numbers = alternate(_timed(method, batch, device), _timed(plain, batch, device), 7)
-        rows.append(_row(f"step against sample by sample, {classes} classes, {device.type}", numbers, clock))
+        ours, plain = _timed(method, batch, device), _timed(plain, batch, device)
+        yield compare(f"KL+DP step, {classes} classes", ours, plain, unit)
     student, initial, teacher, batch = _networks(device, 10)
     live = DataPartition(student, Frozen([teacher]), Frozen([initial]), name="kl_dp").train()
     method = DataPartition(deepcopy(student), _remembered(teacher, batch), _remembered(initial, batch), name="").train()
-    numbers = alternate(_timed(method, batch, device), _timed(live, batch, device), 7)
-    rows.append(_row(f"step with remembered against live frozen logits, equal nets, {device.type}", numbers, clock))
-    return rows
-
-
-def _row(name: str, numbers: tuple[float, float, float], clock: str) -> dict[str, object]:
-    ours, plain, ratio = numbers
-    unit = f"ms of {clock} time per step"
-    return {"name": name, "ours": 1e3 * ours, "plain": 1e3 * plain, "ratio": 1 / ratio, "unit": unit}
+    ours, plain = _timed(method, batch, device), _timed(live, batch, device)
+    yield compare("remembered frozen logits, equal nets", ours, plain, unit)
 
 
 def _networks(device: torch.device, classes: int) -> tuple[Model, Model, Model, Batch]:
@@ -66,17 +59,14 @@ def _remembered(model: Model, batch: Batch) -> Frozen:
 
 def _timed(method: torch.nn.Module, batch: Batch, device: torch.device) -> Callable[[], float]:
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=1e-5, momentum=0.9)
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
 
     def seconds(steps: int = 4) -> float:
-        start = clock()
+        start = now(device)
         for _ in range(steps):
             method(batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - start) / steps
+        return (now(device) - start) / steps
 
     return seconds
 

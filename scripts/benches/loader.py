@@ -1,28 +1,29 @@
-"""The `loader` section of bench.py: FFCV against a torch DataLoader with Pillow, on JPEG files at 224 px."""
+"""FFCV against a torch DataLoader with Pillow, on JPEG files at 224 px."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from benches.timing import compare
+from src.core.types import Row
+
 BATCH = 64
 IMAGES = 800
 
-Alternate = Callable[[Callable[[], float], Callable[[], float], int], tuple[float, float, float]]
+__all__ = ["measure"]
 
 
-def loader(alternate: Alternate) -> list[dict[str, object]]:
-    """CPU time of FFCV and of DataLoader + Pillow for a training image at 224 px: how many times less FFCV needs."""
+def measure() -> Iterator[Row]:
+    """CPU time of a training image: random resized crop and flip, to uint8."""
     with tempfile.TemporaryDirectory() as folder:
         kind = _photographs(Path(folder) / "photos")
-        ours, plain, ratio = alternate(_ours(Path(folder)), _plain(Path(folder)), 7)
-    name = f"{kind}, random resized crop and flip to uint8"
-    return [{"name": name, "ours": 1e3 * ours, "plain": 1e3 * plain, "ratio": 1 / ratio, "unit": "CPU ms per image"}]
+        yield compare(f"FFCV, {kind}", _ours(Path(folder)), _plain(Path(folder)), "CPU ms per image")
 
 
 def _photographs(folder: Path) -> str:

@@ -1,0 +1,1 @@
+"""What bench.py measures, a module a section: `measure()` yields a row for each comparison."""

@@ -1,0 +1,58 @@
+"""What a patch costs to train and to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from benches.timing import clock, compare, now, the_device
+from src.core.types import Row
+from src.models.graph import trace
+from src.patch.delta import Delta
+from src.patch.patched import Patched
+
+__all__ = ["measure"]
+
+SIDE, CLASSES = 224, 20
+
+
+def measure() -> Iterator[Row]:
+    """Training one module on kept prefix values against full passes, and a patched pass against the base's."""
+    device = the_device()
+    batch = 64 if device.type == "cuda" else 8
+    for name in ("resnet18", "resnet50"):
+        torch.manual_seed(0)
+        net = getattr(torchvision.models, name)().eval().requires_grad_(False).to(device)
+        patched = Patched(net, Delta(trace(net, SIDE), CLASSES, modules=1)).to(device)
+        images = torch.randn(batch, 3, SIDE, SIDE, device=device)
+        labels = torch.randint(CLASSES, (batch,), device=device)
+        kept = patched.eval().prefix(images)
+        step = partial(_step_seconds, patched, labels)
+        unit = f"{clock(device)} per {batch} images"
+        ours, plain = partial(step, kept), partial(step, images)
+        yield compare(f"{name}, training one module on the kept prefix", ours, plain, unit, rounds=3)
+        ours, plain = partial(_pass_seconds, patched, images), partial(_pass_seconds, net, images)
+        yield compare(f"{name}, patched pass against the base's", ours, plain, unit, rounds=3)
+
+
+def _step_seconds(patched: Patched, labels: torch.Tensor, inputs: torch.Tensor) -> float:
+    """One step; given images, the whole network is run as an ordinary frozen network would be."""
+    patched.patch.train()
+    optimizer = torch.optim.AdamW(patched.patch.parameters(), 1e-3)
+    start = now(inputs.device)
+    F.cross_entropy(patched(inputs), labels).backward()
+    optimizer.step()
+    return now(inputs.device) - start
+
+
+@torch.no_grad()
+def _pass_seconds(net: nn.Module, images: torch.Tensor) -> float:
+    net.eval()
+    start = now(images.device)
+    net(images)
+    return now(images.device) - start
