@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from src import models as zoo
 from src.core.errors import ConfigError
 from src.data import Data
 from src.models import Model
+from src.models.names import PRETRAINED
 from src.models.resolve import locate
 from src.models.weights import SUFFIXES, find, read_card, stem
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["checkpoints", "open_models", "problems", "random_copy"]
 
 log = logging.getLogger(__name__)
-
-PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
-"""A name that main_pretrain.py gives."""
 
 
 def named(cfg: DictConfig) -> list[tuple[str, Any]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["CONFIGS", "config_names", "did_you_mean"]
+__all__ = ["CONFIGS", "PRETRAINED", "config_names", "did_you_mean", "training_hint"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "config" / "model"
+PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
+"""A name that main_pretrain.py gives."""
 
 
 def config_names() -> list[str]:
@@ -20,3 +23,13 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """` (did you mean a, b?)` for close names, else nothing."""
     close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.6)
     return f" (did you mean {', '.join(close)}?)" if close else ""
+
+
+def training_hint(name: str, weights_root: str) -> str:
+    """The end of a message about an absent network: how to train it, if main_pretrain.py gives such names."""
+    kept = PRETRAINED.fullmatch(name)
+    if not kept:
+        return ""
+    where = "" if weights_root == "weights" else f" weights_root={weights_root}"
+    command = "python main_pretrain.py model={model} dataset={dataset} seed={seed}".format(**kept.groupdict())
+    return f"; to train it: {command}{where}"

@@ -14,6 +14,7 @@ from src.core.errors import ConfigError
 from src.core.run import Run
 from src.core.types import Row
 from src.models.model import find_head
+from src.models.names import training_hint
 from src.patch import file, pictures, routing, tasks
 from src.patch.delta import option_problems
 from src.patch.measures import harmonic_mean, mean
@@ -37,7 +38,8 @@ def check(cfg: DictConfig) -> list[str]:
     else:
         classes = cfg.dataset.get("classes")
         base = zoo.check(cfg.model, weights_root=cfg.weights_root, classes=classes, frozen=True)
-        problems = datasets.check(cfg) + problems + base
+        hint = training_hint(str(cfg.model.name), cfg.weights_root)
+        problems = datasets.check(cfg) + problems + [text + hint for text in base]
     if cfg.protocol not in PROTOCOLS:
         problems.append(f"protocol={cfg.protocol}: one of {', '.join(PROTOCOLS)} is needed")
     if scratch and "paint" in str(cfg.method.get("_target_")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from src.core.evaluate import Predictions, predict
 from src.core.run import Run
 from src.core.types import Row
 from src.models import Model
+from src.models.names import training_hint
 from src.models.resolve import locate
 from src.models.zoo import own_classes
 from src.transfer import ranking, training
@@ -30,8 +30,6 @@ __all__ = ["OBJECTIVE", "cell", "check", "curves", "network_problems", "option_p
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
 TEACHER_VIEWS = ("own", "student")
-PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
-"""A name that main_pretrain.py gives."""
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -59,7 +57,8 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
     problems, counts = [], {}
     for role, node in nodes.items():
         found = zoo.check(node, weights_root=cfg.weights_root, frozen=True)
-        problems += [f"{role}: {text.replace('model.', f'{role}.')}{training_hint(node)}" for text in found]
+        hint = training_hint(str(node if isinstance(node, str) else node["name"]), cfg.weights_root)
+        problems += [f"{role}: {text.replace('model.', f'{role}.')}{hint}" for text in found]
         if not found:
             spec, _ = locate(node, Path(cfg.weights_root))
             counts[role] = spec.classes or own_classes(spec.architecture)
@@ -71,16 +70,6 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
             "classes, or let new classifiers be fitted to the data first with fit_heads=true"
         )
     return problems
-
-
-def training_hint(node: Any) -> str:
-    """How to train a network whose name is one that main_pretrain.py gives."""
-    kept = PRETRAINED.fullmatch(str(node if isinstance(node, str) else node["name"]))
-    if not kept:
-        return ""
-    return "; to train it: python main_pretrain.py model={model} dataset={dataset} seed={seed}".format(
-        **kept.groupdict()
-    )
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:

@@ -183,3 +183,35 @@ def test_a_network_without_blocks_is_told(tmp_path):
     path = models.save(models.build({"name": "lenet5", "weights": None}, classes=5), tmp_path / "lenet.safetensors", {})
     with pytest.raises(ConfigError, match="has no block"):
         launch(recipe, composed(tmp_path, path))
+
+
+def plainly(*overrides):
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("patch/patch", list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model", "dataset"),
+    [
+        ([], "resnet8-digits-s0", "digits"),
+        (["model=resnet56"], "resnet56", "cifar10"),
+        (["dataset=mnist"], "resnet8-digits-s0", "mnist"),
+        (["experiment=patch/cifar10"], "resnet20", "cifar10"),
+    ],
+)
+def test_a_base_comes_with_its_data(overrides, model, dataset):
+    cfg = plainly(*overrides)
+    assert (cfg.model.name, cfg.dataset.name) == (model, dataset)
+
+
+def test_without_arguments_it_takes_the_network_that_the_demo_trains(tmp_path):
+    """Or says how to train it, with nothing downloaded in either case."""
+    roots = [f"{root}_root={tmp_path / root}" for root in ("data", "weights", "cache", "output")]
+    cfg = plainly(*roots, *SMALL[:4], "engine.epochs=1")
+    with pytest.raises(ConfigError, match=r"main_pretrain.py model=resnet8 dataset=digits seed=0 weights_root=/"):
+        launch(recipe, cfg)
+    weights = tmp_path / "weights" / "resnet8-digits-s0.safetensors"
+    models.save(models.build({"name": "resnet8", "weights": None}, classes=10), weights, {})
+    launch(recipe, cfg)
+    rows = read_rows(tmp_path / "output")
+    assert [row.cell.get("task") for row in rows] == ["low_digits", "high_digits", None]
