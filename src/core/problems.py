@@ -209,7 +209,9 @@ class _Composer:
             if self.is_group(override) or override.is_hydra_override() or override.type != OverrideType.CHANGE:
                 continue
             needed, value = _kind(_value(default, key)), override.value()
-            if needed and value is not None and "${" not in text and needed != _kind(value):
+            # `all` is the one word that may stand for a list; the recipe knows whether it does.
+            open_value = value is None or "${" in text or (needed == "a list" and value == "all")
+            if needed and not open_value and needed != _kind(value):
                 self.problems.append(f"{text}: {needed} is needed, such as {key}={_shown(_value(default, key))}")
                 self.accepted = [accepted for accepted in self.accepted if accepted != text]
 

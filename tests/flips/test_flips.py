@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score
 from src import data as datasets
 from src import models as zoo
 from src.core.errors import ConfigError
+from src.core.problems import compose_all
 from src.core.results import read_rows
 from src.core.run import launch
 from src.flips import lineup, recipe
@@ -223,3 +224,9 @@ def test_another_number_of_classes_is_refused(digits):
     with pytest.raises(ConfigError, match="wide has 10 classes") as caught:
         launch(recipe, cfg)
     assert "letters has 10 classes" in str(caught.value)
+
+
+def test_the_command_line_takes_all_for_the_list_of_models():
+    assert compose_all(CONFIG, "prediction_flips/flips", ["models=all"]).problems == []
+    (problem,) = compose_all(CONFIG, "prediction_flips/flips", ["models=3"]).problems
+    assert problem.startswith("models=3: a list is needed")
