@@ -97,7 +97,8 @@ def _several(rows: Sequence[Row]) -> Table:
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
     for row in rows[:MOST_ROWS]:
-        values = [_number(row.metrics[name]) if name in row.metrics else row.status for name in metrics]
+        absent = "" if row.status == "ok" else row.status
+        values = [_number(row.metrics[name]) if name in row.metrics else absent for name in metrics]
         table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)
     return table
 
