@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.core.errors import ConfigError
+from src.core.help import groups
 
 __all__ = [
     "VOLATILE",
@@ -71,8 +72,9 @@ class Identity(NamedTuple):
 
 
 def register_resolvers() -> None:
-    """Make `${join:...}` known to every config: the names of a list of models, joined by hyphens."""
+    """Make `${join:...}` (the names of a list of models, joined by hyphens) and `${groups:}` (--help) known."""
     OmegaConf.register_new_resolver("join", _join, replace=True)
+    OmegaConf.register_new_resolver("groups", groups, replace=True)
 
 
 def _join(items: Iterable[Any] | str) -> str:

@@ -83,6 +83,15 @@ def test_questions_about_a_broken_config_are_answered_alike(fit, flags):
     assert result.code == 2 and BROKEN["stepz=3"] in result.err and "Traceback" not in result.err
 
 
+def test_help_lists_the_groups_of_this_entry_within_the_terminal(fit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    result = fit("--help")
+    assert result.code == 0 and "\noptimizer: adam, adamw, sgd\n" in result.out and "steps: 20" in result.out
+    assert "experiment: fit/seeds" in result.out and not any(name in result.out for name in ("flips", "_defaults"))
+    listed = result.out.partition("optimizer:")[2].partition("Settings")[0]
+    assert max(map(len, listed.splitlines())) <= 60
+
+
 def test_the_run_is_a_function_of_what_matters(fit):
     base = identify(fit.compose(), "fit")
     same = ["data_root=/x", "wandb=default", "device=cpu", "engine.resume=must", "engine.log_every=1", "steps=20.0"]

@@ -15,6 +15,7 @@ LIBRARIES = {
         "src/core/config.py",
         "src/core/problems.py",
         "src/core/entry.py",
+        "src/core/help.py",
         "src/core/run.py",
         "scripts/",
     ),
