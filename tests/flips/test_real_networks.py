@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tests.flips.test_flips import composed
 
 from src import data as datasets
 from src import models as zoo
 from src.core.results import read_rows
 from src.core.run import launch
 from src.flips import recipe
+from tests.flips.test_flips import composed
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 MEASURED = {"resnet20": 91.73, "resnet32": 92.63, "resnet44": 93.10, "resnet56": 93.39}
