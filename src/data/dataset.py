@@ -20,7 +20,7 @@ from src.data.loading import BatchLoader, Split, cores
 from src.data.resident import ResidentLoader
 from src.data.samples import Samples, Storage
 from src.data.settings import LOADERS, DataSettings
-from src.data.sources import open_source, problems
+from src.data.sources import open_source, problems, splits_of
 from src.data.splits import Relabel, read_label_map, stratified
 from src.data.torch import TorchLoader
 
@@ -188,15 +188,31 @@ def check(cfg) -> list[str]:
     """What is wrong with `cfg.dataset`, `cfg.loader` and the files, as messages; reads names only, decodes nothing."""
     wrong = _loader_problems(cfg["loader"])
     try:
+        operations.Augment(operations.build(cfg["dataset"].get("augment", "none")), 0)
+    except ConfigError as error:
+        wrong += error.problems
+    try:
         settings = DataSettings.of(cfg["dataset"])
-        operations.Augment(operations.build(settings.augment), 0)
     except ConfigError as error:
         return wrong + error.problems
     folder, root = settings.folder or settings.name, Path(cfg["data_root"])
-    wrong += problems(settings.source or settings.name, folder, root, settings.download)
+    absent = problems(settings.source or settings.name, folder, root, settings.download)
+    wrong += absent or _unknown_split(cfg.get("split"), settings, folder, root)
     if settings.label_map and not (root / folder / settings.label_map).exists():
         wrong.append(f"dataset.label_map={settings.label_map}: there is no {root / folder / settings.label_map}")
     return wrong
+
+
+def _unknown_split(split: str | None, settings: DataSettings, folder: str, root: Path) -> list[str]:
+    """Judged by the files; of a set that is yet to be fetched, by what every such set has."""
+    if split is None:
+        return []
+    try:
+        there = splits_of(settings.source or settings.name, folder, root)
+    except ConfigError as error:
+        return error.problems
+    there = (*there, *(["val"] if settings.val_fraction and "train" in there else []))
+    return [] if split in there else [f"split={split}: {settings.name} has {', '.join(there)}"]
 
 
 def _loader_problems(loader: Mapping) -> list[str]:

@@ -16,7 +16,7 @@ from src.core.errors import ConfigError
 from src.data import layouts
 from src.data.layouts import Found
 
-__all__ = ["KNOWN", "Known", "Source", "locate", "open_source", "problems"]
+__all__ = ["KNOWN", "Known", "Source", "locate", "open_source", "problems", "splits_of"]
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,14 @@ def _absent(name: str, folder: str, data_root: Path, more: str) -> str:
     need = KNOWN[name].put
     if name not in ("folder", "parquet"):
         need += ", or parquet shards, or train/ and test/ class folders"
-    return f"{name}: nothing found in {data_root / folder} or {data_root}; put there {need} (or data_root=...){more}"
+    places = " or ".join(dict.fromkeys(map(str, (data_root / folder, data_root))))
+    return f"{name}: nothing found in {places}; put there {need} (or data_root=...){more}"
+
+
+def splits_of(name: str, folder: str, data_root: Path) -> tuple[str, ...]:
+    """The splits of a set that `problems` finds nothing wrong with, read off names; nothing is fetched."""
+    found = None if name in ("digits", "fake") else locate(name, folder, data_root)
+    return tuple(found[0](found[1]).splits) if found else ("train", "test")
 
 
 def open_source(name: str, folder: str, data_root: Path, download: bool, **fake: int) -> Source:

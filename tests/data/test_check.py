@@ -50,12 +50,23 @@ def test_good_configs_have_no_problems(tmp_path, photos):
     assert check(config(tmp_path, name="cifar10", download=True)) == []
 
 
+def test_a_split_is_known_before_anything_is_opened(tmp_path, photos):
+    assert check({**config(tmp_path), "split": "tst"}) == ["split=tst: digits has train, test"]
+    assert check({**config(tmp_path), "split": "val"}) == ["split=val: digits has train, test"]
+    assert check({**config(tmp_path, val_fraction=0.1), "split": "val"}) == []
+    assert check({**config(tmp_path, name="cifar10", download=True), "split": "test"}) == []
+    there = {**config(photos.parent, name="photos", source="folder"), "split": "dev"}
+    assert check(there)[0].startswith("split=dev: photos has ")
+
+
 def test_all_problems_are_reported_together(tmp_path):
     wrong = check(config(tmp_path, kind="fcvv", fraction="half", storage="png", colour=1))
     assert len(wrong) == 2 and "loader.kind=fcvv: one of ffcv, resident, torch" in wrong
     assert any("dataset.colour is unknown" in line for line in wrong)
     wrong = check(config(tmp_path, fraction="half", storage="png", max_side=2))
     assert [line.split("=")[0] for line in wrong] == ["dataset.fraction", "dataset.max_side", "dataset.storage"]
+    wrong = check(config(tmp_path, fraction="half", augment="flip_corp"))
+    assert [line.split("=")[0] for line in wrong] == ["dataset.augment", "dataset.fraction"]
     wrong = check(config(tmp_path, name="cifar10", label_map="map.json"))
     assert "put there torchvision's CIFAR10 files" in wrong[0] and "dataset.label_map=map.json" in wrong[1]
     assert "dataset.augment=flop is unknown" in check(config(tmp_path, augment="flop"))[0]
