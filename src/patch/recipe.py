@@ -10,6 +10,7 @@ from torch import nn
 from src import data as datasets
 from src import models as zoo
 from src.core.config import DictConfig
+from src.core.console import show
 from src.core.errors import ConfigError
 from src.core.run import Run
 from src.core.types import Row
@@ -91,6 +92,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
         opened = tasks.open_tasks(cfg, run, model)
         if scratch:
+            if run.main:
+                show(zoo.describe([model]))
             bench = Workbench(cfg, run, model, opened[0].data, opened)
         else:
             base_data = datasets.open_data_for(cfg, run)
@@ -112,7 +115,7 @@ def single(bench: Workbench) -> Iterator[Row]:
 
     What is learnt by patches is also the result of learning the tasks one after the other, so that row comes for free.
     """
-    before = bench.base_accuracy(bench.base)
+    before = bench.measured_base()
     patches: dict[str, Patched] = {}
     accuracies: dict[str, float] = {}
     for task in bench.tasks:
@@ -134,7 +137,7 @@ def single(bench: Workbench) -> Iterator[Row]:
 
 def joint(bench: Workbench) -> Iterator[Row]:
     """All tasks at once: one classifier over the union of labels, top-1 on the concatenated test sets."""
-    before = bench.base_accuracy(bench.base)
+    before = bench.measured_base()
     offsets = [sum(task.classes for task in bench.tasks[:k]) for k in range(len(bench.tasks))]
     if isinstance(bench.method, Paint):
         model: nn.Module = bench.learn_all("joint", bench.tasks)
@@ -156,7 +159,7 @@ def joint(bench: Workbench) -> Iterator[Row]:
 
 def sequential(bench: Workbench) -> Iterator[Row]:
     """One task after the other; the final system is told the task of each image (mean over base and tasks)."""
-    before = bench.base_accuracy(bench.base)
+    before = bench.measured_base()
     series: dict[str, list] = {}
     if isinstance(bench.method, Paint):
         state, learnt = backbone(bench.base.net, bench.base.classes), []

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from src import data as datasets
+from src import models as zoo
 from src.core.config import DictConfig, build
+from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
 from src.core.evaluate import predict
@@ -52,6 +54,13 @@ class Workbench:
         """Top-1 of `model` on the base's test images; the same weights are never run twice."""
         predictions = predict(model, self.base_task.all_of("test"), self.run.cache, precision=self.engine.cfg.precision)
         return float((predictions.logits.argmax(1) == predictions.labels).double().mean() * 100)
+
+    def measured_base(self) -> float:
+        """Top-1 of the base as it is; shows what it is."""
+        measured = self.base_accuracy(self.base)
+        if self.run.main:
+            show(zoo.describe([self.base], {self.base.name: measured}))
+        return measured
 
     def accuracy(self, model: nn.Module, task: Task, split: str = "test", offset: int = 0) -> float:
         """Top-1 on a split of a task, in the joint label space if it starts at `offset`."""

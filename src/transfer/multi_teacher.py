@@ -65,7 +65,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     data = datasets.open_data_for(cfg, run)
     try:
         student = training.open_network(cfg, run, data, cfg.student)
-        teachers = {_name(node): training.open_network(cfg, run, data, node) for node in cfg.teachers}
+        teachers = {_name(node): training.open_teacher(cfg, run, data, node) for node in cfg.teachers}
         for name, teacher in teachers.items():
             if teacher.digest() == student.digest():
                 raise ConfigError(training.same(cfg.student.name, name))
@@ -134,8 +134,7 @@ def in_order(order: str, said: Said, names: Sequence[str]) -> list[str]:
     """The teachers by measured accuracy, or as given."""
     if order == "given":
         return list(names)
-    accuracy = {name: float((_classes(said[name]) == said[name].labels.numpy()).mean()) for name in names}
-    return sorted(names, key=lambda name: accuracy[name] * (1 if order == "ascending" else -1))
+    return sorted(names, key=lambda name: training.top1(said[name]) * (1 if order == "ascending" else -1))
 
 
 def soup(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

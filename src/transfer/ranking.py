@@ -39,7 +39,7 @@ def check(cfg: DictConfig) -> list[str]:
 
 def rank(cfg: DictConfig, run: Run, data: Data, student: Model) -> Iterator[Row]:
     """A row for each candidate, the one with most complementary knowledge first."""
-    teachers = {_name(node): training.open_network(cfg, run, data, node) for node in cfg.candidates}
+    teachers = {_name(node): training.open_teacher(cfg, run, data, node) for node in cfg.candidates}
     twins = [name for name, teacher in teachers.items() if teacher.digest() == student.digest()]
     if twins:
         raise ConfigError(training.same(cfg.student.name, twins[0]))

@@ -18,7 +18,7 @@ from src.models.names import training_hint
 from src.models.resolve import locate
 from src.models.zoo import own_classes
 from src.transfer import ranking, training
-from src.transfer.measures import percent, transfer_measures
+from src.transfer.measures import transfer_measures
 from src.transfer.partition import most_confident, select
 from src.transfer.training import Trained
 
@@ -88,7 +88,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         if cfg.candidates is not None:
             yield from ranking.rank(cfg, run, data, student)
             return
-        teacher = training.open_network(cfg, run, data, cfg.teacher)
+        teacher = training.open_teacher(cfg, run, data, cfg.teacher)
         if teacher.digest() == student.digest():
             raise ConfigError(training.same(cfg.student.name, cfg.teacher.name))
         if cfg.teacher_view == "student":
@@ -162,8 +162,8 @@ def _partner(
     if not hasattr(trained.method, "partner"):
         return {}
     after = predict(teacher, training.eval_loader(cfg, data, teacher.canvas), precision=cfg.engine.precision)
-    was, now = (percent((p.logits.argmax(1) == p.labels).numpy()) for p in (before, after))
-    return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - was}
+    now = training.top1(after)
+    return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - training.top1(before)}
 
 
 def _keep(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, trained: Trained) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from src import models as zoo
 from src.core.config import accepts, build, plain
+from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
 from src.core.evaluate import Predictions, predict, predict_many
@@ -27,12 +28,23 @@ from src.transfer.base import Transfer
 from src.transfer.contrastive import Samples
 from src.transfer.frozen import Frozen, views
 from src.transfer.heads import fit_head
-from src.transfer.measures import change
+from src.transfer.measures import change, percent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["LR_SCALING", "Trained", "Unlabelled", "keep", "open_network", "predictions", "same", "train"]
+__all__ = [
+    "LR_SCALING",
+    "Trained",
+    "Unlabelled",
+    "keep",
+    "open_network",
+    "open_teacher",
+    "predictions",
+    "same",
+    "top1",
+    "train",
+]
 
 LR_SCALING = {"none": 0, "linear": 1}
 """How often the learning rate is multiplied by batch_size / 256."""
@@ -65,6 +77,11 @@ class Unlabelled:
     def close(self) -> None:
         """Close the loader behind."""
         self.loader.close()
+
+
+def open_teacher(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
+    """`open_network`, frozen."""
+    return open_network(cfg, run, data, node).requires_grad_(False)
 
 
 def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
@@ -104,10 +121,19 @@ def same(student: str, teacher: str) -> str:
 
 
 def predictions(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
-    """What trained networks say about the images of `split`; computed once for all runs."""
-    return predict_many(
+    """What trained networks say about the images of `split`, computed once for all runs; shows what they are."""
+    said = predict_many(
         models, lambda canvas: eval_loader(cfg, data, canvas), run.cache, precision=cfg.engine.precision
     )
+    if run.main:
+        measured = {model.name: top1(said[role]) for role, model in models.items()}
+        show(zoo.describe(models.values(), measured))
+    return said
+
+
+def top1(predictions: Predictions) -> float:
+    """Accuracy, percent."""
+    return percent((predictions.logits.argmax(1) == predictions.labels).numpy())
 
 
 def eval_loader(cfg: DictConfig, data: Data, canvas: int) -> Loader:

@@ -204,7 +204,7 @@ def test_a_base_comes_with_its_data(overrides, model, dataset):
     assert (cfg.model.name, cfg.dataset.name) == (model, dataset)
 
 
-def test_without_arguments_it_takes_the_network_that_the_demo_trains(tmp_path):
+def test_without_arguments_it_takes_the_network_that_the_demo_trains(tmp_path, capsys):
     """Or says how to train it, with nothing downloaded in either case."""
     roots = [f"{root}_root={tmp_path / root}" for root in ("data", "weights", "cache", "output")]
     cfg = plainly(*roots, *SMALL[:4], "engine.epochs=1")
@@ -215,3 +215,5 @@ def test_without_arguments_it_takes_the_network_that_the_demo_trains(tmp_path):
     launch(recipe, cfg)
     rows = read_rows(tmp_path / "output")
     assert [row.cell.get("task") for row in rows] == ["low_digits", "high_digits", None]
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if " px │" in text]
+    assert "0 %" in line and f"{rows[0].metrics['accuracy_base_before']:.2f}" in line

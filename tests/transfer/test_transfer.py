@@ -206,3 +206,12 @@ def test_missing_labels_are_explained(folder, monkeypatch):
     monkeypatch.setattr(Data, "labels", lambda self, split: labels(self, split) - 10 * (split == "train"))
     with pytest.raises(ConfigError, match=r"method=kl_dp reads labels, but 1497 training images.*method=kl_dp_u"):
         launch(recipe, composed(folder, "seed=9"))
+
+
+def test_a_run_begins_with_what_its_networks_are(folder, capsys):
+    rows = run_rows(recipe, composed(folder, "seed=31", "candidates=[wide,letters]"))
+    lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if " px │" in line]
+    told = {words[1].strip(): (words[4].strip(), float(words[-2])) for words in lines}
+    assert told["narrow"] == ("100 %", pytest.approx(rows[0].metrics["accuracy_before"], abs=0.01))
+    for row in rows:
+        assert told[row.cell["teacher"]] == ("0 %", pytest.approx(row.metrics["accuracy_teacher"], abs=0.01))
