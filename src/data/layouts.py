@@ -185,7 +185,7 @@ def parquet(place: Path) -> Found:
         name = re.split(r"[-.]", path.name)[0]
         shards.setdefault(name if name in ("train", *TEST_FOLDERS) else path.parent.name, []).append(path)
     chosen = {"train": shards["train"]} if "train" in shards else {}
-    schema = pq.read_schema(next(iter(shards.values()))[0])
+    schema, *_ = [_schema(path) for paths in shards.values() for path in paths]
     image = _column(schema.names, ("image", "img"), place)
     label = _column(schema.names, ("label", "labels", "fine_label", "target"), place)
     for name in TEST_FOLDERS:
@@ -197,6 +197,17 @@ def parquet(place: Path) -> Found:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names", [])
     return Found({split: lambda paths=paths: Parquet(paths, image, label) for split, paths in chosen.items()}, names)
+
+
+def _schema(path: Path):
+    """A shard's schema; it stands at the end of the file, so that a truncated one has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{path} is truncated or not a Parquet file: fetch it again") from error
 
 
 def _column(names: Sequence[str], wanted: Sequence[str], place: Path) -> str:

@@ -226,6 +226,18 @@ def test_parquet_shards_names_and_secret_test_labels(tmp_path):
     assert decode(found.samples("train")[4], "").shape == (9, 9, 3)
 
 
+def test_a_truncated_parquet_shard_is_named(tmp_path):
+    rows = {"image": [{"bytes": b"x" * 999, "path": None}] * 20, "label": list(range(20))}
+    paths = [tmp_path / f"mine/train-{shard}.parquet" for shard in range(2)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        pq.write_table(pa.table(rows), path)
+    assert len(source("parquet", tmp_path, "mine").samples("train")) == 40
+    paths[1].write_bytes(paths[1].read_bytes()[:-50])
+    with pytest.raises(ConfigError, match=r"train-1\.parquet is truncated"):
+        source("parquet", tmp_path, "mine")
+
+
 def test_parquet_pixels_equal_pillows(data_root):
     path = data_root / "cifar10/test-00000-of-00001.parquet"
     rows = next(pq.ParquetFile(path).iter_batches(20)).to_pylist()
