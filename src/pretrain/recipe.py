@@ -119,9 +119,10 @@ def freeze_backbone(method: Method, model: Model) -> None:
 
 
 def save_name(cfg: DictConfig) -> str:
-    """The name under which the network is kept."""
+    """The name under which the network is kept; a training cut short, as by engine=debug, replaces no other network."""
     network = cfg.model.name.rpartition(":")[2].rpartition("/")[2]
-    return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}"
+    cut = "" if cfg.engine.max_steps is None else f"-{cfg.engine.max_steps}-steps"
+    return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}{cut}"
 
 
 def keep(model: Model, fit: Fit, cfg: DictConfig) -> Path:

@@ -169,3 +169,4 @@ def test_names_of_library_networks_make_file_names(tmp_path):
     cfg = composed(tmp_path, "model.name=hf-hub:timm/resnet18.a1_in1k", "seed=3")
     assert recipe.save_name(cfg) == "resnet18.a1_in1k-digits-s3"
     assert recipe.save_name(composed(tmp_path, "save_as=mine")) == "mine"
+    assert recipe.save_name(composed(tmp_path, "engine=debug")) == "cnn-digits-s0-2-steps"
