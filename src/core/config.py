@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -205,11 +205,15 @@ def _targets(cfg: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
 def _constructor(path: str, target: str) -> Callable[..., Any]:
     if not str(target).startswith(BUILDABLE):
         raise ConfigError(f"{path}._target_={target}: only names below {', '.join(BUILDABLE)} can be constructed")
+    # Hydra's get_object prints a traceback before it raises, and its message names no neighbours.
+    module, _, name = str(target).rpartition(".")
     try:
-        return get_object(target)
-    except Exception as error:
-        # Hydra wraps whatever went wrong while importing; a missing name and a broken module read the same here.
-        raise ConfigError(f"{path}._target_={target}: {str(error).splitlines()[0]}") from error
+        return getattr(import_module(module), name)
+    except ImportError as error:
+        raise ConfigError(f"{path}._target_={target}: {error}") from error
+    except AttributeError as error:
+        near = did_you_mean(name, [known for known in dir(import_module(module)) if not known.startswith("_")])
+        raise ConfigError(f"{path}._target_={target}: {module} has no {name}; {near}") from error
 
 
 def _parameters(path: str, node: DictConfig) -> set[str] | None:
