@@ -35,7 +35,7 @@ BROKEN = {
     "name='${nothing}'": "name: cannot be resolved",
     "optimizer._target_=os.remove": "only names below src., torch.optim., torch.nn. can be constructed",
     "optimizer._target_=torch.optim.SDG": "torch.optim has no SDG; did you mean 'SGD'?",
-    "optimizer._target_=torch.optm.SGD": "No module named 'torch.optm'",
+    "optimizer._target_=torch.optim.sdg.SGD": "No module named 'torch.optim.sdg'",
     "seed=0,1": "several values; add -m to run one job for each, or write 'seed=[0,1]' for a list",
     "widths=[1": "widths=[1: not of the form key=value",
     "noise": "noise: not of the form key=value",
