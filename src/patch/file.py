@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
+from src.core.files import replacing
 from src.models.model import Model
 from src.patch.adapters import NormAdaptation, ResidualAdapters
 from src.patch.delta import Delta
@@ -51,10 +51,8 @@ def save(patched: Patched, path: str | Path, *, name: str, class_names: list[str
     card |= {"classes": patch.classes, "class_names": class_names, "network": type(patched.base).__name__}
     card |= {"parameters_without_head": patch.parameters_without_head(), **facts}
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in patch.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(state, temporary, {"patch": json.dumps(card)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, {"patch": json.dumps(card)})
     return path
 
 

@@ -19,6 +19,7 @@ from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
 from src.core.evaluate import Predictions, predict, predict_many
+from src.core.files import write_atomically
 from src.core.run import Run
 from src.core.types import Batch, Loader
 from src.data import Data
@@ -243,5 +244,5 @@ def keep(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> 
     card = {**card, "load": loads, "config": plain(cfg)}
     zoo.save(model, path, card)
     model.claimed_top1 = claim
-    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     return path.name

@@ -79,3 +79,18 @@ def test_the_file_holds_the_patch_alone(resnet20, tmp_path):
     size = (tmp_path / "p.safetensors").stat().st_size
     own = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
     assert own < size < own + 6000
+
+
+def test_a_failed_save_leaves_the_file_before(resnet20, tmp_path, monkeypatch):
+    made(resnet20, "delta", tmp_path / "p.safetensors")
+    before = (tmp_path / "p.safetensors").read_bytes()
+
+    def failing(state, path, card):
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(patch.file, "save_file", failing)
+    with pytest.raises(OSError, match="no space"):
+        made(resnet20, "head", tmp_path / "p.safetensors")
+    assert (tmp_path / "p.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
