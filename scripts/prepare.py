@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -18,22 +19,28 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from src.core.config import unresolved  # noqa: E402
+from src.core.console import show_problems  # noqa: E402
 from src.core.errors import ConfigError  # noqa: E402
+from src.core.problems import compose_all  # noqa: E402
 from src.data import Data, open_data  # noqa: E402
 
+CONFIG = str(ROOT / "config")
 FAILED: list[str] = []
 
 
 def prepare(cfg: DictConfig) -> None:
     """One dataset; a ConfigError is shown and noted, so that the other jobs of a multirun go on."""
-    node = OmegaConf.to_container(cfg.dataset, resolve=True)
     roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
     try:
+        if problems := unresolved(cfg):
+            raise ConfigError(problems)
+        node = OmegaConf.to_container(cfg.dataset, resolve=True)
         data = open_data(node, loader={"kind": "ffcv", "workers": "auto"}, **roots, seed=0, device="cpu")
         _show(data, cfg.rewrite)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        FAILED.append(str(node.get("name")))
+        FAILED.append(str(error))
 
 
 def _show(data: Data, rewrite: bool) -> None:
@@ -58,8 +65,19 @@ def _show(data: Data, rewrite: bool) -> None:
         print(f"partial: {data.partial}")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Check the command line as the entries do, then one job after the other; exits with 2 if a set is absent."""
     # overrides may stand before and after flags, as in `dataset=mnist,usps -m data_root=...`; argparse wants one piece
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and not word.startswith("-"))
-    hydra.main(version_base="1.3", config_path=str(ROOT / "config"), config_name="prepare/prepare")(prepare)()
-    sys.exit(2 if FAILED else 0)
+    arguments = get_args_parser().parse_args()
+    if not (arguments.shell_completion or arguments.hydra_help):
+        problems = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun).problems
+        if problems:
+            show_problems(problems)
+            sys.exit(ConfigError.exit_code)
+    hydra.main(version_base="1.3", config_path=CONFIG, config_name="prepare/prepare")(prepare)()
+    sys.exit(ConfigError.exit_code if FAILED else 0)
+
+
+if __name__ == "__main__":
+    main()

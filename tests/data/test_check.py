@@ -106,3 +106,16 @@ def test_prepare_converts_several_sets_and_reports_the_absent_one(tmp_path):
     assert len(list((tmp_path / "c/betons").glob("*.beton"))) == 4
     assert not list(tmp_path.rglob("*.part"))
     assert not (ROOT / "prepare.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dataset=cifr10", "data_rot=x"], ["there is no dataset 'cifr10'", "did you mean 'data_root'"]),
+        (["dataset=parquet"], ["dataset.name: a value is needed"]),
+    ],
+)
+def test_prepare_answers_a_wrong_command_without_a_traceback(words, said, tmp_path):
+    done = prepare(*words, f"cache_root={tmp_path}")
+    assert done.returncode == 2 and all(part in done.stderr for part in said)
+    assert "Traceback" not in done.stderr
