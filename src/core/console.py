@@ -36,11 +36,11 @@ def show(table: Table) -> None:
     _console().print(table)
 
 
-def show_problems(problems: Sequence[str]) -> None:
-    """Print what is wrong with a config, all at once, on stderr."""
+def show_problems(problems: Sequence[str], *, started: bool = False) -> None:
+    """Print what is wrong with a config, all at once, on stderr; `started`: it took a run to notice."""
     console = _console(stderr=True)
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    console.print(f"[bold red]{count} in the config[/]; nothing was run", soft_wrap=True)
+    console.print(f"[bold red]{count} in the config[/]" + ("" if started else "; nothing was run"), soft_wrap=True)
     for problem in problems:
         first, *more = escape(problem).splitlines()
         console.print(f"  [red]-[/] {first}", soft_wrap=True)

@@ -122,7 +122,7 @@ def _report(error: BaseException) -> str:
     """Tell what ended a run, and return it in one line."""
     known = isinstance(error, RecombineError)
     if isinstance(error, ConfigError) and first_rank():
-        show_problems(error.problems)
+        show_problems(error.problems, started=error.started)
     elif known and first_rank():
         print(error, file=sys.stderr)
     elif not known and not isinstance(error, SystemExit | KeyboardInterrupt):

@@ -17,6 +17,8 @@ class ConfigError(RecombineError, ValueError):
     """Settings, files or choices that cannot work: what was given, what is allowed, the override that mends it."""
 
     exit_code = 2
+    started = False
+    """Whether the run had begun when it showed: then there is a folder with a failed row."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)

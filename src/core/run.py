@@ -203,6 +203,8 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
                 rows.append(row)
         except BaseException as raised:
             error = raised
+            if isinstance(raised, ConfigError):
+                raised.started = True
             rows.append(job.failed(raised))
             raise
         finally:

@@ -90,6 +90,12 @@ def test_a_failure_is_seen_everywhere(fit, overrides, code, status, error):
     assert ("Traceback" in result.err) == (code == 1)
 
 
+def test_a_config_problem_that_takes_a_run_to_notice_is_not_called_harmless(fit):
+    result = fit("noise=14", "steps=1")
+    assert result.code == 2 and "1 problem in the config\n" in result.err and "nothing was run" not in result.err
+    assert "ended early" in result.err and read_rows(only_run(fit))[0].status == "failed"
+
+
 def test_a_failing_job_does_not_stop_a_multirun(fit):
     result = fit("noise=0.1,13,-1,0.2", "-m", "steps=3")
     assert result.code == 1

@@ -5,7 +5,7 @@ import time
 import torch
 
 from src.core.config import build
-from src.core.errors import Diverged, Interrupted
+from src.core.errors import ConfigError, Diverged, Interrupted
 from src.core.types import Row
 
 OBJECTIVE = "loss"
@@ -44,5 +44,7 @@ def run(cfg, run):
     torch.save({"slope": slope.detach()}, run.dir / "last.pt")
     if cfg.noise == 13:
         raise RuntimeError("thirteen")
+    if cfg.noise == 14:
+        raise ConfigError("noise=14: no line is seen in that; noise=1")
     run.stats["images_per_second"] = 1000.0
     yield Row(cell(cfg), {"loss": loss.item(), "slope": slope.item()})
