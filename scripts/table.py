@@ -56,7 +56,8 @@ def main() -> None:
     if options.missing:
         show_missing(table)
     elif not table.lines:
-        raise ConfigError(f"none of the rows below {', '.join(options.rows)} belongs to {options.table}")
+        asked = f" with {' '.join(options.where)}" if options.where else ""
+        raise ConfigError(f"none of the rows below {', '.join(options.rows)} belongs to {options.table}{asked}")
     else:
         show(table, options)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from src.core.config import did_you_mean
 from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.types import Row
@@ -90,9 +91,14 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) 
 
 
 def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None = None) -> Table:
-    """Make the table `spec` from rows, of the cells that have the values `where` asks for."""
+    """Make the table `spec` from rows, of the cells that have the values `where` asks for.
+
+    Raises:
+        ConfigError: `where` names what no row of the entry has.
+    """
     where = where or {}
     mine = [row for row in distinct(rows) if row.entry == spec.entry]
+    _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
     expected = _expected(spec, [*measured, *failed], where)
@@ -104,6 +110,12 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     strangers = [row for row in may if not _belongs(row.cell, spec, where)]
     table.notes = [*shown.notes(), *_warnings(spec, measured, strangers), *(_failure(row) for row in failed)]
     return table
+
+
+def _refuse_unknown(where: Mapping[str, Any], known: set[str]) -> None:
+    wrong = [f"--where {key}=...: rows have no {key}; {did_you_mean(key, known)}" for key in where if key not in known]
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _belongs(cell: Mapping[str, Any], spec: TableSpec, where: Mapping[str, Any]) -> bool:

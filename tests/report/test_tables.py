@@ -138,6 +138,11 @@ def test_rows_without_a_key_of_the_table_are_counted():
     assert "warning: 1 rows are left out because they lack dataset" in table.notes
 
 
+def test_where_knows_which_keys_there_are(flip_rows):
+    with pytest.raises(ConfigError, match=r"--where datset=\.\.\.: rows have no datset; did you mean 'dataset'"):
+        build(pick(load_specs(TABLES), "flips/pairs"), flip_rows, {"datset": "digits"})
+
+
 def test_where_keeps_only_matching_cells(flip_rows):
     table = build(pick(load_specs(TABLES), "flips/matrix"), flip_rows, {"student": "forest"})
     assert table.headers == ["teacher", "forest"]
