@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from src.report import plots
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["check", "files", "run"]
+__all__ = ["cell", "check", "files", "run"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ def check(cfg: DictConfig) -> list[str]:
     if cfg.pairs != "all" and (not isinstance(cfg.pairs, int) or cfg.pairs < 1):
         problems.append(f"pairs={cfg.pairs}: `all`, or how many random pairs to draw, such as pairs=100")
     return problems
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """What is known of the pairs before there are any, for the row of a failed run."""
+    return {"dataset": cfg.dataset.name, "split": cfg.split}
 
 
 def files(cfg: DictConfig) -> list[Path]:
@@ -67,7 +72,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     rows = pair_rows(
         comparison,
         pairs,
-        {"dataset": data.name, "split": cfg.split},
+        cell(cfg),
         class_names=data.class_names,
         claimed=claimed,
         similarity=class_similarity(encoder, data.class_names),

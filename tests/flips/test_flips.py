@@ -230,3 +230,12 @@ def test_the_command_line_takes_all_for_the_list_of_models():
     assert compose_all(CONFIG, "prediction_flips/flips", ["models=all"]).problems == []
     (problem,) = compose_all(CONFIG, "prediction_flips/flips", ["models=3"]).problems
     assert problem.startswith("models=3: a list is needed")
+
+
+def test_a_failed_comparison_says_of_which_data(digits, tmp_path):
+    folder, _ = digits
+    cfg = composed(folder, "models=[wide,narrow]", "dataset.class_subset=[cat]", f"output_root={tmp_path}")
+    with pytest.raises(ConfigError, match="cat"):
+        launch(recipe, cfg)
+    (row,) = read_rows(tmp_path)
+    assert (row.status, row.cell) == ("failed", {"dataset": "digits", "split": "test"})
