@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["CONFIGS", "PRETRAINED", "config_names", "did_you_mean", "training_hint"]
+__all__ = ["CONFIGS", "PRETRAINED", "SETTINGS", "config_names", "did_you_mean", "training_hint"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "config" / "model"
 PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
 """A name that main_pretrain.py gives."""
+SETTINGS = ("name", "architecture", "weights", "classes", "size", "crop_pct", "mean", "std", "interpolation")
+"""Keys of a model node that every architecture has."""
 
 
 def config_names() -> list[str]:

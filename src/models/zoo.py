@@ -17,7 +17,7 @@ from torch import nn
 from src.core.errors import ConfigError
 from src.models import small
 from src.models.cifar_resnet import CifarResNet
-from src.models.names import did_you_mean
+from src.models.names import SETTINGS, did_you_mean
 from src.models.tiny import MicroNet, MLPerfResNet8
 
 __all__ = [
@@ -146,13 +146,14 @@ def option_problems(architecture: str, options: dict[str, Any]) -> list[str]:
 def _built_in_problems(architecture: str, options: dict[str, Any]) -> list[str]:
     if architecture not in BUILT_IN:
         return [
-            f"unknown architecture {architecture!r}; allowed: {', '.join(BUILT_IN)}, timm:<name>, torchvision:<name>"
+            f"unknown architecture {architecture!r}{did_you_mean(architecture, BUILT_IN)}; "
+            f"allowed: {', '.join(BUILT_IN)}, timm:<name>, torchvision:<name>"
         ]
     parameters = dict(inspect.signature(BUILT_IN[architecture]).parameters)
     del parameters["classes"]
     allowed = ", ".join(parameters) or "none"
     problems = [
-        f"{architecture} has no option {key!r}{did_you_mean(key, parameters)}; it has: {allowed}"
+        f"{architecture} has no option {key!r}{did_you_mean(key, [*parameters, *SETTINGS])}; it has: {allowed}"
         for key in options
         if key not in parameters
     ]

@@ -75,7 +75,7 @@ def test_options_of_the_architecture_stand_in_the_node():
     model = build({"name": "resnet20", "weights": None, "width": 4, "mean": 0.5}, classes=10)
     assert model.net.conv1.out_channels == 4
     assert model.mean == [0.5, 0.5, 0.5]
-    with pytest.raises(ConfigError, match=r"no option 'widht' \(did you mean width\?\)"):
+    with pytest.raises(ConfigError, match=r"no option 'widht' \(did you mean width"):
         build({"name": "resnet20", "weights": None, "widht": 4}, classes=10)
 
 
@@ -160,7 +160,8 @@ def test_problems_are_said_without_building(tmp_path):
     assert "random weights" in said("cnn", frozen=True)
     assert "set model.size, model.mean, model.std" in said({"name": "x", "architecture": "cnn"})
     assert "needs the option model.arch_def" in said({"name": "x", "architecture": "efficientnet"})
-    assert "unknown architecture 'cnm'" in said({"name": "x", "architecture": "cnm"})
+    assert "unknown architecture 'cnm' (did you mean cnn" in said({"name": "x", "architecture": "cnm"})
+    assert "no option 'sise' (did you mean size" in said({"name": "cnn", "sise": 16})
     assert "HF_HUB_OFFLINE" in said("timm:resnet18.a1_in1k", classes=1000, frozen=True)
     assert "HF_HUB_OFFLINE" in said("torchvision:resnet18", classes=1000, frozen=True)
     assert "a name or a node" in said({"weights": None})
