@@ -217,11 +217,18 @@ def _constructor(path: str, target: str) -> Callable[..., Any]:
 
 
 def _parameters(path: str, node: DictConfig) -> set[str] | None:
-    """Names that the constructor of `node` takes; None if it takes any."""
-    parameters = inspect.signature(_constructor(path, node["_target_"])).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    """Names that the constructor of `node` takes; None if it takes any.
+
+    A class whose constructor ends with `**options` hands them on to its base, so it takes those of its base too.
+    """
+    constructor = _constructor(path, node["_target_"])
+    known: set[str] = set()
+    for each in getattr(constructor, "__mro__", (constructor, object))[:-1]:
+        parameters = inspect.signature(each).parameters.values()
+        known |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return known
+    return None
 
 
 def accepts(node: DictConfig, name: str) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from src.core.types import Batch, Step
 from src.models import Model
 from src.models.model import find_head
-from src.transfer.base import Transfer, step
+from src.transfer.base import Transfer, positive, step
 from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence
 
@@ -51,10 +50,21 @@ class _FeatureDistillation(Transfer):
     reads_logits = False
 
     def __init__(
-        self, net: Model, teachers: Frozen, *, name: str, weights: Sequence[float], temperature: float, batchnorm: str
+        self,
+        net: Model,
+        teachers: Frozen,
+        *,
+        name: str,
+        xe_weight: float,
+        contrast_weight: float,
+        kl_weight: float = 0.0,
+        temperature: float = 1.0,
+        batchnorm: str = "adapt",
     ) -> None:
+        """`temperature` is KL's."""
         super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
-        self.weights, self.temperature = weights, temperature
+        positive("temperature", temperature)
+        self.weights, self.temperature = (xe_weight, kl_weight, contrast_weight), temperature
 
     def forward(self, batch: Batch) -> Step:
         """The weighted loss of one batch; the teacher runs live, as its features are needed."""
@@ -62,7 +72,9 @@ class _FeatureDistillation(Transfer):
         with torch.no_grad():
             teacher, target = features_and_logits(self.teachers.models[0], batch.images)
         xe, kl, contrast = self.weights
-        terms = {"xe": cross_entropy(logits, batch.labels).mean(), "contrast": self.contrast(student, teacher, batch)}
+        with torch.autocast(student.device.type, enabled=False):  # 16 bits are too few for exp(similarity / 0.07)
+            distance = self.contrast(student, teacher, batch)
+        terms = {"xe": cross_entropy(logits, batch.labels).mean(), "contrast": distance}
         loss = xe * terms["xe"] + contrast * terms["contrast"]
         if kl:
             terms["kl"] = kl_divergence(logits, target, self.temperature).mean()
@@ -77,21 +89,6 @@ class _FeatureDistillation(Transfer):
 class CosineDistillation(_FeatureDistillation):
     """Within a batch, features should be as similar to each other as the teacher's: cd."""
 
-    def __init__(
-        self,
-        net: Model,
-        teachers: Frozen,
-        *,
-        name: str,
-        xe_weight: float = 0.1,
-        kl_weight: float = 0.0,
-        contrast_weight: float = 10.0,
-        temperature: float = 1.0,
-        batchnorm: str = "adapt",
-    ) -> None:
-        weights = (xe_weight, kl_weight, contrast_weight)
-        super().__init__(net, teachers, name=name, weights=weights, temperature=temperature, batchnorm=batchnorm)
-
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """`similarity_loss` of the batch."""
         return similarity_loss(student, teacher)
@@ -101,7 +98,8 @@ class ContrastiveMemory(nn.Module):
     """Embeddings of all n training samples for both networks, and NCE against samples of other classes.
 
     Tian, Krishnan and Isola, Contrastive Representation Distillation, ICLR 2020, eq. 17 and 18 with the memory of
-    their code. Deviation: negatives are drawn with replacement, which needs no list for each sample.
+    their code. Deviation: negatives are drawn with replacement, which needs no list for each sample, and the memory
+    starts at vectors of length 1, where theirs have it on average.
     """
 
     def __init__(self, samples: Samples, dimensions: int, negatives: int, temperature: float, momentum: float) -> None:
@@ -162,20 +160,14 @@ class RepresentationDistillation(_FeatureDistillation):
         teachers: Frozen,
         samples: Samples,
         *,
-        name: str,
-        xe_weight: float = 1.0,
-        kl_weight: float = 0.0,
-        contrast_weight: float = 0.8,
-        temperature: float = 4.0,
         dimensions: int = 128,
         negatives: int = 4096,
         nce_temperature: float = 0.07,
         nce_momentum: float = 0.5,
-        batchnorm: str = "adapt",
+        **options: Any,
     ) -> None:
         """`dimensions` of the embeddings; their projections train with the student and are dropped afterwards."""
-        weights = (xe_weight, kl_weight, contrast_weight)
-        super().__init__(net, teachers, name=name, weights=weights, temperature=temperature, batchnorm=batchnorm)
+        super().__init__(net, teachers, **options)
         for side, model in (("of_student", net), ("of_teacher", teachers.models[0])):
             setattr(self, side, nn.Linear(_width(model), dimensions))
         self.memory = ContrastiveMemory(samples, dimensions, negatives, nce_temperature, nce_momentum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
@@ -94,31 +95,16 @@ class MomentumDistillation(Distillation):
         teachers: Frozen,
         batch_size: int,
         *,
-        name: str,
-        kl_weight: float,
         decay: float = 0.9999,
         every: float = 2,
         reset_fast_on_eval: bool = False,
-        temperature: float = 1.0,
-        topk: int | None = None,
-        kl_samples: str = "all",
-        label_smoothing: float = 0.0,
-        xe_on_probabilities: bool = False,
-        batchnorm: str = "adapt",
+        **options: Any,
     ) -> None:
-        """`reset_fast_on_eval`: every evaluation sets the fast weights to the slow ones, as the authors' code does."""
-        super().__init__(
-            net,
-            teachers,
-            name=name,
-            kl_weight=kl_weight,
-            temperature=temperature,
-            topk=topk,
-            kl_samples=kl_samples,
-            label_smoothing=label_smoothing,
-            xe_on_probabilities=xe_on_probabilities,
-            batchnorm=batchnorm,
-        )
+        """`reset_fast_on_eval`: every evaluation sets the fast weights to the slow ones, as the authors' code does.
+
+        `options` are those of `Distillation`.
+        """
+        super().__init__(net, teachers, **options)
         positive("every", every)
         self.every = max(1, round(every * AUTHORS_BATCH / batch_size))
         self.reset_fast_on_eval = reset_fast_on_eval

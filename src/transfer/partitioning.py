@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -76,28 +78,15 @@ class FlipPartition(DataPartition):
         teachers: Frozen,
         initial: Frozen,
         *,
-        name: str,
         rule: str,
-        temperature: float = 1.0,
-        topk: int | None = None,
-        initial_weight: float = 1.0,
-        batchnorm: str = "adapt",
+        **options: Any,
     ) -> None:
         """`rule`: teacher_on_positive (flip-st), initial_on_negative (flip-t) or average (flip-avg).
 
         average: the teacher on positive flips, the initial student on negative ones, elsewhere the mean of the
-        teacher's and the current student's logits.
+        teacher's and the current student's logits. `options` are those of `DataPartition`.
         """
-        super().__init__(
-            net,
-            teachers,
-            initial,
-            name=name,
-            temperature=temperature,
-            topk=topk,
-            initial_weight=initial_weight,
-            batchnorm=batchnorm,
-        )
+        super().__init__(net, teachers, initial, **options)
         one_of("rule", rule, FLIP_RULES)
         self.rule = rule
 

@@ -1,5 +1,6 @@
 """The methods: what they compute, what they leave alone, what they never read."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -8,10 +9,16 @@ from digits import composed, opened
 from torch.nn import functional as F
 
 from src import models as zoo
-from src.core.config import build
+from src.core.config import build, validate
 from src.core.errors import ConfigError
 from src.core.types import Batch
-from src.transfer.contrastive import ContrastiveMemory, Samples, features_and_logits, similarity_loss
+from src.transfer.contrastive import (
+    ContrastiveMemory,
+    CosineDistillation,
+    Samples,
+    features_and_logits,
+    similarity_loss,
+)
 from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
 from src.transfer.frozen import Frozen, views
 from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition
@@ -237,6 +244,44 @@ def test_memory_draws_other_classes_and_remembers():
     value.backward()
     assert torch.isfinite(value) and own.grad.abs().sum() > 0
     torch.testing.assert_close(memory.student[[3, 5]], F.normalize((bank + own.detach()) / 2, dim=1))
+
+
+def test_contrast_with_the_memory_by_loop(monkeypatch):
+    """Noise contrastive estimation against n stored samples, K of them negatives, both ways; Z from the first batch."""
+    torch.manual_seed(0)
+    samples = Samples(torch.arange(40), torch.arange(40) % 4)
+    memory = ContrastiveMemory(samples, dimensions=6, negatives=7, temperature=0.5, momentum=0.5)
+    own, other = (F.normalize(torch.randn(3, 6), dim=1) for _ in range(2))
+    drawn = memory.draw(samples.labels[:3])
+    monkeypatch.setattr(memory, "draw", lambda labels: drawn)
+    total = 0.0
+    for embedding, bank in ((own, memory.teacher.clone()), (other, memory.student.clone())):
+        chosen = [[b, *drawn[b].tolist()] for b in range(3)]
+        scores = torch.tensor([[math.exp(float(bank[c] @ embedding[b]) / 0.5) for c in chosen[b]] for b in range(3)])
+        z, noise = float(scores.mean()) * 40, 7 / 40
+        for b in range(3):
+            p = [float(score) / z for score in scores[b]]
+            total -= (math.log(p[0] / (p[0] + noise)) + sum(math.log(noise / (q + noise)) for q in p[1:])) / 3
+    value = memory(own, other, Batch(torch.zeros(3), samples.labels[:3], torch.arange(3)))
+    assert float(value) == pytest.approx(total, rel=1e-4)
+
+
+def test_features_are_compared_in_full_precision(networks, batch):
+    student, _, (teacher, _) = networks
+    method = CosineDistillation(student, Frozen([teacher]), name="", xe_weight=0.0, contrast_weight=1.0).train()
+    seen = []
+    method.contrast = lambda own, wanted, batch: seen.append((own @ own.T).dtype) or own.sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        method(batch)
+    assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("method", ["xekl_mcl", "dp_flip_st", "cd", "crd"])
+def test_settings_a_method_does_not_have_are_told(folder, method):
+    cfg = composed(folder, f"method={method}", "+method.momentun=1")
+    (problem,) = validate(cfg)
+    assert "unknown setting method.momentun" in problem
+    assert validate(composed(folder, f"method={method}")) == []
 
 
 @pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("flip_crop", None), ("crop_resize", None)])
