@@ -145,6 +145,9 @@ class Delta(Patch):
             raise ConfigError(problems)
         if budget is not None:
             modules = modules_within(traced, budget, **settings)
+        found = len(traced.last_blocks())
+        if modules != "all" and modules > found:
+            raise ConfigError(f"method.modules={modules}: {type(traced.net).__name__} has {found} blocks; or all")
         self._blocks = traced.last_blocks(None if modules == "all" else modules)
         super().__init__(traced, classes, modules=len(self._blocks), **settings)
         self.pairs = [self._edges(block) for block in self._blocks]

@@ -45,6 +45,9 @@ class Workbench:
         self.engine = Engine(cfg.engine, run)
         self.method = build(cfg.method)
         self.traced = traced(base)
+        if not isinstance(self.method, paint.Paint):
+            with torch.device("meta"):
+                self.method(self.traced, 1)  # what the network lacks is told before anything is measured
         self.base_task = Task(base_data.name, base_data, base, cfg.eval_batch_size)
         self.seconds = 0.0
 

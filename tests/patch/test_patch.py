@@ -179,6 +179,20 @@ def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.modules=7"], r"method.modules=7: CifarResNet has 3 blocks"),
+        (["method.budget=10"], r"method.budget=10: one module already has [0-9,]+ parameters"),
+        (["method.skips=new"], r"has no new skip: method.skips=all"),
+    ],
+)
+def test_what_a_network_lacks_is_told_before_anything_is_measured(tmp_path, base, monkeypatch, overrides, message):
+    monkeypatch.setattr(Workbench, "measured_base", lambda _: pytest.fail("the base was measured"))
+    with pytest.raises(ConfigError, match=message):
+        launch(recipe, composed(tmp_path, base, *overrides))
+
+
 def test_a_network_without_blocks_is_told(tmp_path):
     path = models.save(models.build({"name": "lenet5", "weights": None}, classes=5), tmp_path / "lenet.safetensors", {})
     with pytest.raises(ConfigError, match="has no block"):
