@@ -67,10 +67,11 @@ def _message(facts: dict[str, Any], path: Path, precision: str) -> str:
     good = facts["checkpoint"]
     kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
     full = "" if precision == "fp32" else " or engine.precision=fp32"
+    before = facts["last_log_point"]
+    fine = f", everything before step {before} was fine" if before else ""
     return (
         f"training '{facts['fit']}': the {facts['what']} of step {facts['step']} (epoch {facts['epoch']}) is not "
-        "finite; "
-        f"noticed at step {facts['noticed_at_step']}, everything before step {facts['last_log_point']} was fine\n"
+        f"finite; noticed at step {facts['noticed_at_step']}{fine}\n"
         f"its batch holds the samples {samples} (all in {path}); {kept}\n"
         f"try a lower optimizer.lr (now {facts['lr']:g}), a schedule.warmup, engine.clip_norm=1{full}"
     )

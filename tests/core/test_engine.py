@@ -350,11 +350,20 @@ def test_a_value_that_is_not_finite_stops_and_names_its_batch(tmp_path, what, ac
     assert (facts["what"], facts["step"], facts["epoch"]) == (what, step, 1)
     group = batches[4] + batches[5] * (accumulate == 2 and what == "gradient")
     assert facts["samples"] == group and facts["checkpoint"].endswith("last.pt")
-    for words in (f"the {what} of step {step} (epoch 1)", facts["checkpoint"], "optimizer.lr", "engine.clip_norm=1"):
+    fine = f"everything before step {facts['last_log_point']} was fine"
+    where = f"the {what} of step {step} (epoch 1)"
+    for words in (where, fine, facts["checkpoint"], "optimizer.lr", "engine.clip_norm=1"):
         assert words in str(error.value)
     state = checkpoint.load_latest(tmp_path / "fits" / "fit")
     assert state["step"] <= step + 1 and all(v.isfinite().all() for v in state["method"].values())
     assert train.opened == train.closed
+
+
+def test_a_first_step_that_is_not_finite_has_nothing_fine_before_it(tmp_path):
+    train = Digits(range(640))
+    with pytest.raises(Diverged) as error:
+        fit(tmp_path, method=Breaks(next(train.epoch(0)).index[0].item(), "loss"), train=train, log_every=4)
+    assert "of step 0 (epoch 0)" in str(error.value) and "was fine" not in str(error.value)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
