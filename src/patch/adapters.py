@@ -69,7 +69,10 @@ class ResidualAdapters(_WithNorms):
 
 class NormAdaptation(_WithNorms):
     """BatchNorm adaptation: `affine` trains scales, shifts and statistics of the task with labels; `dua` adapts the
-    statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images)."""
+    statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
+
+    Deviation: what is left after the last image counts, where DUA's code reports the best step on the test images.
+    """
 
     def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
         if mode not in ("affine", "dua"):
