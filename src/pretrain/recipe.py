@@ -15,7 +15,7 @@ from src.core.config import build, plain
 from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.method import Method
-from src.core.metrics import Accuracy, Mean
+from src.core.metrics import Accuracy, Mean, PerClass
 from src.core.run import Run
 from src.core.types import Batch, Loader, Row
 from src.data import Data
@@ -74,12 +74,13 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         engine = Engine(cfg.engine, run)
         train = training_loader(cfg, data, model)
         test = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
+        metrics = {"all": Accuracy(), "by class": PerClass(data.classes), "loss": Mean("loss", cross_entropy)}
         fit = engine.fit(
             method,
             train,
             build(cfg.optimizer, lr=learning_rate(cfg)),
             build(cfg.schedule),
-            evaluate=engine.evaluator(test, {"accuracy": Accuracy(), "loss": Mean("loss", cross_entropy)}),
+            evaluate=engine.evaluator(test, metrics),
         )
     finally:
         data.close()
@@ -142,6 +143,7 @@ def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
         metrics={
             "accuracy": fit.metrics["top1"],
             "accuracy_best": max(measured),
+            "mean_class_accuracy": fit.metrics["mean_class_accuracy"],
             "loss": fit.metrics["loss"],
             **{name: facts[name] for name in ("parameters", "trainable", "macs")},
         },
