@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 .venv/bin/python main_pretrain.py -m model=cnn,lenet5,resnet8 "$@"
 .venv/bin/python main_flips.py "$@"
+.venv/bin/python scripts/report.py --rows outputs --out outputs/report.html
 ls -t outputs/flips/digits-*/plots/heat_map.png 2>/dev/null | sed -n "1s/^/picture  /p" || true
