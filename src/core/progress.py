@@ -196,4 +196,8 @@ class Journal:
 
 
 def _text(values: Mapping[str, float], names: Iterable[str]) -> str:
-    return "  ".join(f"{name} {values[name]:,.4g}" for name in names if name in values)
+    return "  ".join(f"{name} {_number(values[name])}" for name in names if name in values)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:,.4g}"

@@ -97,7 +97,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         if trains(cfg):
             trained = training.train(cfg, run, data, student, [teacher], said["student"])
             row = _row(cfg, said, trained.after, data.classes, trained)
-            row.metrics["parameters"] = float(sum(p.numel() for p in student.parameters()))
+            row.metrics["parameters"] = sum(p.numel() for p in student.parameters())
             row.metrics.update(_partner(cfg, run, data, teacher, said["teacher"], trained))
             if run.main:
                 _keep(cfg, run, student, teacher, row, trained)
