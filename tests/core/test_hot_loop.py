@@ -1,0 +1,177 @@
+"""The loop never waits between log points, leaks nothing, and shows what it does."""
+
+import io
+import logging
+import os
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from src.core.engine import Engine
+from src.core.method import Supervised
+from src.core.metrics import Accuracy
+from src.core.optim import cosine
+from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
+
+
+def evaluator(engine):
+    return engine.evaluator(Digits(range(1400, 1797), 100, train=False), {"accuracy": Accuracy()})
+
+
+@contextmanager
+def no_reading(monkeypatch):
+    """Let every way from a tensor to a Python number fail."""
+
+    def refuse(name):
+        def refused(*_, **__):
+            raise AssertionError(f"Tensor.{name} between two log points")
+
+        return refused
+
+    with monkeypatch.context() as patch:
+        for name in ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__"):
+            patch.setattr(torch.Tensor, name, refuse(name))
+        yield
+
+
+def test_the_host_never_waits_between_log_points(tmp_path, monkeypatch):
+    guarded, log_every, count = [], 5, 0
+
+    class Guarded(Supervised):
+        """Forbids reading from the first forward after a log point to the last update before the next."""
+
+        def forward(self, batch):
+            nonlocal count
+            if count % log_every == 0:
+                guarded.append(no_reading(monkeypatch))
+                guarded[-1].__enter__()
+            count += 1
+            return super().forward(batch)
+
+        def after_update(self, step):
+            if count % log_every == 0:
+                guarded.pop().__exit__(None, None, None)
+
+    ran = []
+    monkeypatch.setattr("src.core.interval.Interval.read", watch(ran))
+    fit(tmp_path, method=Guarded(conv_net()), epochs=2, log_every=log_every, ema=0.99, clip_norm=1.0)
+    assert count == 20 and len(ran) == 4 and not guarded
+
+
+def watch(ran):
+    from src.core.interval import Interval
+
+    original = Interval.read
+
+    def read(self):
+        ran.append(len(self.checked))
+        return original(self)
+
+    return read
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_cuda_never_synchronises_between_log_points(tmp_path, precision):
+    device = torch.device("cuda")
+
+    class Guarded(Supervised):
+        def forward(self, batch):
+            torch.cuda.set_sync_debug_mode("error" if 2 <= self.count % 10 < 9 else "default")
+            self.count += 1
+            return super().forward(batch)
+
+        def after_update(self, step):
+            if self.count % 10 == 9:
+                torch.cuda.set_sync_debug_mode("default")
+
+    method = Guarded(conv_net())
+    method.count = 0
+    train = Digits(range(640), device=device)
+    real = train.epoch
+
+    def epoch(number, start=0):  # the loader of this test copies indices, which waits
+        return iter_on(list(map(lambda b: type(b)(*(v.clone() for v in b)), real(number, start))))
+
+    def iter_on(batches):
+        yield from batches
+
+    train.epoch = epoch
+    try:
+        run = SmallRun(tmp_path, device=device)
+        fit(tmp_path, run=run, method=method, train=train, epochs=3, log_every=10, ema=0.99, precision=precision)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_twenty_fits_leave_no_threads_and_no_open_files(tmp_path):
+    def counts():
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    fit(tmp_path / "first", max_steps=2)
+    before = counts()
+    for number in range(20):
+        train = Digits(range(640))
+        fit(tmp_path / str(number), train=train, max_steps=2, save_every_steps=1)
+        assert train.opened == train.closed == 1
+    assert counts() == before
+
+
+def test_one_line_per_epoch_where_there_is_no_terminal(tmp_path, caplog):
+    engine = Engine({"epochs": 2, "log_every": 3}, SmallRun(tmp_path))
+    with caplog.at_level(logging.INFO, logger="src.core.progress"):
+        engine.fit(Supervised(conv_net()), Digits(range(640)), sgd, cosine, evaluate=evaluator(engine))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    for word in ("fit: epoch 1", "train/loss", "val/top1", "images/s"):
+        assert word in lines[0]
+
+
+def test_a_bar_where_there_is_one(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("src.core.progress.Display.refresh_seconds", 0.0)
+    threads = threading.active_count()
+    fit(tmp_path, epochs=2, log_every=3)
+    assert "20/20" in screen.getvalue() and "images/s" in screen.getvalue()
+    for _ in range(100):  # rich tells its thread to end without waiting for it
+        if threading.active_count() == threads:
+            break
+        time.sleep(0.02)
+    assert threading.active_count() == threads
+
+
+def test_the_tracker_gets_the_log_points(tmp_path):
+    logged = []
+
+    class Recorder:
+        def log(self, values, step, prefix=""):
+            logged.append((step, {f"{prefix}{name}": value for name, value in values.items()}))
+
+    run = SmallRun(tmp_path, tracker=Recorder())
+    fit(tmp_path, run=run, epochs=2, log_every=4, name="probe", evaluate=lambda net: {"top1": 50.0})
+    train = [(step, values) for step, values in logged if "probe/train/loss" in values]
+    assert [step for step, _ in train] == [4, 8, 10, 12, 16, 20]
+    assert {"probe/epoch", "probe/lr", "probe/images_per_second", "probe/train/top1"} <= train[0][1].keys()
+    assert [(step, v["probe/val/top1"]) for step, v in logged if "probe/val/top1" in v] == [(10, 50.0), (20, 50.0)]
+    assert all(isinstance(value, (int, float)) for _, values in logged for value in values.values())
+
+
+def test_fits_do_not_depend_on_what_drew_random_numbers_before(tmp_path):
+    one = fit(tmp_path / "a", max_steps=3).net
+    torch.manual_seed(99)
+    method = Supervised(conv_net())
+    torch.rand(7)
+    assert same(one, fit(tmp_path / "b", method=method, max_steps=3).net)
+    other = fit(tmp_path / "c", run=SmallRun(tmp_path / "c", seed=1), max_steps=3).net
+    assert not same(one, other)  # other dropout masks
+
+
+def test_modules_have_no_stale_gradients_afterwards(tmp_path):
+    net: nn.Module = fit(tmp_path, max_steps=2).net
+    assert not net.training and all(value.grad is None for value in net.parameters())
