@@ -1,4 +1,8 @@
-"""Pretraining: build, train, measure, keep (the settings of Roth et al. are in config/experiment/pretrain)."""
+"""Pretraining: build, train, measure, keep (the settings of Roth et al. are in config/experiment/pretrain).
+
+Deviation: each network keeps its own normalisation, where the authors gave ImageNet's to all of them, so that it scores
+the same in every role it has later.
+"""
 
 from __future__ import annotations
 
