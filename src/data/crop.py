@@ -64,7 +64,10 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 
 
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
-    """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored."""
+    """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored.
+
+    Deviation: where the authors used torchvision's loader (section 9.1) the resize was bilinear; here all loaders agree.
+    """
     top, left, height, width, mirrored = rectangle
     part = image[top : top + height, left : left + width]
     if part.shape[:2] != (size, size):
