@@ -66,7 +66,7 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
     """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored.
 
-    Deviation: where the authors used torchvision's loader (section 9.1) the resize was bilinear; here all loaders agree.
+    Deviation: where the authors used torchvision's loader (section 9.1) the resize was bilinear; here loaders agree.
     """
     top, left, height, width, mirrored = rectangle
     part = image[top : top + height, left : left + width]
