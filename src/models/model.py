@@ -118,14 +118,18 @@ class Model(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, D]: what enters the classifier, averaged over space where it is a map."""
+        return self.features_and_logits(images)[0]
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`features` and the logits made from them, in one pass."""
         kept: list[Tensor] = []
         head = self.net.get_submodule(find_head(self.net, self.classes))
         handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
         try:
-            self.net(self.preprocess(images))
+            logits = self(images)
         finally:
             handle.remove()
-        return (kept[0].mean((2, 3)) if kept[0].ndim == 4 else kept[0]).float()
+        return (kept[0].mean((2, 3)) if kept[0].ndim == 4 else kept[0]).float(), logits
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights: enough to build the model again."""

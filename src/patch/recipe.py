@@ -194,8 +194,8 @@ def system_row(
     series: dict[str, list],
 ) -> Row:
     """The row of a base with several patches, each asked by its task's id; and found without it, if asked for."""
-    for way in bench.cfg.routing:
-        facts |= routing.measure(bench, patches, way)
+    if bench.cfg.routing:
+        facts |= routing.measure(bench, patches, bench.cfg.routing)
     cell_ = {"tasks": names(bench), "protocol": "sequential"}
     return row(bench, cell_, before, after, accuracies, [after, *accuracies.values()], facts, series)
 
