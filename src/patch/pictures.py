@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib as mpl
 import numpy as np
@@ -13,26 +12,37 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from src.core.evaluate import autocast, evaluating
+from src.core.run import Run
 from src.patch.delta import Delta
 from src.patch.patched import Patched
-from src.patch.tasks import Task
 from src.report.style import INK, save, styled
 
-if TYPE_CHECKING:
-    from src.patch.workbench import Workbench
-
-__all__ = ["collect", "draw", "skip_weights"]
+__all__ = ["draw", "recording", "skip_weights"]
 
 
-def skip_weights(bench: Workbench, patched: Patched, name: str, tasks: Sequence[Task]) -> dict[str, list]:
+@contextmanager
+def recording(patched: Patched) -> Iterator[list[list[Tensor]]]:
+    """Keep the skip weights of every sample that `patched` sees meanwhile: batches [B, K], a list a block."""
+    blocks = patched.patch.blocks if isinstance(patched.patch, Delta) else []
+    kept: list[list[Tensor]] = [[] for _ in blocks]
+    handles = [
+        block.weights.register_forward_hook(lambda _, __, alpha, k=k: kept[k].append(alpha.float()))
+        for k, block in enumerate(blocks)
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def skip_weights(run: Run, patched: Patched, name: str, recorded: Sequence[Sequence[Tensor]]) -> dict[str, list]:
     """Weights over all test samples: picture, arrays and table of this run; their means by block for the row."""
-    if not isinstance(patched.patch, Delta):
+    if not recorded:
         return {}
-    weights = collect(bench, patched, tasks)
+    weights = [torch.cat(list(batches)).cpu() for batches in recorded]
     blocks = patched.patch.block_names
     means = {f"alpha_{block}": value.mean(0).tolist() for block, value in zip(blocks, weights, strict=True)}
-    run = bench.run
     if run.main:
         pairs = patched.patch.pairs
         path = save(draw(blocks, pairs, weights), run.dir / "plots" / f"skip_weights_{name}.png")
@@ -47,29 +57,6 @@ def skip_weights(bench: Workbench, patched: Patched, name: str, tasks: Sequence[
         ]
         run.tracker.table(f"skip_weights_{name}", ["block", "from", "to", "mean", "std"], rows)
     return means
-
-
-def collect(bench: Workbench, patched: Patched, tasks: Sequence[Task]) -> list[Tensor]:
-    """The weights of every test sample, one float32 [N, K] per block, on the CPU."""
-    kept: list[list[Tensor]] = [[] for _ in patched.patch.blocks]
-    handles = [
-        block.weights.register_forward_hook(lambda _, __, alpha, k=k: kept[k].append(alpha.float().cpu()))
-        for k, block in enumerate(patched.patch.blocks)
-    ]
-    limit = bench.engine.cfg.max_eval_batches
-    try:
-        with evaluating(patched):
-            for task in tasks:
-                with closing(task.all_of("test").epoch(0)) as batches:
-                    for number, batch in enumerate(batches):
-                        if limit is not None and number >= limit:
-                            break
-                        with autocast(bench.engine.cfg.precision, batch.images.device):
-                            patched(batch.images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [torch.cat(values) for values in kept]
 
 
 @styled

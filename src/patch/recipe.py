@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,18 @@ __all__ = ["OBJECTIVE", "cell", "check", "run"]
 
 OBJECTIVE = "harmonic_mean"
 """What a hyper-parameter search maximises."""
+
+
+@dataclass
+class Learnt:
+    """What learning some tasks came to: accuracies in percent, counts for the row, curves for its plots."""
+
+    after: float
+    """Of the base."""
+    accuracies: dict[str, float]
+    """By task."""
+    facts: dict[str, float] = field(default_factory=dict)
+    series: dict[str, list] = field(default_factory=dict)
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -124,80 +137,66 @@ def single(bench: Workbench) -> Iterator[Row]:
             start = backbone(bench.base.net, bench.base.classes)
             state, alpha, series = bench.mix(start, model, [(task, model, 0)], task.name)
             after, series = bench.base_accuracy(bench.with_backbone(state)), {**series, "chosen": [alpha]}
-            facts = {"trainable_parameters": parameters(bench.base) - head_parameters(bench), "alpha": alpha}
-            bench.carrying(model, state)
+            accuracy = {task.name: bench.accuracy(bench.carrying(model, state), task)}
+            learnt = Learnt(after, accuracy, {"trainable_parameters": body_parameters(bench), "alpha": alpha}, series)
         else:
-            model = patches[task.name] = bench.learn_patch(task.name, [task])
-            after, facts, series = finish_patch(bench, model, task.name, [task])
-        accuracy = accuracies[task.name] = bench.accuracy(model, task)
-        yield row(bench, {"task": task.name}, before, after, {task.name: accuracy}, [after, accuracy], facts, series)
+            patches[task.name] = bench.learn_patch(task.name, [task])
+            learnt = finish_patch(bench, patches[task.name], task.name, [task])
+        accuracies |= learnt.accuracies
+        yield row(bench, {"task": task.name}, before, learnt)
     if len(patches) > 1:
-        yield system_row(bench, patches, before, after, accuracies, {"trainable_parameters": total(patches)}, {})
+        yield system_row(bench, patches, before, Learnt(learnt.after, accuracies))
 
 
 def joint(bench: Workbench) -> Iterator[Row]:
     """All tasks at once: one classifier over the union of labels, top-1 on the concatenated test sets."""
     before = bench.measured_base()
-    offsets = [sum(task.classes for task in bench.tasks[:k]) for k in range(len(bench.tasks))]
     if isinstance(bench.method, Paint):
         model: nn.Module = bench.learn_all("joint", bench.tasks)
-        learnt = [(task, model, offset) for task, offset in zip(bench.tasks, offsets, strict=True)]
+        offsets = tasks.label_offsets(bench.tasks)
+        tuned = [(task, model, offset) for task, offset in zip(bench.tasks, offsets, strict=True)]
         start = backbone(bench.base.net, bench.base.classes)
-        state, alpha, series = bench.mix(start, model, learnt, "joint")
-        after, facts = bench.base_accuracy(bench.with_backbone(state)), {"alpha": alpha}
-        facts["trainable_parameters"] = parameters(bench.base) - head_parameters(bench)
+        state, alpha, series = bench.mix(start, model, tuned, "joint")
+        after = bench.base_accuracy(bench.with_backbone(state))
         bench.carrying(model, state)
+        accuracies = {task.name: bench.accuracy(model, task, offset=offset) for task, _, offset in tuned}
+        learnt = Learnt(after, accuracies, {"trainable_parameters": body_parameters(bench), "alpha": alpha}, series)
     else:
-        model = bench.learn_patch("joint", bench.tasks)
-        after, facts, series = finish_patch(bench, model, "joint", bench.tasks)
-    pairs = zip(bench.tasks, offsets, strict=True)
-    accuracies = {task.name: bench.accuracy(model, task, offset=offset) for task, offset in pairs}
+        learnt = finish_patch(bench, bench.learn_patch("joint", bench.tasks), "joint", bench.tasks)
     sizes = [len(task.data.indices("test")) for task in bench.tasks]
-    together = sum(n * a for n, a in zip(sizes, accuracies.values(), strict=True)) / sum(sizes)
-    yield row(bench, {"tasks": names(bench)}, before, after, accuracies, [after, together], facts, series)
+    together = sum(n * a for n, a in zip(sizes, learnt.accuracies.values(), strict=True)) / sum(sizes)
+    yield row(bench, {"tasks": names(bench)}, before, learnt, [together])
 
 
 def sequential(bench: Workbench) -> Iterator[Row]:
     """One task after the other; the final system is told the task of each image (mean over base and tasks)."""
     before = bench.measured_base()
-    series: dict[str, list] = {}
-    if isinstance(bench.method, Paint):
-        state, learnt = backbone(bench.base.net, bench.base.classes), []
-        for task in bench.tasks:
-            model = bench.learn_all(task.name, [task], state)
-            learnt.append((task, model, 0))
-            state, alpha, curve = bench.mix(state, model, learnt, task.name)
-            series |= {f"{task.name}_{key}": values for key, values in curve.items()} | {f"{task.name}_chosen": [alpha]}
-        after = bench.base_accuracy(bench.with_backbone(state))
-        accuracies = {task.name: bench.accuracy(bench.carrying(model, state), task) for task, model, _ in learnt}
-        facts = {"trainable_parameters": parameters(bench.base) - head_parameters(bench)}
-    else:
+    if not isinstance(bench.method, Paint):
         patches = {task.name: bench.learn_patch(task.name, [task]) for task in bench.tasks}
-        for task in bench.tasks:
-            after, _, more = finish_patch(bench, patches[task.name], task.name, [task])
-            series |= {f"{task.name}_{key}": values for key, values in more.items()}
-        accuracies = {task.name: bench.accuracy(patches[task.name], task) for task in bench.tasks}
-        facts = {"trainable_parameters": total(patches)}
-        yield system_row(bench, patches, before, after, accuracies, facts, series)
+        done = {task.name: finish_patch(bench, patches[task.name], task.name, [task]) for task in bench.tasks}
+        accuracies = {name: one.accuracies[name] for name, one in done.items()}
+        curves = {f"{name}_{key}": values for name, one in done.items() for key, values in one.series.items()}
+        after = next(reversed(done.values())).after
+        yield system_row(bench, patches, before, Learnt(after, accuracies, {}, curves))
         return
-    everything = [after, *accuracies.values()]
-    yield row(bench, {"tasks": names(bench)}, before, after, accuracies, everything, facts, series)
+    state, tuned, series = backbone(bench.base.net, bench.base.classes), [], {}
+    for task in bench.tasks:
+        model = bench.learn_all(task.name, [task], state)
+        tuned.append((task, model, 0))
+        state, alpha, curve = bench.mix(state, model, tuned, task.name)
+        series |= {f"{task.name}_{key}": values for key, values in curve.items()} | {f"{task.name}_chosen": [alpha]}
+    after = bench.base_accuracy(bench.with_backbone(state))
+    accuracies = {task.name: bench.accuracy(bench.carrying(model, state), task) for task, model, _ in tuned}
+    learnt = Learnt(after, accuracies, {"trainable_parameters": body_parameters(bench)}, series)
+    yield row(bench, {"tasks": names(bench)}, before, learnt)
 
 
-def system_row(
-    bench: Workbench,
-    patches: dict[str, Patched],
-    before: float,
-    after: float,
-    accuracies: dict[str, float],
-    facts: dict[str, float],
-    series: dict[str, list],
-) -> Row:
+def system_row(bench: Workbench, patches: dict[str, Patched], before: float, learnt: Learnt) -> Row:
     """The row of a base with several patches, each asked by its task's id; and found without it, if asked for."""
+    learnt.facts["trainable_parameters"] = total(patches)
     if bench.cfg.routing:
-        facts |= routing.measure(bench, patches, bench.cfg.routing)
-    cell_ = {"tasks": names(bench), "protocol": "sequential"}
-    return row(bench, cell_, before, after, accuracies, [after, *accuracies.values()], facts, series)
+        learnt.facts.update(routing.measure(bench, patches, bench.cfg.routing))
+    return row(bench, {"tasks": names(bench), "protocol": "sequential"}, before, learnt)
 
 
 def total(patches: dict[str, Patched]) -> float:
@@ -228,44 +227,38 @@ def untrained(cfg: DictConfig) -> dict[str, Any]:
 PROTOCOLS = {"single": single, "joint": joint, "sequential": sequential, "scratch": scratch}
 
 
-def finish_patch(
-    bench: Workbench, patched: Patched, name: str, learnt: Sequence[Task]
-) -> tuple[float, dict[str, float], dict[str, list]]:
-    """Base accuracy with the patch taken off, the patch's file and pictures, its counts and mean weights."""
-    after = bench.base_accuracy(bench.base)
-    facts = {"trainable_parameters": float(patched.patch.parameters_without_head())}
+def finish_patch(bench: Workbench, patched: Patched, name: str, tasks_: Sequence[Task]) -> Learnt:
+    """Accuracies of base (the patch taken off) and tasks, the patch's file and pictures, counts and mean weights."""
+    learnt = Learnt(bench.base_accuracy(bench.base), {})
+    learnt.facts["trainable_parameters"] = float(patched.patch.parameters_without_head())
     run = bench.run
     if run.main:
-        class_names = [str(label) for task in learnt for label in task.data.class_names]
+        class_names = [str(label) for task in tasks_ for label in task.data.class_names]
         path = file.save(
             patched,
             run.dir / "patches" / f"{name}.safetensors",
             name=name,
             class_names=class_names,
-            tasks=[task.name for task in learnt],
+            tasks=[task.name for task in tasks_],
             size=bench.base.size,
             description=bench.base.description(),
         )
-        facts["patch_bytes"] = float(path.stat().st_size)
-    return after, facts, pictures.skip_weights(bench, patched, name, learnt)
+        learnt.facts["patch_bytes"] = float(path.stat().st_size)
+    with pictures.recording(patched) as weights:
+        for task, offset in zip(tasks_, tasks.label_offsets(tasks_), strict=True):
+            learnt.accuracies[task.name] = bench.accuracy(patched, task, offset=offset)
+    learnt.series.update(pictures.skip_weights(run, patched, name, weights))
+    return learnt
 
 
-def row(
-    bench: Workbench,
-    names_: dict[str, str],
-    before: float,
-    after: float,
-    accuracies: dict[str, float],
-    summed: list[float],
-    facts: dict[str, float],
-    series: dict[str, list],
-) -> Row:
-    """A row of one of the patching protocols; `summed` are the accuracies whose means are taken."""
-    metrics = {"accuracy_base_before": before, "accuracy_base_after": after}
-    metrics |= {f"accuracy_{name}": value for name, value in accuracies.items()}
-    metrics |= {"accuracy_patched": mean(summed[1:])}
-    metrics |= {"harmonic_mean": harmonic_mean(summed), "mean": mean(summed), **facts, "fit_seconds": bench.seconds}
-    return Row({**cell(bench.cfg), **names_}, metrics, series)
+def row(bench: Workbench, names_: dict[str, str], before: float, learnt: Learnt, tasks_: Sequence[float] = ()) -> Row:
+    """A row of one of the patching protocols; means are over the base and `tasks_`, by default each task's accuracy."""
+    tasks_ = list(tasks_ or learnt.accuracies.values())
+    metrics = {"accuracy_base_before": before, "accuracy_base_after": learnt.after}
+    metrics |= {f"accuracy_{name}": value for name, value in learnt.accuracies.items()}
+    metrics |= {"accuracy_patched": mean(tasks_), "mean": mean([learnt.after, *tasks_])}
+    metrics |= {"harmonic_mean": harmonic_mean([learnt.after, *tasks_]), **learnt.facts, "fit_seconds": bench.seconds}
+    return Row({**cell(bench.cfg), **names_}, metrics, learnt.series)
 
 
 def names(bench: Workbench) -> str:
@@ -273,11 +266,7 @@ def names(bench: Workbench) -> str:
     return "-".join(task.name for task in bench.tasks)
 
 
-def parameters(model: nn.Module) -> float:
-    """All of a network's."""
-    return float(sum(value.numel() for value in model.parameters()))
-
-
-def head_parameters(bench: Workbench) -> float:
-    """Of the base's classifier."""
-    return parameters(bench.base.net.get_submodule(find_head(bench.base.net, bench.base.classes)))
+def body_parameters(bench: Workbench) -> float:
+    """All parameters of the base but its classifier's."""
+    head = bench.base.net.get_submodule(find_head(bench.base.net, bench.base.classes))
+    return float(sum(p.numel() for p in bench.base.net.parameters()) - sum(p.numel() for p in head.parameters()))

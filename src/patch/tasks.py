@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from src.core.types import Loader
 from src.data import Data
 from src.models import Model
 
-__all__ = ["Task", "chooses", "nodes", "open_tasks", "problems"]
+__all__ = ["Task", "chooses", "label_offsets", "nodes", "open_tasks", "problems"]
 
 HELD_OUT = 0.1
 """Part of a task's training images that PAINT's mixing weight is chosen on, as in its authors' code."""
@@ -104,3 +104,8 @@ def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     where = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     opened = [datasets.open_data(node, **roots, **where) for node in nodes(cfg)]
     return [Task(data.name, data, model, cfg.eval_batch_size) for data in opened]
+
+
+def label_offsets(tasks: Sequence[Task]) -> list[int]:
+    """Where the classes of each task start in the union of all."""
+    return [sum(task.classes for task in tasks[:k]) for k in range(len(tasks))]

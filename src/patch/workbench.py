@@ -26,7 +26,7 @@ from src.core.types import Loader
 from src.models import Model
 from src.patch import paint
 from src.patch.patched import Patch, Patched, traced
-from src.patch.tasks import Task
+from src.patch.tasks import Task, label_offsets
 from src.patch.training import Joint, Kept, Relabelled, TaskTraining, shares
 
 __all__ = ["Workbench"]
@@ -126,8 +126,7 @@ class Workbench:
             ]
         if len(tasks) == 1:
             return loaders[0]
-        offsets = np.cumsum([0, *(task.classes for task in tasks)])
-        moved = [Relabelled(loader, int(offset)) for loader, offset in zip(loaders, offsets, strict=False)]
+        moved = [Relabelled(loader, offset) for loader, offset in zip(loaders, label_offsets(tasks), strict=True)]
         return Joint(moved, self.base.preprocess.fit)
 
     def keeps_prefix(self, loaders: Sequence[Any], samples: int, patched: Patched) -> bool:
