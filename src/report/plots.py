@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from src.core.types import Row
-from src.report import figures, transfer
+from src.report import figures, patch, transfer
 from src.report.style import save
 
 __all__ = ["PICTURES", "Picture", "save"]
@@ -79,6 +79,12 @@ PICTURES: dict[str, dict[str, Picture]] = {
             transfer.transfer_rates,
         ),
         "rate_by_size": Picture("Transfer rate and size of the student", "Mean over teachers.", transfer.rate_by_size),
+        "pair_deltas": Picture(
+            "Transfer to each student from each teacher",
+            "Mean over seeds; the bar is one sample standard deviation. Below each teacher: its accuracy minus the "
+            "student's, in points.",
+            transfer.pair_deltas,
+        ),
         "outlook": Picture(
             "Which teacher should I use?",
             "Complementary knowledge is known before any training; the delta is what training then gave.",
@@ -90,6 +96,20 @@ PICTURES: dict[str, dict[str, Picture]] = {
             "Teachers one after the other",
             "Delta, gain and loss relative to the original student by epoch; dashed: the next teacher takes over.",
             transfer.stages,
+        ),
+    },
+    "patch": {
+        "parameters": Picture(
+            "What a task costs",
+            "Accuracy on the task against the parameters trained for it, its classifier left out; mean and one sample "
+            "standard deviation over seeds.",
+            patch.parameters,
+        ),
+        "interpolation": Picture(
+            "Between the base and the tuned network",
+            "PAINT on held-out images: mean over seeds, the band is one sample standard deviation. Dashed: the weights "
+            "chosen.",
+            patch.interpolation,
         ),
     },
 }

@@ -16,7 +16,7 @@ from src.report.layout import natural
 from src.report.style import GREY, INK, SERIES, measured, styled
 
 __all__ = ["gap_curve", "gap_table", "leaderboard", "outlook", "rate_by_size", "stages", "success_rates"]
-__all__ += ["transfer_rates"]
+__all__ += ["pair_deltas", "transfer_rates"]
 
 ORDER = ("xe", "self_dist", "ensemble", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "bi_kd", "cd", "crd")
 NAMES = {
@@ -37,6 +37,7 @@ DIVERGED = -10
 """Students with a mean delta at or below this are left out of success rates, as in the paper."""
 CURVES = {"transfer_delta": "delta", "knowledge_gain": "gain", "knowledge_loss": "loss"}
 SHARES = (2, 5, 20, 50, 100)
+TICKS = (-20, -10, -5, -2, -1, -0.5, -0.2, -0.1, 0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 
 def frame_of(rows: Sequence[Row], *metrics: str) -> pd.DataFrame:
@@ -188,6 +189,41 @@ def leaderboard(rows: Sequence[Row]) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.invert_yaxis()
     figure.legend(loc="outside upper left", ncols=4)
+    return figure
+
+
+@styled
+def pair_deltas(rows: Sequence[Row]) -> Figure:
+    """Every pair's delta by method, mean and sample standard deviation over seeds; teachers from weak to strong."""
+    found = measured([r for r in rows if {"student", "teacher", "method"} <= r.cell.keys()], ["transfer_delta"])
+    keys = ["student", "teacher", "method"]
+    lines = [{key: row.cell[key] for key in keys} | row.metrics for row in found]
+    frame = pd.DataFrame(lines)
+    methods = methods_in(frame)
+    students = sorted(frame["student"].unique(), key=natural)
+    figure = Figure(figsize=(7.6, 0.9 + 2.7 * len(students)), layout="constrained")
+    panels = figure.subplots(len(students), 1, squeeze=False)[:, 0]
+    for axes, student in zip(panels, students, strict=True):
+        mine = frame[frame["student"] == student]
+        gaps = mine.groupby("teacher")["accuracy_gap"].mean().sort_values()
+        for place, (method, colour) in enumerate(methods.items()):
+            over_seeds = mine[mine["method"] == method].groupby("teacher")["transfer_delta"]
+            table = over_seeds.agg(["mean", "std"]).reindex(gaps.index)
+            places = np.arange(len(gaps)) + 0.7 * ((place + 0.5) / len(methods) - 0.5)
+            label = NAMES.get(method, method) if student == students[0] else None
+            axes.errorbar(places, table["mean"], table["std"].fillna(0), fmt="o", color=colour, capsize=3, label=label)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.set_yscale("symlog", linthresh=0.2)
+        low, high = mine["transfer_delta"].min(), mine["transfer_delta"].max()
+        axes.set_ylim(1.6 * min(low, -0.1), 1.6 * max(high, 0.1))
+        axes.set_yticks([tick for tick in TICKS if 1.6 * low <= tick <= 1.6 * high])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+        ticks = [f"{teacher}\n({gap:+.1f})".replace("-", "−") for teacher, gap in gaps.items()]
+        axes.set_xticks(range(len(gaps)), ticks)
+        axes.grid(axis="x", visible=False)
+        axes.set_title(f"student {student}", size=9.5)
+    figure.supylabel("transfer delta (points, symmetric log scale)", size=10)
+    figure.legend(loc="outside upper left", ncols=min(6, len(methods)))
     return figure
 
 

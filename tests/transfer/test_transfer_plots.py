@@ -8,6 +8,8 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report import transfer as plots
 
+LABELS = ("t0", "t1", "t2")
+
 
 def made(students=4, teachers=10, methods=("kl", "kl_dp")):
     random = np.random.default_rng(0)
@@ -27,7 +29,7 @@ def made(students=4, teachers=10, methods=("kl", "kl_dp")):
 
 
 @pytest.mark.parametrize(
-    "draw", ["gap_curve", "success_rates", "transfer_rates", "rate_by_size", "leaderboard", "outlook"]
+    "draw", ["gap_curve", "success_rates", "transfer_rates", "rate_by_size", "leaderboard", "outlook", "pair_deltas"]
 )
 def test_pictures_are_drawn_and_need_their_metrics(draw, tmp_path):
     figure = getattr(plots, draw)(made())
@@ -36,6 +38,17 @@ def test_pictures_are_drawn_and_need_their_metrics(draw, tmp_path):
     assert not plt.get_fignums(), "no figure is left open"
     with pytest.raises(ConfigError, match="nothing to plot"):
         getattr(plots, draw)([Row(cell={"model": "cnn"}, metrics={"accuracy": 1.0})])
+
+
+def test_pair_deltas_are_means_and_spreads_over_seeds():
+    rows = made(students=1, teachers=3)
+    (axes,) = plots.pair_deltas(rows).axes
+    kl, _ = axes.containers
+    deltas = [[r.metrics["transfer_delta"] for r in rows if r.cell == {**rows[0].cell, "teacher": t}] for t in LABELS]
+    np.testing.assert_allclose(np.array(kl.lines[0].get_ydata(), float), np.mean(deltas, 1))
+    heights = [segment[1][1] - segment[0][1] for segment in kl.lines[2][0].get_segments()]
+    np.testing.assert_allclose(heights, 2 * np.std(deltas, axis=1, ddof=1))
+    assert [label.get_text().split("\n")[0] for label in axes.get_xticklabels()] == list(LABELS), "from weak to strong"
 
 
 def test_bins_by_loop():

@@ -1,0 +1,59 @@
+"""Plots of patch rows, read back from the figures; rows made up with known answers."""
+
+import numpy as np
+import pytest
+
+from src.core.errors import ConfigError
+from src.core.types import Row
+from src.report import patch as plots
+
+COUNTS = {("fc", "none"): 0.0, ("delta", "1"): 7206.0, ("delta", "2"): 9092.0, ("paint", "none"): 270896.0}
+
+
+def made():
+    rows = []
+    for seed in range(3):
+        for model in ("resnet20", "resnet56"):
+            for task, level in (("mnist", 80.0), ("usps", 70.0)):
+                for k, ((method, modules), count) in enumerate(COUNTS.items()):
+                    cell = {"model": model, "task": task, "method": method, "modules": modules, "protocol": "single"}
+                    metrics = {"accuracy_patched": level + k + seed, "trainable_parameters": count}
+                    alphas = [0.0, 0.5, 1.0]
+                    series = {"alpha": alphas, "chosen": [0.5], "choice_base": [90.0 + seed, 60.0, 10.0]}
+                    series |= {f"choice_{task}": [5.0, level, 95.0]}
+                    rows.append(Row(cell=cell, metrics=metrics, series=series if method == "paint" else {}, seed=seed))
+    return rows
+
+
+def test_a_point_for_every_method_and_task(tmp_path):
+    figure = plots.parameters(made()[::-1])
+    figure.savefig(tmp_path / "plot.png")
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        f"{model}: {task}" for model in ("resnet56", "resnet20") for task in ("usps", "mnist")
+    ]
+    (mnist,) = (axes for axes in figure.axes if axes.get_title("left") == "resnet20: mnist")
+    points = sorted((float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line, *_ in mnist.containers)
+    np.testing.assert_allclose(points, [(count, 81.0 + k) for k, count in enumerate(COUNTS.values())])
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["fc", "delta (1)", "delta (2)", "paint"], "from cheap to dear"
+
+
+def test_the_spread_is_over_seeds():
+    (axes, *_) = plots.parameters([row for row in made() if row.cell["model"] == "resnet20"]).axes
+    bars = axes.containers[0].lines[2][0].get_segments()[0]
+    assert bars[1][1] - bars[0][1] == pytest.approx(2 * np.std([0, 1, 2], ddof=1))
+
+
+def test_interpolation_shows_both_ends_and_the_choice():
+    figure = plots.interpolation(made())
+    assert len(figure.axes) == 4
+    base, task = figure.axes[0].lines[:2]
+    np.testing.assert_allclose(base.get_ydata(), [91.0, 60.0, 10.0])
+    np.testing.assert_allclose(task.get_ydata(), [5.0, 80.0, 95.0])
+    assert {float(line.get_xdata()[0]) for line in figure.axes[0].lines[2:]} == {0.5}
+
+
+@pytest.mark.parametrize("draw", [plots.parameters, plots.interpolation])
+def test_rows_without_the_metrics_are_refused(draw):
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        draw([Row(cell={"model": "cnn", "task": "x", "protocol": "single"}, metrics={"accuracy": 1.0})])
