@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import torch
@@ -106,7 +106,14 @@ def find_blocks(net: nn.Module, graph: fx.Graph) -> tuple[Block, ...]:
         goes_on = chains and not sub.projected and sub.input is chains[-1][-1].output
         chains[-1].append(sub) if goes_on else chains.append([sub])
     blocks = [Block(_name(graph, c[0].input, c[-1].join), c[0].input, c[-1].output, tuple(c)) for c in chains]
-    return tuple(sorted([*blocks, *_dense_blocks(graph)], key=lambda block: order[block.output]))
+    blocks = sorted([*blocks, *_dense_blocks(graph)], key=lambda block: order[block.output])
+    names = [block.name for block in blocks]
+    return tuple(
+        replace(block, name=_name(graph, block.input, block.parts[-1].join, span=True))
+        if names.count(block.name) > 1
+        else block
+        for block in blocks
+    )
 
 
 def _inside(sub: SubBlock) -> set[Node]:
@@ -166,12 +173,14 @@ def _dense_blocks(graph: fx.Graph) -> list[Block]:
     return blocks
 
 
-def _name(graph: fx.Graph, start: Node, end: Node) -> str:
+def _name(graph: fx.Graph, start: Node, end: Node, *, span: bool = False) -> str:
+    """What the names of the modules between two nodes have in common; with `span` also where they begin and end."""
     inside = ancestors([end], stop=[start]) - {start}
     paths = [node.target.split(".") for node in graph.nodes if node in inside and node.op == "call_module"]
     common = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
+            common += [f"{parts[0]}-{parts[-1]}"] if span else []
             break
         common.append(parts[0])
     return ".".join(common) or f"{start.name}-{end.name}"

@@ -49,6 +49,11 @@ def test_only_the_first_sub_block_of_a_later_stage_has_a_projection(network):
         assert [part.projected for part in block.parts] == [block.name != "layer1", False]
 
 
+def test_blocks_of_a_flat_list_are_told_apart_by_where_they_begin_and_end():
+    names = [block.name for block in trace(torchvision.models.mobilenet_v2(num_classes=3).eval(), 64).blocks]
+    assert names == ["features.3.conv", "features.5-6", "features.8-10", "features.12-13", "features.15-16"]
+
+
 @pytest.mark.parametrize("name", ["cnn", "vgg11_cifar", "torchvision:squeezenet1_1"])
 def test_a_network_without_blocks_says_so(network, name):
     model = network(name)
