@@ -17,7 +17,7 @@ from src.core.files import replacing
 from src.models.model import Model
 from src.patch.adapters import NormAdaptation, ResidualAdapters
 from src.patch.delta import Delta
-from src.patch.patched import HeadOnly, Patch, Patched, traced
+from src.patch.patched import HeadOnly, Patch, Patched, Standing, freeze, thaw, traced
 
 __all__ = ["System", "apply", "digest", "load", "read_card", "save"]
 
@@ -70,7 +70,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def load(model: nn.Module, path: str | Path, size: int | None = None) -> Patched:
-    """The network with the patch of a file, in eval mode; the network itself is not changed.
+    """The network with the patch of a file, in eval mode; the network is frozen (see `Patched`), and not changed.
 
     `model`: a `Model`, or a plain timm or torchvision network (at `size` pixels; None: its own default). Raises
     ConfigError if it is not, bit for bit, the network the patch was made for.
@@ -91,13 +91,24 @@ def load(model: nn.Module, path: str | Path, size: int | None = None) -> Patched
 
 
 class System(nn.Module):
-    """A network with any number of patches, each used when its task is asked for."""
+    """A network with any number of patches, each used when its task is asked for.
+
+    While a patch is attached the network is frozen, so that training around it cannot change it.
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.patches = nn.ModuleDict()
         self._cards: dict[str, dict[str, Any]] = {}
+        self._before: Standing | None = None
+
+    def train(self, mode: bool = True) -> System:
+        """Train the patches; the network stays in eval mode while there is one."""
+        super().train(mode)
+        if self._cards:
+            self.base.eval()
+        return self
 
     def forward(self, images: Tensor, task: str | None = None) -> Tensor:
         """Logits of `task`, by the name of its patch; None is the base, through its own untouched code."""
@@ -112,7 +123,14 @@ class System(nn.Module):
         """Add the patch of a file under `name` (its own name by default)."""
         card = read_card(path)
         name = name or card["name"]
-        self.patches[name] = load(self.base, path)
+        before = freeze(self.base)
+        try:
+            self.patches[name] = load(self.base, path)
+        except ConfigError:
+            thaw(self.base, before)
+            raise
+        if not self._cards:
+            self._before = before
         self._cards[name] = card
         return self
 
@@ -126,9 +144,12 @@ class System(nn.Module):
             if each not in self._cards:
                 raise ConfigError(f"there is no patch {each!r} to detach; attached are: {', '.join(self._cards)}")
             del self.patches[each], self._cards[each]
+        if not self._cards and self._before is not None:
+            thaw(self.base, self._before)
+            self._before = None
         return self.base
 
 
 def apply(model: nn.Module, path: str | Path, name: str | None = None) -> System:
     """Put the patch of a file on a network, or one more on a `System`; see `load` for what fits."""
-    return (model if isinstance(model, System) else System(model.eval())).attach(path, name)
+    return (model if isinstance(model, System) else System(model)).attach(path, name)

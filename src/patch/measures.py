@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-__all__ = ["harmonic_mean", "mean"]
+__all__ = ["harmonic_mean", "mean", "pooled"]
 
 
 def harmonic_mean(accuracies: Sequence[float]) -> float:
@@ -16,3 +16,8 @@ def harmonic_mean(accuracies: Sequence[float]) -> float:
 def mean(accuracies: Sequence[float]) -> float:
     """Of percents, the base counted like every task."""
     return fmean(accuracies)
+
+
+def pooled(accuracies: Sequence[float], sizes: Sequence[int]) -> float:
+    """Accuracy on the concatenation of sets of these sizes."""
+    return sum(n * a for n, a in zip(sizes, accuracies, strict=True)) / sum(sizes)

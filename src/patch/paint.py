@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from src.core.errors import ConfigError
 from src.core.types import Loader
 from src.models.model import Model, find_head, reset_head
-from src.patch.measures import harmonic_mean, mean
+from src.patch.measures import harmonic_mean, mean, pooled
 
 __all__ = ["Paint", "backbone", "interpolated", "recalibrate"]
 
@@ -52,16 +52,23 @@ class Paint:
             raise ConfigError(problems)
         self.alphas, self.select, self.alpha, self.statistics = sorted(alphas), select, alpha, statistics
 
-    def choose(self, accuracies: Callable[[float], list[float]]) -> tuple[float, dict[float, list[float]]]:
+    def choose(
+        self, accuracies: Callable[[float], list[float]], together: Sequence[int] | None = None
+    ) -> tuple[float, dict[float, list[float]]]:
         """The best alpha and the curve; `accuracies(alpha)` measures base and tasks on held-out data.
 
+        `together`: sizes of the tasks' sets, where they count as one concatenated set beside the base (joint runs).
         Of equal values the smallest alpha is taken: it is nearest to the base.
         """
         if self.select == "fixed":
             return self.alpha, {}
         curve = {alpha: accuracies(alpha) for alpha in self.alphas}
-        score = SELECT[self.select]
-        return max(curve, key=lambda alpha: (score(curve[alpha]), -alpha)), curve
+
+        def score(alpha: float) -> float:
+            base, *tasks = curve[alpha]
+            return SELECT[self.select]([base, *([pooled(tasks, together)] if together else tasks)])
+
+        return max(curve, key=lambda alpha: (score(alpha), -alpha)), curve
 
 
 def tunable(base: Model, classes: int) -> Model:
@@ -92,7 +99,10 @@ def interpolated(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, loader: Loader) -> None:
-    """Estimate the BatchNorm statistics of `model` anew, as plain averages over the first batches of `loader`."""
+    """Estimate the BatchNorm statistics of `model` anew, as plain averages over the first batches of `loader`.
+
+    The batches should be mixed: the variance within batches of one class is not that of the set.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     model.eval()

@@ -12,7 +12,7 @@ from torch.fx import Node
 from src.models.graph import Traced, frontier, segment, trace
 from src.models.model import Model, find_head
 
-__all__ = ["Edit", "HeadOnly", "Patch", "Patched", "traced"]
+__all__ = ["Edit", "HeadOnly", "Patch", "Patched", "freeze", "thaw", "traced"]
 
 
 class Edit:
@@ -85,7 +85,8 @@ class HeadOnly(Patch):
 class Patched(nn.Module):
     """The network `base` with one patch: images (or cached prefix values) in, logits of the patch's task out.
 
-    What lies before the first patched place runs without gradients; `prefix` gives its values for keeping.
+    What lies before the first patched place runs without gradients; `prefix` gives its values for keeping. A frozen
+    base is in eval mode without gradients, whatever is trained around it, until `detach`.
     """
 
     def __init__(self, model: nn.Module, patch: Patch, *, frozen: bool = True) -> None:
@@ -99,6 +100,20 @@ class Patched(nn.Module):
         _replace_head(edit, patch)
         self._graph = edit.graph
         self._cut()
+        self._before = freeze(self.base) if frozen else None
+
+    def train(self, mode: bool = True) -> Patched:
+        """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
+        super().train(mode)
+        if self.frozen:
+            self.base.eval()
+        return self
+
+    def detach(self) -> nn.Module:
+        """The network as it was, with the modes and gradient flags it came with; the patch is not used afterwards."""
+        if self._before is not None:
+            thaw(self.base, self._before)
+        return self.base
 
     def _cut(self) -> None:
         """Cut the edited graph where the first patched places are."""
@@ -139,6 +154,29 @@ class Patched(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 values = self._segments[0](self.preprocess(images))
         return self._segments[1](*values)[0].float()
+
+
+Standing = tuple[dict[str, bool], dict[str, bool]]
+"""Which modules of a network are in training mode, and which parameters take gradients, by name."""
+
+
+def freeze(net: nn.Module) -> Standing:
+    """Put `net` in eval mode without gradients; returns what `thaw` gives it back."""
+    before = (
+        {name: module.training for name, module in net.named_modules()},
+        {name: parameter.requires_grad for name, parameter in net.named_parameters()},
+    )
+    net.eval().requires_grad_(False)
+    return before
+
+
+def thaw(net: nn.Module, before: Standing) -> None:
+    """Give every part of `net` back its own mode and gradient flag."""
+    modes, flags = before
+    for name, module in net.named_modules():
+        module.training = modes[name]
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(flags[name])
 
 
 def traced(model: nn.Module, size: int | None = None) -> Traced:

@@ -19,7 +19,7 @@ from src.models.model import find_head
 from src.models.names import training_hint
 from src.patch import file, pictures, routing, tasks
 from src.patch.delta import option_problems
-from src.patch.measures import harmonic_mean, mean
+from src.patch.measures import harmonic_mean, mean, pooled
 from src.patch.paint import Paint, backbone
 from src.patch.patched import Patched
 from src.patch.tasks import Task
@@ -156,7 +156,7 @@ def joint(bench: Workbench) -> Iterator[Row]:
         offsets = tasks.label_offsets(bench.tasks)
         tuned = [(task, model, offset) for task, offset in zip(bench.tasks, offsets, strict=True)]
         start = backbone(bench.base.net, bench.base.classes)
-        state, alpha, series = bench.mix(start, model, tuned, "joint")
+        state, alpha, series = bench.mix(start, model, tuned, "joint", joint=True)
         after = bench.base_accuracy(bench.with_backbone(state))
         bench.carrying(model, state)
         accuracies = {task.name: bench.accuracy(model, task, offset=offset) for task, _, offset in tuned}
@@ -164,7 +164,7 @@ def joint(bench: Workbench) -> Iterator[Row]:
     else:
         learnt = finish_patch(bench, bench.learn_patch("joint", bench.tasks), "joint", bench.tasks)
     sizes = [len(task.data.indices("test")) for task in bench.tasks]
-    together = sum(n * a for n, a in zip(sizes, learnt.accuracies.values(), strict=True)) / sum(sizes)
+    together = pooled(list(learnt.accuracies.values()), sizes)
     yield row(bench, {"tasks": names(bench)}, before, learnt, [together])
 
 
@@ -215,7 +215,7 @@ def scratch(bench: Workbench) -> Iterator[Row]:
         accuracies = {f"accuracy_{task.name}": metrics["top1"], "accuracy_patched": metrics["top1"]}
         more = {"top5": metrics["top5"]} if "top5" in metrics else {}
         counts = {"trainable_parameters": patched.patch.parameters_without_head()}
-        seconds = {"fit_seconds": bench.seconds}
+        seconds = {"fit_seconds": bench.fit_seconds(task.name)}
         yield Row({**cell(bench.cfg), "dataset": task.name, "task": task.name}, accuracies | more | counts | seconds)
 
 
@@ -257,7 +257,8 @@ def row(bench: Workbench, names_: dict[str, str], before: float, learnt: Learnt,
     metrics = {"accuracy_base_before": before, "accuracy_base_after": learnt.after}
     metrics |= {f"accuracy_{name}": value for name, value in learnt.accuracies.items()}
     metrics |= {"accuracy_patched": mean(tasks_), "mean": mean([learnt.after, *tasks_])}
-    metrics |= {"harmonic_mean": harmonic_mean([learnt.after, *tasks_]), **learnt.facts, "fit_seconds": bench.seconds}
+    metrics |= {"harmonic_mean": harmonic_mean([learnt.after, *tasks_]), **learnt.facts}
+    metrics["fit_seconds"] = bench.fit_seconds(names_.get("task"))
     return Row({**cell(bench.cfg), **names_}, metrics, learnt.series)
 
 

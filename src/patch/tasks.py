@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,26 @@ class Task:
     data: Data
     model: Model
     eval_batch_size: int
+    _whole: dict[str, Loader] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> int:
         """Number of its classes."""
         return self.data.classes
 
-    def train(self, batch_size: int) -> Loader:
-        """Training batches; without a random crop, the network sees what it sees in evaluation."""
-        loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas)
+    def train(self, batch_size: int, augment: bool = True) -> Loader:
+        """Training batches in random order; without a random crop, the network sees what it sees in evaluation."""
+        loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas, augment=augment)
         if getattr(loader, "crop", None) is None:
             return loader
         return self.data.loader("train", batch_size, train=True, size=self.model.size)
 
     def all_of(self, split: str) -> Loader:
-        """Every image of a split once, not augmented."""
-        return self.data.loader(split, self.eval_batch_size, train=False, size=self.model.canvas)
+        """Every image of a split once, not augmented; one loader a split, so a resident one decodes it once."""
+        if split not in self._whole:
+            size = self.model.canvas
+            self._whole[split] = self.data.loader(split, self.eval_batch_size, train=False, size=size)
+        return self._whole[split]
 
 
 def chooses(cfg: DictConfig) -> bool:

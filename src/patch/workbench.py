@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,14 @@ class Workbench:
             with torch.device("meta"):
                 self.method(self.traced, 1)  # what the network lacks is told before anything is measured
         self.base_task = Task(base_data.name, base_data, base, cfg.eval_batch_size)
-        self.seconds = 0.0
+        self.seconds: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------- measuring
 
     def base_accuracy(self, model: Model) -> float:
-        """Top-1 of `model` on the base's test images; the same weights are never run twice."""
-        predictions = predict(model, self.base_task.all_of("test"), self.run.cache, precision=self.engine.cfg.precision)
+        """Top-1 of `model` on the base's test images; the base itself is never run twice."""
+        cache = self.run.cache if model is self.base else None  # mixed and fine-tuned weights do not come again
+        predictions = predict(model, self.base_task.all_of("test"), cache, precision=self.engine.cfg.precision)
         return float((predictions.logits.argmax(1) == predictions.labels).double().mean() * 100)
 
     def measured_base(self) -> float:
@@ -70,7 +72,8 @@ class Workbench:
         loader = Relabelled(task.all_of(split), offset)
         return self.engine.evaluator(loader, {"accuracy": Accuracy()})(model)["top1"]
 
-    def choice_loader(self) -> Loader:
+    @cached_property
+    def choice(self) -> Loader:
         """The images of the base's data on which choices are made."""
         data, split = self.base_task.data, self.cfg.choice_split
         indices = data.indices(split)
@@ -110,14 +113,18 @@ class Workbench:
         """Train what trains in `net`."""
         cfg = self.cfg
         fit = self.engine.fit(TaskTraining(net), loader, build(cfg.optimizer), build(cfg.schedule), name=name)
-        self.seconds += fit.seconds
+        self.seconds[name] = fit.seconds
         return fit
 
-    def train_loader(self, tasks: Sequence[Task], patched: Patched | None = None) -> Loader:
+    def fit_seconds(self, name: str | None = None) -> float:
+        """Spent training: in the fit of that name, or in all of them."""
+        return sum(self.seconds.values()) if name is None else self.seconds[name]
+
+    def train_loader(self, tasks: Sequence[Task], patched: Patched | None = None, *, augment: bool = True) -> Loader:
         """Training batches of one task or of several together, as images or as kept prefix values."""
         sizes = [len(task.data.indices("train")) for task in tasks]
         batches = shares(sizes, self.cfg.batch_size, self.run.world) if len(tasks) > 1 else [self.cfg.batch_size]
-        loaders: list[Loader] = [task.train(size) for task, size in zip(tasks, batches, strict=True)]
+        loaders: list[Loader] = [task.train(size, augment) for task, size in zip(tasks, batches, strict=True)]
         if patched is not None and self.keeps_prefix(loaders, sum(sizes), patched):
             precision = self.engine.cfg.precision
             loaders = [
@@ -150,36 +157,52 @@ class Workbench:
     # ----------------------------------------------------------------------------------------------- PAINT
 
     def mix(
-        self, start: dict[str, Tensor], tuned: Model, learnt: Sequence[tuple[Task, Model, int]], name: str
+        self,
+        start: dict[str, Tensor],
+        tuned: Model,
+        learnt: Sequence[tuple[Task, Model, int]],
+        name: str,
+        *,
+        joint: bool = False,
     ) -> tuple[dict[str, Tensor], float, dict[str, list]]:
         """Choose PAINT's alpha between the backbone `start` and that of `tuned`; the mixed backbone and the curve.
 
         `learnt`: every task so far with the model that has its classifier, and its offset in the label space.
+        `joint`: the tasks were learnt together and count as one; else the last is the one just learnt.
         """
         method: paint.Paint = self.method
-        end = paint.backbone(tuned.net, tuned.classes)
+        tasks = [task for task, *_ in learnt]
+        mixed = self.mixer(start, tuned, tasks if joint else tasks[-1:])
         carrier = self.with_backbone(start)
-        choice = None if method.select == "fixed" else self.choice_loader()
-
-        def mixed(alpha: float) -> dict[str, Tensor]:
-            state = paint.interpolated(start, end, alpha)
-            if method.statistics == "recalibrated" and alpha > 0:
-                tuned.net.load_state_dict(state, strict=False)
-                paint.recalibrate(tuned, learnt[-1][0].all_of("train"))
-                state = paint.backbone(tuned.net, tuned.classes)
-            return state
 
         def accuracies(alpha: float) -> list[float]:
             state = mixed(alpha)
             carrier.net.load_state_dict(state, strict=False)
-            base = self.engine.evaluator(choice, {"accuracy": Accuracy()})(carrier)["top1"]
+            base = self.engine.evaluator(self.choice, {"accuracy": Accuracy()})(carrier)["top1"]
             return [base, *(self.accuracy(self.carrying(m, state), t, "val", offset) for t, m, offset in learnt)]
 
-        alpha, curve = method.choose(accuracies)
-        columns = ["base", *(task.name for task, *_ in learnt)]
+        one_set = joint and method.select != "fixed"
+        alpha, curve = method.choose(accuracies, [len(t.data.indices("val")) for t in tasks] if one_set else None)
+        columns = ["base", *(task.name for task in tasks)]
         series = {f"choice_{c}": [values[k] for values in curve.values()] for k, c in enumerate(columns)}
         log.info("%s: alpha %.2f", name, alpha)
         return mixed(alpha), alpha, {"alpha": list(curve), **series} if curve else {}
+
+    def mixer(self, start: dict[str, Tensor], tuned: Model, tasks: Sequence[Task]) -> Callable[[float], dict]:
+        """The backbone between `start` (alpha = 0) and that of `tuned`, which was tuned on `tasks`."""
+        end = paint.backbone(tuned.net, tuned.classes)
+        recalibrated = self.method.statistics == "recalibrated"
+        images = self.train_loader(tasks, augment=False) if recalibrated else None
+
+        def mixed(alpha: float) -> dict[str, Tensor]:
+            state = paint.interpolated(start, end, alpha)
+            if images is not None and alpha > 0:
+                tuned.net.load_state_dict(state, strict=False)
+                paint.recalibrate(tuned, images)
+                state = paint.backbone(tuned.net, tuned.classes)
+            return state
+
+        return mixed
 
     def with_backbone(self, state: dict[str, Tensor]) -> Model:
         """A copy of the base with another backbone and its own classifier."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from src.core.errors import ConfigError
 from src.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
-from src.patch.measures import harmonic_mean, mean
+from src.patch.measures import harmonic_mean, mean, pooled
 from src.patch.paint import Paint, backbone, interpolated, tunable
 from src.patch.patched import Patched, traced
 
@@ -97,6 +97,15 @@ def test_paint_chooses_by_the_score_it_is_told():
     assert Paint(alphas=[0.0, 0.1]).choose(lambda alpha: [50.0, 50.0])[0] == 0.0
     with pytest.raises(ConfigError, match=r"method.select=best"):
         Paint(select="best")
+
+
+def test_paint_counts_tasks_learnt_together_as_one_set():
+    """The smaller task would decide alone if each task counted."""
+    accuracies = {0.0: [80.0, 40.0, 40.0], 1.0: [80.0, 60.0, 10.0]}
+    paint = Paint(alphas=list(accuracies))
+    assert paint.choose(accuracies.get)[0] == 0.0
+    assert paint.choose(accuracies.get, [90, 10])[0] == 1.0
+    assert pooled([60.0, 10.0], [90, 10]) == pytest.approx(55.0)
 
 
 def test_harmonic_mean_and_mean_of_the_paper():

@@ -125,7 +125,6 @@ def test_training_changes_the_patch_and_nothing_of_the_base(resnet20, images, op
         logits = resnet20(images)
     patched = Patched(resnet20, Delta(traced(resnet20), 4, modules=2, **options))
     patched.train()
-    patched.base.eval().requires_grad_(False)
     own = {key: value.clone() for key, value in patched.patch.state_dict().items()}
     optimizer = torch.optim.SGD(patched.patch.parameters(), lr=0.1)
     for _ in range(2):

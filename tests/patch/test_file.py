@@ -60,6 +60,38 @@ def test_three_lines_on_a_plain_timm_model(tmp_path):
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
+def test_the_base_is_frozen_while_a_patch_is_on_it_and_comes_back_as_it_was(resnet20, images, tmp_path):
+    for name in ("one", "two"):
+        made(copy.deepcopy(resnet20), "delta", tmp_path / f"{name}.safetensors", name)
+    resnet20.train().requires_grad_(True)
+    resnet20.net.layer1.eval().requires_grad_(False)
+    before = {key: value.clone() for key, value in resnet20.state_dict().items()}
+    modes = [module.training for module in resnet20.modules()]
+    flags = [parameter.requires_grad for parameter in resnet20.parameters()]
+    system = patch.apply(patch.apply(resnet20, tmp_path / "one.safetensors"), tmp_path / "two.safetensors")
+    system.train()
+    system(images)
+    (system(images, "one").sum() + system(images, "two").sum()).backward()
+    assert not any(module.training for module in resnet20.modules())
+    assert all(parameter.grad is None for parameter in resnet20.parameters())
+    assert all(torch.equal(before[key], value) for key, value in resnet20.state_dict().items())
+    system.detach("one")
+    assert not any(parameter.requires_grad for parameter in resnet20.parameters())
+    assert system.detach() is resnet20
+    assert [module.training for module in resnet20.modules()] == modes
+    assert [parameter.requires_grad for parameter in resnet20.parameters()] == flags
+
+
+def test_a_refused_patch_leaves_the_network_in_its_mode(resnet20, tmp_path):
+    made(resnet20, "delta", tmp_path / "p.safetensors")
+    other = copy.deepcopy(resnet20).train().requires_grad_(True)
+    with torch.no_grad():
+        other.net.bn1.bias += 1
+    with pytest.raises(ConfigError, match="was made for"):
+        patch.apply(other, tmp_path / "p.safetensors")
+    assert all(module.training for module in other.modules()) and other.net.bn1.bias.requires_grad
+
+
 def test_a_wrong_base_is_refused(resnet20, tmp_path):
     made(resnet20, "delta", tmp_path / "p.safetensors")
     other = copy.deepcopy(resnet20)

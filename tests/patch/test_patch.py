@@ -13,7 +13,8 @@ from src import models, patch
 from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.run import launch
-from src.patch import recipe
+from src.patch import paint, recipe
+from src.patch.paint import Paint
 from src.patch.training import Kept, TaskTraining, shares
 from src.patch.workbench import Workbench
 
@@ -100,6 +101,41 @@ def test_sequential_averages_base_and_tasks(tmp_path, base, method):
         assert 0 < m["routing_features"] <= 100 and m["mean_routed_features"] <= m["mean"] + 1e-9
     else:
         assert row.series["low_alpha"] == [0.0, 1.0] and "high_choice_low" in row.series
+
+
+def test_joint_paint_chooses_by_the_concatenated_set_and_recalibrates_on_all_tasks(tmp_path, base, monkeypatch):
+    """Also: one decoding of each set however many alphas there are, and no predictions of throw-away weights kept."""
+    opened, seen, chosen = [], [], []
+    loader, recalibrate, choose = datasets.Data.loader, paint.recalibrate, Paint.choose
+
+    def opening(self, split, *arguments, **options):
+        opened.append((self.name, split, options["train"]))
+        return loader(self, split, *arguments, **options)
+
+    def looking(model, batches):
+        seen.append(torch.cat([batch.labels for batch in batches.epoch(0)]))
+        recalibrate(model, batches)
+
+    def choosing(self, accuracies, together=None):
+        chosen.append(together)
+        return choose(self, accuracies, together)
+
+    monkeypatch.setattr(datasets.Data, "loader", opening)
+    monkeypatch.setattr(paint, "recalibrate", looking)
+    monkeypatch.setattr(Paint, "choose", choosing)
+    words = ["protocol=joint", "method=paint", "method.alphas=[0.5,1]", "method.statistics=recalibrated"]
+    launched(tmp_path, base, *words)
+    assert len(chosen) == 1 and chosen[0][0] > chosen[0][1] > 0
+    for labels in seen:  # of both tasks and in no order, from the first batch on
+        assert set(labels[:64].tolist()) == {0, 1, 2, 3, 4} and (labels.diff() < 0).any()
+    whole = [each for each in opened if not each[2]]
+    assert len(whole) == len(set(whole)), whole
+    assert len(list((tmp_path / "cache" / "predictions").iterdir())) == 1
+
+
+def test_seconds_of_a_task_are_its_own(tmp_path, base):
+    low, high, system = (row.metrics["fit_seconds"] for row in launched(tmp_path, base, "method=fc"))
+    assert low > 0 and high > 0 and system == pytest.approx(low + high)
 
 
 @pytest.mark.parametrize("method", ["delta", "fc"])
