@@ -7,8 +7,9 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import PurePath
@@ -42,7 +43,8 @@ VOLATILE = (
 )
 """Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
 logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
-identified by digests in its provenance, so two users with other folders get the same run name)."""
+identified by digests in its provenance, so two users with other folders get the same run name). Somebody's own images
+(dataset=folder) have no other name than their place, which then counts too."""
 
 
 @dataclass
@@ -110,10 +112,19 @@ def identify(cfg: DictConfig, entry: str) -> Identity:
     stable = OmegaConf.create(raw)
     # Sub-tree by sub-tree, as `name` may use resolvers that only exist inside a Hydra job.
     tree = {str(key): _resolved(stable, str(key)) for key in stable if key not in VOLATILE}
+    if _own_images(tree):
+        tree["data_root"] = os.path.abspath(str(cfg.data_root))
     readable = re.sub(r"[^a-z0-9._]+", "-", str(cfg.get("name") or entry).lower()).strip("-.")[:80]
     digest = _digest({"entry": entry, **tree})
     unseeded = _digest({"entry": entry, **{key: value for key, value in tree.items() if key != "seed"}})
     return Identity(f"{readable}-s{cfg.seed}-{digest}", f"{readable}-{unseeded}", digest)
+
+
+def _own_images(tree: Mapping[str, Any]) -> bool:
+    """Whether a data set is somebody's own folder, which nothing tells from another one but its place."""
+    nodes = [tree.get("dataset"), *(tree.get("tasks") or [])]
+    named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
+    return any("folder" in (node.get("source"), node.get("dataset"), node.get("name")) for node in named)
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:

@@ -21,7 +21,7 @@ from src.data.resident import ResidentLoader
 from src.data.samples import Samples, Storage
 from src.data.settings import LOADERS, DataSettings
 from src.data.sources import open_source, problems, splits_of
-from src.data.splits import Relabel, read_label_map, stratified
+from src.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
 from src.data.torch import TorchLoader
 
 __all__ = ["Data", "check", "open_data", "open_data_for"]
@@ -71,6 +71,9 @@ class Data:
             classes = len(self.source.class_names)
             parts = (self.name, stored, samples, storage, size, place, self._betons, classes)
             self._opened[stored] = Split(*parts)
+            missing = int((samples.labels < 0).sum())
+            if missing and stored == "train":
+                log.warning("%s: %d of %d training images have no label", self.name, missing, len(samples))
             incomplete = self.source.partial(stored)
             if incomplete and incomplete not in _said:
                 _said.add(incomplete)
@@ -88,8 +91,11 @@ class Data:
         sentences = [self.source.partial(name) for name in self._opened]
         return "; ".join(sentence for sentence in sentences if sentence) or None
 
-    def indices(self, split: str) -> np.ndarray:
-        """Positions of the samples in use, ascending int64: after class subset, val, fraction."""
+    def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
+        """Positions of the samples in use, ascending int64: after class subset, val, fraction.
+
+        Images without a label are among them only if asked for, and only for training.
+        """
         labels, settings = self._labels(split), self.settings
         keep = np.flatnonzero(labels >= 0)
         if split == "test":
@@ -99,6 +105,8 @@ class Data:
             if split == "val":
                 return keep[rest[1]]
             keep = keep[rest[0]]
+        if unlabelled:
+            keep = np.union1d(keep, np.flatnonzero(labels == UNLABELLED))
         return keep[_part(labels[keep], settings.fraction, settings.fraction_seed, "dataset.fraction")]
 
     def labels(self, split: str) -> np.ndarray:
@@ -126,7 +134,7 @@ class Data:
         stored = self.split(split)
         chosen = self.indices(split) if indices is None else np.sort(np.asarray(indices, np.int64))
         labels = self._labels(split)
-        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels) or (labels[chosen] < 0).any()):
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels) or (labels[chosen] == LEFT_OUT).any()):
             raise ConfigError(f"indices of {self.name} {split} name samples that are not in use")
         if stored.size is None and size is None:
             raise ConfigError(f"images of {self.name} differ in size: a loader needs size=<pixels>")

@@ -17,7 +17,7 @@ import numpy as np
 
 from src.core.errors import ConfigError
 from src.data.samples import Arrays, Blobs, Files, Parquet, Samples, identity_of_files
-from src.data.splits import stratified_halves
+from src.data.splits import UNLABELLED, stratified_halves
 
 __all__ = ["Found", "cub", "digits", "domain", "fake", "idx", "omniglot", "parquet", "tiny_imagenet"]
 __all__ += ["torchvision_arrays", "torchvision_files", "tree", "ucf", "voc"]
@@ -118,13 +118,17 @@ def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict
 
 
 def tree(place: Path, skip: Sequence[str] = ()) -> Found:
-    """Folders of images named by class, under train/ and test/ (or val/), or without: then 1/6 is held out as test."""
+    """Folders of images named by class, under train/ and test/ (or val/), or without: then 1/6 is held out as test.
+
+    Images that lie in train/ itself have no label.
+    """
     tests = [name for name in TEST_FOLDERS if (place / name).is_dir()]
     if (place / "train").is_dir() or tests:
         roots = {"train": place / "train"} if (place / "train").is_dir() else {}
         roots |= {"test": place / tests[0]} if tests else {}
         names = _some(sorted({name for root in roots.values() for name in _folders(root, skip)}), place)
-        return Found({split: lambda root=root: _scan(root, names) for split, root in roots.items()}, names)
+        scans = {s: lambda root=root, s=s: _scan(root, names, loose=s == "train") for s, root in roots.items()}
+        return Found(scans, names)
     names = _some(_folders(place, skip), place)
     return _held_out(lambda: _scan(place, names), names)
 
@@ -155,7 +159,8 @@ def _folders(root: Path, skip: Sequence[str] = ()) -> list[str]:
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and e.name not in skip)
 
 
-def _scan(root: Path, names: Sequence[str]) -> Files:
+def _scan(root: Path, names: Sequence[str], *, loose: bool = False) -> Files:
+    """The images below the folders `names`, labelled by their place in it; then, if `loose`, those without a folder."""
     paths, labels = [], []
     for label, name in enumerate(names):
         for folder, below, files in os.walk(root / name):
@@ -163,6 +168,10 @@ def _scan(root: Path, names: Sequence[str]) -> Files:
             images = [os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(IMAGES)]
             paths += images
             labels += [label] * len(images)
+    if loose:
+        images = sorted(e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMAGES))
+        paths += images
+        labels += [UNLABELLED] * len(images)
     return Files(paths, labels, root)
 
 

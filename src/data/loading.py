@@ -76,7 +76,7 @@ class BatchLoader:
     indices: np.ndarray
     """Positions in the split, ascending."""
     labels: np.ndarray
-    """int64 [stored samples]: the label of each stored position, -1 where its class was left out."""
+    """int64 [stored samples]: the label of each stored position, negative where it has none or is not in use."""
     batch_size: int
     train: bool
     size: int

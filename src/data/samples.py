@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from src.core.errors import ConfigError
+from src.data.splits import UNLABELLED
 
 __all__ = ["Arrays", "Blobs", "Files", "Parquet", "Samples", "Storage", "decode", "identity_of_files", "stored"]
 
@@ -120,7 +121,9 @@ class Parquet:
 
         self.shards, self.image = list(shards), image
         tables = [pq.read_table(path, columns=[label]) for path in self.shards]
-        self.labels = np.concatenate([table[label].to_numpy() for table in tables]).astype(np.int64)
+        self.labels = np.concatenate([table[label].fill_null(UNLABELLED).to_numpy() for table in tables]).astype(
+            np.int64
+        )
         self.ends = np.cumsum([len(table) for table in tables])
         self.identity = identity_of_files(self.shards, self.shards[0].parent, b"")
         largest = max(path.stat().st_size for path in self.shards)

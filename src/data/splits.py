@@ -10,10 +10,12 @@ import numpy as np
 
 from src.core.errors import ConfigError
 
-__all__ = ["Relabel", "read_label_map", "stratified", "stratified_halves"]
+__all__ = ["LEFT_OUT", "UNLABELLED", "Relabel", "read_label_map", "stratified", "stratified_halves"]
 
 HELD_OUT = 1 / 6
 HELD_OUT_SEED = 123
+UNLABELLED, LEFT_OUT = -1, -2
+"""The labels of images that have none, and of those of classes that are not in use."""
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -66,15 +68,15 @@ class Relabel:
         if len(set(chosen)) != len(chosen):
             raise ConfigError(f"dataset.class_subset={subset} names a class twice")
         new = {old: i for i, old in enumerate(chosen)}
-        self.table = np.array([new.get(int(label), -1) for label in self.table])
+        self.table = np.array([new.get(int(label), LEFT_OUT) for label in self.table])
         self.names = [self.names[i] for i in chosen]
         self.classes = len(chosen)
 
     def __call__(self, stored: np.ndarray) -> np.ndarray:
-        """Labels of stored class numbers; -1 for classes left out."""
-        if len(stored) and (stored.min() < 0 or stored.max() >= len(self.table)):
+        """Labels of stored class numbers; negative ones stand for images without a label."""
+        if len(stored) and stored.max() >= len(self.table):
             raise ConfigError(f"the files hold label {stored.max()} but only {len(self.table)} classes are named")
-        return self.table[stored]
+        return np.where(stored < 0, UNLABELLED, self.table[stored])
 
 
 def read_label_map(path: Path) -> Mapping | list[int]:

@@ -155,10 +155,11 @@ def train(
     name: str = "transfer",
 ) -> Trained:
     """Train `student` in place with `cfg.method`; `before` are the predictions that its changes are measured from."""
-    loader = training_loader(cfg, data, [student, *teachers])
     method = make_method(cfg, data, student, teachers)
     if method.reads_labels:
         refuse_unlabelled(cfg, data)
+    indices = data.indices("train", unlabelled=not method.reads_labels)
+    loader = training_loader(cfg, data, [student, *teachers], indices)
     if cfg.remember and method.reads_logits:
         remember(cfg, run, data, method, loader)
     watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, cfg.engine.precision)
@@ -202,17 +203,18 @@ def make_method(cfg: DictConfig, data: Data, student: Model, teachers: Sequence[
     return build(cfg.method, net=student, **{k: make() for k, make in supplies.items() if accepts(cfg.method, k)})
 
 
-def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model]) -> Loader:
+def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indices: np.ndarray) -> Loader:
     """Random crops come at the largest input size, whole images at the largest canvas, which each network shrinks."""
-    loader = data.loader("train", cfg.batch_size, train=True, size=max(model.size for model in models))
+    options = {"train": True, "indices": indices}
+    loader = data.loader("train", cfg.batch_size, size=max(model.size for model in models), **options)
     if loader.crop is not None:
         return loader
-    return data.loader("train", cfg.batch_size, train=True, size=max(model.canvas for model in models))
+    return data.loader("train", cfg.batch_size, size=max(model.canvas for model in models), **options)
 
 
 def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
     """Raise ConfigError where a method reads labels that are not there."""
-    missing = int(np.sum(data.labels("train") < 0))
+    missing = len(data.indices("train", unlabelled=True)) - len(data.indices("train"))
     if missing:
         raise ConfigError(
             f"method={cfg.method.name} reads labels, but {missing} training images of {data.name} have none; "
@@ -227,7 +229,7 @@ def remember(cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Lo
         return
     view, count = found
     method.to(run.device)
-    plain_loader = data.loader("train", cfg.batch_size, train=False, size=loader.size)
+    plain_loader = data.loader("train", cfg.batch_size, train=False, indices=loader.indices, size=loader.size)
     for part in method.frozen:
         method.get_submodule(part).remember(plain_loader, view, count, run.cache, cfg.engine.precision)
 

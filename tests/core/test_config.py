@@ -114,6 +114,15 @@ def test_the_run_is_the_same_resolved_or_not_and_does_not_hear_of_places(fit):
     assert identify(cfg, "fit") != identify(OmegaConf.merge(cfg, {"noise": 0.2}), "fit")
 
 
+def test_somebodys_own_images_are_known_by_their_place(fit, monkeypatch, tmp_path):
+    def run(*overrides):
+        return identify(OmegaConf.create({**fit.compose(*overrides), "dataset": {"source": "folder"}}), "fit")
+
+    assert run("data_root=/a") != run("data_root=/b")
+    monkeypatch.chdir(tmp_path)
+    assert run("data_root=images") == run(f"data_root={tmp_path}/images")
+
+
 def test_single_run_job_of_a_multirun_and_compose_name_the_same_run(fit):
     expected = {identify(fit.compose("steps=3", f"seed={seed}"), "fit").run for seed in (0, 1)}
     fit("steps=3")

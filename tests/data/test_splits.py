@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from src.core.errors import ConfigError
+from src.data import open_data
 from src.data.splits import Relabel, stratified
 
 
@@ -91,3 +96,25 @@ def test_impossible_subsets_say_why(opened, options, message):
 def test_labels_missing_from_a_map_are_named():
     with pytest.raises(ConfigError, match="says nothing about dog"):
         Relabel(["cat", "dog"], {"cat": 1}, None, None)
+
+
+def test_images_without_a_label_are_there_for_those_who_ask(tmp_path):
+    """Null or -1 in a parquet file; outside of the classes in a folder."""
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "png")
+    for split, labels in (("train", [0, None, 1, -1, 0, 1]), ("test", [0, 1])):
+        table = {"image": [{"bytes": image.getvalue()}] * len(labels), "label": pa.array(labels, pa.int64())}
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(pa.table(table), tmp_path / "set" / f"{split}-0.parquet")
+        for number, label in enumerate(labels):
+            place = tmp_path / "tree" / split / ("" if label in (None, -1) else f"class{label}")
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{number}.png").write_bytes(image.getvalue())
+    for node, bare in (({"name": "set", "source": "parquet"}, [1, 3]), ({"name": "tree", "source": "folder"}, [4, 5])):
+        where = {"data_root": tmp_path, "cache_root": tmp_path, "seed": 0, "device": "cpu"}
+        data = open_data({"classes": 2, **node}, loader={"kind": "torch", "workers": 0}, **where)
+        labelled = sorted({*range(6)} - {*bare})
+        assert data.indices("train").tolist() == labelled and (data.labels("train") >= 0).all()
+        assert data.indices("train", unlabelled=True).tolist() == list(range(6))
+        (batch,) = data.loader("train", 6, train=False, indices=range(6)).epoch(0)
+        assert [i for i, label in enumerate(batch.labels.tolist()) if label == -1] == bare

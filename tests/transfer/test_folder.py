@@ -1,6 +1,7 @@
 """Somebody's folder of images and two networks of a library: the student that comes out works without this project."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from src import models as zoo
 from src.core.errors import ConfigError
 from src.core.run import launch
 from src.transfer import recipe
+from src.transfer.frozen import Frozen
 from src.transfer.heads import logistic_regression
 
 SMALL = ["dataset=folder", "dataset.augment=flip", "batch_size=16", "engine.max_steps=2", "optimizer.lr=0.001"]
@@ -76,3 +78,32 @@ def test_regression_is_scikit_learns():
     reference = LogisticRegression(C=1 / (2 * 1e-3 * 300), tol=1e-8, max_iter=2000).fit(standard, labels)
     ours = (torch.tensor(features).float() @ weight.T + bias).softmax(1).numpy()
     np.testing.assert_allclose(ours, reference.predict_proba(standard), atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def half_labelled(pictures):
+    """The same folder with half of the training images moved out of their classes."""
+    place = pictures.parent / "half"
+    shutil.copytree(pictures, place)
+    for file in sorted((place / "train").glob("*/*.png"))[::2]:
+        file.rename(place / "train" / f"{file.parent.name}-{file.name}")
+    return place
+
+
+@pytest.mark.parametrize("method", ["kl_dp", "crd"])
+def test_missing_labels_are_explained(folder, half_labelled, method):
+    cfg = configured(folder, half_labelled, f"method={method}", "fit_heads=true")
+    with pytest.raises(ConfigError, match=rf"method={method} reads labels, but 45 training images.*method=kl_dp_u"):
+        launch(recipe, cfg)
+
+
+@pytest.mark.parametrize("remember", ["true", "false"])
+def test_images_without_labels_serve_methods_that_read_none(folder, half_labelled, remember, monkeypatch):
+    seen = set()
+    forward = Frozen.forward
+    monkeypatch.setattr(
+        Frozen, "forward", lambda self, batch: seen.update(batch.index.tolist()) or forward(self, batch)
+    )
+    options = ["method=kl_dp_u", "fit_heads=true", "engine.max_steps=null", "engine.epochs=1", f"remember={remember}"]
+    (row,) = run_rows(recipe, configured(folder, half_labelled, *options, "batch_size=45"))
+    assert seen == set(range(90)) and row.status == "ok"

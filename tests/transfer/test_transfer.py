@@ -199,15 +199,6 @@ def test_a_copy_under_another_name_is_the_same_network(folder):
         launch(recipe, composed(folder, "teacher.name=copy"))
 
 
-def test_missing_labels_are_explained(folder, monkeypatch):
-    from src.data import Data
-
-    labels = Data.labels
-    monkeypatch.setattr(Data, "labels", lambda self, split: labels(self, split) - 10 * (split == "train"))
-    with pytest.raises(ConfigError, match=r"method=kl_dp reads labels, but 1497 training images.*method=kl_dp_u"):
-        launch(recipe, composed(folder, "seed=9"))
-
-
 def test_a_run_begins_with_what_its_networks_are(folder, capsys):
     rows = run_rows(recipe, composed(folder, "seed=31", "candidates=[wide,letters]"))
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if " px │" in line]
