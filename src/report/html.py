@@ -12,9 +12,10 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report.layout import natural
 from src.report.plots import PICTURES, Picture
+from src.report.rows import distinct
 from src.report.spec import TableSpec, everything
 from src.report.style import svg
-from src.report.tables import Table, build, distinct, first_line
+from src.report.tables import Table, build, first_line
 
 __all__ = ["page", "section_of", "table_html"]
 

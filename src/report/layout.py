@@ -17,8 +17,9 @@ STD_NOTE = "mean ± sample standard deviation (ddof 1) over seeds"
 
 
 def natural(text: str) -> list[tuple[int, Any]]:
-    """Sort key under which resnet8 comes before resnet20."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(text))]
+    """Sort key under which resnet8 comes before resnet20, and the bin -3 to -1 before -1 to 1."""
+    parts = re.split(r"((?<!\S)-\d+|\d+)", str(text))
+    return [(0, int(part)) if place % 2 else (1, part) for place, part in enumerate(parts)]
 
 
 class Layout:
@@ -32,8 +33,8 @@ class Layout:
         self.rows = [key for key in spec.rows if key not in self.fixed]
         known = {name: metric for name, metric in spec.metrics.items() if name in frame or self._published(name)}
         self.metrics = known or spec.metrics
-        values = frame[spec.columns].unique() if spec.columns and len(frame) else []
-        self.columns: list[str | None] = sorted(values, key=natural) if spec.columns else [None]
+        values = {tuple(line[key] for key in spec.columns) for line in frame.to_dict("records")}
+        self.columns = sorted(values, key=lambda value: [natural(part) for part in value]) if spec.columns else [()]
         counts = [frame[f"{name}_n"].dropna() for name in self.metrics if f"{name}_n" in frame]
         self.seeds = pd.concat(counts) if counts else pd.Series(dtype=int)
         self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
@@ -45,8 +46,9 @@ class Layout:
         headers = [self.spec.labels.get(key, key) for key in self.rows]
         for value in self.columns:
             for name, metric in self.metrics.items():
-                many = value is None or len(self.metrics) > 1
-                heading = " ".join(filter(None, [value, metric.heading if many else ""]))
+                many = not value or len(self.metrics) > 1
+                said = [part for part in value if part != "none"] or value
+                heading = " ".join([*said, *([metric.heading] if many else [])])
                 headers += (
                     [f"{heading} published", f"{heading} ours", "difference"] if self._published(name) else [heading]
                 )
@@ -62,7 +64,7 @@ class Layout:
     def _values(self, line: tuple[str, ...]) -> list[str]:
         texts = []
         for value in self.columns:
-            cell = self.cells.get((*line, value) if self.spec.columns else line)
+            cell = self.cells.get((*line, *value))
             for name, metric in self.metrics.items():
                 several = self.seeds.nunique() > 1
                 texts += _texts(cell, name, metric, published=self._published(name), count=several)
@@ -70,6 +72,7 @@ class Layout:
 
     def notes(self) -> list[str]:
         notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
+        notes += [metric.note for metric in self.metrics.values()]
         if len(self.seeds) and self.seeds.max() > 1:
             same = self.seeds.nunique() == 1
             notes.append(STD_NOTE + (f"; n = {self.seeds.max()}" if same else "; n stands with each value"))
@@ -87,8 +90,10 @@ def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, publ
         text = "n/a" if cell["status"].startswith("ok") else cell["status"]
     else:
         std = cell.get(f"{name}_std", np.nan)
-        text = format(ours, metric.format) + ("" if pd.isna(std) else f" ± {std:{metric.format.lstrip('+')}}")
-        text += f" (n = {cell[f'{name}_n']})" if count else ""
+        plain = metric.statistic == "count"
+        spread = "" if pd.isna(std) or plain else f" ± {std:{metric.format.lstrip('+')}}"
+        text = format(ours, metric.format) + spread
+        text += f" (n = {cell[f'{name}_n']})" if count and not plain else ""
         text += " †" if cell["status"] != "ok" else ""
     if not published:
         return [text]

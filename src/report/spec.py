@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,10 @@ from src.core.config import did_you_mean
 from src.core.errors import ConfigError
 from src.core.types import Row
 
-__all__ = ["MetricColumn", "TableSpec", "everything", "load_specs", "matches", "pick"]
+__all__ = ["MetricColumn", "TableSpec", "bin_of", "everything", "load_specs", "matches", "pick"]
+
+
+STATISTICS = ("mean", "median", "std", "min", "max", "count")
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,35 @@ class MetricColumn:
     unit: str = ""
     claimed: str = ""
     """Metric of the rows that holds what the weights' authors claim: the published value where the table has none."""
+    of: str = ""
+    """Metric of the rows that is shown, if the column has another name."""
+    statistic: str = "mean"
+    """mean, median, std (population), min, max or count: over the groups of `across`, one value a group."""
+    across: list[str] = field(default_factory=list)
+    """Cell keys whose values make the groups; each is averaged first. Example: `statistic: median, across: [student]`
+    is the mean over each student's teachers, then the median over students."""
+    above: dict[str, float] = field(default_factory=dict)
+    """Metric -> number: groups whose mean of that metric is not above it are left out."""
 
     @property
     def heading(self) -> str:
         """Label with its unit, as it heads a column."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def note(self) -> str:
+        """What a reader must know of the statistic; nothing where the heading says it."""
+        if self.statistic in ("mean", "count"):
+            return ""
+        limits = "".join(f", those above {floor:g} in {name} only" for name, floor in self.above.items())
+        kind = "population std" if self.statistic == "std" else self.statistic
+        return f"{self.label}: {kind} over the means by {' and '.join(self.across)}{limits}"
+
+    def __post_init__(self) -> None:
+        if self.statistic not in STATISTICS:
+            raise ValueError(f"statistic {self.statistic} is none of {', '.join(STATISTICS)}")
+        if not self.across and (self.above or self.statistic != "mean"):
+            raise ValueError(f"statistic {self.statistic} needs `across`, the keys that make its groups")
 
 
 @dataclass(frozen=True)
@@ -45,8 +73,11 @@ class TableSpec:
     rows: list[str]
     """Cell keys that make a line of the table."""
     metrics: dict[str, MetricColumn]
-    columns: str | None = None
-    """Cell key whose values become columns (a matrix); without it every metric is a column."""
+    columns: list[str] = field(default_factory=list)
+    """Cell keys (in YAML one or a list) whose values become columns; without them every metric is a column."""
+    bins: dict[str, list[float]] = field(default_factory=dict)
+    """Key -> edges in ascending order: the key stands for the bin, [low, high), of that cell key or metric. The last
+    bin has its upper edge; rows outside all bins are left out with a warning."""
     where: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must have."""
     over: list[str] = field(default_factory=list)
@@ -69,7 +100,7 @@ class TableSpec:
     @property
     def keys(self) -> list[str]:
         """All cell keys that tell one cell of the table from another."""
-        return [*self.rows, *([self.columns] if self.columns else [])]
+        return [*self.rows, *self.columns]
 
     @classmethod
     def parse(cls, name: str, node: Mapping[str, Any]) -> TableSpec:
@@ -88,9 +119,16 @@ class TableSpec:
         if problems:
             raise ConfigError(problems)
         metrics = {key: _metric(name, key, value) for key, value in node["metrics"].items()}
-        spec = cls(name=name, **{**node, "metrics": metrics})
+        columns = node.get("columns", [])
+        columns = [columns] if isinstance(columns, str) else columns
+        spec = cls(name=name, **{**node, "metrics": metrics, "columns": columns})
         cells = [*spec.published, *spec.expected]
         known = {*spec.keys, *metrics}
+        twice = [key for key in spec.bins if key not in spec.keys or key in metrics]
+        if twice:
+            raise ConfigError(
+                f"{name}: `bins` needs keys of the table that are not its metrics too, unlike {', '.join(twice)}"
+            )
         stray = sorted({key for cell in cells for key in cell if key not in known})
         if stray:
             raise ConfigError(f"{name}: published or expected cells have keys the table has not: {', '.join(stray)}")
@@ -111,8 +149,15 @@ def _metric(table: str, name: str, node: Any) -> MetricColumn:
         metric = MetricColumn(**({"label": name} | (node or {})))
         format(1.0, metric.format)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{table}: metric `{name}` takes label, format, unit and claimed: {error}") from error
+        known = ", ".join(item.name for item in fields(MetricColumn))
+        raise ConfigError(f"{table}: metric `{name}` takes {known}: {error}") from error
     return metric
+
+
+def bin_of(value: float, edges: Sequence[float]) -> str:
+    """The name of the bin [low, high) that holds a value; the last one holds its upper edge too."""
+    place = min(bisect_right(edges, value), len(edges) - 1)
+    return f"{edges[place - 1]:g} to {edges[place]:g}"
 
 
 def load_specs(folder: Path) -> dict[str, TableSpec]:

@@ -14,10 +14,12 @@ from src.core.config import did_you_mean
 from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.types import Row
+from src.report.aggregate import aggregate, binned
 from src.report.layout import Layout, natural
-from src.report.spec import TableSpec, matches
+from src.report.rows import distinct
+from src.report.spec import MetricColumn, TableSpec, matches
 
-__all__ = ["Missing", "Table", "aggregate", "build", "distinct", "first_line", "gather"]
+__all__ = ["Missing", "Table", "build", "first_line", "gather"]
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,6 @@ def gather(roots: Sequence[str]) -> list[Row]:
     return rows
 
 
-def distinct(rows: Iterable[Row]) -> list[Row]:
-    """Rows without repetitions: of one run's cell found twice (outputs and results), the first is kept."""
-    unique: dict[tuple, Row] = {}
-    for row in rows:
-        unique.setdefault((row.entry, row.run, row.seed, *sorted((k, str(v)) for k, v in row.cell.items())), row)
-    return list(unique.values())
-
-
-def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean, sample standard deviation (ddof 1) and number of seeds of every metric, by the values of `keys`.
-
-    Rows of one seed that differ in other keys are averaged first, so that `std` is the spread over seeds and
-    nothing else. Returns a frame indexed by `keys` (as text) with columns (metric, mean | std | n).
-    """
-    keys = list(keys)
-    records = [
-        {**{key: str(row.cell[key]) for key in keys}, "seed": row.seed}
-        | {metric: row.metrics.get(metric, np.nan) for metric in metrics}
-        for row in rows
-        if row.status == "ok"
-    ]
-    frame = pd.DataFrame(records, columns=[*keys, "seed", *metrics]).astype(dict.fromkeys(metrics, float))
-    by_seed = frame.groupby([*keys, "seed"], sort=False)[list(metrics)].mean()
-    table = by_seed.groupby(level=keys, sort=False).agg(["mean", "std", "count"])
-    return table.rename(columns={"count": "n"}, level=1)
-
-
 def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None = None) -> Table:
     """Make the table `spec` from rows, of the cells that have the values `where` asks for.
 
@@ -97,7 +72,7 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
         ConfigError: `where` names what no row of the entry has.
     """
     where = where or {}
-    mine = [row for row in distinct(rows) if row.entry == spec.entry]
+    mine = [binned(row, spec.bins) for row in distinct(rows) if row.entry == spec.entry]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
@@ -161,7 +136,7 @@ def _frame(
     """The numbers of the table, one line an expected cell."""
     keys, metrics = spec.keys, list(spec.metrics)
     claims = {name: metric.claimed for name, metric in spec.metrics.items() if metric.claimed}
-    means = aggregate(measured, keys, [*metrics, *claims.values()])
+    means = aggregate(measured, keys, spec.metrics | {claim: MetricColumn(claim) for claim in claims.values()})
     published = {
         _key(cell, keys): {metric: float(cell[metric]) for metric in metrics if metric in cell}
         for cell in spec.published
@@ -221,15 +196,18 @@ def _warnings(spec: TableSpec, rows: Sequence[Row], strangers: Sequence[Row]) ->
     """Rows that have no place, and those of different settings in one place: their average is a result of neither."""
     runs: dict[tuple, set[str]] = {}
     values: dict[tuple, set[str]] = {}
+    meant = {*spec.keys, *spec.over, *(key for metric in spec.metrics.values() for key in metric.across)}
     for row in rows:
         place = _key(row.cell, spec.keys)
         runs.setdefault((*sorted((key, str(value)) for key, value in row.cell.items()), row.seed), set()).add(row.run)
-        for key in row.cell.keys() - {*spec.keys, *spec.over}:
+        for key in row.cell.keys() - meant:
             values.setdefault((place, key), set()).add(str(row.cell[key]))
     mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
     mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}
     texts = [f"warning: averaged over different settings: {what}; choose one with --where" for what in sorted(mixed)]
     if strangers:
-        lacking = sorted({key for row in strangers for key in {*spec.keys, *spec.where} - row.cell.keys()})
+        known = {key: f"{key} from {edges[0]:g} to {edges[-1]:g}" for key, edges in spec.bins.items()}
+        absent = {key for row in strangers for key in {*spec.keys, *spec.where} - row.cell.keys()}
+        lacking = sorted(known.get(key, key) for key in absent)
         texts.append(f"warning: {len(strangers)} rows are left out because they lack {', '.join(lacking)}")
     return texts

@@ -10,8 +10,10 @@ import pytest
 from src.core.errors import ConfigError
 from src.core.results import write_rows
 from src.core.types import Row
-from src.report.spec import TableSpec, load_specs, pick
-from src.report.tables import aggregate, build, distinct, gather
+from src.report.aggregate import aggregate
+from src.report.rows import distinct
+from src.report.spec import MetricColumn, TableSpec, load_specs, pick
+from src.report.tables import build, gather
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 NODE = {
@@ -34,7 +36,7 @@ def row(model="a", accuracy=90.0, seed=0, **changes) -> Row:
 
 
 def test_mean_and_sample_deviation_over_seeds(pretrain_rows):
-    table = aggregate([r for r in pretrain_rows if r.status == "ok"], ["model"], ["accuracy"])
+    table = aggregate([r for r in pretrain_rows if r.status == "ok"], ["model"], {"accuracy": MetricColumn("top-1")})
     values = [r.metrics["accuracy"] for r in pretrain_rows if r.cell.get("model") == "mlp_32"]
     mean, std, n = table.loc["mlp_32", "accuracy"]
     assert len(values) == n == 3
@@ -45,7 +47,7 @@ def test_mean_and_sample_deviation_over_seeds(pretrain_rows):
 def test_deviation_is_over_seeds_even_where_other_keys_are_averaged():
     rows = [row("a", value, seed, cell={"student": student}) for seed, student, value in
             [(0, "x", 80.0), (0, "y", 90.0), (1, "x", 82.0), (1, "y", 92.0)]]  # fmt: skip
-    mean, std, n = aggregate(rows, ["model"], ["accuracy"]).loc["a", "accuracy"]
+    mean, std, n = aggregate(rows, ["model"], {"accuracy": MetricColumn("top-1")}).loc["a", "accuracy"]
     assert (mean, n) == (86.0, 2)
     assert std == pytest.approx(np.std([85.0, 87.0], ddof=1))
 
@@ -160,12 +162,24 @@ def test_a_run_found_twice_counts_once_as_the_first_root_has_it(tmp_path):
         gather([str(tmp_path / "elsewhere")])
 
 
+def test_means_are_over_the_rows_that_have_the_metric():
+    rows = [replace(row("a", 90.0, 0), metrics={"accuracy": 90.0, "rate": 10.0}), row("a", 80.0, 1)]
+    table = build(spec(metrics={"accuracy": None, "rate": None}), [*rows, row("b")])
+    assert [line[1:] for line in table.lines] == [["85.00 ± 7.07 (n = 2)", "10.00 (n = 1)"], ["90.00 (n = 1)", "n/a"]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"colums": "model"}, "unknown key `colums`; did you mean 'columns'"),
         ({"rows": []}, "`rows` is missing"),
         ({"metrics": {"accuracy": {"format": "xyz"}}}, "metric `accuracy` takes label"),
+        (
+            {"metrics": {"accuracy": {"statistic": "mode", "across": ["seed"]}}},
+            "mode is none of mean",
+        ),
+        ({"metrics": {"accuracy": {"statistic": "median"}}}, "statistic median needs `across`"),
+        ({"bins": {"accuracy": [0, 1]}, "rows": ["accuracy"]}, "not its metrics too, unlike accuracy"),
         ({"published": [{"modle": "a", "accuracy": 1}]}, "keys the table has not: modle"),
     ],
 )

@@ -1,0 +1,61 @@
+"""Which rows are one measurement, one method and one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from src.core.errors import ConfigError
+from src.core.types import Row
+
+__all__ = ["SETTINGS", "distinct", "named", "one_setting", "parts", "settings"]
+
+SETTINGS = ("dataset", "split", "fraction")
+"""Cell keys whose values are never mixed in one picture."""
+
+
+def named(row: Row) -> Row:
+    """The row with its method's variant, if it is not the standard form, in its name as in `method=paper/xekl`."""
+    variant = row.cell.get("variant", "standard")
+    cell = {key: value for key, value in row.cell.items() if key != "variant"}
+    if variant != "standard":
+        cell["method"] = f"{variant}/{cell['method']}"
+    return replace(row, cell=cell)
+
+
+def distinct(rows: Iterable[Row]) -> list[Row]:
+    """Named rows without repetitions: of one run's cell found twice (outputs and results), the first is kept."""
+    unique: dict[tuple, Row] = {}
+    for row in map(named, rows):
+        unique.setdefault((row.entry, row.run, row.seed, *sorted((k, str(v)) for k, v in row.cell.items())), row)
+    return list(unique.values())
+
+
+def settings(row: Row) -> dict[str, str]:
+    """What parts the row from others of its entry: its dataset, split and share of the training images."""
+    return {key: str(row.cell[key]) for key in SETTINGS if key in row.cell}
+
+
+def parts(rows: Iterable[Row]) -> dict[tuple[tuple[str, str], ...], list[Row]]:
+    """Rows by their settings."""
+    found: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(settings(row).items()), []).append(row)
+    return found
+
+
+def one_setting(rows: Sequence[Row]) -> None:
+    """Check that no picture mixes settings.
+
+    Raises:
+        ConfigError: the rows differ in one; says in which, and what to add.
+    """
+    problems = []
+    for key in SETTINGS:
+        values = sorted({settings(row).get(key, "none") for row in rows})
+        if len(values) > 1:
+            problems.append(
+                f"the rows mix {key} = {', '.join(values)} in one picture; add {key}={values[-1]} or another"
+            )
+    if problems:
+        raise ConfigError(problems)
