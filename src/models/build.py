@@ -48,7 +48,7 @@ def build(
         name=spec.name,
         classes=classes or made.classes,
         architecture=spec.architecture,
-        options=spec.options,
+        options={**spec.options, **made.options},
         tag=made.tag,
         claimed_top1=made.claimed_top1,
     ).eval()

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from src.core.errors import ConfigError
 
-__all__ = ["INTERPOLATIONS", "Model", "Preprocess", "find_head", "reset_head"]
+__all__ = ["INTERPOLATIONS", "Model", "Preprocess", "find_head", "head_names", "reset_head"]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
@@ -112,6 +112,16 @@ class Model(nn.Module):
     std = property(lambda self: self.preprocess.std, doc="Per channel, of images in 0..1.")
     interpolation = property(lambda self: self.preprocess.interpolation, doc="Of the resize to the canvas.")
 
+    @property
+    def head(self) -> nn.Module:
+        """The classifier: `find_head`."""
+        return self.net.get_submodule(find_head(self.net, self.classes))
+
+    @property
+    def width(self) -> int:
+        """Number of `features`."""
+        return self.head.in_features if isinstance(self.head, nn.Linear) else self.head.in_channels
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 logits [B, classes], the same in every role of the model."""
         return self.net(self.preprocess(images)).float()
@@ -123,8 +133,7 @@ class Model(nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`features` and the logits made from them, in one pass."""
         kept: list[Tensor] = []
-        head = self.net.get_submodule(find_head(self.net, self.classes))
-        handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        handle = self.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
         try:
             logits = self(images)
         finally:
@@ -153,15 +162,20 @@ class Model(nn.Module):
         return digest.hexdigest()[:32]
 
 
-def find_head(net: nn.Module, classes: int) -> str:
-    """Name of the classifier: the last linear layer or convolution with `classes` outputs; ConfigError if none."""
+def head_names(net: nn.Module, classes: int) -> list[str]:
+    """Names of all linear layers and convolutions with `classes` outputs, which classifiers are among."""
     outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}
-    names = [
+    return [
         name
         for name, module in net.named_modules()
         for kind, attribute in outputs.items()
         if isinstance(module, kind) and getattr(module, attribute) == classes
     ]
+
+
+def find_head(net: nn.Module, classes: int) -> str:
+    """Name of the classifier: the last linear layer or convolution with `classes` outputs; ConfigError if none."""
+    names = head_names(net, classes)
     if not names:
         raise ConfigError(
             f"{type(net).__name__} has no linear or convolutional layer with {classes} outputs as its head"

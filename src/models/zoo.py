@@ -46,6 +46,8 @@ class Created:
     """The library's own settings: size, crop_pct, mean, std, interpolation."""
     tag: str = "random"
     claimed_top1: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Those it was built with, beside its name and classes, where they are more than what was asked for."""
 
 
 def efficientnet(
@@ -251,17 +253,16 @@ def _create_timm(
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if size is not None and config is not None and config.fixed_input_size:
         options.setdefault("img_size", size)  # transformers have position embeddings of one size
-    if classes is not None:
-        options["num_classes"] = classes
+    outputs = {} if classes is None else {"num_classes": classes}
     try:
-        net = timm.create_model(name, pretrained=pretrained, **options)
+        net = timm.create_model(name, pretrained=pretrained, **options, **outputs)
     except RuntimeError as error:
         raise ConfigError(f"timm cannot build {name}: {error}") from error
     data = timm.data.resolve_model_data_config(net, args={"img_size": options.get("img_size")})
     keys = ("crop_pct", "mean", "std", "interpolation")
     preprocessing = {"size": data["input_size"][1], **{key: data[key] for key in keys}}
     tag = f"timm:{net.pretrained_cfg['architecture']}.{net.pretrained_cfg['tag']}" if pretrained else "random"
-    return Created(net, net.num_classes, preprocessing, tag)
+    return Created(net, net.num_classes, preprocessing, tag, options=options)
 
 
 def _torchvision_weights(name: str) -> Any:

@@ -17,8 +17,9 @@ from src.core.method import Method
 from src.core.types import Step
 from src.models import Model
 from src.transfer.frozen import Frozen
+from src.transfer.options import one_of
 
-__all__ = ["Ensemble", "Transfer", "one_of", "percent", "positive", "step"]
+__all__ = ["Ensemble", "Transfer", "share", "step"]
 
 BATCHNORM = ("adapt", "keep")
 
@@ -50,13 +51,16 @@ class Transfer(Method):
                 setattr(self, part, networks)
                 self.frozen = (*self.frozen, part)
         if teachers is not None and len(teachers.models) > 1 and not self.many_teachers:
-            raise ConfigError(f"method={name} takes one teacher, not {len(teachers.models)}; method=kl_dp takes many")
+            raise ConfigError(
+                f"method={name} takes one teacher at a time, not {len(teachers.models)}; method=kl_dp takes many, and "
+                "combine=sequential gives one after the other"
+            )
 
     def train(self, mode: bool = True) -> Transfer:
-        """Switch to training; BatchNorm keeps its statistics if it is to."""
+        """Switch to training; the BatchNorms of all networks keep their statistics if they are to."""
         super().train(mode)
         if self.batchnorm == "keep":
-            for module in self.net.modules():
+            for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
@@ -84,23 +88,11 @@ class Ensemble(Transfer):
         super().__init__(net, name=name)
 
 
-def percent(mask: Tensor) -> Tensor:
-    """Share of samples in a bool mask [B], percent, 0-d."""
+def share(mask: Tensor) -> Tensor:
+    """Samples of the batch that a bool mask [B] holds, percent, 0-d and on the device."""
     return 100 * mask.float().mean()
 
 
 def step(loss: Tensor, logs: dict[str, Tensor]) -> Step:
     """A loss with its logs, all detached."""
     return Step(loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}})
-
-
-def one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is allowed for this option of the method."""
-    if value not in allowed:
-        raise ConfigError(f"method.{option}={value}: one of {', '.join(allowed)} is needed")
-
-
-def positive(option: str, value: float) -> None:
-    """Raise ConfigError unless `value` is larger than 0."""
-    if not value > 0:
-        raise ConfigError(f"method.{option}={value}: more than 0 is needed")

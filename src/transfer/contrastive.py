@@ -1,4 +1,9 @@
-"""Distillation of features (section 3.5): cosine similarities within a batch (CD) and contrast with a memory (CRD)."""
+"""Distillation of features (section 3.5): cosine similarities within a batch (CD) and contrast with a memory (CRD).
+
+Deviation: features are what enters the last classifier layer (`Model.features`). The authors take timm's networks
+without classifier, which is the same but for distilled networks with two classifiers, whose two tokens they average
+and of which the second is taken here; another place would need a rule for every family of networks.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,11 @@ from torch.nn import functional as F
 
 from src.core.types import Batch, Step
 from src.models import Model
-from src.models.model import find_head
-from src.transfer.base import Transfer, positive, step
+from src.transfer.base import Transfer, step
 from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence
+from src.transfer.options import number
+from src.transfer.partition import flips, shares
 
 __all__ = ["ContrastiveMemory", "CosineDistillation", "RepresentationDistillation", "Samples", "similarity_loss"]
 
@@ -23,19 +29,6 @@ class Samples(NamedTuple):
 
     index: Tensor
     labels: Tensor
-
-
-def features_and_logits(model: Model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the classifier, [B, D] (averaged over space where it is a map), and what leaves it, [B, C]."""
-    kept: list[Tensor] = []
-    head = model.net.get_submodule(find_head(model.net, model.classes))
-    handle = head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    try:
-        logits = model(images)
-    finally:
-        handle.remove()
-    features = kept[0].mean((2, 3)) if kept[0].ndim == 4 else kept[0]
-    return features.float(), logits
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,14 +56,16 @@ class _FeatureDistillation(Transfer):
     ) -> None:
         """`temperature` is KL's."""
         super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
-        positive("temperature", temperature)
+        number("temperature", temperature, 1.0, above=0)
+        for option, weight in (("xe", xe_weight), ("kl", kl_weight), ("contrast", contrast_weight)):
+            number(f"{option}_weight", weight, 1.0, least=0)
         self.weights, self.temperature = (xe_weight, kl_weight, contrast_weight), temperature
 
     def forward(self, batch: Batch) -> Step:
         """The weighted loss of one batch; the teacher runs live, as its features are needed."""
-        student, logits = features_and_logits(self.net, batch.images)
+        student, logits = self.net.features_and_logits(batch.images)
         with torch.no_grad():
-            teacher, target = features_and_logits(self.teachers.models[0], batch.images)
+            teacher, target = self.teachers.models[0].features_and_logits(batch.images)
         xe, kl, contrast = self.weights
         with torch.autocast(student.device.type, enabled=False):  # 16 bits are too few for exp(similarity / 0.07)
             distance = self.contrast(student, teacher, batch)
@@ -79,7 +74,7 @@ class _FeatureDistillation(Transfer):
         if kl:
             terms["kl"] = kl_divergence(logits, target, self.temperature).mean()
             loss = loss + kl * terms["kl"]
-        return step(loss, terms)
+        return step(loss, terms | shares(flips(logits, target, batch.labels)))
 
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The loss between features [B, D]."""
@@ -168,8 +163,12 @@ class RepresentationDistillation(_FeatureDistillation):
     ) -> None:
         """`dimensions` of the embeddings; their projections train with the student and are dropped afterwards."""
         super().__init__(net, teachers, **options)
+        number("dimensions", dimensions, 128, least=1, whole=True)
+        number("negatives", negatives, 4096, least=1, whole=True)
+        number("nce_temperature", nce_temperature, 0.07, above=0)
+        number("nce_momentum", nce_momentum, 0.5, least=0, most=1)
         for side, model in (("of_student", net), ("of_teacher", teachers.models[0])):
-            setattr(self, side, nn.Linear(_width(model), dimensions))
+            setattr(self, side, nn.Linear(model.width, dimensions))
         self.memory = ContrastiveMemory(samples, dimensions, negatives, nce_temperature, nce_momentum)
 
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -178,9 +177,3 @@ class RepresentationDistillation(_FeatureDistillation):
             F.normalize(layer(x), dim=1) for layer, x in ((self.of_student, student), (self.of_teacher, teacher))
         )
         return self.memory(*embedded, batch)
-
-
-def _width(model: Model) -> int:
-    """Number of features that enter the classifier."""
-    head = model.net.get_submodule(find_head(model.net, model.classes))
-    return head.in_features if isinstance(head, nn.Linear) else head.in_channels

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from src.core.errors import ConfigError
 from src.core.optim import Averaged
 from src.core.types import Batch, Step
 from src.models import Model
-from src.transfer.base import Transfer, one_of, positive, step
+from src.transfer.base import Transfer, step
 from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence, masked_mean
-from src.transfer.partition import flips
+from src.transfer.options import flag, number, one_of
+from src.transfer.partition import Flips, flips, shares
 
 __all__ = ["Distillation", "MomentumDistillation", "SelfDistillation"]
 
@@ -41,26 +41,36 @@ class Distillation(Transfer):
         xe_on_probabilities: bool = False,
         batchnorm: str = "adapt",
     ) -> None:
-        """`topk` restricts KL to the teacher's largest logits.
+        """`topk` restricts KL to the teacher's largest logits; with `kl_weight` 0 the teacher is never asked.
 
         `kl_samples`: all, not_negative (without those only the current student gets right) or positive (only those
         the teacher alone gets right). `xe_on_probabilities` is the slip behind the published numbers.
         """
-        super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
+        number("kl_weight", kl_weight, 0.5, least=0, most=1)
+        super().__init__(net, name=name, teachers=teachers if kl_weight > 0 else None, batchnorm=batchnorm)
         one_of("kl_samples", kl_samples, KL_SAMPLES)
-        if not 0 <= kl_weight <= 1:
-            raise ConfigError(f"method.kl_weight={kl_weight}: a number from 0 (only labels) to 1 (only the teacher)")
-        positive("temperature", temperature)
+        number("temperature", temperature, 1.0, above=0)
+        if topk is not None:
+            number("topk", topk, 100, least=1, whole=True)
+        number("label_smoothing", label_smoothing, 0.1, least=0, most=1)
+        flag("xe_on_probabilities", xe_on_probabilities)
         self.kl_weight, self.temperature, self.topk, self.kl_samples = kl_weight, temperature, topk, kl_samples
         self.label_smoothing, self.xe_on_probabilities = label_smoothing, xe_on_probabilities
         self.reads_labels = kl_weight < 1 or kl_samples != "all"
 
     def forward(self, batch: Batch) -> Step:
-        """The weighted loss of one batch; a term without weight costs nothing."""
+        """The weighted loss of one batch; a term without weight costs nothing.
+
+        Where labels are read, the logs hold the flips of the teacher with respect to the current student.
+        """
         student = self.net(batch.images)
         terms: dict[str, Tensor] = {}
+        flipped: dict[str, Tensor] = {}
         if self.kl_weight > 0:
-            terms["kl"] = self._kl(student, batch)
+            (teacher,) = self.teachers(batch)
+            flip = flips(student, teacher, batch.labels) if self.reads_labels else None
+            terms["kl"] = self._kl(student, teacher, flip)
+            flipped = {} if flip is None else shares(flip)
         if self.kl_weight < 1:
             terms["xe"] = cross_entropy(
                 student,
@@ -70,14 +80,12 @@ class Distillation(Transfer):
             ).mean()
         weights = {"kl": self.kl_weight, "xe": 1 - self.kl_weight}
         loss = sum(weights[term] * value for term, value in terms.items())
-        return step(loss, terms)
+        return step(loss, terms | flipped)
 
-    def _kl(self, student: Tensor, batch: Batch) -> Tensor:
-        (teacher,) = self.teachers(batch)
+    def _kl(self, student: Tensor, teacher: Tensor, flip: Flips | None) -> Tensor:
         values = kl_divergence(student, teacher, self.temperature, self.topk)
         if self.kl_samples == "all":
             return values.mean()
-        flip = flips(student, teacher, batch.labels)
         return masked_mean(values, ~flip.negative if self.kl_samples == "not_negative" else flip.positive)
 
 
@@ -102,10 +110,13 @@ class MomentumDistillation(Distillation):
     ) -> None:
         """`reset_fast_on_eval`: every evaluation sets the fast weights to the slow ones, as the authors' code does.
 
+        `decay` is below 1, at which the slow weights, the result, would stay those of the initial student.
         `options` are those of `Distillation`.
         """
         super().__init__(net, teachers, **options)
-        positive("every", every)
+        number("decay", decay, 0.9999, least=0, below=1)
+        number("every", every, 2, above=0)
+        flag("reset_fast_on_eval", reset_fast_on_eval)
         self.every = max(1, round(every * AUTHORS_BATCH / batch_size))
         self.reset_fast_on_eval = reset_fast_on_eval
         self.slow = Averaged(net, decay)
@@ -139,7 +150,7 @@ class SelfDistillation(Transfer):
         self, net: Model, initial: Frozen, *, name: str, temperature: float = 1.0, batchnorm: str = "adapt"
     ) -> None:
         super().__init__(net, name=name, initial=initial, batchnorm=batchnorm)
-        positive("temperature", temperature)
+        number("temperature", temperature, 1.0, above=0)
         self.temperature = temperature
 
     def forward(self, batch: Batch) -> Step:

@@ -1,35 +1,88 @@
-"""Classifiers for somebody's own classes: any two networks of a library can be compared on any folder of images."""
+"""Classifiers for somebody's own classes: any two networks of a library can be compared on any folder of images.
+
+Distilled networks have two classifiers, whose mean are the logits: each is fitted on what enters it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.core.errors import ConfigError
 from src.core.evaluate import autocast, evaluating
 from src.core.types import Loader
 from src.models import Model
-from src.models.model import find_head
+from src.models.model import head_names
 
-__all__ = ["fit_head", "logistic_regression"]
+__all__ = ["find_heads", "fit_heads", "logistic_regression"]
 
 
-def fit_head(model: Model, loader: Loader, precision: str = "fp32") -> Model:
-    """Fit the classifier of `model` to the samples of `loader` on its frozen features, in place; deterministic."""
+def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
+    """Fit the classifiers of `model` to the samples of `loader` on its frozen features, in place; deterministic."""
+    heads: list[nn.Module] = []
     features, labels = [], []
     with evaluating(model):
         for batch in loader.epoch(0):
-            with autocast(precision, batch.images.device):
-                features.append(model.features(batch.images))
+            heads = heads or find_heads(model, batch.images[:4])
+            with autocast(precision, batch.images.device), _watched(heads) as seen:
+                model(batch.images)
+            features.append([_pooled(seen[head][0]) for head in heads])
             labels.append(batch.labels.clone())
-    weight, bias = logistic_regression(torch.cat(features), torch.cat(labels), model.classes)
-    head = model.net.get_submodule(find_head(model.net, model.classes))
-    with torch.no_grad():
-        head.weight.copy_(weight.view_as(head.weight))
-        if head.bias is not None:
-            head.bias.copy_(bias)
+    for head, parts in zip(heads, zip(*features, strict=True), strict=True):
+        weight, bias = logistic_regression(torch.cat(parts), torch.cat(labels), model.classes)
+        with torch.no_grad():
+            head.weight.copy_(weight.view_as(head.weight))
+            if head.bias is not None:
+                head.bias.copy_(bias)
     model.tag = f"{model.tag}, fitted"
     return model
+
+
+def find_heads(model: Model, images: Tensor) -> list[nn.Module]:
+    """The last layers with an output for each class whose outputs' mean are the logits of these images.
+
+    Raises ConfigError for a network that makes its logits in another way: fitted layers would not fit its logits.
+    """
+    layers = [model.net.get_submodule(name) for name in head_names(model.net, model.classes)]
+    with evaluating(model), _watched(layers) as seen:
+        logits = model(images)
+    called = [layer for layer in layers if layer in seen]
+    for first in reversed(range(len(called))):
+        outputs = [_pooled(seen[layer][1]) for layer in called[first:]]
+        if all(output.shape == logits.shape for output in outputs) and torch.allclose(
+            torch.stack(outputs).mean(0), logits, rtol=1e-3, atol=1e-4
+        ):
+            return called[first:]
+    raise ConfigError(
+        f"fit_heads=true cannot fit the classifier of {model.name}: its logits are not the mean of its layers with "
+        f"{model.classes} outputs; train it instead (main_pretrain.py model=any model.name={model.name} freeze=true) "
+        "and name the result, or choose another network"
+    )
+
+
+@contextmanager
+def _watched(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """Keep what enters and leaves some layers in each forward pass of the block."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer] = inputs[0], output
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pooled(values: Tensor) -> Tensor:
+    """float32 [B, D], averaged over space where it is a map."""
+    return (values.mean((2, 3)) if values.ndim == 4 else values).float()
 
 
 def logistic_regression(

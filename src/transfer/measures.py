@@ -64,7 +64,8 @@ def transfer_measures(
     Three transfer rates: `transfer_rate` (gains in classes where the teacher had something to add, over its positive
     flips before), `transfer_rate_after` (the same over its positive flips after, figure 5b) and
     `transfer_rate_strict` (of the very samples that only the teacher got right, the share the student now gets
-    right). `legacy`: see `holders`.
+    right). A rate of nothing, such as that of flips when none are left, is no number and is left out.
+    `legacy`: see `holders`.
     """
     was, now, knew = before == labels, after == labels, teacher == labels
     gained, offered, left = now & ~was, knew & ~was, knew & ~now
@@ -75,17 +76,15 @@ def transfer_measures(
         metrics |= {f"{k}_{moment}": v for k, v in complementary(student, teacher, labels).items()}
     metrics["success"] = 100.0 * (metrics["transfer_delta"] > 0)
     for share in SHARES:
-        inside = _ratio(gains[holders(offers, share, legacy=legacy)].sum(), gains.sum())
-        metrics[f"top{share}_improve"] = inside
-        metrics[f"top{share}_transfer_rate"] = 100.0 - share + _ratio(inside * gained.sum() / 100, left.sum())
+        inside = gains[holders(offers, share, legacy=legacy)].sum()
+        metrics |= _rate(f"top{share}_improve", inside, gains.sum())
+        metrics |= _rate(f"top{share}_transfer_rate", inside, left.sum(), base=100.0 - share)
+    metrics |= _rate("other_improve", gains[offers == 0].sum(), gains.sum())
+    metrics |= {"entropy_gains": float(entropy(gains))} if gains.any() else {}
     in_offering = gains[offers > 0].sum()
-    metrics |= {
-        "other_improve": _ratio(gains[offers == 0].sum(), gains.sum()),
-        "entropy_gains": float(entropy(gains)) if gains.any() else 0.0,
-        "transfer_rate": _ratio(in_offering, offered.sum()),
-        "transfer_rate_after": _ratio(in_offering, left.sum()),
-        "transfer_rate_strict": _ratio((offered & now).sum(), offered.sum()),
-    }
+    metrics |= _rate("transfer_rate", in_offering, offered.sum())
+    metrics |= _rate("transfer_rate_after", in_offering, left.sum())
+    metrics |= _rate("transfer_rate_strict", (offered & now).sum(), offered.sum())
     lost = per_class(was & ~now, labels, classes)
     series = {"gains_per_class": gains, "losses_per_class": lost, "positive_flips_per_class": offers}
     return metrics, {name: counts.tolist() for name, counts in series.items()}
@@ -96,5 +95,6 @@ def percent(mask: NDArray[np.bool_]) -> float:
     return 100.0 * float(mask.mean())
 
 
-def _ratio(part: float, whole: float) -> float:
-    return 100.0 * float(part) / float(whole) if whole else 0.0
+def _rate(name: str, part: float, whole: float, base: float = 0.0) -> dict[str, float]:
+    """A share of `whole` in percent on top of `base`, under its name; nothing where there is nothing to share."""
+    return {name: base + 100.0 * float(part) / float(whole)} if whole else {}

@@ -19,8 +19,9 @@ from src.core.types import Row
 from src.data import Data
 from src.models import Model
 from src.transfer import training
+from src.transfer.checks import list_problems, method_problems, name_of, network_problems, option_problems, same
 from src.transfer.measures import change, transfer_measures
-from src.transfer.recipe import curves, network_problems, option_problems, routing
+from src.transfer.recipe import curves, routing
 from src.transfer.training import Trained
 
 if TYPE_CHECKING:
@@ -40,18 +41,20 @@ def check(cfg: DictConfig) -> list[str]:
     for key, known in (("combine", COMBINES), ("order", ORDERS)):
         if cfg[key] not in known:
             problems.append(f"{key}={cfg[key]}: one of {', '.join(known)} is needed")
-    if isinstance(cfg.teachers, str) or len(cfg.teachers) < 2:
-        return [*problems, f"teachers={cfg.teachers}: a list of at least two, such as 'teachers=[resnet32,resnet56]'"]
-    names = [_name(node) for node in cfg.teachers]
-    problems += [f"teachers: {name} is named twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    problems += [training.same(cfg.student.name, _name(t)) for t in cfg.teachers if t == cfg.student.name]
+    if found := list_problems("teachers", cfg.teachers, 2):
+        return problems + method_problems(cfg, frozen=True) + found
+    problems += method_problems(cfg, len(cfg.teachers) if cfg.combine == "parallel" else 1, frozen=True)
+    names = [name_of(node) for node in cfg.teachers]
+    problems += [same(cfg.student.name, name_of(t)) for t in cfg.teachers if t == cfg.student.name]
     nodes = {"student": cfg.student, **dict(zip(names, plain(cfg.teachers), strict=True))}
     return problems + network_problems(cfg, nodes)
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
-    names = {"student": cfg.student.name, "teachers": "+".join(map(_name, cfg.teachers))}
+    known = not list_problems("teachers", cfg.teachers, 1)  # a refused config has a cell too
+    teachers = "+".join(map(name_of, cfg.teachers)) if known else str(cfg.teachers)
+    names = {"student": cfg.student.name, "teachers": teachers}
     combined = {
         "method": cfg.method.get("name"),
         "combine": cfg.combine,
@@ -65,10 +68,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     data = datasets.open_data_for(cfg, run)
     try:
         student = training.open_network(cfg, run, data, cfg.student)
-        teachers = {_name(node): training.open_teacher(cfg, run, data, node) for node in cfg.teachers}
+        teachers = {name_of(node): training.open_teacher(cfg, run, data, node) for node in cfg.teachers}
         for name, teacher in teachers.items():
             if teacher.digest() == student.digest():
-                raise ConfigError(training.same(cfg.student.name, name))
+                raise ConfigError(same(cfg.student.name, name))
             if cfg.teacher_view == "student":
                 training.as_seen_by_student(teacher, student)
         said = training.predictions(cfg, run, data, {"": student, **teachers})
@@ -87,7 +90,7 @@ def _sequential(cfg: DictConfig, run: Run, data: Data, student: Model, teachers:
     before = said[""]
     order = in_order(cfg.order, said, list(teachers))
     for stage, name in enumerate(order, start=1):
-        trained = training.train(cfg, run, data, student, [teachers[name]], before, name=f"stage{stage}")
+        trained = training.train(cfg, run, data, student, [teachers[name]], before, said[name], name=f"stage{stage}")
         row = _row(cfg, said, trained.after, data.classes, name, trained)
         step = change(_classes(before), _classes(trained.after), before.labels.numpy())
         row.metrics.update({f"{key}_step": step[key] for key in ("transfer_delta", "knowledge_gain", "knowledge_loss")})
@@ -99,8 +102,9 @@ def _sequential(cfg: DictConfig, run: Run, data: Data, student: Model, teachers:
 
 def _parallel(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, said: Said) -> Iterator[Row]:
     """All teachers at once: each sample from whichever network is most sure of it."""
-    trained = training.train(cfg, run, data, student, list(teachers.values()), said[""])
-    row = _row(cfg, said, trained.after, data.classes, next(iter(teachers)), trained)
+    first = next(iter(teachers))
+    trained = training.train(cfg, run, data, student, list(teachers.values()), said[""], said[first])
+    row = _row(cfg, said, trained.after, data.classes, first, trained)
     row.cell["stage"] = "final"
     _keep(cfg, run, student, row, "student")
     yield row
@@ -111,7 +115,7 @@ def _soup(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Netwo
     members, deltas = [], []
     for name, teacher in teachers.items():
         member = deepcopy(student)
-        trained = training.train(cfg, run, data, member, [teacher], said[""], name=f"single/{_file(name)}")
+        trained = training.train(cfg, run, data, member, [teacher], said[""], said[name], name=f"single/{_file(name)}")
         row = _row(cfg, said, trained.after, data.classes, name, trained)
         row.cell.update(combine="single", stage=name)
         _keep(cfg, run, member, row, f"student_{_file(name)}")
@@ -171,7 +175,3 @@ def _classes(predictions: Predictions) -> np.ndarray:
 def _file(name: str) -> str:
     """A network's name as part of a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lstrip("-.")
-
-
-def _name(node: Any) -> str:
-    return node if isinstance(node, str) else node["name"]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Flips", "confidence", "flips", "most_confident", "select"]
+__all__ = ["Flips", "confidence", "flips", "most_confident", "select", "shares"]
 
 
 class Flips(NamedTuple):
@@ -47,3 +47,9 @@ def flips(student: Tensor, teacher: Tensor, labels: Tensor) -> Flips:
     """Positive and negative flips of the teacher with respect to the student, from logits [B, C] and labels [B]."""
     student_right, teacher_right = student.argmax(1) == labels, teacher.argmax(1) == labels
     return Flips(teacher_right & ~student_right, student_right & ~teacher_right)
+
+
+def shares(flip: Flips) -> dict[str, Tensor]:
+    """How many samples of the batch flip one way, the other, or neither, percent, 0-d each."""
+    positive, negative = (100 * side.float().mean() for side in flip)
+    return {"positive_flips": positive, "negative_flips": negative, "neutral_flips": 100 - positive - negative}

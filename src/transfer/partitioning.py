@@ -9,10 +9,11 @@ from torch import Tensor
 
 from src.core.types import Batch, Step
 from src.models import Model
-from src.transfer.base import Transfer, one_of, percent, positive, step
+from src.transfer.base import Transfer, share, step
 from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence
-from src.transfer.partition import Flips, flips, most_confident, select
+from src.transfer.options import flag, number, one_of
+from src.transfer.partition import Flips, flips, most_confident, select, shares
 
 __all__ = ["BiDirectional", "DataPartition", "FlipPartition"]
 
@@ -43,7 +44,11 @@ class DataPartition(Transfer):
     ) -> None:
         """`initial_weight` multiplies the loss of samples that are kept from the initial student (gamma)."""
         super().__init__(net, name=name, teachers=teachers, initial=initial, batchnorm=batchnorm)
-        positive("temperature", temperature)
+        flag("supervised", supervised)
+        number("temperature", temperature, 1.0, above=0)
+        if topk is not None:
+            number("topk", topk, 100, least=1, whole=True)
+        number("initial_weight", initial_weight, 1.0, least=0)
         self.reads_labels = supervised
         self.temperature, self.topk, self.initial_weight = temperature, topk, initial_weight
 
@@ -56,9 +61,10 @@ class DataPartition(Transfer):
         values = kl_divergence(student, target, self.temperature, self.topk)
         if self.initial_weight != 1:
             values = torch.where(to_teacher, values, self.initial_weight * values)
-        logs = {"to_teacher": percent(to_teacher)}
+        logs = {"to_teacher": share(to_teacher)}
         if labels is not None:
             logs |= _routed(flips(candidates[0], candidates[1], labels), to_teacher)
+            logs |= _learnt(student.detach(), candidates[0], labels)
         return step(values.mean(), logs)
 
     def target(self, student: Tensor, candidates: list[Tensor], labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -104,6 +110,10 @@ class FlipPartition(DataPartition):
 class BiDirectional(Transfer):
     """Both networks train and each teaches what it is surer of: bi_kd (section 13, Bi-KD, TMLR 2025).
 
+    Deviation: the authors keep each network's best epoch, and here the last one's is kept, as of every other method
+    (accuracy_best is in the row). Their variant of three networks, in which the surest teaches the two others, is left
+    out: every run here has one student, which learns from teachers, and the pair already shows what both sides gain.
+
     L = XE(teacher) + XE(student) + mean_i [ m_i KL(teacher || student) + (1 - m_i) KL(student || teacher) ], with
     m_i = 1 where the teacher's probability of the true class is larger. Gradients flow through both sides of each KL.
     """
@@ -113,6 +123,7 @@ class BiDirectional(Transfer):
     ) -> None:
         """`detach` stops the gradient into the side that teaches."""
         super().__init__(net, name=name, batchnorm=batchnorm)
+        flag("detach", detach)
         self.partner, self.detach = partner, detach
 
     def forward(self, batch: Batch) -> Step:
@@ -122,14 +133,21 @@ class BiDirectional(Transfer):
         taught, teaching = (logits.detach() if self.detach else logits for logits in (student, teacher))
         kl = torch.where(to_student, kl_divergence(student, teaching), kl_divergence(teacher, taught)).mean()
         xe = cross_entropy(student, batch.labels).mean() + cross_entropy(teacher, batch.labels).mean()
-        return step(xe + kl, {"xe": xe, "kl": kl, "to_teacher": percent(to_student)})
+        logs = {"xe": xe, "kl": kl, "to_teacher": share(to_student)}
+        return step(xe + kl, logs | _routed(flips(student, teacher, batch.labels), to_student))
 
 
 def _routed(flip: Flips, to_teacher: Tensor) -> dict[str, Tensor]:
     # as shares of the batch and not of its few flips, so that means over batches stay right
     return {
-        "positive_flips": percent(flip.positive),
-        "negative_flips": percent(flip.negative),
-        "positive_to_teacher": percent(flip.positive & to_teacher),
-        "negative_to_teacher": percent(flip.negative & to_teacher),
+        **shares(flip),
+        "positive_to_teacher": share(flip.positive & to_teacher),
+        "negative_to_teacher": share(flip.negative & to_teacher),
     }
+
+
+def _learnt(student: Tensor, initial: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What the student in training gets right that the initial one does not on the same views, and what it lost."""
+    change = flips(initial, student, labels)
+    gain, loss = share(change.positive), share(change.negative)
+    return {"knowledge_gain": gain, "knowledge_loss": loss, "transfer_delta": gain - loss}

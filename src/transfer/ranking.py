@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from src import models as zoo
 from src.core.errors import ConfigError
 from src.core.evaluate import Predictions
 from src.core.run import Run
@@ -16,33 +14,30 @@ from src.core.types import Row
 from src.data import Data
 from src.models import Model
 from src.transfer import training
+from src.transfer.checks import list_problems, name_of, network_problems, same
 from src.transfer.measures import complementary, percent
 from src.transfer.partition import most_confident, select
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["agreement", "check", "outlook", "rank"]
+__all__ = ["check", "outlook", "rank"]
 
 
 def check(cfg: DictConfig) -> list[str]:
     """Problems of the student and of every candidate, without loading any."""
-    if isinstance(cfg.candidates, str) or not len(cfg.candidates):
-        return [f"candidates={cfg.candidates}: a list of networks, such as 'candidates=[resnet32,resnet56]'"]
-    nodes = {"student": cfg.student, **{f"candidate {_name(node)}": node for node in cfg.candidates}}
-    return [
-        f"{role}: {problem}"
-        for role, node in nodes.items()
-        for problem in zoo.check(node, weights_root=cfg.weights_root, frozen=True)
-    ]
+    if problems := list_problems("candidates", cfg.candidates, 1):
+        return problems
+    candidates = {f"candidate {name_of(node)}": node for node in cfg.candidates}
+    return network_problems(cfg, {"student": cfg.student, **candidates})
 
 
 def rank(cfg: DictConfig, run: Run, data: Data, student: Model) -> Iterator[Row]:
     """A row for each candidate, the one with most complementary knowledge first."""
-    teachers = {_name(node): training.open_teacher(cfg, run, data, node) for node in cfg.candidates}
+    teachers = {name_of(node): training.open_teacher(cfg, run, data, node) for node in cfg.candidates}
     twins = [name for name, teacher in teachers.items() if teacher.digest() == student.digest()]
     if twins:
-        raise ConfigError(training.same(cfg.student.name, twins[0]))
+        raise ConfigError(same(cfg.student.name, twins[0]))
     said = training.predictions(cfg, run, data, {"": student, **teachers})
     outlooks = {name: outlook(said[""], said[name]) for name in teachers}
     order = sorted(outlooks, key=lambda name: -outlooks[name]["positive_flips_before"])
@@ -69,26 +64,3 @@ def outlook(student: Predictions, teacher: Predictions) -> dict[str, float]:
         "ensemble_accuracy": percent(np.equal(ensemble, labels)),
         **{f"to_teacher{name}": percent((winner == 1).numpy()) for name, winner in winners.items()},
     }
-
-
-def agreement(rows: Sequence[Row], by: str = "positive_flips_before") -> dict[tuple[str, str], float]:
-    """How well `by` foretold the deltas that training then gave: Spearman's rank correlation over the teachers.
-
-    Of transfer rows, by (student, method); deltas are means over seeds. Groups of fewer than three teachers are left
-    out, and so are those in which all values are equal.
-    """
-    values: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        if row.status == "ok" and {by, "transfer_delta"} <= row.metrics.keys():
-            group = values.setdefault((row.cell["student"], row.cell["method"]), {})
-            group.setdefault(row.cell["teacher"], []).append((row.metrics[by], row.metrics["transfer_delta"]))
-    found = {}
-    for group, teachers in values.items():
-        means = np.array([np.mean(pairs, axis=0) for pairs in teachers.values()])
-        if len(means) >= 3 and np.ptp(means, axis=0).all():
-            found[group] = float(spearmanr(means[:, 0], means[:, 1]).statistic)
-    return found
-
-
-def _name(node: Any) -> str:
-    return node if isinstance(node, str) else node["name"]

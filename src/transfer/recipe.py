@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src import data as datasets
-from src import models as zoo
 from src.core.config import accepts, plain
 from src.core.errors import ConfigError
 from src.core.evaluate import Predictions, predict
 from src.core.run import Run
 from src.core.types import Row
 from src.models import Model
-from src.models.names import training_hint
-from src.models.resolve import locate
-from src.models.zoo import own_classes
 from src.transfer import ranking, training
+from src.transfer.checks import method_problems, network_problems, option_problems, same
 from src.transfer.measures import transfer_measures
 from src.transfer.partition import most_confident, select
 from src.transfer.training import Trained
@@ -25,50 +21,20 @@ from src.transfer.training import Trained
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "curves", "network_problems", "option_problems", "routing", "run"]
+__all__ = ["OBJECTIVE", "cell", "check", "curves", "routing", "run"]
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
-TEACHER_VIEWS = ("own", "student")
 
 
 def check(cfg: DictConfig) -> list[str]:
     """Problems of data, networks, their combination and the options, without loading any."""
-    problems = datasets.check(cfg) + option_problems(cfg)
+    problems = datasets.check(cfg) + option_problems(cfg) + method_problems(cfg)
     if cfg.candidates is not None:
         return problems + ranking.check(cfg)
     problems += network_problems(cfg, {"student": cfg.student, "teacher": cfg.teacher})
     if plain(cfg.student) == plain(cfg.teacher):
-        problems.append(training.same(cfg.student.name, cfg.teacher.name))
-    return problems
-
-
-def option_problems(cfg: DictConfig) -> list[str]:
-    """Wrong values of the options that all transfer entries have."""
-    choices = (("lr_scaling", training.LR_SCALING), ("teacher_view", TEACHER_VIEWS))
-    problems = [f"{k}={cfg[k]}: one of {', '.join(known)} is needed" for k, known in choices if cfg[k] not in known]
-    if not accepts(cfg.method, "net") or not accepts(cfg.method, "name"):
-        problems.append(f"method._target_={cfg.method.get('_target_')} is no transfer method; method=kl_dp is one")
-    return problems
-
-
-def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
-    """What is wrong with the networks by role, and whether their numbers of classes differ, as far as names tell."""
-    problems, counts = [], {}
-    for role, node in nodes.items():
-        found = zoo.check(node, weights_root=cfg.weights_root, frozen=True)
-        hint = training_hint(str(node if isinstance(node, str) else node["name"]), cfg.weights_root)
-        problems += [f"{role}: {text.replace('model.', f'{role}.')}{hint}" for text in found]
-        if not found:
-            spec, _ = locate(node, Path(cfg.weights_root))
-            counts[role] = spec.classes or own_classes(spec.architecture)
-    known = {role: count for role, count in counts.items() if count}
-    if len(set(known.values())) > 1 and not cfg.fit_heads:
-        listed = ", ".join(f"{role} {count}" for role, count in known.items())
-        problems.append(
-            f"the networks have different numbers of classes: {listed}; choose networks of the same "
-            "classes, or let new classifiers be fitted to the data first with fit_heads=true"
-        )
+        problems.append(same(cfg.student.name, cfg.teacher.name))
     return problems
 
 
@@ -90,12 +56,12 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             return
         teacher = training.open_teacher(cfg, run, data, cfg.teacher)
         if teacher.digest() == student.digest():
-            raise ConfigError(training.same(cfg.student.name, cfg.teacher.name))
+            raise ConfigError(same(cfg.student.name, cfg.teacher.name))
         if cfg.teacher_view == "student":
             teacher = training.as_seen_by_student(teacher, student)
         said = training.predictions(cfg, run, data, {"student": student, "teacher": teacher})
         if trains(cfg):
-            trained = training.train(cfg, run, data, student, [teacher], said["student"])
+            trained = training.train(cfg, run, data, student, [teacher], said["student"], said["teacher"])
             row = _row(cfg, said, trained.after, data.classes, trained)
             row.metrics["parameters"] = sum(p.numel() for p in student.parameters())
             row.metrics.update(_partner(cfg, run, data, teacher, said["teacher"], trained))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ from src.core.config import accepts, build, plain
 from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
-from src.core.evaluate import Predictions, predict, predict_many
+from src.core.evaluate import Predictions, evaluating, predict, predict_many
 from src.core.files import write_atomically
 from src.core.run import Run
 from src.core.types import Batch, Loader
@@ -28,8 +29,8 @@ from src.models.model import Preprocess
 from src.transfer.base import Transfer
 from src.transfer.contrastive import Samples
 from src.transfer.frozen import Frozen, views
-from src.transfer.heads import fit_head
-from src.transfer.measures import change, percent
+from src.transfer.heads import fit_heads
+from src.transfer.measures import change, complementary, percent
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +43,6 @@ __all__ = [
     "open_network",
     "open_teacher",
     "predictions",
-    "same",
     "top1",
     "train",
 ]
@@ -103,22 +103,32 @@ def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
     if fits:
         return model
     images = data.loader("train", cfg.eval_batch_size, train=False, size=model.canvas)
-    return fit_head(model, images, cfg.engine.precision)
+    return fit_heads(model, images, cfg.engine.precision)
 
 
 def as_seen_by_student(teacher: Model, student: Model) -> Model:
-    """Let a teacher work at the student's resolution and crop, with its own normalisation (A10)."""
+    """Let a teacher work at the student's resolution and crop, with its own normalisation.
+
+    A teacher of one fixed size gets the student's crop resized to that size (A10).
+    """
+    own = teacher.preprocess
     view = student.preprocess.settings() | {"mean": teacher.mean, "std": teacher.std}
-    teacher.preprocess = Preprocess(**view).to(teacher.preprocess.scale.device)
-    return teacher
+    for size in (student.size, own.size):
+        teacher.preprocess = Preprocess(**{**view, "size": size}).to(own.scale.device)
+        if runs(teacher):
+            return teacher
+    raise ConfigError(f"{teacher.name} takes neither {student.size} nor {own.size} pixels; use teacher_view=own")
 
 
-def same(student: str, teacher: str) -> str:
-    """The message for a teacher that is its student."""
-    return (
-        f"teacher and student are the same network ({teacher} and {student}): nothing can be transferred; choose "
-        f"another teacher, or method=self_dist, in which the student teaches itself"
-    )
+def runs(model: Model) -> bool:
+    """Whether the network takes images of its size: asked of one image, as libraries do not say so of all networks."""
+    image = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8, device=model.preprocess.scale.device)
+    try:
+        with evaluating(model):
+            model(image)
+    except (AssertionError, RuntimeError, ValueError):  # by a library's check, or by shapes that do not fit
+        return False
+    return True
 
 
 def predictions(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
@@ -151,22 +161,26 @@ def train(
     student: Model,
     teachers: Sequence[Model],
     before: Predictions,
+    taught: Predictions,
     *,
     name: str = "transfer",
 ) -> Trained:
-    """Train `student` in place with `cfg.method`; `before` are the predictions that its changes are measured from."""
-    method = make_method(cfg, data, student, teachers)
+    """Train `student` in place with `cfg.method`.
+
+    Its changes are measured from the predictions `before`, and what is left to learn by those of the (first) teacher.
+    """
+    method = make_method(cfg, student, teachers, partial(samples_of, data))
     if method.reads_labels:
         refuse_unlabelled(cfg, data)
     indices = data.indices("train", unlabelled=not method.reads_labels)
     loader = training_loader(cfg, data, [student, *teachers], indices)
     if cfg.remember and method.reads_logits:
         remember(cfg, run, data, method, loader)
-    watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, cfg.engine.precision)
+    watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, taught, cfg.engine.precision)
     fit = Engine(cfg.engine, run).fit(
         method,
         loader if method.reads_labels else Unlabelled(loader),
-        build(cfg.optimizer, lr=cfg.optimizer.lr * (cfg.batch_size / 256) ** LR_SCALING[cfg.lr_scaling]),
+        build(cfg.optimizer, lr=learning_rate(cfg)),
         build(cfg.schedule),
         name=name,
         evaluate=watch,
@@ -177,30 +191,44 @@ def train(
     return Trained(method, fit, after)
 
 
+def learning_rate(cfg: DictConfig) -> float:
+    """The method's rate, scaled for the batch size and by `lr_factor`."""
+    return cfg.optimizer.lr * cfg.lr_factor * (cfg.batch_size / 256) ** LR_SCALING[cfg.lr_scaling]
+
+
 class _Watch:
     """Measures a student while it trains, and keeps its latest predictions."""
 
-    def __init__(self, method: Transfer, loader: Loader, before: Predictions, precision: str) -> None:
+    def __init__(
+        self, method: Transfer, loader: Loader, before: Predictions, taught: Predictions, precision: str
+    ) -> None:
         self.method, self.loader, self.precision = method, loader, precision
-        self.labels, self.before = before.labels.numpy(), before.logits.argmax(1).numpy()
+        self.labels = before.labels.numpy()
+        self.before, self.teacher = (said.logits.argmax(1).numpy() for said in (before, taught))
         self.latest: Predictions | None = None
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
         with self.method.measured():
             self.latest = predict(net, self.loader, precision=self.precision)
-        return change(self.before, self.latest.logits.argmax(1).numpy(), self.labels)
+        now = self.latest.logits.argmax(1).numpy()
+        return change(self.before, now, self.labels) | complementary(now, self.teacher, self.labels)
 
 
-def make_method(cfg: DictConfig, data: Data, student: Model, teachers: Sequence[Model]) -> Transfer:
+def make_method(cfg: DictConfig, student: Model, teachers: Sequence[Model], samples: Callable[[], Samples]) -> Transfer:
     """The method with what its constructor asks for."""
     supplies = {
         "teachers": lambda: Frozen(teachers),
         "initial": lambda: Frozen([deepcopy(student)]),
         "partner": lambda: teachers[0].requires_grad_(True),
-        "samples": lambda: Samples(*(torch.from_numpy(part("train")) for part in (data.indices, data.labels))),
+        "samples": samples,
         "batch_size": lambda: cfg.batch_size,
     }
     return build(cfg.method, net=student, **{k: make() for k, make in supplies.items() if accepts(cfg.method, k)})
+
+
+def samples_of(data: Data) -> Samples:
+    """The training samples that have labels."""
+    return Samples(torch.from_numpy(data.indices("train")), torch.from_numpy(data.labels("train")))
 
 
 def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indices: np.ndarray) -> Loader:
@@ -237,14 +265,17 @@ def remember(cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Lo
 def keep(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
     """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
     claim, model.claimed_top1 = model.claimed_top1, card["metrics"].get("accuracy_after")
-    library, _, name = model.architecture.partition(":")
-    loads = (
-        f"timm.create_model('{name}', num_classes={model.classes}, checkpoint_path='{path.name}')"
-        if library == "timm"
-        else f"src.models.build('{path.name}')"
-    )
-    card = {**card, "load": loads, "config": plain(cfg)}
+    card = {**card, "load": load_line(model, path.name), "config": plain(cfg)}
     zoo.save(model, path, card)
     model.claimed_top1 = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     return path.name
+
+
+def load_line(model: Model, file: str) -> str:
+    """The line of Python that loads a kept network: timm's own where timm builds it, with all of its options."""
+    if not model.architecture.startswith(("timm:", "hf-hub:", "hf_hub:")):
+        return f"src.models.build('{file}')"
+    given = {"num_classes": model.classes, **model.options, "checkpoint_path": file}
+    options = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    return f"timm.create_model('{model.architecture.removeprefix('timm:')}', {options})"

@@ -54,8 +54,15 @@ def test_golden_holders():
     assert len(holders(np.zeros(3, int), 50)) == 0
 
 
-def test_nothing_to_transfer_divides_by_nothing():
-    labels = np.array([0, 1, 2])
+def test_a_rate_of_nothing_is_left_out():
+    """A mean over pairs is not pulled to 0 by a pair in which there was nothing to transfer, or nothing is left."""
+    labels, wrong = np.array([0, 1, 2]), np.array([1, 1, 2])
     metrics, _ = transfer_measures(labels, labels, labels, labels, classes=3)
-    assert metrics["transfer_rate"] == metrics["transfer_rate_strict"] == metrics["transfer_delta"] == 0
-    assert metrics["success"] == 0
+    assert metrics["transfer_delta"] == metrics["success"] == 0
+    assert not [name for name in metrics if "rate" in name or "improve" in name or "entropy" in name]
+    learnt, _ = transfer_measures(wrong, labels, labels, labels, classes=3)
+    assert learnt["transfer_rate"] == learnt["transfer_rate_strict"] == learnt["top100_improve"] == 100
+    assert "transfer_rate_after" not in learnt and "top2_transfer_rate" not in learnt
+    stuck, _ = transfer_measures(wrong, wrong, labels, labels, classes=3)
+    assert stuck["transfer_rate"] == stuck["transfer_rate_after"] == stuck["top100_transfer_rate"] == 0
+    assert "top100_improve" not in stuck

@@ -9,18 +9,19 @@ from digits import composed, opened
 from torch.nn import functional as F
 
 from src import models as zoo
-from src.core.config import build, validate
+from src.core.config import validate
 from src.core.errors import ConfigError
 from src.core.types import Batch
+from src.transfer import checks
 from src.transfer.contrastive import (
     ContrastiveMemory,
     CosineDistillation,
     Samples,
-    features_and_logits,
     similarity_loss,
 )
 from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
 from src.transfer.frozen import Frozen, views
+from src.transfer.losses import cross_entropy, kl_divergence
 from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition
 
 
@@ -155,6 +156,62 @@ def test_batchnorm_keeps_its_statistics(networks, batch):
         assert any(not torch.equal(v, buffers[k]) for k, v in student.named_buffers()) == moved
 
 
+def test_both_networks_of_a_pair_keep_their_statistics(networks, batch):
+    student, _, (teacher, _) = networks
+    buffers = {k: v.clone() for model in (student, teacher) for k, v in model.named_buffers(prefix=model.name)}
+    for policy, moved in (("keep", False), ("adapt", True)):
+        loss(BiDirectional(student, teacher, name="", batchnorm=policy), batch, training=True)
+        for model in (student, teacher):
+            assert any(not torch.equal(v, buffers[k]) for k, v in model.named_buffers(prefix=model.name)) == moved
+
+
+def test_terms_take_their_settings(networks, batch):
+    """Temperature, topk, label smoothing and cross entropy of probabilities arrive in the losses of the methods."""
+    student, initial, teachers = networks
+    said, knew = (model(batch.images) for model in (student, teachers[0]))
+    softened = {"temperature": 3.0, "topk": 4}
+    kl = kl_divergence(said, knew, **softened).mean()
+    assert (kl - kl_divergence(said, knew).mean()).abs() > 1e-3
+    torch.testing.assert_close(
+        loss(Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0, **softened), batch), kl
+    )
+    partition = DataPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", **softened)
+    target, _ = partition.target(said, [initial(batch.images), knew], batch.labels)
+    torch.testing.assert_close(loss(partition, batch), kl_divergence(said, target, **softened).mean())
+    own = SelfDistillation(student, Frozen([teachers[0]]), name="", temperature=3.0)
+    torch.testing.assert_close(loss(own, batch), kl_divergence(said, knew, 3.0).mean())
+    for smooth in ({"label_smoothing": 0.2}, {"label_smoothing": 0.2, "xe_on_probabilities": True}):
+        method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=0.0, **smooth)
+        on = smooth.get("xe_on_probabilities", False)
+        expected = cross_entropy(said, batch.labels, label_smoothing=0.2, on_probabilities=on).mean()
+        torch.testing.assert_close(loss(method, batch), expected)
+
+
+def test_without_weight_the_teacher_is_never_asked(networks, batch):
+    student, _, teachers = networks
+    method = Distillation(student, Frozen(teachers), name="xe", kl_weight=0.0)
+    assert method.frozen == () and not hasattr(method, "teachers")
+    assert loss(method, batch) > 0
+
+
+def test_logs_say_what_was_learnt_and_what_is_left(networks, batch):
+    student, _, teachers = networks
+    method = DataPartition(student, Frozen(teachers[:1]), Frozen([teachers[1]]), name="").eval()
+    logs = method(batch).logs
+    now, was, knew = (model(batch.images).argmax(1) == batch.labels for model in (student, teachers[1], teachers[0]))
+    expected = {"knowledge_gain": now & ~was, "knowledge_loss": was & ~now, "positive_flips": knew & ~was}
+    expected |= {"negative_flips": was & ~knew, "neutral_flips": was == knew}
+    for name, mask in expected.items():
+        assert float(logs[name]) == pytest.approx(100 * float(mask.float().mean()), abs=1e-4), name
+    assert float(logs["transfer_delta"]) == pytest.approx(
+        100 * float(now.float().mean() - was.float().mean()), abs=1e-4
+    )
+    mixed = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=0.5).eval()(batch).logs
+    assert float(mixed["positive_flips"]) == pytest.approx(100 * float((knew & ~now).float().mean()), abs=1e-4)
+    blind = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0).eval()(batch).logs
+    assert blind.keys() == {"loss", "kl"}, "without labels nobody is right or wrong"
+
+
 def momentum(student, teacher, **options):
     return MomentumDistillation(student, Frozen([teacher]), 256, name="", kl_weight=0.5, **options)
 
@@ -195,6 +252,17 @@ def test_slow_weights_without_decay_are_the_fast_ones_and_may_replace_them(netwo
     torch.testing.assert_close(next(student.parameters()).detach(), fast)
 
 
+def test_slow_weights_with_full_decay_stay_as_they_were(networks):
+    student, _, (teacher, _) = networks
+    start = next(student.parameters()).detach().clone()
+    method = momentum(student, teacher, decay=1 - 1e-12, every=1)
+    with torch.no_grad():
+        next(student.parameters()).add_(1.0)
+    method.after_update(0)
+    method.publish()
+    torch.testing.assert_close(next(student.parameters()).detach(), start, rtol=0, atol=1e-11)
+
+
 def test_interval_follows_the_batch_size(networks):
     student, _, (teacher, _) = networks
     intervals = [
@@ -219,7 +287,7 @@ def test_both_directions(networks, batch):
 
 def test_similarity_of_features_by_loop(networks, batch):
     student, _, (teacher, _) = networks
-    features, logits = features_and_logits(student, batch.images[:9])
+    features, logits = student.features_and_logits(batch.images[:9])
     torch.testing.assert_close(features, student.features(batch.images[:9]))
     torch.testing.assert_close(logits, student(batch.images[:9]))
     wanted = teacher.features(batch.images[:9])
@@ -321,24 +389,43 @@ def test_remembered_logits_are_the_live_ones(folder, networks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("method", "setting", "message"),
     [
-        ({"method.kl_weight": 1.5}, "kl_weight=1.5"),
-        ({"method.kl_samples": "none"}, "one of all, not_negative, positive"),
-        ({"method.temperature": 0}, "more than 0"),
-        ({"method.batchnorm": "off"}, "one of adapt, keep"),
+        ("kl", "kl_weight=1.5", "a number of at least 0 and at most 1 is needed, such as method.kl_weight=0.5"),
+        ("kl", "kl_samples=none", "one of all, not_negative, positive"),
+        ("kl", "batchnorm=off", "one of adapt, keep"),
+        ("kl", "temperature=0", "a number of more than 0"),
+        ("kl", "temperature=warm", "a number of more than 0"),
+        ("kl_dp", "temperature=inf", "a number of more than 0"),
+        ("kl", "topk=0", "a whole number of at least 1 is needed, such as method.topk=100"),
+        ("kl_dp", "topk=-1", "a whole number of at least 1"),
+        ("kl_dp", "topk=many", "a whole number of at least 1"),
+        ("kl_dp", "topk=1.5", "a whole number of at least 1"),
+        ("kl_dp", "initial_weight=-1", "a number of at least 0"),
+        ("kl_dp", "supervised=maybe", "true or false"),
+        ("dp_flip_st", "rule=coin", "one of teacher_on_positive"),
+        ("xe", "label_smoothing=1.5", "a number of at least 0 and at most 1"),
+        ("xe", "xe_on_probabilities=2", "true or false"),
+        ("xekl_mcl", "decay=1.0", "a number of at least 0 and less than 1"),
+        ("xekl_mcl", "every=0", "a number of more than 0"),
+        ("xekl_mcl", "reset_fast_on_eval=1", "true or false"),
+        ("self_dist", "temperature=-1", "a number of more than 0"),
+        ("bi_kd", "detach=perhaps", "true or false"),
+        ("cd", "contrast_weight=-1", "a number of at least 0"),
+        ("crd", "negatives=0", "a whole number of at least 1"),
+        ("crd", "dimensions=2.5", "a whole number of at least 1"),
+        ("crd", "nce_temperature=0", "a number of more than 0"),
+        ("crd", "nce_momentum=2", "a number of at least 0 and at most 1"),
     ],
 )
-def test_wrong_options_are_explained(folder, networks, option, message):
-    student, _, teachers = networks
-    cfg = composed(folder, "method=kl")
-    for key, value in option.items():
-        cfg.method[key.partition(".")[2]] = value
-    with pytest.raises(ConfigError, match=message):
-        build(cfg.method, net=student, teachers=Frozen(teachers[:1]))
+def test_wrong_settings_are_one_clear_message_before_networks_are_loaded(folder, method, setting, message):
+    cfg = composed(folder, f"method={method}", f"method.{setting}")
+    (problem,) = checks.method_problems(cfg)
+    assert problem.startswith(f"method.{setting}: {message}")
+    assert checks.method_problems(composed(folder, f"method={method}")) == []
 
 
 def test_one_teacher_methods_refuse_many(networks):
     student, _, teachers = networks
-    with pytest.raises(ConfigError, match="takes one teacher, not 2"):
+    with pytest.raises(ConfigError, match="takes one teacher at a time, not 2"):
         Distillation(student, Frozen(teachers), name="kl", kl_weight=1.0)

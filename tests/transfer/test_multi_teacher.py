@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from src import models as zoo
 from src.core.config import identify
 from src.core.errors import ConfigError, Interrupted
-from src.core.run import launch
+from src.core.run import exit_code, launch
 from src.transfer import multi_teacher as recipe
 from src.transfer import training
 
@@ -53,8 +53,8 @@ def test_a_stage_keeps_what_the_student_knew_at_its_start(folder, monkeypatch):
     initial = []
     original = training.make_method
 
-    def make_method(cfg, data, student, teachers):
-        method = original(cfg, data, student, teachers)
+    def make_method(*arguments):
+        method = original(*arguments)
         (kept,) = method.initial.models
         initial.append({key: value.clone() for key, value in kept.net.state_dict().items()})
         return method
@@ -69,15 +69,22 @@ def test_a_stage_keeps_what_the_student_knew_at_its_start(folder, monkeypatch):
     assert any(not torch.equal(staged[key], value) for key, value in start.items())
 
 
-def test_killed_in_the_second_stage_it_ends_bit_for_bit_the_same(folder, sequential, tmp_path, monkeypatch):
-    cfg, rows = sequential
-    interrupted = configured(folder, f"output_root={tmp_path}")
+@pytest.mark.parametrize(
+    "options", [[], ["combine=soup"], ["method=xekl_mcl", "method.decay=0.9"]], ids=["sequential", "soup", "mcl"]
+)
+def test_killed_in_the_second_stage_it_ends_bit_for_bit_the_same(folder, tmp_path, monkeypatch, options):
+    cfg = configured(folder, *options)
+    rows = run_rows(recipe, cfg)
+    interrupted = configured(folder, *options, f"output_root={tmp_path}")
     original, steps = training.make_method, []
 
     def make_method(*arguments):
         method = original(*arguments)
 
+        own = method.after_update
+
         def after_update(step):
+            own(step)
             steps.append(step)
             if len(steps) == 23 + 9:  # an epoch of 1,497 images has 23 steps of 64
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -130,14 +137,33 @@ def test_soup_of_copies_is_the_copy():
 def test_other_methods_take_one_teacher_at_a_time(folder):
     rows = run_rows(recipe, configured(folder, "method=kl", "engine.max_steps=2"))
     assert len(rows) == 2
-    with pytest.raises(ConfigError, match="takes one teacher, not 2"):
-        launch(recipe, configured(folder, "method=kl", "combine=parallel"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=kl", "combine=parallel"], "method=kl takes one teacher at a time, not 2"),
+        (["method=bi_kd", "combine=parallel"], "method=bi_kd learns from no frozen teachers"),
+        (["method=self_dist"], "method=self_dist learns from no frozen teachers"),
+        (["method=ensemble", "combine=soup"], "method=ensemble learns from no frozen teachers"),
+        (["method=xe", "combine=soup"], "method=xe learns from no frozen teachers.*such as method=kl_dp"),
+    ],
+)
+def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loaded(folder, overrides, message):
+    cfg = configured(folder, *overrides)
+    with pytest.raises(ConfigError, match=message) as caught:
+        launch(recipe, cfg)
+    assert exit_code(caught.value) == 2 and not Path(place(cfg)).exists()
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("teachers=[wide]", "a list of at least two"),
+        ("teachers=[wide]", "a list of at least two networks is needed, such as 'teachers="),
+        ("teachers=null", "teachers=None: a list of at least two networks"),
+        ("teachers=wide", "teachers=wide: a list of at least two networks"),
+        ("teachers=[3,4]", "a list of at least two networks"),
+        ("remember=maybe", "remember=maybe: true or false"),
         ("teachers=[wide,wide]", "wide is named twice"),
         ("teachers=[wide,narrow]", "same network"),
         ("teachers=[wide,nobody_knows_this]", "nobody_knows_this: unknown model"),

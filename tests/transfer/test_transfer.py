@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score
 from src import models as zoo
 from src.core.errors import ConfigError
 from src.core.run import launch
-from src.transfer import ranking, recipe, training
+from src.transfer import recipe, training
 
 METHODS = ["xe", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "self_dist", "cd", "crd", "bi_kd", "kl_not_negative"]
 METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg"]
@@ -159,17 +159,6 @@ def test_ranking_counts_what_the_student_lacks(folder, transferred):
     assert list(flips.values()) == sorted(flips.values(), reverse=True)
 
 
-def test_agreement_is_spearmans():
-    from src.core.types import Row
-
-    def row(teacher, seed, flips, delta, method="kl_dp"):
-        metrics = {"positive_flips_before": flips, "transfer_delta": delta}
-        return Row(cell={"student": "s", "teacher": teacher, "method": method}, metrics=metrics, seed=seed)
-
-    rows = [row("a", 0, 1, 0.1), row("b", 0, 2, 0.4), row("b", 1, 2, 0.0), row("c", 0, 3, 0.3), row("a", 0, 1, 5, "kl")]
-    assert ranking.agreement(rows) == {("s", "kl_dp"): pytest.approx(1.0)}
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -181,7 +170,16 @@ def test_agreement_is_spearmans():
         ("lr_scaling=square", "lr_scaling=square: one of none, linear"),
         ("teacher_view=both", "teacher_view=both: one of own, student"),
         ("method=supervised", "no transfer method"),
-        ("candidates=wide", "a list of networks"),
+        ("candidates=wide", "a list of networks is needed, such as 'candidates="),
+        ("candidates=3", "candidates=3: a list of networks"),
+        ("candidates=[3]", "a list of networks"),
+        ("candidates=[]", "a list of networks"),
+        ("candidates=[wide,wide]", "candidates: wide is named twice"),
+        ("candidates=[wide,seven]", "different numbers of classes: student 10, candidate wide 10, candidate seven 7"),
+        ("candidates=[cnn-mnist-s3]", "main_pretrain.py model=cnn dataset=mnist seed=3 weights_root="),
+        ("fit_heads=sure", "fit_heads=sure: true or false"),
+        ("method.temperature=warm", "method.temperature=warm: a number of more than 0"),
+        ("~method.name", "method cannot be built: .*name"),
         ("candidates=[wide,nobody_knows_this]", "candidate nobody_knows_this: unknown model"),
     ],
 )

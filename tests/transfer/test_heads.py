@@ -1,0 +1,75 @@
+"""Networks of timm with two classifiers, or of one fixed input size, in every role."""
+
+import pytest
+import timm
+import torch
+from digits import composed, opened, run_rows
+
+from src import models as zoo
+from src.core.errors import ConfigError
+from src.transfer import recipe, training
+from src.transfer.heads import find_heads, fit_heads
+
+SMALL = {"weights": None, "size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+def transformer(kind="vit_tiny_patch16_224", classes=10):
+    return zoo.build({"name": f"timm:{kind}", **SMALL}, classes=classes)
+
+
+def test_both_classifiers_of_a_distilled_network_are_fitted(folder):
+    model = transformer("deit_tiny_distilled_patch16_224")
+    data = opened(folder)
+    loader = data.loader("train", 300, train=False)
+    before = {name: getattr(model.net, name).weight.clone() for name in ("head", "head_dist")}
+    fit_heads(model, loader)
+    batch = next(loader.epoch(0))
+    data.close()
+    with torch.no_grad():
+        tokens = model.net.forward_features(model.preprocess(batch.images))[:, :2]
+        for place, (name, old) in enumerate(before.items()):
+            head = getattr(model.net, name)
+            assert not torch.equal(head.weight, old)
+            right = (head(tokens[:, place]).argmax(1) == batch.labels).float().mean()
+            assert right > 0.5, f"{name} alone knows digits from what enters it"
+
+
+def test_a_network_whose_logits_are_made_in_another_way_is_refused():
+    model = zoo.build({"name": "cnn", "widths": [4, 4, 4, 4]}, classes=10)
+    images = torch.randint(0, 255, (2, 3, 28, 28), dtype=torch.uint8)
+    assert find_heads(model, images) == [model.head]
+    model.net.register_forward_hook(lambda net, inputs, logits: 2 * logits)
+    with pytest.raises(ConfigError, match=r"fit_heads=true cannot fit the classifier of cnn.*freeze=true"):
+        find_heads(model, images)
+
+
+def test_a_teacher_of_fixed_size_sees_the_students_crop_at_its_own_size(folder):
+    student = zoo.build("narrow", weights_root=folder / "weights")
+    fixed = transformer()
+    seen = training.as_seen_by_student(fixed, student)
+    assert (seen.size, seen.crop_pct) == (32, student.crop_pct)
+    free = zoo.build("wide", weights_root=folder / "weights")
+    assert training.as_seen_by_student(free, student).size == student.size
+    zoo.save(transformer(), folder / "weights" / "fixed.safetensors", {})
+    options = ["teacher.name=fixed", "teacher_view=student", "engine.max_steps=1", "dataset.test_fraction=0.1"]
+    (row,) = run_rows(recipe, composed(folder, *options))
+    assert row.status == "ok"
+
+
+def test_the_cards_line_loads_a_resized_network_in_plain_timm(tmp_path):
+    model = transformer()
+    path = zoo.save(model, tmp_path / "student.safetensors", {})
+    line = training.load_line(model, str(path))
+    assert "img_size=32" in line and "num_classes=10" in line and "depth=1" in line
+    net = eval(line, {"timm": timm}).eval()
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(net(model.preprocess(images)), model(images))
+        torch.testing.assert_close(zoo.build(str(path))(images), model(images))
+
+
+def test_networks_of_the_hub_are_timms_too():
+    model = transformer()
+    model.architecture, model.options = "hf-hub:somebody/network", {}
+    expected = "timm.create_model('hf-hub:somebody/network', num_classes=10, checkpoint_path='a.safetensors')"
+    assert training.load_line(model, "a.safetensors") == expected
