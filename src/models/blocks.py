@@ -7,7 +7,7 @@ residual branch and its shortcut), or a step of a growing concatenation (a dense
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -129,7 +129,7 @@ def _origin(node: Node) -> Node:
 
 
 def _residual(node: Node, above: dict[Node, Node], modules: dict[str, nn.Module]) -> SubBlock | None:
-    """The sub-block that ends in the sum `node`, if it is one of two feature maps with a common origin."""
+    """The sub-block that ends in the sum `node`, if it is one of two feature maps [B, C, H, W] with a common origin."""
     operands = [a for a in node.args if isinstance(a, Node) and a in above]
     if node.target not in ADDITIONS or len(operands) != 2 or len(node.meta.get("shape", ())) != 4:
         return None
@@ -138,8 +138,36 @@ def _residual(node: Node, above: dict[Node, Node], modules: dict[str, nn.Module]
         return None
     lengths = [0 if _origin(a) is _origin(start) else len(ancestors([a], stop=[start])) for a in operands]
     short = 0 if lengths[0] < lengths[1] else 1
-    shortcut = start if lengths[short] == 0 else operands[short]
-    return SubBlock(start, operands[1 - short], shortcut, node, _activated(node, modules))
+    shortcut, branch = start if lengths[short] == 0 else operands[short], operands[1 - short]
+    if _channels_last(branch, modules):
+        return None
+    return SubBlock(start, branch, shortcut, node, _activated(node, modules))
+
+
+WIDTHS = ("out_channels", "num_features", "out_features", "normalized_shape")
+
+
+def _channels_last(value: Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a value of four axes is [B, H, W, C]: its last axis is as wide as the layer it comes from.
+
+    That layer is the nearest one before it which has a width. Where the second axis is as wide too, a layer of the
+    last axis decides, if no axes are moved between.
+    """
+    shape, seen, waiting, moved = value.meta["shape"], {value}, [value], False
+    while waiting:
+        node = waiting.pop(0)
+        layer = modules[node.target] if node.op == "call_module" else None
+        width = next((getattr(layer, key) for key in WIDTHS if hasattr(layer, key)), None)
+        if width is not None:
+            width = width[-1] if isinstance(width, Sequence) else width
+            last = type(layer) in (nn.Linear, nn.LayerNorm) and not moved
+            return width == shape[-1] and (width != shape[1] or last)
+        operation = (type(layer).__name__ if layer is not None else str(node.target)).lower()
+        moved = moved or "permute" in operation or "transpose" in operation
+        fresh = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        waiting += fresh
+    return False
 
 
 def _activated(node: Node, modules: dict[str, nn.Module]) -> Node:

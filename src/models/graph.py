@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,11 +24,25 @@ class Traced:
         self.net, self.graph = net, graph
         self.blocks = find_blocks(net, graph)
 
-    @property
-    def classes(self) -> int:
-        """Number of the network's outputs."""
-        (result,) = next(node for node in self.graph.nodes if node.op == "output").all_input_nodes
-        return result.meta["shape"][1]
+    @cached_property
+    def head(self) -> str:
+        """Name of the classifier: the layer whose values are, without any more weights, the output [B, C].
+
+        Raises ConfigError if there is none: replacing another layer would destroy the network unseen.
+        """
+        node = next(node for node in self.graph.nodes if node.op == "output")
+        flat = isinstance(node.args[0], Node) and len(node.args[0].meta.get("shape", ())) == 2
+        while len(node.all_input_nodes) == 1:
+            (node,) = node.all_input_nodes
+            layer = self.net.get_submodule(node.target) if node.op == "call_module" else None
+            if isinstance(layer, nn.Linear | nn.Conv2d) and flat:
+                return node.target
+            if layer is not None and layer.state_dict():
+                break
+        raise ConfigError(
+            f"{type(self.net).__name__} has no classifier: its output is not [images, classes], straight from a linear "
+            f"layer or convolution; create it with num_classes=<number of classes> and without features_only"
+        )
 
     def last_blocks(self, count: int | None = None) -> tuple[Block, ...]:
         """The last `count` blocks (None: all); ConfigError if the network has none, or fewer."""
@@ -112,7 +127,7 @@ def frontier(graph: fx.Graph, live: Collection[Node]) -> list[Node]:
     return [node for node in graph.nodes if node in used and node not in live and node not in constant]
 
 
-UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, IndexError)
+UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, IndexError, AssertionError)
 
 
 class _Tracer(fx.Tracer):
@@ -123,9 +138,14 @@ class _Tracer(fx.Tracer):
         return layer or not list(module.children())
 
     def call_module(self, module: nn.Module, forward, args: tuple, kwargs: dict):
+        entered, recorded = len(self.module_stack), len(self.graph.nodes)
         try:
             return super().call_module(module, forward, args, kwargs)
         except UNTRACEABLE:
+            while len(self.module_stack) > entered:  # fx leaves what raised, and what was open in it, on its stack
+                self.module_stack.popitem()
+            for node in list(reversed(self.graph.nodes))[: len(self.graph.nodes) - recorded]:
+                self.graph.erase_node(node)
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from src.core.distributed import all_reduce_sum, world
 from src.core.errors import ConfigError
 from src.core.types import Loader
 from src.models.model import Model, find_head, reset_head
@@ -115,4 +116,6 @@ def recalibrate(model: nn.Module, loader: Loader) -> None:
             model(batch.images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+        for value in (norm.running_mean, norm.running_var):
+            all_reduce_sum(value).div_(world())  # each process saw its own share of the batches
     model.eval()

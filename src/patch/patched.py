@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from src.core.errors import ConfigError
 from src.models.graph import Traced, frontier, segment, trace
-from src.models.model import Model, find_head
+from src.models.model import Model
 
 __all__ = ["Edit", "HeadOnly", "Patch", "Patched", "freeze", "thaw", "traced"]
 
@@ -59,7 +60,7 @@ class Patch(nn.Module):
     def __init__(self, traced: Traced, classes: int, **options: Any) -> None:
         super().__init__()
         self.traced, self.classes, self.options = traced, classes, options
-        self.head_name = find_head(traced.net, traced.classes)
+        self.head_name = traced.head
         old = traced.net.get_submodule(self.head_name)
         if isinstance(old, nn.Linear):
             self.head: nn.Module = nn.Linear(old.in_features, classes)
@@ -126,6 +127,11 @@ class Patched(nn.Module):
                 live.add(node)
         (result,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         border = frontier(graph, live)
+        if odd := [node.name for node in border if "shape" not in node.meta]:
+            raise ConfigError(
+                f"{type(self.base).__name__} cannot be patched here: what the patch needs from before it is no tensor "
+                f"({', '.join(odd)}); choose another number of modules, or a network such as a ResNet or ConvNeXt"
+            )
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border]
         # in a tuple: the segments share the modules of `base` and `patch`, which must be registered only once
         self._segments = segment(self, graph, [images], border), segment(self, graph, border, [result])

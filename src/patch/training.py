@@ -55,10 +55,18 @@ class Kept:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Batches in the order of the loader it stands for."""
         values, labels = self._store
-        for positions in self.train.epoch_batches(epoch, start):
-            rows = torch.from_numpy(np.searchsorted(self.every.indices, positions)).to(labels.device)
-            index = torch.from_numpy(positions.astype(np.int64)).to(labels.device)
-            yield Batch(values[rows], labels[rows], index)
+        batches = self.train.epoch_batches(epoch, start)
+        if not batches:
+            return
+        # moved once an epoch: in the loop the host must not wait for the device
+        order = np.concatenate(batches).astype(np.int64)
+        rows = torch.from_numpy(np.searchsorted(self.every.indices, order)).to(labels.device)
+        index = torch.from_numpy(order).to(labels.device)
+        first = 0
+        for batch in batches:
+            part = slice(first, first + len(batch))
+            first += len(batch)
+            yield Batch(values[rows[part]], labels[rows[part]], index[part])
 
     def close(self) -> None:
         """Nothing is open."""

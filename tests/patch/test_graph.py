@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torchvision
+from torch import fx, nn
+from torchvision.models.convnext import CNBlockConfig
 
 from src.core.errors import ConfigError
 from src.models.graph import frontier, segment, trace
+from src.models.model import find_head
+from src.patch.delta import Delta
+from src.patch.patched import HeadOnly, Patched
 
 RESNET50 = [("layer1", 3, 64, 256), ("layer2", 4, 256, 512), ("layer3", 6, 512, 1024), ("layer4", 3, 1024, 2048)]
 STAGES = {
@@ -59,6 +65,103 @@ def test_a_network_without_blocks_says_so(network, name):
     model = network(name)
     with pytest.raises(ConfigError, match=r"has no block.*ResNet"):
         trace(model.net, 64).last_blocks()
+
+
+def swin(embed, window):
+    return torchvision.models.SwinTransformer([4, 4], embed, [1, 1], [2, 2], [window] * 2, num_classes=3)
+
+
+CHANNELS_LAST = {  # network: image size; in the second there are as many pixels a side, 8, as channels
+    "torchvision": (lambda: swin(24, 7), 56),
+    "square": (lambda: swin(8, 4), 32),
+    "timm": (lambda: timm.create_model("swin_tiny_patch4_window7_224", embed_dim=12, num_heads=(1, 1, 1, 1)), 224),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_channels_in_the_last_axis_are_no_feature_maps(name):
+    """A convolution over [B, H, W, C] would take the height for channels."""
+    make, size = CHANNELS_LAST[name]
+    with pytest.raises(ConfigError, match="has no block"):
+        trace(make().eval(), size).last_blocks()
+
+
+def test_a_network_of_both_kinds_keeps_the_blocks_of_its_convolutions():
+    """Its attention works on 64 windows of 49 pixels with 64 channels."""
+    sizes = {"stem_channels": 16, "partition_size": 7, "block_channels": [64], "block_layers": [1], "head_dim": 32}
+    net = torchvision.models.MaxVit((224, 224), **sizes, stochastic_depth_prob=0.0, num_classes=3)
+    (block,) = trace(net.eval(), 224).blocks
+    assert block.name.endswith("MBconv") and (block.channels, block.out_channels) == (16, 64)
+
+
+def test_linear_layers_on_permuted_feature_maps_are_found_at_any_size():
+    """ConvNeXt: as many pixels a side as channels."""
+    net = torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 2), CNBlockConfig(16, None, 2)], num_classes=3)
+    assert [(b.channels, len(b.parts)) for b in trace(net.eval(), 32).blocks] == [(8, 2), (16, 2)]
+
+
+class Inner(nn.Module):
+    """Asks for a value of the data, after a call of its own and a change in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        y = self.layer(x)
+        y[:, 0] = 1
+        return y if y.sum() > 0 else x
+
+
+class Outer(nn.Module):
+    """Data-dependent control flow below two levels of modules, between a convolution and a residual sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.odd = nn.Conv2d(3, 4, 1), nn.Sequential(nn.Sequential(Inner()))
+        self.conv, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.odd(self.stem(x))
+        return self.fc((x + self.conv(x)).mean((2, 3)))
+
+
+def test_what_cannot_be_traced_inside_a_network_is_called_as_it_is():
+    net = Outer().eval()
+    traced = trace(net, 8)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["stem", "odd.0.0", "conv", "fc"]
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(fx.GraphModule(net, traced.graph)(images), net(images))
+    assert len(traced.blocks) == 1
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 0}, {"features_only": True, "out_indices": (3,)}])
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "efficientnet_lite0"])
+def test_a_network_without_classifier_is_told(name, options):
+    """Some layer of it has as many outputs as the network all the same."""
+    traced = trace(timm.create_model(name, **options).eval(), 64)
+    with pytest.raises(ConfigError, match=r"has no classifier: .* create it with num_classes="):
+        HeadOnly(traced, 3)
+
+
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1", "timm:mobilenetv3_small_050", "resnet8_mlcommons"])
+def test_the_classifier_is_the_last_layer(network, name):
+    """A convolution before the pooling, a layer before a flattening, a plain layer."""
+    net = network(name, classes=7).net
+    assert trace(net, 64).head == find_head(net, 7)
+
+
+def test_a_size_that_a_network_refuses_is_told():
+    net = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=2)
+    with pytest.raises(ConfigError, match=r"cannot be traced at 64 pixels: .*doesn't match model"):
+        trace(net, 64)
+
+
+def test_values_that_are_no_tensors_are_told():
+    """DaViT hands the size along with each map."""
+    net = timm.create_model("davit_tiny", depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 1), num_classes=2).eval()
+    with pytest.raises(ConfigError, match=r"DaVit cannot be patched here: .* is no tensor"):
+        Patched(net, Delta(trace(net, 64), 2))
 
 
 def test_more_blocks_than_there_are(resnet20):
