@@ -12,16 +12,14 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report.layout import natural
 from src.report.plots import PICTURES, Picture
-from src.report.rows import distinct
+from src.report.rows import distinct, parts
 from src.report.spec import TableSpec, everything
 from src.report.style import svg
 from src.report.tables import Table, build, first_line
 
-__all__ = ["page", "section_of", "table_html"]
+__all__ = ["page", "table_html"]
 
 HERE = Path(__file__).parent
-SECTION_KEYS = ("dataset", "split")
-"""Cell keys that part an entry's rows into sections."""
 BROKEN = ("failed", "diverged", "interrupted", "missing")
 HALF_PAGE = 6.6
 """Inches; wider pictures take the full width of the page."""
@@ -31,11 +29,6 @@ PROVENANCE = {
     "images_per_second": "images/s",
     "peak_memory_mib": "peak MiB",
 }
-
-
-def section_of(row: Row) -> dict[str, str]:
-    """What parts the row from others of its entry: its dataset and split."""
-    return {key: str(row.cell[key]) for key in SECTION_KEYS if key in row.cell}
 
 
 def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Recombine: results") -> str:
@@ -48,12 +41,14 @@ def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Reco
     if not rows:
         raise ConfigError("no rows to report on")
     failed = [row for row in rows if row.status != "ok"]
-    parts: dict[tuple, list[Row]] = {}
-    for row in rows:
-        if row.status == "ok":
-            parts.setdefault((row.entry, *section_of(row).items()), []).append(row)
-    order = sorted(parts, key=lambda part: [natural(part[0]), *(natural(value) for _, value in part[1:])])
-    sections = [_section(f"s{i}", part, parts[part], rows, specs) for i, part in enumerate(order)]
+    measured = [row for row in rows if row.status == "ok"]
+    found = {
+        (entry, *part): mine
+        for entry in dict.fromkeys(row.entry for row in measured)
+        for part, mine in parts(row for row in measured if row.entry == entry).items()
+    }
+    order = sorted(found, key=lambda part: [natural(part[0]), *(natural(value) for _, value in part[1:])])
+    sections = [_section(f"s{i}", part, found[part], rows, specs) for i, part in enumerate(order)]
     body = [_header(title, rows), _failures(failed), *sections]
     return f"""<!doctype html>
 <html lang="en">
@@ -78,7 +73,7 @@ def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Reco
 
 
 def _heading(part: Sequence) -> str:
-    return ", ".join(value for _, value in part[1:]) or "all"
+    return ", ".join(f"fraction {value}" if key == "fraction" else value for key, value in part[1:]) or "all"
 
 
 def _navigation(order: Sequence[tuple], failed: Sequence[Row]) -> str:
@@ -139,7 +134,7 @@ def _failures(failed: Sequence[Row]) -> str:
 
 
 def _section(name: str, part: Sequence, rows: list[Row], every: list[Row], specs: Mapping[str, TableSpec]) -> str:
-    """All there is to one entry on one dataset."""
+    """All there is to one entry in one setting."""
     entry, where = part[0], dict(part[1:])
     pictures = [_picture(picture, rows) for picture in PICTURES.get(entry, {}).values()]
     pictures = [picture for picture in pictures if picture]

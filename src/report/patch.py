@@ -22,10 +22,15 @@ def label_of(row: Row) -> str:
     return str(row.cell["method"]) if modules == "none" else f"{row.cell['method']} ({modules})"
 
 
+def of_one_task(rows: Sequence[Row]) -> list[Row]:
+    """Rows of a frozen base with a patch for one task; not those of several tasks, or of a base without training."""
+    return [row for row in rows if row.cell.get("task") and row.cell.get("protocol") == "single"]
+
+
 @styled
 def parameters(rows: Sequence[Row]) -> Figure:
     """Accuracy on each task against what was trained for it (classifier left out), mean and std over seeds."""
-    found = measured([row for row in rows if row.cell.get("task")], ["accuracy_patched", "trainable_parameters"])
+    found = measured(of_one_task(rows), ["accuracy_patched", "trainable_parameters"])
     lines = [{**row.cell, **row.metrics, "label": label_of(row)} for row in found]
     frame = pd.DataFrame(lines)
     labels = {label: (SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]) for k, label in enumerate(_cheapest(frame))}
@@ -57,8 +62,7 @@ def parameters(rows: Sequence[Row]) -> Figure:
 @styled
 def interpolation(rows: Sequence[Row]) -> Figure:
     """PAINT: accuracy of base and task along the line from the base's weights to the tuned ones, mean over seeds."""
-    alone = [row for row in rows if row.cell.get("task") and row.cell.get("protocol") == "single"]
-    found = measured(alone, series=["alpha", "chosen"])
+    found = measured(of_one_task(rows), series=["alpha", "chosen"])
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         groups.setdefault((row.cell["model"], row.cell["task"]), []).append(row)

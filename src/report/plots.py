@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from src.core.types import Row
-from src.report import figures, patch, transfer
+from src.report import figures, patch, rates, teachers, transfer
 from src.report.style import save
 
 __all__ = ["PICTURES", "Picture", "save"]
@@ -66,7 +66,8 @@ PICTURES: dict[str, dict[str, Picture]] = {
         ),
         "success_rates": Picture(
             "Success rates",
-            "A point is a student: the share of its teachers that helped. Students that diverged are left out.",
+            "A point is a student: the share of its teachers that helped. Hollow: students that diverged, left out of "
+            "box and line; the first number is the median over all students.",
             transfer.success_rates,
         ),
         "leaderboard": Picture(
@@ -75,10 +76,13 @@ PICTURES: dict[str, dict[str, Picture]] = {
         "transfer_rates": Picture(
             "What was transferred",
             "Left, as in the paper: by the classes that hold the top X % of the knowledge; it tends to 100 by its "
-            "definition. Right: the share of the very images that only the teacher got right.",
-            transfer.transfer_rates,
+            "definition. Right: the share of the very images that only the teacher got right. Without pairs of equal "
+            "accuracy.",
+            rates.transfer_rates,
         ),
-        "rate_by_size": Picture("Transfer rate and size of the student", "Mean over teachers.", transfer.rate_by_size),
+        "rate_by_size": Picture(
+            "Transfer rate and size of the student", "Mean over teachers of another accuracy.", rates.rate_by_size
+        ),
         "pair_deltas": Picture(
             "Transfer to each student from each teacher",
             "Mean over seeds; the bar is one sample standard deviation. Below each teacher: its accuracy minus the "
@@ -95,7 +99,7 @@ PICTURES: dict[str, dict[str, Picture]] = {
         "stages": Picture(
             "Teachers one after the other",
             "Delta, gain and loss relative to the original student by epoch; dashed: the next teacher takes over.",
-            transfer.stages,
+            teachers.stages,
         ),
     },
     "patch": {

@@ -20,6 +20,7 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report.formats import markdown
 from src.report.plots import PICTURES, Picture, save
+from src.report.rows import distinct, parts
 from src.report.spec import TableSpec, matches, pick
 from src.report.tables import build
 
@@ -51,18 +52,19 @@ def fill(path: Path, rows: Sequence[Row], specs: Mapping[str, TableSpec], pictur
 
 
 def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Every picture that the rows can be drawn as, by entry and dataset; returns the files."""
+    """Every picture that the rows can be drawn as, by entry and setting; returns the files."""
     files = []
     for entry, pictures in PICTURES.items():
-        mine = [row for row in rows if row.entry == entry and row.status == "ok"]
-        for dataset in dict.fromkeys(str(row.cell.get("dataset")) for row in mine):
-            chosen = [row for row in mine if str(row.cell.get("dataset")) == dataset]
+        found = parts(row for row in distinct(rows) if row.entry == entry and row.status == "ok")
+        datasets = [dict(part).get("dataset") for part in found]
+        for part, mine in found.items():
+            words = [value for key, value in part if key == "dataset" or datasets.count(dict(part).get("dataset")) > 1]
             for name, picture in pictures.items():
                 try:
-                    figure = picture.draw(chosen)
+                    figure = picture.draw(mine)
                 except ConfigError:  # these rows do not hold what the plot shows
                     continue
-                files.append(save(figure, folder / f"{entry}-{name}-{dataset}.png"))
+                files.append(save(figure, folder / _file(entry, name, *words)))
     return files
 
 
@@ -78,8 +80,12 @@ def _plot(name: str, where: Mapping[str, str], rows: Sequence[Row], folder: Path
     if folder is None:
         raise ConfigError(f"{document} has the block plot:{name}; say where its picture goes: --pictures docs/images")
     entry, plot = name.split("/")
-    chosen = [row for row in rows if row.entry == entry and matches(row.cell, where)]
-    file = save(picture.draw(chosen), folder / f"{'-'.join([entry, plot, *where.values()])}.png")
+    chosen = [row for row in distinct(rows) if row.entry == entry and matches(row.cell, where)]
+    try:
+        figure = picture.draw(chosen)
+    except ConfigError as error:
+        raise ConfigError([f"plot:{name} {_text(where)}: {problem}" for problem in error.problems]) from error
+    file = save(figure, folder / _file(entry, plot, *where.values()))
     link = os.path.relpath(file, document.parent).replace(os.sep, "/")
     return f"![{picture.title} ({_text(where)})]({link})\n\n*{picture.caption}*\n"
 
@@ -89,6 +95,10 @@ def _picture(name: str) -> Picture:
     if name not in known:
         raise ConfigError(f"unknown plot `{name}`; {did_you_mean(name, known)}")
     return known[name]
+
+
+def _file(*words: str) -> str:
+    return "-".join(words).replace("/", "-") + ".png"
 
 
 def _text(where: Mapping[str, str]) -> str:

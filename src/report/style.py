@@ -13,6 +13,7 @@ from PIL import Image
 
 from src.core.errors import ConfigError
 from src.core.types import Row
+from src.report.rows import named, one_setting
 
 __all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "RED", "SERIES", "measured", "save", "styled", "svg"]
 
@@ -62,15 +63,16 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def measured(rows: Sequence[Row], metrics: Sequence[str] = (), series: Sequence[str] = ()) -> list[Row]:
-    """The successful rows that have all these metrics and series.
+    """The successful rows that have all these metrics and series, methods with their variants.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or they are of several settings.
     """
-    found = [row for row in rows if row.status == "ok" and row.metrics.keys() >= {*metrics}]
+    found = [named(row) for row in rows if row.status == "ok" and row.metrics.keys() >= {*metrics}]
     found = [row for row in found if all(row.series.get(name) for name in series)]
     if not found:
         raise ConfigError(f"none of {len(rows)} rows has {', '.join([*metrics, *series])}: nothing to plot")
+    one_setting(found)
     return found
 
 

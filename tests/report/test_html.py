@@ -111,3 +111,11 @@ def test_only_failures(pretrain_rows):
 def test_no_rows_is_an_error():
     with pytest.raises(ConfigError, match="no rows"):
         page([], SPECS)
+
+
+def test_settings_have_sections_of_their_own(flip_rows):
+    rows = [replace(row, cell={**row.cell, "fraction": f}, run=str(f)) for row in flip_rows for f in (0.1, 1.0)]
+    document = page(rows, SPECS)
+    text = "".join(read(document).text)
+    assert "flips · digits, test, fraction 0.1" in text and "flips · digits, test, fraction 1.0" in text
+    assert document.count("data:image/svg+xml") == 10 and "warning" not in text

@@ -1,5 +1,6 @@
 """Blocks of a Markdown file: filled, filled again to the same bytes, and mistakes explained."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_filling_is_idempotent_and_touches_only_blocks(document, flip_rows):
         ("flips/pairs", "flips/pears", "did you mean 'flips/pairs'"),
         ("gap_scatter", "gap_scater", "did you mean 'flips/gap_scatter'"),
         ("pairs dataset=digits", "pairs dataset=mnist", "no rows for the block table:flips/pairs dataset=mnist"),
-        ("scatter dataset=digits", "scatter dataset=mnist", "nothing to plot"),
+        ("scatter dataset=digits", "scatter dataset=mnist", "gap_scatter dataset=mnist: none of 0 rows"),
     ],
 )
 def test_mistakes_leave_the_file_alone(document, flip_rows, old, new, message):
@@ -73,3 +74,14 @@ def test_all_pictures_are_written_and_small(tmp_path, flip_rows, pretrain_rows):
     files = write_pictures([*flip_rows, *pretrain_rows], tmp_path)
     assert [file.name for file in files][-1] == "pretrain-training_curves-digits.png"
     assert len(files) == 6 and all(file.stat().st_size <= 200_000 for file in files)
+
+
+def test_pictures_never_mix_settings(document, flip_rows):
+    val = [replace(row, cell={**row.cell, "split": "val"}, run="val") for row in flip_rows]
+    with pytest.raises(ConfigError, match=r"plot:flips/gap_scatter dataset=digits: .* split = test, val .* add split="):
+        fill(document, flip_rows + val, SPECS, document.parent)
+    document.write_text(TEXT.replace("scatter dataset=digits", "scatter dataset=digits split=val"), encoding="utf-8")
+    fill(document, flip_rows + val, SPECS, document.parent)
+    assert (document.parent / "flips-gap_scatter-digits-val.png").exists()
+    names = {file.name for file in write_pictures(flip_rows + val, document.parent)}
+    assert {"flips-heat_map-digits-test.png", "flips-heat_map-digits-val.png"} < names and len(names) == 10

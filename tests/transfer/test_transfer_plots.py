@@ -1,12 +1,16 @@
 """Plots and their numbers, from rows made up with known answers."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from src.core.errors import ConfigError
 from src.core.types import Row
+from src.report import rates, teachers
 from src.report import transfer as plots
+from src.report.methods import frame_of
 
 LABELS = ("t0", "t1", "t2")
 
@@ -20,7 +24,8 @@ def made(students=4, teachers=10, methods=("kl", "kl_dp")):
                 for m, method in enumerate(methods):
                     gap = t - 4.5 - s
                     metrics = {"accuracy_gap": gap, "transfer_delta": 0.3 * gap * (1 - m) + m + 0.1 * random.normal()}
-                    metrics |= {f"top{x}_transfer_rate": 100.0 - x / 2 for x in plots.SHARES}
+                    metrics |= {"success": 100.0 * (metrics["transfer_delta"] > 0)}
+                    metrics |= {f"top{x}_transfer_rate": 100.0 - x / 2 for x in rates.SHARES}
                     metrics |= {"transfer_rate_strict": 20.0 + t, "positive_flips_before": 5 + gap}
                     metrics |= {"transfer_rate_after": 30.0, "parameters": 1e6 * (s + 1)}
                     cell = {"student": f"s{s}", "teacher": f"t{t}", "method": method, "dataset": "digits"}
@@ -28,16 +33,32 @@ def made(students=4, teachers=10, methods=("kl", "kl_dp")):
     return rows
 
 
-@pytest.mark.parametrize(
-    "draw", ["gap_curve", "success_rates", "transfer_rates", "rate_by_size", "leaderboard", "outlook", "pair_deltas"]
-)
+DRAWN = [plots.gap_curve, plots.success_rates, plots.leaderboard, plots.pair_deltas, plots.outlook]
+DRAWN += [rates.transfer_rates, rates.rate_by_size]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
 def test_pictures_are_drawn_and_need_their_metrics(draw, tmp_path):
-    figure = getattr(plots, draw)(made())
+    figure = draw(made())
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert not plt.get_fignums(), "no figure is left open"
     with pytest.raises(ConfigError, match="nothing to plot"):
-        getattr(plots, draw)([Row(cell={"model": "cnn"}, metrics={"accuracy": 1.0})])
+        draw([Row(cell={"model": "cnn"}, metrics={"accuracy": 1.0})])
+    whole = [replace(row, cell={**row.cell, "fraction": 1.0}) for row in made()]
+    tenth = [replace(row, cell={**row.cell, "fraction": 0.1}) for row in made()]
+    with pytest.raises(ConfigError, match=r"mix fraction = 0.1, 1.0 in one picture; add fraction=1.0 or another"):
+        draw(whole + tenth)
+
+
+@pytest.mark.parametrize("draw", [plots.gap_curve, plots.success_rates, plots.leaderboard, plots.pair_deltas])
+def test_variants_of_a_method_are_drawn_apart(draw):
+    paper = [replace(row, cell={**row.cell, "variant": "paper"}) for row in made(methods=["xekl"])]
+    figure = draw(made(methods=["xekl"]) + paper)
+    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert "XE-KL" in legends + ticks + titles and "XE-KL (paper)" in legends + ticks + titles
 
 
 def test_pair_deltas_are_means_and_spreads_over_seeds():
@@ -52,7 +73,7 @@ def test_pair_deltas_are_means_and_spreads_over_seeds():
 
 
 def test_bins_by_loop():
-    frame = plots.frame_of(made(), "transfer_delta", "accuracy_gap")
+    frame = frame_of(made(), "transfer_delta", "accuracy_gap")
     table = plots.gap_table(frame, bins=8)
     mine = frame[frame["method"] == "kl"]
     gaps = mine["accuracy_gap"].to_numpy()
@@ -70,16 +91,52 @@ def test_bins_by_loop():
 def test_success_is_the_median_over_students():
     figure = plots.success_rates(made())
     texts = [text.get_text() for text in figure.axes[0].texts]
-    frame = plots.frame_of(made(), "transfer_delta")
+    frame = frame_of(made(), "transfer_delta")
     for method, text in zip(("kl", "kl_dp"), texts, strict=True):
         mine = frame[frame["method"] == method]
         shares = [100 * (part["transfer_delta"] > 0).mean() for _, part in mine.groupby("student")]
         assert text == f"{np.median(shares):.1f} %"
 
 
+def test_diverged_students_are_in_one_median_and_hollow():
+    rows = made(students=3, methods=["kl"])
+    lost = [replace(r, metrics={**r.metrics, "transfer_delta": -50.0, "success": 0.0}) for r in rows]
+    rows = [bad if row.cell["student"] == "s2" else row for row, bad in zip(rows, lost, strict=True)]
+    (axes,) = plots.success_rates(rows).axes
+    shares = [np.mean([r.metrics["success"] for r in rows if r.cell["student"] == s]) for s in ("s0", "s1", "s2")]
+    (text,) = (text.get_text() for text in axes.texts)
+    assert text == f"{np.median(shares):.1f} %\n{np.median(shares[:2]):.1f} % without 1 diverged"
+    kept, hollow = (points.get_offsets()[:, 0] for points in axes.collections)
+    np.testing.assert_allclose(kept, shares[:2])
+    assert hollow.tolist() == [0.0] and len(axes.collections[1].get_facecolor()) == 0
+    (text,) = plots.success_rates(lost).axes[0].texts
+    assert text.get_text() == "0.0 %\nall 3 diverged"
+
+
+def test_rates_are_over_the_pairs_that_have_them_and_differ_in_accuracy():
+    rows = made(students=1, teachers=6, methods=["kl"])
+    undefined = {"top2_transfer_rate", "transfer_rate_after"}
+    lacking = [{k: v for k, v in row.metrics.items() if k not in undefined} for row in rows]
+    equal = rows[0].metrics | {"accuracy_gap": 0.0, "transfer_rate_strict": 1000.0, "transfer_rate_after": 1000.0}
+    changed = {"t0": lacking[0], "t1": equal}
+    rows = [replace(row, metrics=row.metrics | {"top2_transfer_rate": float(k)}) for k, row in enumerate(rows)]
+    rows = [replace(row, metrics=changed.get(row.cell["teacher"], row.metrics)) for row in rows]
+    left, right = rates.transfer_rates(rows).axes
+    top2 = [np.mean([k, k + 6]) for k in range(2, 6)]
+    assert left.lines[0].get_ydata()[0] == np.median(top2)
+    strict = [20.0 + k for k in (0, 2, 3, 4, 5)]
+    assert right.patches[0].get_width() == pytest.approx(np.mean(strict)), "t0 has it, t1 is equal"
+    larger = [replace(row, metrics=row.metrics | {"parameters": 9e6}) for row in made(students=1, methods=["kl"])]
+    (axes,) = rates.rate_by_size(rows + larger).axes
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [30.0, 30.0])
+
+
 def test_stages_follow_each_other():
-    series = {"epoch": [1, 2], **{name: [0.1, 0.2] for name in plots.CURVES}}
-    cell = {"student": "s", "teachers": "a+b", "combine": "sequential", "order": "ascending"}
-    figure = plots.stages([Row(cell={**cell, "stage": stage}, series=series) for stage in ("1", "final")])
-    (axes,) = figure.axes
+    series = {"epoch": [1, 2], **{name: [0.1, 0.2] for name in teachers.CURVES}}
+    cell = {"student": "s", "teachers": "a+b", "combine": "sequential", "order": "ascending", "method": "kl_dp"}
+    rows = [Row(cell={**cell, "stage": stage}, series=series) for stage in ("1", "final")]
+    (axes,) = teachers.stages(rows).axes
     assert axes.get_lines()[0].get_xdata().tolist() == [1, 2, 3, 4]
+    unsupervised = [replace(row, cell={**row.cell, "method": "kl_dp_u"}) for row in rows]
+    titles = [axes.get_title("left") for axes in teachers.stages(rows + unsupervised).axes]
+    assert titles == ["s, KL+DP, ascending", "s, KL+DP unsupervised, ascending"]
