@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from src.patch.adapters import NormAdaptation, ResidualAdapters
 from src.patch.delta import Delta
 from src.patch.patched import HeadOnly, Patch, Patched, Standing, freeze, thaw, traced
 
-__all__ = ["System", "apply", "digest", "load", "read_card", "save"]
+__all__ = ["RESERVED", "System", "apply", "digest", "load", "name_problem", "read_card", "save"]
 
 FORMAT = 1
 KINDS: dict[str, type[Patch]] = {
@@ -28,6 +29,31 @@ KINDS: dict[str, type[Patch]] = {
     "residual_adapters": ResidualAdapters,
     "norm_adaptation": NormAdaptation,
 }
+CARD = {"name": str, "base": str, "network": str, "kind": str, "options": dict, "classes": int, "class_names": list}
+"""What every card says, and how; the rest is there to be read."""
+DAMAGE = (
+    ConfigError,
+    TypeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    RuntimeError,
+    OSError,
+    SafetensorError,
+)
+"""What building a patch from a file raises if the file is not as `save` left it."""
+RESERVED = ("base", "auto", "patched", "base_before", "base_after")
+"""Names that mean something else where patches are asked for, or where their accuracies stand in a row."""
+
+
+def name_problem(name: str) -> str | None:
+    """Why a patch cannot be called `name`, if so."""
+    if name in RESERVED:
+        return f"{name!r} means something else"
+    if not re.fullmatch(r"\w[\w+=-]*", name, re.ASCII) or hasattr(nn.ModuleDict(), name):
+        return f"{name!r} is no possible name: letters, digits, _ and - are, but no method of a module"
+    return None
 
 
 def digest(net: nn.Module) -> str:
@@ -46,10 +72,12 @@ def save(patched: Patched, path: str | Path, *, name: str, class_names: list[str
     `facts` are whatever a reader should know: metrics, the dataset, the base's description. Whole or not at all.
     """
     path, patch = Path(path), patched.patch
+    if len(class_names) != patch.classes:
+        raise ConfigError(f"{len(class_names)} class names were given for a patch of {patch.classes} classes")
     kind = next(kind for kind, cls in KINDS.items() if type(patch) is cls)
     card = {"name": name, "base": digest(patched.base), "kind": kind, "options": patch.options, "format": FORMAT}
     card |= {"classes": patch.classes, "class_names": class_names, "network": type(patched.base).__name__}
-    card |= {"parameters_without_head": patch.parameters_without_head(), **facts}
+    card |= {"parameters_without_head": patch.parameters_without_head(), "dtype": _dtype(patched.base), **facts}
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in patch.state_dict().items()}
     with replacing(path) as temporary:
         save_file(state, temporary, {"patch": json.dumps(card)})
@@ -63,10 +91,28 @@ def read_card(path: str | Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("patch")
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read as a patch: {error}") from error
-    card = json.loads(text) if text else {}
-    if card.get("format") != FORMAT:
-        raise ConfigError(f"{path} is no patch file of format {FORMAT}; main_patch.py writes them")
-    return card
+    if text is None:
+        raise ConfigError(f"{path} is no patch file; main_patch.py writes them")
+    if problem := _card_problem(text):
+        raise ConfigError(f"{path} is damaged or of a newer version: {problem}")
+    return json.loads(text)
+
+
+def _card_problem(text: str) -> str | None:
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        return f"its card is no JSON ({error})"
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        return f"its card is not of format {FORMAT}"
+    wrong = [key for key, kind in CARD.items() if not isinstance(card.get(key), kind)]
+    if wrong:
+        return f"its card does not say {', '.join(wrong)}"
+    if card["kind"] not in KINDS:
+        return f"its kind, {card['kind']}, is none of {', '.join(KINDS)}"
+    if len(card["class_names"]) != card["classes"]:
+        return f"its card names {len(card['class_names'])} classes of {card['classes']}"
+    return None
 
 
 def load(model: nn.Module, path: str | Path, size: int | None = None) -> Patched:
@@ -76,18 +122,36 @@ def load(model: nn.Module, path: str | Path, size: int | None = None) -> Patched
     ConfigError if it is not, bit for bit, the network the patch was made for.
     """
     card = read_card(path)
-    own = digest(model)
-    if own != card["base"]:
-        raise ConfigError(
-            f"{path} was made for a {card['network']} with weights {card['base'][:12]}, but this "
-            f"{type(model.net if isinstance(model, Model) else model).__name__} has weights {own[:12]}; "
-            f"load the base the patch was trained on"
-        )
-    patch = KINDS[card["kind"]](traced(model, size or card.get("size")), card["classes"], **card["options"])
-    with safe_open(path, "pt") as file:
-        patch.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a mapping)
+    _check_base(model, path, card)
+    graph = traced(model, size or card.get("size"))
+    try:
+        patch = KINDS[card["kind"]](graph, card["classes"], **card["options"])
+        with safe_open(path, "pt") as file:
+            patch.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a mapping)
+    except DAMAGE as error:
+        raise ConfigError(f"{path} is damaged or of a newer version: {error}") from error
     device = next(model.parameters()).device
     return Patched(model, patch).to(device).eval()
+
+
+def _check_base(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
+    """ConfigError if the network is not, bit for bit, the one a patch was made for."""
+    own = digest(model)
+    if own == card["base"]:
+        return
+    dtype, made_for = _dtype(model), card.get("dtype", "float32")
+    mend = "load the base the patch was trained on"
+    if dtype != made_for:
+        mend = f"they are {dtype}: put the patch on the network in {made_for}, and convert both then"
+    raise ConfigError(
+        f"{path} was made for a {card['network']} with weights {card['base'][:12]}, but this "
+        f"{type(model.net if isinstance(model, Model) else model).__name__} has weights {own[:12]}; {mend}"
+    )
+
+
+def _dtype(model: nn.Module) -> str:
+    """Of a network's parameters, such as float32."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 class System(nn.Module):
@@ -123,10 +187,13 @@ class System(nn.Module):
         """Add the patch of a file under `name` (its own name by default)."""
         card = read_card(path)
         name = name or card["name"]
+        problem = f"a patch {name!r} is attached already" if name in self._cards else name_problem(name)
+        if problem:
+            raise ConfigError(f"{path}: {problem}; give the patch another name: apply(model, path, name)")
         before = freeze(self.base)
         try:
             self.patches[name] = load(self.base, path)
-        except ConfigError:
+        except BaseException:
             thaw(self.base, before)
             raise
         if not self._cards:

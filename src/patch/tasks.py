@@ -16,6 +16,7 @@ from src.core.run import Run
 from src.core.types import Loader
 from src.data import Data
 from src.models import Model
+from src.patch.file import name_problem
 
 __all__ = ["Task", "chooses", "label_offsets", "nodes", "open_tasks", "problems"]
 
@@ -71,6 +72,9 @@ def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
         name = str(given.get("dataset", given.get("name"))) if isinstance(given, Mapping) else str(item)
         if name not in names:
             wrong.append(f"tasks: there is no dataset '{name}'; {did_you_mean(name, names)}")
+            continue
+        if problem := name_problem(str(given.get("name", name))):
+            wrong.append(f"tasks: {problem}; 'tasks=[{{name: another, dataset: {name}}}]' gives another one")
             continue
         own = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         del own["defaults"]

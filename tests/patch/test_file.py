@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from src import patch
 from src.core.errors import ConfigError
@@ -104,6 +107,66 @@ def test_a_file_that_is_no_patch(resnet20, tmp_path):
     (tmp_path / "p.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read as a patch"):
         patch.load(resnet20, tmp_path / "p.safetensors")
+
+
+DAMAGES = {
+    "no JSON": (lambda card: "{", "its card is no JSON"),
+    "a list": (lambda card: [1], "its card is not of format 1"),
+    "a later format": (lambda card: card | {"format": 2}, "its card is not of format 1"),
+    "no base": (lambda card: {k: v for k, v in card.items() if k != "base"}, "its card does not say base"),
+    "another kind": (lambda card: card | {"kind": "gamma"}, "its kind, gamma, is none of delta, head_only"),
+    "another option": (lambda card: card | {"options": {"gamma": 1}}, "gamma"),
+    "a wrong option": (lambda card: card | {"options": {"weights": "gamma"}}, "method.weights=gamma"),
+    "fewer modules": (lambda card: card | {"options": card["options"] | {"modules": 1}}, "Unexpected key"),
+    "another width": (lambda card: card | {"classes": 1, "class_names": ["a"]}, "size mismatch for head.weight"),
+    "too few names": (lambda card: card | {"class_names": ["a"]}, "its card names 1 classes of 4"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_told_in_one_sentence(resnet20, tmp_path, damage):
+    made(resnet20, "delta", path := tmp_path / "p.safetensors")
+    with safe_open(path, "pt") as file:
+        card = json.loads(file.metadata()["patch"])
+    change, message = DAMAGES[damage]
+    changed = change(card)
+    text = changed if isinstance(changed, str) else json.dumps(changed)
+    save_file(load_file(path), path, {"patch": text})
+    with pytest.raises(ConfigError, match=f"p.safetensors is damaged or of a newer version: (.|\n)*{message}"):
+        patch.apply(resnet20, path)
+
+
+def test_a_safetensors_file_without_card_is_no_patch(resnet20, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "p.safetensors")
+    with pytest.raises(ConfigError, match="is no patch file"):
+        patch.load(resnet20, tmp_path / "p.safetensors")
+
+
+def test_a_network_in_another_precision_is_told_so(resnet20, tmp_path):
+    made(resnet20, "delta", tmp_path / "p.safetensors")
+    with pytest.raises(ConfigError, match="they are float16: put the patch on the network in float32"):
+        patch.load(copy.deepcopy(resnet20).half(), tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.b", "keys", "base", "auto", "my cars"])
+def test_names_no_patch_can_have(resnet20, tmp_path, name):
+    made(resnet20, "head", tmp_path / "p.safetensors", name)
+    with pytest.raises(ConfigError, match=f"'{name}' .*; give the patch another name: apply"):
+        patch.apply(resnet20, tmp_path / "p.safetensors")
+    assert list(patch.apply(resnet20, tmp_path / "p.safetensors", "cars").list()) == ["cars"]
+
+
+def test_a_name_is_given_once(resnet20, tmp_path):
+    made(resnet20, "head", tmp_path / "p.safetensors")
+    system = patch.apply(resnet20, tmp_path / "p.safetensors")
+    with pytest.raises(ConfigError, match="a patch 'letters' is attached already; give the patch another name"):
+        patch.apply(system, tmp_path / "p.safetensors")
+
+
+def test_every_class_has_a_name(resnet20, tmp_path):
+    patched = Patched(resnet20, MAKERS["head"](traced(resnet20)))
+    with pytest.raises(ConfigError, match="3 class names were given for a patch of 4 classes"):
+        patch.save(patched, tmp_path / "p.safetensors", name="letters", class_names=list("abc"))
 
 
 def test_the_file_holds_the_patch_alone(resnet20, tmp_path):

@@ -202,6 +202,8 @@ def test_shares_of_a_batch():
         (["tasks=[mnits]"], r"no dataset 'mnits'; did you mean 'mnist'"),
         (["tasks=[]"], r"tasks is empty"),
         (["tasks=[digits,digits]"], r"tasks names digits twice"),
+        (["tasks=[{name:a.b,dataset:digits}]"], r"'a.b' is no possible name.*\{name: another, dataset: digits\}"),
+        (["tasks=[{name:patched,dataset:digits}]"], r"'patched' means something else"),
         (["dataset.classes=10", "dataset.class_subset=null"], r"has 5 classes and the data 10"),
         (["protocol=joint", "tasks=[digits]"], r"protocol=joint needs at least two tasks"),
         (["method.modules=0", "method.norm=nowhere"], r"method.norm=nowhere: one of .*\n.*method.modules=0: a number"),
