@@ -43,7 +43,9 @@ def _by_seed(
     for other, floor in metric.above.items():
         groups = groups[groups[other] > floor]
     kept = groups[name].groupby(level=place, sort=False)
-    return kept.std(ddof=0) if metric.statistic == "std" else kept.agg(metric.statistic)
+    if metric.statistic == "std":
+        return kept.std(ddof=0).where(kept.count() > 1)
+    return kept.agg(metric.statistic)
 
 
 def binned(row: Row, bins: Mapping[str, Sequence[float]]) -> Row:

@@ -15,7 +15,7 @@ from src.core.config import did_you_mean
 from src.core.errors import ConfigError
 from src.core.types import Row
 
-__all__ = ["MetricColumn", "TableSpec", "bin_of", "everything", "load_specs", "matches", "pick"]
+__all__ = ["MetricColumn", "TableSpec", "bin_of", "everything", "excluded", "load_specs", "matches", "pick"]
 
 
 STATISTICS = ("mean", "median", "std", "min", "max", "count")
@@ -34,7 +34,7 @@ class MetricColumn:
     of: str = ""
     """Metric of the rows that is shown, if the column has another name."""
     statistic: str = "mean"
-    """mean, median, std (population), min, max or count: over the groups of `across`, one value a group."""
+    """mean, median, std (population, of two at least), min, max or count: over the groups of `across`, one value a group."""
     across: list[str] = field(default_factory=list)
     """Cell keys whose values make the groups; each is averaged first. Example: `statistic: median, across: [student]`
     is the mean over each student's teachers, then the median over students."""
@@ -80,6 +80,8 @@ class TableSpec:
     bin has its upper edge; rows outside all bins are left out with a warning."""
     where: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must have."""
+    without: dict[str, Any] = field(default_factory=dict)
+    """Cell key -> value, or list of values, that a row must not have."""
     over: list[str] = field(default_factory=list)
     """Cell keys that are averaged over on purpose; different values of any other key are warned about."""
     labels: dict[str, str] = field(default_factory=dict)
@@ -199,6 +201,11 @@ def matches(cell: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
         if key not in cell or str(cell[key]) not in map(str, values):
             return False
     return True
+
+
+def excluded(cell: Mapping[str, Any], without: Mapping[str, Any]) -> bool:
+    """Whether a cell has any of the values that are not wanted."""
+    return any(matches(cell, {key: unwanted}) for key, unwanted in without.items())
 
 
 def everything(entry: str, rows: Sequence[Row]) -> TableSpec:

@@ -17,7 +17,7 @@ from src.core.types import Row
 from src.report.aggregate import aggregate, binned
 from src.report.layout import Layout, natural
 from src.report.rows import distinct
-from src.report.spec import MetricColumn, TableSpec, matches
+from src.report.spec import MetricColumn, TableSpec, excluded, matches
 
 __all__ = ["Missing", "Table", "build", "first_line", "gather"]
 
@@ -72,7 +72,8 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
         ConfigError: `where` names what no row of the entry has.
     """
     where = where or {}
-    mine = [binned(row, spec.bins) for row in distinct(rows) if row.entry == spec.entry]
+    mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.without)]
+    mine = [binned(row, spec.bins) for row in mine]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]

@@ -78,7 +78,8 @@ def test_gaps_are_binned_from_their_lower_edge():
     assert [line[0] for line in table.lines] == ["-15 to -3", "-3 to -1", "-1 to 1", "1 to 3", "3 to 15"]
     for name, line in zip(dict.fromkeys(GAPS.values()), table.lines[1:], strict=True):
         deltas = [float(gap) / 10 for gap, found in GAPS.items() if found == name]
-        assert line[1:3] == [f"{np.mean(deltas):+.2f}", f"{np.std(deltas):.2f}"] and line[-1] == str(len(deltas))
+        spread = f"{np.std(deltas):.2f}" if len(deltas) > 1 else "n/a"
+        assert line[1:3] == [f"{np.mean(deltas):+.2f}", spread] and line[-1] == str(len(deltas))
     assert "warning: 1 rows are left out because they lack accuracy_gap from -15 to 15" in table.notes
 
 
@@ -112,3 +113,10 @@ def test_teachers_in_turn_are_apart_by_order_and_beside_the_other_ways():
     assert any(
         "teachers = a+b, a+c" in n for n in build(pick(load_specs(TABLES), "multi_teacher/combine"), mixed).notes
     )
+
+
+@pytest.mark.parametrize("table", ["transfer/methods", "transfer/gaps"])
+def test_rankings_are_no_method(table):
+    rows = [replace(r, metrics={**r.metrics, "accuracy_gap": 2.0}) for r in transfer_rows({"a": [1.0]})]
+    rank = Row(rows[0].cell | {"method": "rank"}, {"accuracy_gap": 2.0, "to_teacher": 9.0}, entry="transfer", run="r")
+    assert build(pick(load_specs(TABLES), table), [*rows, rank]).lines == build(load_specs(TABLES)[table], rows).lines
