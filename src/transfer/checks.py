@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["list_problems", "method_problems", "name_of", "network_problems", "option_problems", "same"]
 
 CHOICES = {"lr_scaling": tuple(LR_SCALING), "teacher_view": ("own", "student")}
+NUMBERS = {"lr_factor": 1.0, "remember_gib": 4.0}
 FLAGS = ("fit_heads", "remember", "legacy_class_count")
 
 
@@ -46,7 +47,11 @@ def same(student: str, teacher: str) -> str:
 def option_problems(cfg: DictConfig) -> list[str]:
     """Wrong values of the options that all transfer entries have."""
     problems = [f"{k}={cfg[k]}: one of {', '.join(v)} is needed" for k, v in CHOICES.items() if cfg[k] not in v]
-    return problems + [f"{key}={cfg[key]}: true or false is needed" for key in FLAGS if not isinstance(cfg[key], bool)]
+    problems += [f"{key}={cfg[key]}: true or false is needed" for key in FLAGS if not isinstance(cfg[key], bool)]
+    for key, example in NUMBERS.items():
+        if type(cfg[key]) not in (int, float) or not cfg[key] >= 0:
+            problems.append(f"{key}={cfg[key]}: a number of at least 0 is needed, such as {key}={example}")
+    return problems
 
 
 def method_problems(cfg: DictConfig, teachers: int = 1, *, frozen: bool = False) -> list[str]:

@@ -52,8 +52,11 @@ class Frozen(nn.Module):
         self.rows: Tensor | None = None
         self.epoch = 0
 
-    def remember(self, plain: Loader, view: View, views: int, cache: Path, precision: str) -> None:
-        """Compute the logits of all samples of `plain` (the training samples, not augmented), or take stored ones."""
+    def remember(self, plain: Loader, view: View, views: int, cache: Path | None, precision: str) -> None:
+        """Compute the logits of all samples of `plain` (the training samples, not augmented), or take stored ones.
+
+        They are kept on the device as float32, as a live network gives them, so that results stay the same.
+        """
         for model in self.models:
             seen = [predict(model, plain, cache, precision=precision)]
             if views == 2:

@@ -18,10 +18,10 @@ from src.core.run import Run
 from src.core.types import Row
 from src.data import Data
 from src.models import Model
-from src.transfer import training
+from src.transfer import networks, training
 from src.transfer.checks import list_problems, method_problems, name_of, network_problems, option_problems, same
 from src.transfer.measures import change, transfer_measures
-from src.transfer.recipe import curves, routing
+from src.transfer.recipe import curves, training_measures, variant
 from src.transfer.training import Trained
 
 if TYPE_CHECKING:
@@ -60,20 +60,21 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "combine": cfg.combine,
         "order": cfg.order if cfg.combine == "sequential" else "none",
     }
-    return {**names, **combined, "dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    return names | combined | variant(cfg) | where
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Measure all networks, transfer from the teachers as `combine` says, yield a row per stage and one at the end."""
     data = datasets.open_data_for(cfg, run)
     try:
-        student = training.open_network(cfg, run, data, cfg.student)
-        teachers = {name_of(node): training.open_teacher(cfg, run, data, node) for node in cfg.teachers}
+        student = networks.open_network(cfg, run, data, cfg.student)
+        teachers = {name_of(node): networks.open_teacher(cfg, run, data, node) for node in cfg.teachers}
         for name, teacher in teachers.items():
             if teacher.digest() == student.digest():
                 raise ConfigError(same(cfg.student.name, name))
             if cfg.teacher_view == "student":
-                training.as_seen_by_student(teacher, student)
+                networks.as_seen_by_student(teacher, student)
         said = training.predictions(cfg, run, data, {"": student, **teachers})
         ways = {"sequential": _sequential, "parallel": _parallel, "soup": _soup}
         yield from ways[cfg.combine](cfg, run, data, student, teachers, said)
@@ -90,8 +91,10 @@ def _sequential(cfg: DictConfig, run: Run, data: Data, student: Model, teachers:
     before = said[""]
     order = in_order(cfg.order, said, list(teachers))
     for stage, name in enumerate(order, start=1):
-        trained = training.train(cfg, run, data, student, [teachers[name]], before, said[name], name=f"stage{stage}")
-        row = _row(cfg, said, trained.after, data.classes, name, trained)
+        trained = training.train(
+            cfg, run, data, student, [teachers[name]], before, said[name], name=f"stage{stage}", shared=stage == 1
+        )
+        row = _row(cfg, said, student, trained.after, name, trained)
         step = change(_classes(before), _classes(trained.after), before.labels.numpy())
         row.metrics.update({f"{key}_step": step[key] for key in ("transfer_delta", "knowledge_gain", "knowledge_loss")})
         row.cell["stage"] = "final" if stage == len(order) else str(stage)
@@ -104,7 +107,7 @@ def _parallel(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: N
     """All teachers at once: each sample from whichever network is most sure of it."""
     first = next(iter(teachers))
     trained = training.train(cfg, run, data, student, list(teachers.values()), said[""], said[first])
-    row = _row(cfg, said, trained.after, data.classes, first, trained)
+    row = _row(cfg, said, student, trained.after, first, trained)
     row.cell["stage"] = "final"
     _keep(cfg, run, student, row, "student")
     yield row
@@ -116,7 +119,7 @@ def _soup(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Netwo
     for name, teacher in teachers.items():
         member = deepcopy(student)
         trained = training.train(cfg, run, data, member, [teacher], said[""], said[name], name=f"single/{_file(name)}")
-        row = _row(cfg, said, trained.after, data.classes, name, trained)
+        row = _row(cfg, said, member, trained.after, name, trained)
         row.cell.update(combine="single", stage=name)
         _keep(cfg, run, member, row, f"student_{_file(name)}")
         members.append(member.net.state_dict())
@@ -128,7 +131,7 @@ def _soup(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Netwo
     student.net.load_state_dict(soup(members))
     loader = training.eval_loader(cfg, data, student.canvas)
     after = predict(student, loader, precision=cfg.engine.precision)
-    row = _row(cfg, said, after, data.classes, next(iter(teachers)), None)
+    row = _row(cfg, said, student, after, next(iter(teachers)), None)
     row.cell["stage"] = "final"
     _keep(cfg, run, student, row, "student")
     yield row
@@ -151,12 +154,14 @@ def soup(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _row(cfg: DictConfig, said: Said, after: Predictions, classes: int, teacher: str, trained: Trained | None) -> Row:
+def _row(cfg: DictConfig, said: Said, student: Model, after: Predictions, teacher: str, trained: Trained | None) -> Row:
     """Measures relative to the original student; flips are those of `teacher`."""
     predicted = [_classes(p) for p in (said[""], after, said[teacher])]
-    metrics, series = transfer_measures(*predicted, after.labels.numpy(), classes, legacy=cfg.legacy_class_count)
+    metrics, series = transfer_measures(
+        *predicted, after.labels.numpy(), student.classes, legacy=cfg.legacy_class_count
+    )
     if trained is not None:
-        metrics |= routing(trained.fit.history)
+        metrics |= training_measures(student, trained)
         series |= curves(trained.fit.history)
     return Row(cell=cell(cfg), metrics=metrics, series=series)
 
@@ -165,7 +170,7 @@ def _keep(cfg: DictConfig, run: Run, student: Model, row: Row, file: str) -> Non
     if run.main:
         made = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
         card = {**made, "method": cfg.method.name, "data": cfg.dataset.name, "metrics": row.metrics}
-        run.stats.setdefault("files", []).append(training.keep(student, run.dir / f"{file}.safetensors", card, cfg))
+        run.stats.setdefault("files", []).append(networks.keep(student, run.dir / f"{file}.safetensors", card, cfg))
 
 
 def _classes(predictions: Predictions) -> np.ndarray:

@@ -13,7 +13,7 @@ from src.core.run import Run
 from src.core.types import Row
 from src.data import Data
 from src.models import Model
-from src.transfer import training
+from src.transfer import networks, training
 from src.transfer.checks import list_problems, name_of, network_problems, same
 from src.transfer.measures import complementary, percent
 from src.transfer.partition import most_confident, select
@@ -34,7 +34,7 @@ def check(cfg: DictConfig) -> list[str]:
 
 def rank(cfg: DictConfig, run: Run, data: Data, student: Model) -> Iterator[Row]:
     """A row for each candidate, the one with most complementary knowledge first."""
-    teachers = {name_of(node): training.open_teacher(cfg, run, data, node) for node in cfg.candidates}
+    teachers = {name_of(node): networks.open_teacher(cfg, run, data, node) for node in cfg.candidates}
     twins = [name for name, teacher in teachers.items() if teacher.digest() == student.digest()]
     if twins:
         raise ConfigError(same(cfg.student.name, twins[0]))

@@ -12,7 +12,7 @@ from src.core.evaluate import Predictions, predict
 from src.core.run import Run
 from src.core.types import Row
 from src.models import Model
-from src.transfer import ranking, training
+from src.transfer import networks, ranking, training
 from src.transfer.checks import method_problems, network_problems, option_problems, same
 from src.transfer.measures import transfer_measures
 from src.transfer.partition import most_confident, select
@@ -21,7 +21,7 @@ from src.transfer.training import Trained
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "curves", "routing", "run"]
+__all__ = ["OBJECTIVE", "cell", "check", "curves", "routing", "run", "training_measures", "variant"]
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
@@ -43,27 +43,33 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     names = {"student": cfg.student.name, "teacher": cfg.teacher.name, "method": cfg.method.get("name")}
     if cfg.candidates is not None:
         names = {"student": cfg.student.name, "method": "rank"}
-    return {**names, "dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    return names | variant(cfg) | where
+
+
+def variant(cfg: DictConfig) -> dict[str, str]:
+    """Which form of the method it is, where it is not the standard one: method=paper/xekl says paper."""
+    return {"variant": cfg.variant} if cfg.get("variant") else {}
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Measure both networks, train the student, measure it again, keep it, yield its row."""
     data = datasets.open_data_for(cfg, run)
     try:
-        student = training.open_network(cfg, run, data, cfg.student)
+        student = networks.open_network(cfg, run, data, cfg.student)
         if cfg.candidates is not None:
             yield from ranking.rank(cfg, run, data, student)
             return
-        teacher = training.open_teacher(cfg, run, data, cfg.teacher)
+        teacher = networks.open_teacher(cfg, run, data, cfg.teacher)
         if teacher.digest() == student.digest():
             raise ConfigError(same(cfg.student.name, cfg.teacher.name))
         if cfg.teacher_view == "student":
-            teacher = training.as_seen_by_student(teacher, student)
+            teacher = networks.as_seen_by_student(teacher, student)
         said = training.predictions(cfg, run, data, {"student": student, "teacher": teacher})
         if trains(cfg):
             trained = training.train(cfg, run, data, student, [teacher], said["student"], said["teacher"])
             row = _row(cfg, said, trained.after, data.classes, trained)
-            row.metrics["parameters"] = sum(p.numel() for p in student.parameters())
+            row.metrics.update(training_measures(student, trained))
             row.metrics.update(_partner(cfg, run, data, teacher, said["teacher"], trained))
             if run.main:
                 _keep(cfg, run, student, teacher, row, trained)
@@ -94,11 +100,15 @@ def _row(
         before, after.logits.argmax(1).numpy(), teacher, labels, classes, legacy=cfg.legacy_class_count
     )
     if trained is not None:
-        epochs = trained.fit.history
-        metrics |= routing(epochs)
-        metrics["accuracy_best"] = max(e["val/accuracy_after"] for e in epochs if "val/accuracy_after" in e)
-        series |= curves(epochs)
+        series |= curves(trained.fit.history)
     return Row(cell=cell(cfg), metrics=metrics, series=series)
+
+
+def training_measures(student: Model, trained: Trained) -> dict[str, float]:
+    """What a training tells beside its result; the speed is in the row's provenance."""
+    epochs = trained.fit.history
+    best = max(e["val/accuracy_after"] for e in epochs if "val/accuracy_after" in e)
+    return routing(epochs) | {"accuracy_best": best, "parameters": sum(p.numel() for p in student.parameters())}
 
 
 def routing(epochs: list[dict[str, float]]) -> dict[str, float]:
@@ -133,11 +143,10 @@ def _partner(
 
 
 def _keep(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, trained: Trained) -> None:
-    run.stats["images_per_second"] = round(trained.fit.images_per_second, 1)
     made = {"student": student.tag, "teacher": teacher.tag, "method": cfg.method.name, "data": cfg.dataset.name}
     card = {**made, "metrics": row.metrics}
-    files = [training.keep(student, run.dir / "student.safetensors", card, cfg)]
+    files = [networks.keep(student, run.dir / "student.safetensors", card, cfg)]
     if hasattr(trained.method, "partner"):
         card["metrics"] = {"accuracy_after": row.metrics["accuracy_teacher_after"]}
-        files.append(training.keep(teacher, run.dir / "teacher.safetensors", card, cfg))
+        files.append(networks.keep(teacher, run.dir / "teacher.safetensors", card, cfg))
     run.stats["files"] = files

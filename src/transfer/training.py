@@ -1,35 +1,32 @@
-"""The parts that single and multi-teacher transfer share: networks, predictions, one training, what is kept."""
+"""The parts that single and multi-teacher transfer share: predictions, the method, one training."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from src import models as zoo
-from src.core.config import accepts, build, plain
+from src.core.config import accepts, build
 from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
-from src.core.evaluate import Predictions, evaluating, predict, predict_many
-from src.core.files import write_atomically
+from src.core.evaluate import Predictions, predict, predict_many
 from src.core.run import Run
 from src.core.types import Batch, Loader
 from src.data import Data
 from src.models import Model
-from src.models.model import Preprocess
 from src.transfer.base import Transfer
 from src.transfer.contrastive import Samples
 from src.transfer.frozen import Frozen, views
-from src.transfer.heads import fit_heads
 from src.transfer.measures import change, complementary, percent
 
 if TYPE_CHECKING:
@@ -39,14 +36,12 @@ __all__ = [
     "LR_SCALING",
     "Trained",
     "Unlabelled",
-    "keep",
-    "open_network",
-    "open_teacher",
     "predictions",
     "top1",
     "train",
 ]
 
+logger = logging.getLogger(__name__)
 LR_SCALING = {"none": 0, "linear": 1}
 """How often the learning rate is multiplied by batch_size / 256."""
 
@@ -78,57 +73,6 @@ class Unlabelled:
     def close(self) -> None:
         """Close the loader behind."""
         self.loader.close()
-
-
-def open_teacher(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
-    """`open_network`, frozen."""
-    return open_network(cfg, run, data, node).requires_grad_(False)
-
-
-def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
-    """A trained network on the device, with as many classes as the data: its own, or new ones (`fit_heads`).
-
-    Raises ConfigError where it has another number of classes and no new ones are asked for.
-    """
-    model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
-    fits = model.classes == data.classes
-    if not fits and not cfg.fit_heads:
-        raise ConfigError(
-            f"{model.name} has {model.classes} classes and {data.name} has {data.classes}; choose a network for "
-            f"{data.classes} classes, let its classifier be fitted to the data first with fit_heads=true, or give the "
-            f"labels among its {model.classes} with dataset.label_map and dataset.classes={model.classes}"
-        )
-    model = model if fits else zoo.build(node, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
-    model = model.to(run.device, memory_format=torch.channels_last if cfg.engine.channels_last else None)
-    if fits:
-        return model
-    images = data.loader("train", cfg.eval_batch_size, train=False, size=model.canvas)
-    return fit_heads(model, images, cfg.engine.precision)
-
-
-def as_seen_by_student(teacher: Model, student: Model) -> Model:
-    """Let a teacher work at the student's resolution and crop, with its own normalisation.
-
-    A teacher of one fixed size gets the student's crop resized to that size (A10).
-    """
-    own = teacher.preprocess
-    view = student.preprocess.settings() | {"mean": teacher.mean, "std": teacher.std}
-    for size in (student.size, own.size):
-        teacher.preprocess = Preprocess(**{**view, "size": size}).to(own.scale.device)
-        if runs(teacher):
-            return teacher
-    raise ConfigError(f"{teacher.name} takes neither {student.size} nor {own.size} pixels; use teacher_view=own")
-
-
-def runs(model: Model) -> bool:
-    """Whether the network takes images of its size: asked of one image, as libraries do not say so of all networks."""
-    image = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8, device=model.preprocess.scale.device)
-    try:
-        with evaluating(model):
-            model(image)
-    except (AssertionError, RuntimeError, ValueError):  # by a library's check, or by shapes that do not fit
-        return False
-    return True
 
 
 def predictions(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
@@ -164,10 +108,12 @@ def train(
     taught: Predictions,
     *,
     name: str = "transfer",
+    shared: bool = True,
 ) -> Trained:
     """Train `student` in place with `cfg.method`.
 
     Its changes are measured from the predictions `before`, and what is left to learn by those of the (first) teacher.
+    `shared`: other runs start from this student too, so its logits are worth storing.
     """
     method = make_method(cfg, student, teachers, partial(samples_of, data))
     if method.reads_labels:
@@ -175,7 +121,7 @@ def train(
     indices = data.indices("train", unlabelled=not method.reads_labels)
     loader = training_loader(cfg, data, [student, *teachers], indices)
     if cfg.remember and method.reads_logits:
-        remember(cfg, run, data, method, loader)
+        remember(cfg, run, data, method, loader, {"teachers": run.cache, "initial": run.cache if shared else None})
     watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, taught, cfg.engine.precision)
     fit = Engine(cfg.engine, run).fit(
         method,
@@ -250,32 +196,23 @@ def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
         )
 
 
-def remember(cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Loader) -> None:
-    """Look up the logits of frozen networks from now on, where the augmentation allows it."""
+def remember(
+    cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Loader, caches: Mapping[str, Path | None]
+) -> None:
+    """Look up the logits of frozen networks from now on, where the augmentation and their size allow it."""
     found = views(loader)
     if found is None or not method.frozen:
         return
     view, count = found
-    method.to(run.device)
     plain_loader = data.loader("train", cfg.batch_size, train=False, indices=loader.indices, size=loader.size)
+    networks = [model for part in method.frozen for model in method.get_submodule(part).models]
+    size = sum(4 * plain_loader.samples * count * model.classes for model in networks) / 2**30
+    if size > cfg.remember_gib:
+        logger.warning(
+            f"the logits of {len(networks)} frozen networks would take {size:.3g} GiB, more than "
+            f"remember_gib={cfg.remember_gib:g}: they are computed anew in every step, with the same result"
+        )
+        return
+    method.to(run.device)
     for part in method.frozen:
-        method.get_submodule(part).remember(plain_loader, view, count, run.cache, cfg.engine.precision)
-
-
-def keep(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
-    """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
-    claim, model.claimed_top1 = model.claimed_top1, card["metrics"].get("accuracy_after")
-    card = {**card, "load": load_line(model, path.name), "config": plain(cfg)}
-    zoo.save(model, path, card)
-    model.claimed_top1 = claim
-    write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
-    return path.name
-
-
-def load_line(model: Model, file: str) -> str:
-    """The line of Python that loads a kept network: timm's own where timm builds it, with all of its options."""
-    if not model.architecture.startswith(("timm:", "hf-hub:", "hf_hub:")):
-        return f"src.models.build('{file}')"
-    given = {"num_classes": model.classes, **model.options, "checkpoint_path": file}
-    options = ", ".join(f"{key}={value!r}" for key, value in given.items())
-    return f"timm.create_model('{model.architecture.removeprefix('timm:')}', {options})"
+        method.get_submodule(part).remember(plain_loader, view, count, caches[part], cfg.engine.precision)

@@ -2,16 +2,32 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from src.core.config import validate
+from src.core.evaluate import Predictions
 from src.core.problems import compose_all
 from src.report.spec import load_specs
+from src.transfer.measures import transfer_measures
+from src.transfer.ranking import outlook
+from src.transfer.recipe import routing
 
 CONFIG = Path(__file__).parents[2] / "config"
 PRIMARY = {"transfer": "transfer/transfer", "multi_teacher": "multi_teacher/multi_teacher"}
+LABELS = np.arange(12) % 3
+STUDENT, AFTER, TEACHER = ((LABELS + np.isin(np.arange(12), wrong)) % 3 for wrong in ([0, 1, 2, 3], [2, 3, 4], [3, 5]))
+SAID = [Predictions(torch.eye(3)[torch.tensor(said)], torch.tensor(LABELS), None) for said in (STUDENT, TEACHER)]
+MEASURED = {
+    *transfer_measures(STUDENT, AFTER, TEACHER, LABELS, 3)[0],
+    *outlook(*SAID),
+    *routing([{"train/to_teacher": 1.0}]),
+    *("rank", "parameters", "accuracy_best"),
+}
+"""Names of all metrics that rows of transfers and rankings have."""
 EXPERIMENTS = [
     f"{entry}/{path.stem}" for entry in PRIMARY for path in sorted((CONFIG / "experiment" / entry).glob("*"))
 ]
@@ -38,5 +54,8 @@ def test_tables_ask_for_what_rows_have(entry):
     assert specs
     for spec in specs.values():
         assert spec.command.startswith(f"python main_{entry}.py")
+        asked = {metric.of or name for name, metric in spec.metrics.items()}
+        asked |= {name for metric in spec.metrics.values() for name in metric.above}
+        assert asked <= MEASURED, f"{spec.name}: no row has {asked - MEASURED}"
         for cell in spec.published:
             assert set(spec.keys) <= set(cell), spec.name

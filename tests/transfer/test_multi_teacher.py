@@ -49,6 +49,19 @@ def test_stages_go_from_the_weaker_teacher_to_the_stronger(folder, sequential):
     assert descending[0].metrics["accuracy_teacher"] == rows[1].metrics["accuracy_teacher"]
 
 
+def test_rows_of_stages_tell_what_single_rows_tell(sequential):
+    _, rows = sequential
+    for row in rows:
+        assert row.metrics["accuracy_best"] >= row.metrics["accuracy_after"] and row.metrics["parameters"] > 0
+        assert 0 < row.metrics["to_teacher"] < 100
+
+
+def test_only_what_other_runs_can_use_is_stored(folder, tmp_path):
+    """Logits of the student that a stage starts from are of no use elsewhere; networks of the config are."""
+    run_rows(recipe, configured(folder, f"cache_root={tmp_path}", "engine.max_steps=2"))
+    assert len(list((tmp_path / "predictions").iterdir())) == 3 + 3, "three networks on both splits, no stage's student"
+
+
 def test_a_stage_keeps_what_the_student_knew_at_its_start(folder, monkeypatch):
     initial = []
     original = training.make_method

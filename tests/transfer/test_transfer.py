@@ -126,6 +126,34 @@ def test_remembered_logits_change_nothing(folder, augment):
         torch.testing.assert_close(value, students[1][key], rtol=1e-4, atol=1e-6)
 
 
+def test_logits_too_large_to_remember_are_computed_anew(folder, transferred, caplog):
+    _, row, place = transferred
+    (anew,) = run_rows(recipe, composed(folder, "remember_gib=1e-6"))
+    assert "would take 0.000112 GiB, more than remember_gib=1e-06: they are computed anew" in caplog.text
+    states = [load_file(place.parent / run / "student.safetensors") for run in (row.run, anew.run)]
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_left_to_learn_is_logged_at_each_evaluation(transferred):
+    _, row, place = transferred
+    logged = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    left = [value for line in logged for key, value in line.items() if key.endswith("val/positive_flips")]
+    assert left[-1] == row.metrics["positive_flips_after"]
+    assert any(key.endswith("train/knowledge_gain") for line in logged for key in line)
+
+
+def test_variants_of_a_method_have_cells_of_their_own(folder):
+    cells = [recipe.cell(composed(folder, f"method={method}")) for method in ("xekl", "paper/xekl")]
+    assert cells[1] == {**cells[0], "variant": "paper"} and "variant" not in cells[0]
+
+
+def test_both_directions_train_as_published(folder):
+    cfg = composed(folder, "method=bi_kd", "optimizer.lr=1e-6", "batch_size=128")
+    assert (cfg.optimizer["_target_"], cfg.optimizer.weight_decay) == ("torch.optim.Adam", 1e-5)
+    assert training.learning_rate(cfg) == 1e-6, "not scaled with the batch size"
+
+
 def test_a_student_of_timms_loads_in_plain_timm(folder):
     """One line of timm, and it scores what the row says."""
     start = zoo.build({"name": "timm:resnet10t", "weights": None, "size": 32}, classes=10)
