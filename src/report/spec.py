@@ -34,7 +34,7 @@ class MetricColumn:
     of: str = ""
     """Metric of the rows that is shown, if the column has another name."""
     statistic: str = "mean"
-    """mean, median, std (population, of two at least), min, max or count: over the groups of `across`, one value a group."""
+    """mean, median, std (population, of two at least), min, max or count: over the groups of `across`."""
     across: list[str] = field(default_factory=list)
     """Cell keys whose values make the groups; each is averaged first. Example: `statistic: median, across: [student]`
     is the mean over each student's teachers, then the median over students."""
