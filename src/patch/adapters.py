@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from src.patch.patched import Edit, Patch, Patched
 
 __all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
 
+POSITIONS = ("parallel", "series")
+MODES = ("affine", "dua")
 DUA_IMAGES, DUA_VIEWS, DUA_PADDING = 80, 64, 4
 DUA_FIRST, DUA_DECAY, DUA_FLOOR = 0.1, 0.94, 0.005
 
@@ -47,8 +50,8 @@ class ResidualAdapters(_WithNorms):
     """
 
     def __init__(self, traced: Traced, classes: int, *, position: str = "parallel") -> None:
-        if position not in ("parallel", "series"):
-            raise ConfigError(f"method.position={position}: one of parallel, series is needed")
+        if problems := self.problems(position):
+            raise ConfigError(problems)
         super().__init__(traced, classes, position=position)
         calls = _calls(traced, nn.Conv2d)
         self._convolutions = [n for n in calls if traced.net.get_submodule(n.target).kernel_size == (3, 3)]
@@ -56,6 +59,12 @@ class ResidualAdapters(_WithNorms):
         if not convolutions:
             raise ConfigError(f"{type(traced.net).__name__} has no 3x3 convolution, where adapters are attached")
         self.adapters = nn.ModuleList(_adapter(conv, position) for conv in convolutions)
+
+    @staticmethod
+    def problems(position: str = "parallel", **_: object) -> list[str]:
+        """What is wrong with the options."""
+        known = position in POSITIONS
+        return [] if known else [f"method.position={position}: one of {', '.join(POSITIONS)} is needed"]
 
     def insert(self, edit: Edit) -> None:
         """Add the adapters, then exchange the BatchNorms."""
@@ -71,14 +80,21 @@ class NormAdaptation(_WithNorms):
     """BatchNorm adaptation: `affine` trains scales, shifts and statistics of the task with labels; `dua` adapts the
     statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
 
+    Deviation: the images are training images of the task, where DUA takes the test images as they come in: a patch is
+    finished, and its classifier trained, before anything is asked of it.
     Deviation: what is left after the last image counts, where DUA's code reports the best step on the test images.
     """
 
     def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
-        if mode not in ("affine", "dua"):
-            raise ConfigError(f"method.mode={mode}: one of affine, dua is needed")
+        if problems := self.problems(mode):
+            raise ConfigError(problems)
         super().__init__(traced, classes, mode=mode)
         self.norms.requires_grad_(mode == "affine")
+
+    @staticmethod
+    def problems(mode: str = "affine", **_: object) -> list[str]:
+        """What is wrong with the options."""
+        return [] if mode in MODES else [f"method.mode={mode}: one of {', '.join(MODES)} is needed"]
 
     def train(self, mode: bool = True) -> NormAdaptation:
         """Statistics found by DUA stay as they are while the classifier is trained."""
@@ -88,13 +104,14 @@ class NormAdaptation(_WithNorms):
         return self
 
     @torch.no_grad()
-    def prepare(self, patched: Patched, images: Tensor, seed: int) -> None:
-        """DUA's pass over the images, [N, 3, H, W] uint8, in their order."""
+    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+        """DUA's pass over the images, one after the other."""
         if self.options["mode"] != "dua":
             return
         generator = torch.Generator().manual_seed(seed)
         patched.eval()
-        for image, momentum in zip(images, dua_momenta(min(len(images), DUA_IMAGES)), strict=False):
+        stream = images(DUA_IMAGES)
+        for image, momentum in zip(stream, dua_momenta(len(stream)), strict=True):
             for norm in self.norms:
                 norm.train()
                 norm.momentum = momentum

@@ -9,6 +9,7 @@ are. The order of the weights is i = 1..n, then j = 0..i-1; it is part of the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ SKIPS = ("all", "new", "existing")
 WEIGHTS = ("delta", "learned", "ones", "random", "random_fixed", "base")
 NORMS = ("last_post_act", "last_pre_act", "every_subblock", "skip_sum", "none")
 INITS = ("default", "base")
+PROJECTIONS = ("reuse_frozen", "drop")
+ALLOWED = {"weights": WEIGHTS, "skips": SKIPS, "norm": NORMS, "alpha_init": INITS, "input_projection": PROJECTIONS}
 
 Edge = tuple[int, int]
 
@@ -139,10 +142,11 @@ class Delta(Patch):
         the block's input, drop leaves those skips out. `budget`: as many modules as have at most so many parameters
         (instead of `modules`).
         """
-        settings = {"weights": weights, "skips": skips, "norm": norm, "strides": list(strides)}
+        settings = {"weights": weights, "skips": skips, "norm": norm, "strides": strides}
         settings |= {"alpha_init": alpha_init, "input_projection": input_projection}
-        if problems := option_problems(**settings, modules=modules):
+        if problems := self.problems(modules, budget, **settings):
             raise ConfigError(problems)
+        settings["strides"] = list(strides)
         if budget is not None:
             modules = modules_within(traced, budget, **settings)
         found = len(traced.last_blocks())
@@ -155,6 +159,25 @@ class Delta(Patch):
             BlockPatch(block, pairs, weights, norm, strides, alpha_init)
             for block, pairs in zip(self._blocks, self.pairs, strict=True)
         )
+
+    @staticmethod
+    def problems(modules: int | str = "all", budget: int | None = None, **options: Any) -> list[str]:
+        """What is wrong with the options, one message each."""
+        found = [
+            f"method.{key}={options[key]}: one of {', '.join(values)} is needed"
+            for key, values in ALLOWED.items()
+            if key in options and options[key] not in values
+        ]
+        strides = options.get("strides", (2, 2))
+        if not isinstance(strides, Sequence) or len(strides) != 2 or not all(map(_is_count, strides)):
+            found.append(f"method.strides={strides}: two numbers of at least 1 are needed, such as [2,2]")
+        if modules != "all" and not _is_count(modules):
+            found.append(f"method.modules={modules}: a number of blocks counted from the last, such as 1, 2, 4, or all")
+        if budget is not None and not _is_count(budget):
+            found.append(f"method.budget={budget}: a whole number of parameters, such as 100000, or null")
+        if options.get("norm") == "skip_sum" and options.get("skips") == "new":
+            found.append("method.norm=skip_sum needs the existing skips: method.skips=all")
+        return found
 
     def _edges(self, block: Block) -> list[Edge]:
         first = block.parts[0]
@@ -227,20 +250,8 @@ def weighted_cat(alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Te
     return torch.cat([alpha[:, column, None, None, None] * source for column, source in pairs], 1)
 
 
-def option_problems(modules: int | str, **options: object) -> list[str]:
-    """What is wrong with the options of a delta-network, one message each."""
-    allowed = {"weights": WEIGHTS, "skips": SKIPS, "norm": NORMS, "alpha_init": INITS}
-    allowed["input_projection"] = ("reuse_frozen", "drop")
-    found = [
-        f"method.{key}={options[key]}: one of {', '.join(values)} is needed"
-        for key, values in allowed.items()
-        if key in options and options[key] not in values
-    ]
-    if modules != "all" and (not isinstance(modules, int) or modules < 1):
-        found.append(f"method.modules={modules}: a number of blocks counted from the last, such as 1, 2, 4, or all")
-    if options.get("norm") == "skip_sum" and options.get("skips") == "new":
-        found.append("method.norm=skip_sum needs the existing skips: method.skips=all")
-    return found
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def modules_within(traced: Traced, budget: int, **settings) -> int:

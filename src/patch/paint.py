@@ -21,8 +21,9 @@ from src.core.types import Loader
 from src.models.model import Model, find_head, reset_head
 from src.patch.measures import harmonic_mean, mean, pooled
 
-__all__ = ["Paint", "backbone", "interpolated", "recalibrate"]
+__all__ = ["ALPHAS", "Paint", "backbone", "interpolated", "recalibrate"]
 
+ALPHAS = tuple(k / 10 for k in range(11))
 SELECT = {"harmonic_mean": harmonic_mean, "mean": mean}
 STATISTICS = ("interpolated", "recalibrated")
 RECALIBRATION_BATCHES = 50
@@ -33,7 +34,7 @@ class Paint:
 
     def __init__(
         self,
-        alphas: Sequence[float] = tuple(k / 10 for k in range(11)),
+        alphas: Sequence[float] = ALPHAS,
         select: str = "harmonic_mean",
         alpha: float = 1.0,
         statistics: str = "interpolated",
@@ -42,16 +43,29 @@ class Paint:
 
         `statistics` of BatchNorm: interpolated like the weights (the paper's), or recalibrated on the task's images.
         """
-        problems = []
-        if select not in (*SELECT, "fixed"):
-            problems.append(f"method.select={select}: one of {', '.join(SELECT)}, fixed is needed")
-        if statistics not in STATISTICS:
-            problems.append(f"method.statistics={statistics}: one of {', '.join(STATISTICS)} is needed")
-        if not alphas or not all(0 <= a <= 1 for a in (*alphas, alpha)):
-            problems.append(f"method.alphas={list(alphas)}, method.alpha={alpha}: numbers from 0 to 1 are needed")
-        if problems:
+        if problems := self.problems(alphas, select, alpha, statistics):
             raise ConfigError(problems)
         self.alphas, self.select, self.alpha, self.statistics = sorted(alphas), select, alpha, statistics
+
+    @staticmethod
+    def problems(
+        alphas: Sequence[float] = ALPHAS,
+        select: str = "harmonic_mean",
+        alpha: float = 1.0,
+        statistics: str = "interpolated",
+        **_: object,
+    ) -> list[str]:
+        """What is wrong with the settings, one message each."""
+        found = []
+        if select not in (*SELECT, "fixed"):
+            found.append(f"method.select={select}: one of {', '.join(SELECT)}, fixed is needed")
+        if statistics not in STATISTICS:
+            found.append(f"method.statistics={statistics}: one of {', '.join(STATISTICS)} is needed")
+        if not isinstance(alphas, Sequence) or not alphas or not all(map(_is_share, alphas)):
+            found.append(f"method.alphas={alphas}: a list of numbers from 0 to 1 is needed, such as [0,0.5,1]")
+        if not _is_share(alpha):
+            found.append(f"method.alpha={alpha}: a number from 0 to 1 is needed")
+        return found
 
     def choose(
         self, accuracies: Callable[[float], list[float]], together: Sequence[int] | None = None
@@ -70,6 +84,10 @@ class Paint:
             return SELECT[self.select]([base, *([pooled(tasks, together)] if together else tasks)])
 
         return max(curve, key=lambda alpha: (score(alpha), -alpha)), curve
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def tunable(base: Model, classes: int) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,11 +67,19 @@ class Patch(nn.Module):
         else:
             self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
 
+    @staticmethod
+    def problems(**options: Any) -> list[str]:
+        """What is wrong with the options of this kind of patch, whatever the network; default: nothing."""
+        return []
+
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
 
-    def prepare(self, patched: Patched, images: Tensor, seed: int) -> None:
-        """What a patch learns from images [N, 3, H, W] uint8 of its task before any label is used; default: nothing."""
+    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+        """What a patch learns of its task before any label is used; default: nothing.
+
+        `images(count)` gives at most so many training images in random order, uint8 [N, 3, H, W].
+        """
 
     def parameters_without_head(self) -> int:
         """Trainable parameters as the paper counts them (Table 2): the classifier left out."""

@@ -10,15 +10,16 @@ from torch import nn
 
 from src import data as datasets
 from src import models as zoo
-from src.core.config import DictConfig
+from src.core.config import DictConfig, plain
 from src.core.console import show
 from src.core.errors import ConfigError
+from src.core.metrics import Accuracy
 from src.core.run import Run
 from src.core.types import Row
+from src.models import Model
 from src.models.model import find_head
 from src.models.names import training_hint
-from src.patch import file, pictures, routing, tasks
-from src.patch.delta import option_problems
+from src.patch import file, methods, pictures, routing, tasks
 from src.patch.measures import harmonic_mean, mean, pooled
 from src.patch.paint import Paint, backbone
 from src.patch.patched import Patched
@@ -58,40 +59,22 @@ def check(cfg: DictConfig) -> list[str]:
         problems.append(f"protocol={cfg.protocol}: one of {', '.join(PROTOCOLS)} is needed")
     if scratch and "paint" in str(cfg.method.get("_target_")):
         problems.append("protocol=scratch has no base to mix with; method=fc (the plain network) or method=delta")
-    if cfg.protocol == "joint" and len(cfg.tasks or []) < 2:
+    if cfg.protocol == "joint" and len(tasks.listed(plain(cfg)["tasks"])) < 2:
         problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
-    if str(cfg.method.get("_target_")).endswith(".Delta"):
-        problems += option_problems(**{key: value for key, value in cfg.method.items() if key[0] != "_"})
-    problems += [
-        f"routing={name}: a list of {', '.join(routing.WAYS)} is needed"
-        for name in cfg.routing
-        if name not in routing.WAYS
-    ]
-    return problems
+    problems += methods.problems(cfg.method)
+    ways = tasks.listed(plain(cfg)["routing"])
+    wrong = [name for name in ways if name not in routing.WAYS]
+    return problems + [f"routing={name}: a list of {', '.join(routing.WAYS)} is needed" for name in wrong]
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
-    return {"model": cfg.model.name, "dataset": cfg.dataset.name, **method_names(cfg.method), "protocol": cfg.protocol}
-
-
-def method_names(node: DictConfig) -> dict[str, str]:
-    """How rows call a method: its family, and what tells it from its kin."""
-    target = str(node.get("_target_", "")).rpartition(".")[2]
-    if target == "Delta":
-        weights, norm = node.get("weights", "delta"), node.get("norm", "last_post_act")
-        variant = weights if weights == "delta" else f"{node.get('skips', 'all')}_{weights}"
-        variant += "" if norm == "last_post_act" else "_no_bn" if norm == "none" else f"_{norm}"
-        modules = node.get("modules", "all") if node.get("budget") is None else f"within {node.budget}"
-        return {"method": "delta" if variant == "delta" else f"delta_{variant}", "modules": str(modules)}
-    if target == "Paint":
-        fixed = node.get("select") == "fixed"
-        name = ("finetune" if node.get("alpha") == 1 else f"paint_{node.get('alpha')}") if fixed else "paint"
-        recalibrated = "_recalibrated" if node.get("statistics") == "recalibrated" else ""
-        return {"method": name + recalibrated, "modules": "none"}
-    names = {"HeadOnly": "fc", "ResidualAdapters": f"{node.get('position')}_adapter"}
-    names["NormAdaptation"] = f"bn_{node.get('mode')}"
-    return {"method": names.get(target, target), "modules": "none"}
+    return {
+        "model": cfg.model.name,
+        "dataset": cfg.dataset.name,
+        **methods.row_names(cfg.method),
+        "protocol": cfg.protocol,
+    }
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
@@ -138,7 +121,9 @@ def single(bench: Workbench) -> Iterator[Row]:
             state, alpha, series = bench.mix(start, model, [(task, model, 0)], task.name)
             after, series = bench.base_accuracy(bench.with_backbone(state)), {**series, "chosen": [alpha]}
             accuracy = {task.name: bench.accuracy(bench.carrying(model, state), task)}
-            learnt = Learnt(after, accuracy, {"trainable_parameters": body_parameters(bench), "alpha": alpha}, series)
+            learnt = Learnt(
+                after, accuracy, {"trainable_parameters": body_parameters(bench.base), "alpha": alpha}, series
+            )
         else:
             patches[task.name] = bench.learn_patch(task.name, [task])
             learnt = finish_patch(bench, patches[task.name], task.name, [task])
@@ -160,7 +145,9 @@ def joint(bench: Workbench) -> Iterator[Row]:
         after = bench.base_accuracy(bench.with_backbone(state))
         bench.carrying(model, state)
         accuracies = {task.name: bench.accuracy(model, task, offset=offset) for task, _, offset in tuned}
-        learnt = Learnt(after, accuracies, {"trainable_parameters": body_parameters(bench), "alpha": alpha}, series)
+        learnt = Learnt(
+            after, accuracies, {"trainable_parameters": body_parameters(bench.base), "alpha": alpha}, series
+        )
     else:
         learnt = finish_patch(bench, bench.learn_patch("joint", bench.tasks), "joint", bench.tasks)
     sizes = [len(task.data.indices("test")) for task in bench.tasks]
@@ -187,15 +174,15 @@ def sequential(bench: Workbench) -> Iterator[Row]:
         series |= {f"{task.name}_{key}": values for key, values in curve.items()} | {f"{task.name}_chosen": [alpha]}
     after = bench.base_accuracy(bench.with_backbone(state))
     accuracies = {task.name: bench.accuracy(bench.carrying(model, state), task) for task, model, _ in tuned}
-    learnt = Learnt(after, accuracies, {"trainable_parameters": body_parameters(bench)}, series)
+    learnt = Learnt(after, accuracies, {"trainable_parameters": body_parameters(bench.base)}, series)
     yield row(bench, {"tasks": names(bench)}, before, learnt)
 
 
 def system_row(bench: Workbench, patches: dict[str, Patched], before: float, learnt: Learnt) -> Row:
     """The row of a base with several patches, each asked by its task's id; and found without it, if asked for."""
     learnt.facts["trainable_parameters"] = total(patches)
-    if bench.cfg.routing:
-        learnt.facts.update(routing.measure(bench, patches, bench.cfg.routing))
+    if ways := tasks.listed(plain(bench.cfg)["routing"]):
+        learnt.facts.update(routing.measure(bench, patches, ways))
     return row(bench, {"tasks": names(bench), "protocol": "sequential"}, before, learnt)
 
 
@@ -211,10 +198,11 @@ def scratch(bench: Workbench) -> Iterator[Row]:
         model = model.to(bench.run.device).requires_grad_(True)
         patched = bench.patch(task.name, task.classes, frozen=False, model=model)
         bench.fit(task.name, patched, bench.train_loader([task]))
-        metrics = bench.engine.evaluator(task.all_of("test"), {"accuracy": routing.top(task.classes)})(patched)
+        top = Accuracy((1, 5) if task.classes > 5 else (1,))
+        metrics = bench.engine.evaluator(task.all_of("test"), {"accuracy": top})(patched)
         accuracies = {f"accuracy_{task.name}": metrics["top1"], "accuracy_patched": metrics["top1"]}
         more = {"top5": metrics["top5"]} if "top5" in metrics else {}
-        counts = {"trainable_parameters": patched.patch.parameters_without_head()}
+        counts = {"trainable_parameters": body_parameters(model) + patched.patch.parameters_without_head()}
         seconds = {"fit_seconds": bench.fit_seconds(task.name)}
         yield Row({**cell(bench.cfg), "dataset": task.name, "task": task.name}, accuracies | more | counts | seconds)
 
@@ -231,24 +219,33 @@ def finish_patch(bench: Workbench, patched: Patched, name: str, tasks_: Sequence
     """Accuracies of base (the patch taken off) and tasks, the patch's file and pictures, counts and mean weights."""
     learnt = Learnt(bench.base_accuracy(bench.base), {})
     learnt.facts["trainable_parameters"] = float(patched.patch.parameters_without_head())
-    run = bench.run
-    if run.main:
-        class_names = [str(label) for task in tasks_ for label in task.data.class_names]
-        path = file.save(
-            patched,
-            run.dir / "patches" / f"{name}.safetensors",
-            name=name,
-            class_names=class_names,
-            tasks=[task.name for task in tasks_],
-            size=bench.base.size,
-            description=bench.base.description(),
-        )
-        learnt.facts["patch_bytes"] = float(path.stat().st_size)
     with pictures.recording(patched) as weights:
         for task, offset in zip(tasks_, tasks.label_offsets(tasks_), strict=True):
             learnt.accuracies[task.name] = bench.accuracy(patched, task, offset=offset)
-    learnt.series.update(pictures.skip_weights(run, patched, name, weights))
+    learnt.series.update(pictures.skip_weights(bench.run, patched, name, weights))
+    if bench.run.main:
+        facts = patch_facts(bench, patched, tasks_, learnt)
+        path = file.save(patched, bench.run.dir / "patches" / f"{name}.safetensors", name=name, **facts)
+        learnt.facts["patch_bytes"] = float(path.stat().st_size)
     return learnt
+
+
+def patch_facts(bench: Workbench, patched: Patched, tasks_: Sequence[Task], learnt: Learnt) -> dict[str, Any]:
+    """What the card of a patch says beside how it is built: its data, what it measures, how it was trained."""
+    settings = plain(bench.cfg)
+    return {
+        "class_names": [str(label) for task in tasks_ for label in task.data.class_names],
+        "tasks": [task.name for task in tasks_],
+        "datasets": [task.data.settings.source or task.data.name for task in tasks_],
+        "training_images": [len(task.data.indices("train")) for task in tasks_],
+        "blocks": getattr(patched.patch, "block_names", []),
+        "base_dataset": bench.base_task.name,
+        "size": bench.base.size,
+        "description": bench.base.description(),
+        "metrics": {"accuracy_base": learnt.after} | {f"accuracy_{k}": v for k, v in learnt.accuracies.items()},
+        "training": {key: settings[key] for key in ("optimizer", "schedule", "batch_size", "task", "seed")}
+        | {"epochs": settings["engine"]["epochs"]},
+    }
 
 
 def row(bench: Workbench, names_: dict[str, str], before: float, learnt: Learnt, tasks_: Sequence[float] = ()) -> Row:
@@ -267,7 +264,7 @@ def names(bench: Workbench) -> str:
     return "-".join(task.name for task in bench.tasks)
 
 
-def body_parameters(bench: Workbench) -> float:
-    """All parameters of the base but its classifier's."""
-    head = bench.base.net.get_submodule(find_head(bench.base.net, bench.base.classes))
-    return float(sum(p.numel() for p in bench.base.net.parameters()) - sum(p.numel() for p in head.parameters()))
+def body_parameters(model: Model) -> float:
+    """All parameters of a network but its classifier's."""
+    head = model.net.get_submodule(find_head(model.net, model.classes))
+    return float(sum(p.numel() for p in model.net.parameters()) - sum(p.numel() for p in head.parameters()))

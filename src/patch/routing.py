@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from src.core.evaluate import Predictions, predict
-from src.core.metrics import Accuracy
 from src.models import Model
 from src.patch.patched import Patched
 from src.patch.tasks import Task
@@ -17,7 +16,7 @@ from src.patch.tasks import Task
 if TYPE_CHECKING:
     from src.patch.workbench import Workbench
 
-__all__ = ["WAYS", "measure", "nearest", "top"]
+__all__ = ["WAYS", "measure", "nearest"]
 
 WAYS = ("confidence", "features")
 STATISTIC_IMAGES = 1000
@@ -81,8 +80,3 @@ def _spread(bench: Workbench, experts: Experts, task: Task, split: str, count: i
     size = bench.base.canvas
     loader = task.data.loader(split, bench.cfg.eval_batch_size, train=False, indices=indices, size=size)
     return predict(experts, loader, precision=bench.engine.cfg.precision)
-
-
-def top(classes: int) -> Accuracy:
-    """Top-1, and top-5 where there are more than five classes."""
-    return Accuracy((1, 5) if classes > 5 else (1,))

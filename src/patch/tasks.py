@@ -18,7 +18,7 @@ from src.data import Data
 from src.models import Model
 from src.patch.file import name_problem
 
-__all__ = ["Task", "chooses", "label_offsets", "nodes", "open_tasks", "problems"]
+__all__ = ["Task", "chooses", "label_offsets", "listed", "nodes", "open_tasks", "problems"]
 
 HELD_OUT = 0.1
 """Part of a task's training images that PAINT's mixing weight is chosen on, as in its authors' code."""
@@ -55,6 +55,11 @@ class Task:
         return self._whole[split]
 
 
+def listed(value: Any) -> list:
+    """A list of the config; a single item stands for a list of one, null for an empty one."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
 def chooses(cfg: DictConfig) -> bool:
     """Whether the method chooses something by held-out images."""
     return cfg.method.get("select", "fixed") != "fixed"
@@ -67,7 +72,7 @@ def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     names = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
     found, wrong = [], []
-    for item in plain(cfg)["tasks"] or []:
+    for item in listed(plain(cfg)["tasks"]):
         given = {"name": item} if isinstance(item, str) else item
         name = str(given.get("dataset", given.get("name"))) if isinstance(given, Mapping) else str(item)
         if name not in names:
@@ -85,7 +90,7 @@ def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
         found.append(node)
     doubles = {node["name"] for node in found if [n["name"] for n in found].count(node["name"]) > 1}
     wrong += [f"tasks names {name} twice; give one of them another name" for name in sorted(doubles)]
-    if not plain(cfg)["tasks"]:
+    if not listed(plain(cfg)["tasks"]):
         wrong.append("tasks is empty; name at least one dataset, such as tasks=[mnist,usps]")
     if wrong:
         raise ConfigError(wrong)

@@ -7,7 +7,7 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from src import data as datasets
 from src import models as zoo
 from src.core.config import DictConfig, build
 from src.core.console import show
+from src.core.distributed import gather_by_index
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
 from src.core.evaluate import predict
@@ -34,7 +35,6 @@ __all__ = ["Workbench"]
 
 log = logging.getLogger(__name__)
 CHOICE_IMAGES = 5000
-DUA_IMAGES = 80
 
 
 class Workbench:
@@ -95,7 +95,7 @@ class Workbench:
     def learn_patch(self, name: str, tasks: Sequence[Task]) -> Patched:
         """Train a patch for one task, or one for several with a common label space."""
         patched = self.patch(name, sum(task.classes for task in tasks))
-        patched.patch.prepare(patched, self.first_images(tasks), self.run.seed)
+        patched.patch.prepare(patched, partial(self.some_images, tasks), self.run.seed)
         self.fit(name, patched, self.train_loader(tasks, patched))
         return patched
 
@@ -142,17 +142,20 @@ class Workbench:
             return False
         return patched.prefix_floats * samples * 4 <= self.cfg.keep_prefix_gib * 2**30
 
-    def first_images(self, tasks: Sequence[Task]) -> Tensor:
-        """A few training images, as the base's size; of several tasks in turn."""
-        images = []
+    def some_images(self, tasks: Sequence[Task], count: int) -> Tensor:
+        """Training images in random order at the base's size, at most `count`; of several tasks in turn."""
+        images, turns = [], []
         for task in tasks:
-            indices = task.data.indices("train")
-            count = min(len(indices), DUA_IMAGES // len(tasks))
-            chosen = np.random.default_rng(self.run.seed).choice(indices, count, replace=False)
-            loader = task.data.loader("train", count, train=False, indices=chosen, size=self.base.canvas)
+            generator = np.random.default_rng(self.run.seed)
+            indices = generator.permutation(task.data.indices("train"))[: count // len(tasks)]
+            loader = task.data.loader("train", len(indices), train=False, indices=indices, size=self.base.canvas)
             with closing(loader.epoch(0)) as batches:
-                images.append(self.base.preprocess.fit(next(batches).images))
-        return torch.cat(images)
+                mine = [(batch.index, batch.images) for batch in batches]
+            # every process needs all of them; a loader gives each its share, in ascending order
+            places, found = gather_by_index(*(torch.cat(column) for column in zip(*mine, strict=True)))
+            images.append(self.base.preprocess.fit(found[torch.searchsorted(places, torch.from_numpy(indices))]))
+            turns += range(len(indices))
+        return torch.cat(images)[np.argsort(turns, kind="stable")].to(self.run.device)
 
     # ----------------------------------------------------------------------------------------------- PAINT
 
