@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from src.core.holders import top_classes
 from src.core.types import Row
 from src.flips import knowledge
 from src.flips.semantics import Similarity
@@ -176,11 +177,11 @@ def _expertise(
     """How few classes hold the top-X % of the positive flips, their percent of all classes, and how alike they are."""
     metrics = {}
     for share in SHARES:
-        holders = knowledge.knowledge_holders(positive, share, legacy=legacy)
-        metrics[f"top{share}_classes"] = float(len(holders))
-        metrics[f"top{share}_share"] = 100.0 * len(holders) / len(positive)
-        if similarity is not None and len(holders):
-            at_least_two = np.argsort(-positive, kind="stable")[: max(2, len(holders))]
+        number = int(top_classes(positive, share, legacy=legacy))
+        metrics[f"top{share}_classes"] = float(number)
+        metrics[f"top{share}_share"] = 100.0 * number / len(positive)
+        if similarity is not None and number:
+            at_least_two = np.argsort(-positive, kind="stable")[: max(2, number)]
             classes = comparison.present[at_least_two]
             metrics[f"top{share}_similarity"], metrics[f"top{share}_similarity_max"] = similarity.of(classes)
             metrics[f"top{share}_similarity_relative"] = similarity.relative(classes)

@@ -17,12 +17,10 @@ __all__ = [
     "confident_ensemble_accuracy",
     "entropy",
     "flips_per_class",
-    "knowledge_holders",
     "oracle_accuracy",
     "positive_flips",
     "probability_ensemble_accuracy",
     "right_predictions",
-    "top_classes",
 ]
 
 EXACT_IN_FLOAT32 = 2**24
@@ -70,25 +68,6 @@ def entropy(counts: ArrayLike) -> NDArray[np.float64]:
     share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     logarithm = np.log(share, out=np.zeros_like(share), where=share > 0)
     return -(share * logarithm).sum(axis=-1) + 0.0
-
-
-def top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
-    """The smallest number of classes of counts [..., C] that together hold `percent` % of them; 0 without counts.
-
-    Deviation: the authors' code counts one class too many (it increments after testing); `legacy` does the same.
-    """
-    counts = np.asarray(counts)
-    held = np.cumsum(-np.sort(-counts, axis=-1), axis=-1)
-    total = held[..., -1:]
-    short = (held * 100 < percent * total).sum(axis=-1)
-    number = np.where(total[..., 0] > 0, short + 1 + legacy, 0)
-    return np.minimum(number, counts.shape[-1])
-
-
-def knowledge_holders(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
-    """The classes that `top_classes` counts, most flips first (ties: lower label first); `counts` is [C]."""
-    counts = np.asarray(counts)
-    return np.argsort(-counts, kind="stable")[: int(top_classes(counts, percent, legacy=legacy))]
 
 
 def agreement(predictions: ArrayLike) -> NDArray[np.float64]:

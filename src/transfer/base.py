@@ -25,7 +25,12 @@ BATCHNORM = ("adapt", "keep")
 
 
 class Transfer(Method):
-    """A student that trains beside frozen networks."""
+    """A student that trains beside frozen networks.
+
+    Deviation: the authors log knowledge gain and loss on the training samples for every method, and flips too. Here a
+    method logs what its own forward passes tell: gain and loss where the initial student is asked anyway (kl_dp and
+    its ablations), flips where a teacher is asked and labels are read. A pass more for each step would only fill a log.
+    """
 
     reads_labels = True
     """Whether the labels of training samples are used; if not, the recipe hands over none."""

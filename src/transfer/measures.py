@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import entropy
 
-__all__ = ["SHARES", "change", "complementary", "holders", "per_class", "transfer_measures"]
+from src.core.holders import holders
+
+__all__ = ["SHARES", "change", "complementary", "per_class", "transfer_measures"]
 
 SHARES = (2, 5, 20, 50, 100)
 """The classes that hold this many percent of the teacher's positive flips are looked at."""
@@ -31,18 +33,6 @@ def complementary(student: ArrayLike, teacher: ArrayLike, labels: ArrayLike) -> 
     """What the teacher knows and the student does not (positive flips), and the other way round."""
     right, teacher_right = np.asarray(student) == labels, np.asarray(teacher) == labels
     return {"positive_flips": percent(teacher_right & ~right), "negative_flips": percent(right & ~teacher_right)}
-
-
-def holders(counts: NDArray[np.int64], share: float, *, legacy: bool = False) -> NDArray[np.int64]:
-    """The fewest classes that hold `share` % of `counts` [C], largest first; none if there is no count.
-
-    Deviation: the authors' code takes one class more (it increments after testing); `legacy` does the same.
-    """
-    order = np.argsort(-counts, kind="stable")
-    held = np.cumsum(counts[order])
-    if not held[-1]:
-        return order[:0]
-    return order[: int(np.sum(held * 100 < share * held[-1])) + 1 + legacy]
 
 
 def per_class(mask: NDArray[np.bool_], labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

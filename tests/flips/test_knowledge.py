@@ -24,33 +24,8 @@ def comparisons(draw):
     return predictions, labels, classes, rng.integers(0, 4, (models, images)) / 4
 
 
-def test_golden_entropy_and_top_classes():
+def test_golden_entropy():
     assert knowledge.entropy(GOLDEN) == pytest.approx(1.168282, abs=5e-7)
-    assert [int(knowledge.top_classes(GOLDEN, p)) for p in (2, 5, 20, 50, 80, 100)] == [1, 1, 1, 1, 2, 4]
-
-
-def test_legacy_counts_one_class_more():
-    assert [int(knowledge.top_classes(GOLDEN, p, legacy=True)) for p in (2, 50, 80, 100)] == [2, 2, 3, 5]
-    assert knowledge.top_classes([0, 4], 100, legacy=True) == 2
-    assert knowledge.top_classes([1, 1], 100, legacy=True) == 2, "never more classes than there are"
-
-
-def test_top_classes_by_a_loop():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(0, 9, (20, 30))
-    for percent in (2, 5, 20, 50, 100):
-        for row, found in zip(counts, knowledge.top_classes(counts, percent), strict=True):
-            held, expected = 0, 0
-            for count in sorted(row.tolist(), reverse=True):
-                if held * 100 >= percent * row.sum():
-                    break
-                held, expected = held + count, expected + 1
-            assert found == expected
-
-
-def test_knowledge_holders_name_the_classes():
-    assert knowledge.knowledge_holders([1, 5, 0, 5, 3], 80).tolist() == [1, 3, 4]
-    assert knowledge.knowledge_holders([0, 0], 50).tolist() == []
 
 
 def test_entropy_against_scipy():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from src.transfer.measures import SHARES, holders, transfer_measures
+from src.core.holders import holders
+from src.transfer.measures import SHARES, transfer_measures
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,6 @@ def test_rates_are_the_definitions_by_sample(predicted):
         assert metrics[f"top{share}_improve"] == pytest.approx(improve)
         expected = 100 - share + improve * len(gained) / len(left)
         assert metrics[f"top{share}_transfer_rate"] == pytest.approx(expected)
-
-
-def test_golden_holders():
-    counts = np.array([5, 3, 1, 1, 0])
-    assert entropy(counts) == pytest.approx(1.168282, abs=1e-6)
-    assert [len(holders(counts, share)) for share in (2, 5, 20, 50, 80, 100)] == [1, 1, 1, 1, 2, 4]
-    assert len(holders(counts, 50, legacy=True)) == 2
-    assert len(holders(np.zeros(3, int), 50)) == 0
 
 
 def test_a_rate_of_nothing_is_left_out():
