@@ -3,46 +3,109 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
+from scripts import predict
 from src import models, patch
+from src.core.errors import ConfigError
 from src.patch.delta import Delta
 from src.patch.patched import Patched, traced
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
 
-def predicted(*arguments):
+def started(*arguments):
     return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_base_and_patch_on_image_files(tmp_path, resnet8, images):
+@pytest.fixture
+def folder(tmp_path, resnet8, images):
+    """A base, two patches of it, and a folder with two images and a note."""
     models.save(resnet8, tmp_path / "base.safetensors", {})
-    torch.manual_seed(0)
-    patched = Patched(resnet8, Delta(traced(resnet8), 3, modules=1)).eval()
-    patch.save(patched, tmp_path / "abc.safetensors", name="letters", class_names=["a", "b", "c"])
+    for seed, name in enumerate(("letters", "base")):
+        torch.manual_seed(seed)
+        patched = Patched(resnet8, Delta(traced(resnet8), 3, modules=1)).eval()
+        facts = {"tasks": ["abc"], "metrics": {"accuracy_abc": 97.5}}
+        patch.save(patched, tmp_path / f"{name}-patch.safetensors", name=name, class_names=["a", "b", "c"], **facts)
+        patched.detach()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "note.txt").write_text("no image")
     for k in range(2):
-        Image.fromarray(images[k].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
-    files = [tmp_path / "0.png", tmp_path / "1.png"]
-    common = ["--model", tmp_path / "base.safetensors", "--patch", tmp_path / "abc.safetensors", "--json"]
-    done = predicted(*files, *common)
+        Image.fromarray(images[k].permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{k}.png")
+    return tmp_path
+
+
+def test_the_documented_order_on_a_folder(folder, resnet8, images):
+    base, letters = folder / "base.safetensors", folder / "letters-patch.safetensors"
+    done = started("--model", base, "--json", "--patch", letters, folder / "images")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
+    system = patch.apply(resnet8, letters)
     with torch.no_grad():
-        base = resnet8(images[:2]).argmax(1).tolist()
-        task = patched(images[:2]).argmax(1).tolist()
-    expected = [
-        ("base", str(base[0])),
-        ("letters", "abc"[task[0]]),
-        ("base", str(base[1])),
-        ("letters", "abc"[task[1]]),
-    ]
+        said = system(images[:2]).argmax(1).tolist()
+        task = system(images[:2], "letters").argmax(1).tolist()
+    expected = [each for k in range(2) for each in (("base", str(said[k])), ("letters", "abc"[task[k]]))]
     assert [(line["task"], line["class"]) for line in lines] == expected
 
-    done = predicted(*files, *common, "--task", "numbers")
-    assert done.returncode == 2 and "--task numbers: one of auto, base, letters is needed" in done.stderr
+
+def run(monkeypatch, capsys, *arguments):
+    """The script in this process: its output."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    predict.main()
+    return capsys.readouterr().out
+
+
+def test_two_patches_the_best_classes_and_the_surest_expert(folder, monkeypatch, capsys):
+    common = ["--model", folder / "base.safetensors", "--patch", folder / "letters-patch.safetensors"]
+    common += ["--patch", f"other={folder / 'base-patch.safetensors'}", "--top", "2", folder / "images"]
+    lines = [json.loads(line) for line in run(monkeypatch, capsys, *common, "--json").splitlines()]
+    assert [line["task"] for line in lines[:6]] == ["base", "base", "letters", "letters", "other", "other"]
+    assert all(a["probability"] >= b["probability"] for a, b in zip(lines[::2], lines[1::2], strict=True))
+    auto = [json.loads(line) for line in run(monkeypatch, capsys, *common, "--json", "--task", "auto").splitlines()]
+    assert auto[::2] == [max(lines[k : k + 6], key=lambda line: line["probability"]) for k in (0, 6)]
+    assert "letters: 97.50 % right on the test images of abc" in run(monkeypatch, capsys, *common)
+
+
+def test_small_batches_say_the_same(folder, monkeypatch, capsys):
+    common = ["--model", folder / "base.safetensors", folder / "images", "--json"]
+    whole = run(monkeypatch, capsys, *common)
+    monkeypatch.setattr(predict, "BATCH", 1)
+    assert [json.loads(line)["class"] for line in run(monkeypatch, capsys, *common).splitlines()] == [
+        json.loads(line)["class"] for line in whole.splitlines()
+    ]
+
+
+WRONG = [
+    ("--task numbers images", "--task numbers: one of auto, base, letters is needed"),
+    ("--patch {base-patch.safetensors} images", "'base' means something else; give .* another name: --patch another="),
+    ("--patch {letters-patch.safetensors} images", "'letters' is attached already; give .*: --patch another="),
+    ("--classes {none.json} images", "none.json cannot be read as JSON"),
+    ("--classes {short.json} images", "short.json holds 2 names; a list of the 10 names of the base is needed"),
+    ("--top 0 images", "--top 0: a number of classes"),
+    ("--device gpu images", "--device gpu: one of auto, cpu"),
+    ("nowhere", "no such image: .*nowhere"),
+    ("empty", "empty holds no image"),
+    ("letters-patch.safetensors", "these are patches and no images: --patch .*letters-patch.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_mistakes_are_one_sentence(folder, monkeypatch, capsys, words, message):
+    (folder / "short.json").write_text('["a", "b"]')
+    (folder / "empty").mkdir()
+    *options, image = re.sub(r"{(.*?)}", lambda found: str(folder / found[1]), words).split()
+    common = ["--model", folder / "base.safetensors", "--patch", folder / "letters-patch.safetensors"]
+    with pytest.raises(ConfigError, match=message):
+        run(monkeypatch, capsys, *common, *options, folder / image)
+
+
+def test_a_base_of_imagenet_says_names(resnet8, network):
+    assert predict.base_names(None, resnet8) == [str(k) for k in range(10)]
+    assert predict.base_names(None, network("resnet8", classes=1000))[207] == "golden retriever"
