@@ -5,7 +5,7 @@ Distilled networks have two classifiers, whose mean are the logits: each is fitt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,13 +24,18 @@ __all__ = ["find_heads", "fit_heads", "logistic_regression"]
 def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
     """Fit the classifiers of `model` to the samples of `loader` on its frozen features, in place; deterministic."""
     heads: list[nn.Module] = []
+    entered: dict[nn.Module, Tensor] = {}
     features, labels = [], []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        entered[layer] = _pooled(inputs[0])
+
     with evaluating(model):
         for batch in loader.epoch(0):
-            heads = heads or find_heads(model, batch.images[:4])
-            with autocast(precision, batch.images.device), _watched(heads) as seen:
+            heads = heads or find_heads(model, batch.images[:2])
+            with autocast(precision, batch.images.device), _hooked(heads, keep):
                 model(batch.images)
-            features.append([_pooled(seen[head][0]) for head in heads])
+            features.append([entered[head] for head in heads])
             labels.append(batch.labels.clone())
     for head, parts in zip(heads, zip(*features, strict=True), strict=True):
         weight, bias = logistic_regression(torch.cat(parts), torch.cat(labels), model.classes)
@@ -43,19 +48,25 @@ def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
 
 
 def find_heads(model: Model, images: Tensor) -> list[nn.Module]:
-    """The last layers with an output for each class whose outputs' mean are the logits of these images.
+    """The last layers with an output for each class whose outputs' mean are the logits, whatever these outputs are.
 
     Raises ConfigError for a network that makes its logits in another way: fitted layers would not fit its logits.
     """
     layers = [model.net.get_submodule(name) for name in head_names(model.net, model.classes)]
-    with evaluating(model), _watched(layers) as seen:
+    random = torch.Generator().manual_seed(0)
+    said: dict[nn.Module, Tensor] = {}
+
+    def say(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        said[layer] = torch.randn(output.shape, generator=random).to(output)
+        return said[layer].clone()  # what follows may work in place
+
+    with evaluating(model), _hooked(layers, say):
         logits = model(images)
-    called = [layer for layer in layers if layer in seen]
+    called = [layer for layer in layers if layer in said]
     for first in reversed(range(len(called))):
-        outputs = [_pooled(seen[layer][1]) for layer in called[first:]]
-        if all(output.shape == logits.shape for output in outputs) and torch.allclose(
-            torch.stack(outputs).mean(0), logits, rtol=1e-3, atol=1e-4
-        ):
+        outputs = [_pooled(said[layer]) for layer in called[first:]]
+        alike = all(output.shape == logits.shape for output in outputs)
+        if alike and torch.allclose(torch.stack(outputs).mean(0), logits, rtol=1e-3, atol=1e-4):
             return called[first:]
     raise ConfigError(
         f"fit_heads=true cannot fit the classifier of {model.name}: its logits are not the mean of its layers with "
@@ -65,16 +76,11 @@ def find_heads(model: Model, images: Tensor) -> list[nn.Module]:
 
 
 @contextmanager
-def _watched(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """Keep what enters and leaves some layers in each forward pass of the block."""
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[layer] = inputs[0], output
-
-    handles = [layer.register_forward_hook(keep) for layer in layers]
+def _hooked(layers: Sequence[nn.Module], hook: Callable) -> Iterator[None]:
+    """Call `hook(layer, inputs, output)` in each forward pass of the block; what it returns is the layer's output."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
     try:
-        yield seen
+        yield
     finally:
         for handle in handles:
             handle.remove()
