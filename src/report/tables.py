@@ -197,11 +197,10 @@ def _warnings(spec: TableSpec, rows: Sequence[Row], strangers: Sequence[Row]) ->
     """Rows that have no place, and those of different settings in one place: their average is a result of neither."""
     runs: dict[tuple, set[str]] = {}
     values: dict[tuple, set[str]] = {}
-    meant = {*spec.keys, *spec.over, *(key for metric in spec.metrics.values() for key in metric.across)}
     for row in rows:
         place = _key(row.cell, spec.keys)
         runs.setdefault((*sorted((key, str(value)) for key, value in row.cell.items()), row.seed), set()).add(row.run)
-        for key in row.cell.keys() - meant:
+        for key in row.cell.keys() - {*spec.keys, *spec.over}:
             values.setdefault((place, key), set()).add(str(row.cell[key]))
     mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
     mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}

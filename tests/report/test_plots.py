@@ -7,7 +7,8 @@ from scipy.cluster.hierarchy import cophenet, leaves_list, linkage
 from scipy.spatial.distance import pdist
 
 from src.core.errors import ConfigError
-from src.report import figures
+from src.core.types import Row
+from src.report import figures, patch
 from src.report.layout import natural
 from src.report.plots import PICTURES, save
 from src.report.style import PNG_LIMIT, svg
@@ -105,6 +106,16 @@ def test_rows_that_hold_nothing_are_an_error_not_an_empty_plot(entry, pretrain_r
     for picture in PICTURES[entry].values():
         with pytest.raises(ConfigError, match="nothing to plot"):
             picture.draw(failed)
+
+
+def test_only_patches_for_one_task_are_points_of_what_a_task_costs():
+    cell = {"model": "cnn", "dataset": "mnist", "method": "fc", "modules": "none", "task": "usps", "protocol": "single"}
+    rows = [
+        Row({**cell, "protocol": protocol}, {"accuracy_patched": accuracy, "trainable_parameters": 0.0})
+        for protocol, accuracy in (("single", 80.0), ("scratch", 20.0))
+    ]
+    (axes,) = patch.parameters(rows).axes
+    assert [line.get_ydata().tolist() for line, *_ in axes.containers] == [[80.0]]
 
 
 def test_pictures_are_small_and_repeatable(flip_rows, tmp_path):
