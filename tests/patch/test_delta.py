@@ -67,24 +67,52 @@ def test_with_neutral_weights_the_network_is_the_base_exactly(network, name):
         assert not torch.equal(patched(images), model.net(images))
 
 
-def test_a_block_equals_the_formula_written_out():
+def written_out(net, patched, h):
+    """What the last block of a ResNet-18 (two sub-blocks, a projection) makes of its input `h`, as in section 3.4."""
+    first, second = net.layer4
+    block, options = patched.patch.blocks[0], patched.patch.options
+    norms, norm = block.norms, options["norm"]
+
+    def branch(part, value):
+        return part.bn2(part.conv2(torch.relu(part.bn1(part.conv1(value)))))
+
+    alpha = dict(zip(patched.patch.pairs[0], block.weights(h).T[:, :, None, None, None], strict=True))
+    s0 = first.downsample(h)
+    # a skip of the network that has no weight keeps its one; a new one that has none is not there
+    into1 = alpha.get((0, 1), 1.0) * s0
+    u1 = branch(first, h)
+    z1 = u1 + (norms[0](into1) if norm == "skip_sum" else into1)
+    s1 = torch.relu(z1)
+    if norm == "every_subblock":
+        s1 = norms[0](s1)
+    into2 = alpha.get((1, 2), 1.0) * s1 + alpha.get((0, 2), 0.0) * s0
+    z2 = branch(second, s1) + (norms[1](into2) if norm == "skip_sum" else into2)
+    s2 = torch.relu(norms[0](z2) if norm == "last_pre_act" else z2)
+    last = {"last_post_act": 0, "every_subblock": 1}
+    return norms[last[norm]](s2) if norm in last else s2
+
+
+VARIANTS = [{"norm": norm} for norm in ("last_post_act", "last_pre_act", "every_subblock", "skip_sum", "none")]
+VARIANTS += [{"skips": "new"}, {"skips": "existing"}, {"input_projection": "drop"}]
+VARIANTS += [{"skips": "new", "norm": "every_subblock"}, {"skips": "existing", "norm": "skip_sum"}]
+VARIANTS += [{"input_projection": "drop", "norm": "last_pre_act"}]
+PAIRS = {"new": [(0, 2)], "existing": [(0, 1), (1, 2)], "drop": [(0, 1), (1, 2)]}
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_variant_equals_its_formula(options):
     torch.manual_seed(0)
     net = torchvision.models.resnet18(num_classes=5).eval()
-    patched = Patched(net, Delta(trace(net, 64), 3, modules=1)).eval()
+    patched = Patched(net, Delta(trace(net, 64), 3, modules=1, **options)).eval()
+    kind = options.get("skips", options.get("input_projection"))
+    assert patched.patch.pairs[0] == PAIRS.get(kind, [(0, 1), (0, 2), (1, 2)])
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
+        for norm in patched.patch.blocks[0].norms:
+            norm.weight.uniform_(0.5, 1.5), norm.bias.normal_()
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
         h = net.layer3(net.layer2(net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))))
-        alpha = patched.patch.blocks[0].weights(h)
-        first, second = net.layer4
-        s0 = first.downsample(h)
-        a01, a02, a12 = alpha.T[:, :, None, None, None]
-
-        def branch(part, value):
-            return part.bn2(part.conv2(torch.relu(part.bn1(part.conv1(value)))))
-
-        s1 = torch.relu(branch(first, h) + a01 * s0)
-        s2 = torch.relu(branch(second, s1) + a02 * s0 + a12 * s1)
-        expected = patched.patch.head(patched.patch.blocks[0].norms[0](s2).mean((2, 3)))
+        expected = patched.patch.head(written_out(net, patched, h).mean((2, 3)))
         torch.testing.assert_close(patched(x), expected)
 
 

@@ -1,0 +1,82 @@
+"""Loaders of patch training: the batches of what they stand for, without a wait of the host between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from src import data as datasets
+from src.patch.delta import Delta
+from src.patch.patched import Patched, traced
+from src.patch.training import Joint, Kept, Relabelled
+
+READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens handwritten digits on a device."""
+    found = []
+
+    def make(device="cpu"):
+        settings = {"loader": {"kind": "resident", "workers": 0}, "data_root": "", "seed": 0, "device": device}
+        found.append(datasets.open_data({"name": "digits"}, cache_root=tmp_path, **settings))
+        return found[-1]
+
+    yield make
+    for data in found:
+        data.close()
+
+
+def kept(network, data, device="cpu"):
+    """A kept loader of 64 images a batch, and the loader of images that it stands for."""
+    model = network("resnet8", size=8).to(device)
+    patched = Patched(model, Delta(traced(model), 10, modules=1)).to(device)
+    train, every = data.loader("train", 64, train=True), data.loader("train", 256, train=False)
+    return Kept(train, every, patched, "fp32"), train, patched
+
+
+def test_kept_batches_are_those_of_the_images(network, opened):
+    loader, train, patched = kept(network, opened())
+    for epoch, start in ((0, 0), (3, 5)):
+        pairs = list(zip(loader.epoch(epoch, start), train.epoch(epoch, start), strict=True))
+        assert len(pairs) == len(train) - start
+        for batch, images in pairs:
+            assert torch.equal(batch.labels, images.labels) and torch.equal(batch.index, images.index)
+        with torch.no_grad():
+            torch.testing.assert_close(batch.images, patched.eval().prefix(images.images))
+    assert list(loader.epoch(0, len(train))) == []
+
+
+def test_the_host_never_waits_between_kept_batches(network, opened, monkeypatch):
+    """Nothing is moved to the device or read from it, in joint batches too."""
+    first, second = (kept(network, opened())[0] for _ in range(2))
+    batches = Joint([Relabelled(first, 0), Relabelled(second, 10)], lambda images: images).epoch(0)
+    next(batches)
+
+    def refuse(name):
+        def refused(*_, **__):
+            raise AssertionError(f"{name} between two batches")
+
+        return refused
+
+    for name in READING:
+        monkeypatch.setattr(torch.Tensor, name, refuse(name))
+    monkeypatch.setattr(torch, "from_numpy", refuse("from_numpy"))
+    monkeypatch.setattr(np, "searchsorted", refuse("searchsorted"))
+    count = sum(1 for _ in batches)
+    monkeypatch.undo()
+    assert count == len(first) - 1 > 10
+
+
+@pytest.mark.gpu
+def test_cuda_never_synchronises_between_kept_batches(network, opened):
+    loader, *_ = kept(network, opened("cuda"), "cuda")
+    batches = loader.epoch(0)
+    next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert sum(1 for _ in batches) > 10
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
