@@ -64,7 +64,7 @@ def _paint(settings: dict) -> dict[str, str]:
     if select == "fixed":
         name = "finetune" if alpha == 1 else f"paint_{alpha}"
     else:
-        other = isinstance(alphas, list | tuple) and sorted(alphas) != sorted(ALPHAS)
-        name = f"paint_of_{'_'.join(f'{a:g}' for a in sorted(alphas))}" if other else "paint"
+        other = isinstance(alphas, list) and alphas != list(ALPHAS)
+        name = f"paint_of_{'_'.join(map(str, alphas))}" if other else "paint"
     name += "_recalibrated" if settings.get("statistics") == "recalibrated" else ""
     return {"method": name, "modules": "none"} | ({} if select == "fixed" else {"select": select})

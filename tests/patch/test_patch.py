@@ -16,7 +16,7 @@ from src.core.run import launch
 from src.patch import paint, recipe
 from src.patch.adapters import NormAdaptation
 from src.patch.paint import Paint
-from src.patch.training import Kept, TaskTraining, shares
+from src.patch.training import Kept
 from src.patch.workbench import Workbench
 
 CONFIG = str(Path(__file__).parents[2] / "config")
@@ -219,18 +219,6 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
         histories.append([*row.series["alpha_layer3.0"], row.metrics["accuracy_low"]])
         assert kept == [gib > 0]
     assert histories[0] == pytest.approx(histories[1], abs=2e-3)
-
-
-def test_every_trained_vector_decays(resnet20):
-    method = TaskTraining(resnet20)
-    assert [group.keys() for group in method.parameter_groups()] == [{"params"}]
-
-
-def test_shares_of_a_batch():
-    assert shares([60000, 7291], 128) == [114, 14]
-    assert sum(shares([10, 10, 1000], 64, 2)) == 64 and all(n % 2 == 0 for n in shares([10, 10, 1000], 64, 2))
-    with pytest.raises(ConfigError, match="cannot hold a sample of each"):
-        shares([5, 5, 5], 2)
 
 
 @pytest.mark.parametrize(

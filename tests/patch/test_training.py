@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from src import data as datasets
+from src.core.errors import ConfigError
 from src.patch.delta import Delta
 from src.patch.patched import Patched, traced
-from src.patch.training import Joint, Kept, Relabelled
+from src.patch.training import Joint, Kept, Relabelled, TaskTraining, shares
 
 READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
 
@@ -80,3 +81,15 @@ def test_cuda_never_synchronises_between_kept_batches(network, opened):
         assert sum(1 for _ in batches) > 10
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_every_trained_vector_decays(resnet20):
+    method = TaskTraining(resnet20)
+    assert [group.keys() for group in method.parameter_groups()] == [{"params"}]
+
+
+def test_shares_of_a_batch():
+    assert shares([60000, 7291], 128) == [114, 14]
+    assert sum(shares([10, 10, 1000], 64, 2)) == 64 and all(n % 2 == 0 for n in shares([10, 10, 1000], 64, 2))
+    with pytest.raises(ConfigError, match="cannot hold a sample of each"):
+        shares([5, 5, 5], 2)
