@@ -153,7 +153,8 @@ def _teachers(axes: Axes, frame: pd.DataFrame, methods: Mapping[str, str]) -> No
     axes.set_ylim(1.6 * min(low, -0.1), 1.6 * max(high, 0.1))
     axes.set_yticks([tick for tick in TICKS if 1.6 * low <= tick <= 1.6 * high])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_xticks(range(len(gaps)), [f"{teacher}\n({gap:+.1f})".replace("-", "−") for teacher, gap in gaps.items()])
+    signed = {teacher: f"{gap:+.1f}".replace("-", "−") for teacher, gap in gaps.items()}
+    axes.set_xticks(range(len(gaps)), [f"{teacher}\n({gap})" for teacher, gap in signed.items()])
     axes.grid(axis="x", visible=False)
 
 
