@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -191,11 +192,10 @@ class System(nn.Module):
         if problem:
             raise ConfigError(f"{path}: {problem}; give the patch another name: apply(model, path, name)")
         before = freeze(self.base)
-        try:
+        with ExitStack() as undo:
+            undo.callback(thaw, self.base, before)
             self.patches[name] = load(self.base, path)
-        except BaseException:
-            thaw(self.base, before)
-            raise
+            undo.pop_all()
         if not self._cards:
             self._before = before
         self._cards[name] = card

@@ -1,43 +1,16 @@
 """The methods: what they compute, what they leave alone, what they never read."""
 
-import math
 from copy import deepcopy
 
 import pytest
 import torch
-from digits import composed, opened
 from torch.nn import functional as F
 
-from src import models as zoo
-from src.core.config import validate
 from src.core.errors import ConfigError
-from src.core.types import Batch
-from src.transfer import checks
-from src.transfer.contrastive import (
-    ContrastiveMemory,
-    CosineDistillation,
-    Samples,
-    similarity_loss,
-)
 from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
-from src.transfer.frozen import Frozen, views
+from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence
 from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition
-
-
-@pytest.fixture
-def networks(folder):
-    """Student, its copy as it was, and two teachers."""
-    student, *teachers = (zoo.build(name, weights_root=folder / "weights") for name in ("narrow", "wide", "letters"))
-    return student, deepcopy(student), teachers
-
-
-@pytest.fixture(scope="module")
-def batch(folder):
-    data = opened(folder)
-    found = next(data.loader("train", 128, train=False).epoch(0))
-    data.close()
-    return found
 
 
 def loss(method, batch, training=False):
@@ -283,146 +256,6 @@ def test_both_directions(networks, batch):
     torch.testing.assert_close(loss(method, batch), total)
     method.train()(batch).loss.backward()
     assert all(next(model.parameters()).grad is not None for model in (student, teacher))
-
-
-def test_similarity_of_features_by_loop(networks, batch):
-    student, _, (teacher, _) = networks
-    features, logits = student.features_and_logits(batch.images[:9])
-    torch.testing.assert_close(features, student.features(batch.images[:9]))
-    torch.testing.assert_close(logits, student(batch.images[:9]))
-    wanted = teacher.features(batch.images[:9])
-    total = 0.0
-    for i in range(9):
-        rows = [torch.stack([F.cosine_similarity(f[i], f[j], dim=0) for j in range(9)]) for f in (features, wanted)]
-        total = total + F.kl_div(rows[0].log_softmax(0), rows[1].softmax(0), reduction="sum")
-    torch.testing.assert_close(similarity_loss(features, wanted), total, rtol=1e-4, atol=1e-6)
-
-
-def test_memory_draws_other_classes_and_remembers():
-    samples = Samples(torch.arange(0, 80, 2), torch.arange(40) % 4)
-    memory = ContrastiveMemory(samples, dimensions=6, negatives=500, temperature=0.07, momentum=0.5)
-    drawn = memory.draw(torch.tensor([0, 3]))
-    labels = samples.labels[drawn]
-    assert (labels[0] != 0).all() and (labels[1] != 3).all()
-    assert len(drawn[0].unique()) == 30, "every sample of the other classes is drawn"
-    own = F.normalize(torch.randn(2, 6), dim=1).requires_grad_()
-    other = F.normalize(torch.randn(2, 6), dim=1)
-    bank = memory.student[[3, 5]].clone()
-    value = memory(own, other, Batch(torch.zeros(2), samples.labels[[3, 5]], torch.tensor([6, 10])))
-    value.backward()
-    assert torch.isfinite(value) and own.grad.abs().sum() > 0
-    torch.testing.assert_close(memory.student[[3, 5]], F.normalize((bank + own.detach()) / 2, dim=1))
-
-
-def test_contrast_with_the_memory_by_loop(monkeypatch):
-    """Noise contrastive estimation against n stored samples, K of them negatives, both ways; Z from the first batch."""
-    torch.manual_seed(0)
-    samples = Samples(torch.arange(40), torch.arange(40) % 4)
-    memory = ContrastiveMemory(samples, dimensions=6, negatives=7, temperature=0.5, momentum=0.5)
-    own, other = (F.normalize(torch.randn(3, 6), dim=1) for _ in range(2))
-    drawn = memory.draw(samples.labels[:3])
-    monkeypatch.setattr(memory, "draw", lambda labels: drawn)
-    total = 0.0
-    for embedding, bank in ((own, memory.teacher.clone()), (other, memory.student.clone())):
-        chosen = [[b, *drawn[b].tolist()] for b in range(3)]
-        scores = torch.tensor([[math.exp(float(bank[c] @ embedding[b]) / 0.5) for c in chosen[b]] for b in range(3)])
-        z, noise = float(scores.mean()) * 40, 7 / 40
-        for b in range(3):
-            p = [float(score) / z for score in scores[b]]
-            total -= (math.log(p[0] / (p[0] + noise)) + sum(math.log(noise / (q + noise)) for q in p[1:])) / 3
-    value = memory(own, other, Batch(torch.zeros(3), samples.labels[:3], torch.arange(3)))
-    assert float(value) == pytest.approx(total, rel=1e-4)
-
-
-def test_features_are_compared_in_full_precision(networks, batch):
-    student, _, (teacher, _) = networks
-    method = CosineDistillation(student, Frozen([teacher]), name="", xe_weight=0.0, contrast_weight=1.0).train()
-    seen = []
-    method.contrast = lambda own, wanted, batch: seen.append((own @ own.T).dtype) or own.sum()
-    with torch.autocast("cpu", torch.bfloat16):
-        method(batch)
-    assert seen == [torch.float32]
-
-
-@pytest.mark.parametrize("method", ["xekl_mcl", "dp_flip_st", "cd", "crd"])
-def test_settings_a_method_does_not_have_are_told(folder, method):
-    cfg = composed(folder, f"method={method}", "+method.momentun=1")
-    (problem,) = validate(cfg)
-    assert "unknown setting method.momentun" in problem
-    assert validate(composed(folder, f"method={method}")) == []
-
-
-@pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("flip_crop", None), ("crop_resize", None)])
-def test_views_name_what_the_loader_shows(folder, augment, count):
-    data = opened(folder, seed=3)
-    options = {"batch_size": 64, "size": 8}
-    loader = data.loader("train", **options, train=True, augment=augment)
-    stored = next(data.loader("train", 1497, train=False).epoch(0)).images
-    found = views(loader)
-    if count is None:
-        assert found is None
-    else:
-        view, number = found
-        assert number == count
-        for batch in loader.epoch(5):
-            seen = torch.where(
-                view(batch.index, 5).bool()[:, None, None, None], stored.flip(-1)[batch.index], stored[batch.index]
-            )
-            assert torch.equal(seen, batch.images)
-    data.close()
-
-
-def test_remembered_logits_are_the_live_ones(folder, networks, tmp_path):
-    _, _, teachers = networks
-    data = opened(folder, seed=1)
-    loader = data.loader("train", 64, train=True, augment="flip")
-    live, remembered = Frozen(teachers), Frozen(teachers)
-    view, count = views(loader)
-    remembered.remember(data.loader("train", 64, train=False), view, count, tmp_path, "fp32")
-    for epoch in (0, 1):
-        live.epoch = remembered.epoch = epoch
-        for batch in loader.epoch(epoch):
-            for one, other in zip(live(batch), remembered(batch), strict=True):
-                torch.testing.assert_close(one, other)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 4, "two teachers, two views"
-    data.close()
-
-
-@pytest.mark.parametrize(
-    ("method", "setting", "message"),
-    [
-        ("kl", "kl_weight=1.5", "a number of at least 0 and at most 1 is needed, such as method.kl_weight=0.5"),
-        ("kl", "kl_samples=none", "one of all, not_negative, positive"),
-        ("kl", "batchnorm=off", "one of adapt, keep"),
-        ("kl", "temperature=0", "a number of more than 0"),
-        ("kl", "temperature=warm", "a number of more than 0"),
-        ("kl_dp", "temperature=inf", "a number of more than 0"),
-        ("kl", "topk=0", "a whole number of at least 1 is needed, such as method.topk=100"),
-        ("kl_dp", "topk=-1", "a whole number of at least 1"),
-        ("kl_dp", "topk=many", "a whole number of at least 1"),
-        ("kl_dp", "topk=1.5", "a whole number of at least 1"),
-        ("kl_dp", "initial_weight=-1", "a number of at least 0"),
-        ("kl_dp", "supervised=maybe", "true or false"),
-        ("dp_flip_st", "rule=coin", "one of teacher_on_positive"),
-        ("xe", "label_smoothing=1.5", "a number of at least 0 and at most 1"),
-        ("xe", "xe_on_probabilities=2", "true or false"),
-        ("xekl_mcl", "decay=1.0", "a number of at least 0 and less than 1"),
-        ("xekl_mcl", "every=0", "a number of more than 0"),
-        ("xekl_mcl", "reset_fast_on_eval=1", "true or false"),
-        ("self_dist", "temperature=-1", "a number of more than 0"),
-        ("bi_kd", "detach=perhaps", "true or false"),
-        ("cd", "contrast_weight=-1", "a number of at least 0"),
-        ("crd", "negatives=0", "a whole number of at least 1"),
-        ("crd", "dimensions=2.5", "a whole number of at least 1"),
-        ("crd", "nce_temperature=0", "a number of more than 0"),
-        ("crd", "nce_momentum=2", "a number of at least 0 and at most 1"),
-    ],
-)
-def test_wrong_settings_are_one_clear_message_before_networks_are_loaded(folder, method, setting, message):
-    cfg = composed(folder, f"method={method}", f"method.{setting}")
-    (problem,) = checks.method_problems(cfg)
-    assert problem.startswith(f"method.{setting}: {message}")
-    assert checks.method_problems(composed(folder, f"method={method}")) == []
 
 
 def test_one_teacher_methods_refuse_many(networks):
