@@ -15,6 +15,7 @@ import numpy as np
 from src.core.errors import ConfigError
 from src.data import layouts
 from src.data.layouts import Found
+from src.data.shards import parquet
 
 __all__ = ["KNOWN", "Known", "Source", "locate", "open_source", "problems", "splits_of"]
 
@@ -178,7 +179,7 @@ def locate(name: str, folder: str, data_root: Path) -> tuple[Callable[[Path], Fo
             for path in sorted(base.glob(pattern)):
                 return reader, path if known.around == 0 else path.parents[known.around - 1]
     if name != "folder" and next(own.rglob("*.parquet"), None):
-        return layouts.parquet, own
+        return parquet, own
     if name not in ("parquet", "voc") and own.is_dir() and any(e.is_dir() and _has_images(e) for e in own.iterdir()):
         return layouts.ucf if name == "ucf101" else layouts.tree, own
     return None
