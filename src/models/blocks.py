@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.fx import Node
 
-__all__ = ["Block", "SubBlock", "ancestors", "find_blocks"]
+__all__ = ["Block", "SubBlock", "ancestors", "channels_last", "dominators", "find_blocks"]
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
@@ -74,7 +74,7 @@ def ancestors(nodes: Iterable[Node], stop: Collection[Node] = ()) -> set[Node]:
     return found
 
 
-def _dominators(graph: fx.Graph) -> tuple[dict[Node, Node], dict[Node, int]]:
+def dominators(graph: fx.Graph) -> tuple[dict[Node, Node], dict[Node, int]]:
     """For each node the last node that all its paths from the input pass, and its depth in the tree of these."""
     above: dict[Node, Node] = {}
     depth: dict[Node, int] = {}
@@ -98,7 +98,7 @@ def find_blocks(net: nn.Module, graph: fx.Graph) -> tuple[Block, ...]:
     """From input to output; `graph` has gone through `graph.trace`, which notes the shapes."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     modules = dict(net.named_modules())
-    above, _ = _dominators(graph)
+    above, _ = dominators(graph)
     found = [sub for node in graph.nodes if (sub := _residual(node, above, modules)) is not None]
     outer = [s for s in found if not any(order[t.input] <= order[s.input] and s.join in _inside(t) for t in found)]
     chains: list[list[SubBlock]] = []
@@ -139,7 +139,7 @@ def _residual(node: Node, above: dict[Node, Node], modules: dict[str, nn.Module]
     lengths = [0 if _origin(a) is _origin(start) else len(ancestors([a], stop=[start])) for a in operands]
     short = 0 if lengths[0] < lengths[1] else 1
     shortcut, branch = start if lengths[short] == 0 else operands[short], operands[1 - short]
-    if _channels_last(branch, modules):
+    if channels_last(branch, modules):
         return None
     return SubBlock(start, branch, shortcut, node, _activated(node, modules))
 
@@ -147,7 +147,7 @@ def _residual(node: Node, above: dict[Node, Node], modules: dict[str, nn.Module]
 WIDTHS = ("out_channels", "num_features", "out_features", "normalized_shape")
 
 
-def _channels_last(value: Node, modules: dict[str, nn.Module]) -> bool:
+def channels_last(value: Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a value of four axes is [B, H, W, C]: its last axis is as wide as the layer it comes from.
 
     That layer is the nearest one before it which has a width. Where the second axis is as wide too, a layer of the
