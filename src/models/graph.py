@@ -11,8 +11,9 @@ from torch.fx import Node
 
 from src.core.errors import ConfigError
 from src.models.blocks import Block, ancestors, find_blocks
+from src.models.model import Model
 
-__all__ = ["Traced", "frontier", "segment", "trace"]
+__all__ = ["Traced", "frontier", "segment", "trace", "traced"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -94,6 +95,14 @@ def trace(net: nn.Module, size: int) -> Traced:
         for part, training in modes.items():
             part.training = training
     return Traced(net, module.graph)
+
+
+def traced(model: nn.Module, size: int | None = None) -> Traced:
+    """The graph of a `Model`, or of a plain network at `size` pixels (timm's own default if it has one)."""
+    if isinstance(model, Model):
+        return trace(model.net, model.size)
+    default = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
+    return trace(model, size or default)
 
 
 def segment(root: nn.Module, graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Node]) -> fx.GraphModule:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
 from src.core.files import replacing
+from src.models.frozen import Standing, digest, freeze, thaw
+from src.models.graph import traced
 from src.models.model import Model
 from src.patch.adapters import NormAdaptation, ResidualAdapters
 from src.patch.delta import Delta
-from src.patch.patched import HeadOnly, Patch, Patched, Standing, freeze, thaw, traced
+from src.patch.patched import HeadOnly, Patch, Patched
 
 __all__ = ["RESERVED", "System", "apply", "digest", "load", "name_problem", "read_card", "save"]
 
@@ -55,16 +55,6 @@ def name_problem(name: str) -> str | None:
     if not re.fullmatch(r"\w[\w+=-]*", name, re.ASCII) or hasattr(nn.ModuleDict(), name):
         return f"{name!r} is no possible name: letters, digits, _ and - are, but no method of a module"
     return None
-
-
-def digest(net: nn.Module) -> str:
-    """SHA-256 of a network's state: names, types, shapes and every bit."""
-    net = net.net if isinstance(net, Model) else net
-    value = hashlib.sha256()
-    for key, tensor in sorted(net.state_dict().items()):
-        value.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        value.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return value.hexdigest()
 
 
 def save(patched: Patched, path: str | Path, *, name: str, class_names: list[str], **facts: Any) -> Path:

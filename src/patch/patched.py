@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from src.core.errors import ConfigError
-from src.models.graph import Traced, frontier, segment, trace
+from src.models.frozen import freeze, thaw
+from src.models.graph import Traced, frontier, segment
 from src.models.model import Model
 
-__all__ = ["Edit", "HeadOnly", "Patch", "Patched", "freeze", "thaw", "traced"]
+__all__ = ["Edit", "HeadOnly", "Patch", "Patched"]
 
 
 class Edit:
@@ -168,37 +169,6 @@ class Patched(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 values = self._segments[0](self.preprocess(images))
         return self._segments[1](*values)[0].float()
-
-
-Standing = tuple[dict[str, bool], dict[str, bool]]
-"""Which modules of a network are in training mode, and which parameters take gradients, by name."""
-
-
-def freeze(net: nn.Module) -> Standing:
-    """Put `net` in eval mode without gradients; returns what `thaw` gives it back."""
-    before = (
-        {name: module.training for name, module in net.named_modules()},
-        {name: parameter.requires_grad for name, parameter in net.named_parameters()},
-    )
-    net.eval().requires_grad_(False)
-    return before
-
-
-def thaw(net: nn.Module, before: Standing) -> None:
-    """Give every part of `net` back its own mode and gradient flag."""
-    modes, flags = before
-    for name, module in net.named_modules():
-        module.training = modes[name]
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(flags[name])
-
-
-def traced(model: nn.Module, size: int | None = None) -> Traced:
-    """The graph of a `Model`, or of a plain network at `size` pixels (timm's own default if it has one)."""
-    if isinstance(model, Model):
-        return trace(model.net, model.size)
-    default = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
-    return trace(model, size or default)
 
 
 def _replace_head(edit: Edit, patch: Patch) -> None:

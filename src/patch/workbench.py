@@ -25,11 +25,13 @@ from src.core.evaluate import predict
 from src.core.metrics import Accuracy
 from src.core.run import Run
 from src.core.types import Loader
+from src.data.joint import Joint, Relabelled, shares
 from src.models import Model
+from src.models.graph import traced
 from src.patch import paint
-from src.patch.patched import Patch, Patched, traced
+from src.patch.patched import Patch, Patched
 from src.patch.tasks import Task, label_offsets
-from src.patch.training import Joint, Kept, Relabelled, TaskTraining, shares
+from src.patch.training import Kept, TaskTraining
 
 __all__ = ["Workbench"]
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from src.core.errors import ConfigError
+from src.models.graph import traced
 from src.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
 from src.patch.measures import harmonic_mean, mean, pooled
 from src.patch.paint import Paint, backbone, interpolated, tunable
-from src.patch.patched import Patched, traced
+from src.patch.patched import Patched
 
 
 @pytest.mark.parametrize("position", ["parallel", "series"])

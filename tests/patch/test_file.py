@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from src import patch
 from src.core.errors import ConfigError
+from src.models.graph import traced
 from src.patch.adapters import NormAdaptation, ResidualAdapters
 from src.patch.delta import Delta
-from src.patch.patched import HeadOnly, Patched, traced
+from src.patch.patched import HeadOnly, Patched
 
 MAKERS = {
     "delta": lambda graph: Delta(graph, 4, modules=2),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from src.models.graph import traced
 from src.patch import pictures
 from src.patch.delta import Delta
-from src.patch.patched import Patched, traced
+from src.patch.patched import Patched
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from PIL import Image
 from scripts import predict
 from src import models, patch
 from src.core.errors import ConfigError
+from src.models.graph import traced
 from src.patch.delta import Delta
-from src.patch.patched import Patched, traced
+from src.patch.patched import Patched
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 

@@ -8,9 +8,11 @@ import torch
 
 from src import data as datasets
 from src.core.errors import ConfigError
+from src.data.joint import Joint, Relabelled, shares
+from src.models.graph import traced
 from src.patch.delta import Delta
-from src.patch.patched import Patched, traced
-from src.patch.training import Joint, Kept, Relabelled, TaskTraining, shares
+from src.patch.patched import Patched
+from src.patch.training import Kept, TaskTraining
 
 READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
 
