@@ -1,0 +1,16 @@
+"""Partial Network Cloning: a part of one trained network copied into another, removable (Ye et al., CVPR 2023).
+
+from src import pnc
+
+cloned = pnc.attach(timm_model, "clone.safetensors")    # logits of its own classes, then of the cloned ones
+cloned.detach("clone")                                  # one clone less
+timm_model = cloned.restore()                           # as it was, bit for bit
+
+The paper's full text was not at hand. Its abstract, first page, two captions and summaries by others say that the
+cloned part is found by local-performance-based pruning, with weights fixed; everything finer here is our reading.
+"""
+
+from src.pnc.cloned import Clone, ClonedNetwork
+from src.pnc.file import attach, load, read_card, save
+
+__all__ = ["Clone", "ClonedNetwork", "attach", "load", "read_card", "save"]

@@ -1,0 +1,126 @@
+"""What a clone is compared with (section 7): both networks side by side, and tuning the target itself."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.core.errors import ConfigError
+from src.core.method import Method
+from src.core.types import Batch, Step
+from src.models import Model
+from src.models.graph import traced
+from src.pnc.branch import linear_head
+from src.pnc.workbench import Workbench
+
+__all__ = ["DirectEnsemble", "Tuning", "ensemble", "tuned"]
+
+
+@dataclass(frozen=True)
+class DirectEnsemble:
+    """argmax over the target's logits and those of the cloned classes, nothing trained (B5)."""
+
+    name: str = "ensemble"
+    softmax: bool = False
+    """Of each network's own outputs before they stand side by side."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.softmax, bool):
+            raise ConfigError(f"method.softmax={self.softmax}: true or false")
+
+
+class _SideBySide(nn.Module):
+    def __init__(self, target: Model, source: Model, outputs: list[int], softmax: bool) -> None:
+        super().__init__()
+        self.target, self.source, self.outputs, self.softmax = target, source, outputs, softmax
+
+    def forward(self, images: Tensor) -> Tensor:
+        both = [self.target(images), self.source(images)]
+        target, source = (logits.softmax(1) for logits in both) if self.softmax else both
+        return torch.cat([target, source[:, self.outputs]], 1)
+
+
+def ensemble(bench: Workbench, method: DirectEnsemble) -> nn.Module:
+    """Both whole networks in the joint label space."""
+    return _SideBySide(bench.target, bench.source, bench.outputs, method.softmax)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The target with new rows, all of it trained: what overwrites the weights that cloning leaves alone (B6 to B9)."""
+
+    name: str = "lwf"
+    keep_weight: float = 1.0
+    """Of T^2 KL to the target on its own outputs (Learning without Forgetting); 0 is plain fine-tuning (B6)."""
+    source_weight: float = 0.0
+    """Of T^2 KL to the source on the cloned classes (B9)."""
+    temperature: float = 2.0
+    epochs: float = 20
+    min_steps: int = 600
+    """As many as both stages of a clone together."""
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"method.{key}={value}: a number of at least 0 is needed"
+            for key, value in vars(self).items()
+            if key != "name" and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0)
+        ]
+        if wrong:
+            raise ConfigError(wrong)
+
+
+class _Tuning(Method):
+    """Cross entropy in the joint label space, and what was known before."""
+
+    frozen = ("target", "source")
+
+    def __init__(self, net: nn.Module, target: Model, source: Model, outputs: list[int], settings: Tuning) -> None:
+        super().__init__(net)
+        self.target, self.source, self.outputs, self.settings = target, source, outputs, settings
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of a batch of both kinds, or of cloned classes alone."""
+        logits = self.net(batch.images).float()
+        width = self.target.classes
+        loss = F.cross_entropy(logits, batch.labels)
+        logs = {"xe": loss.detach()}
+        settings = self.settings
+        if settings.keep_weight:
+            loss = loss + settings.keep_weight * self._distance(self.target(batch.images), logits[:, :width])
+        if settings.source_weight:
+            taught = self.source(batch.images)[:, self.outputs]
+            new = (batch.labels >= width)[:, None]
+            loss = loss + settings.source_weight * self._distance(taught, logits[:, width:], new)
+        return Step(loss, {"loss": loss.detach(), **logs})
+
+    def _distance(self, taught: Tensor, own: Tensor, where: Tensor | None = None) -> Tensor:
+        warm = self.settings.temperature
+        values = F.kl_div((own / warm).log_softmax(1), (taught.detach() / warm).softmax(1), reduction="none")
+        if where is None:
+            return warm**2 * values.sum(1).mean()
+        return warm**2 * (values * where).sum() / where.sum().clamp(min=1)
+
+
+def tuned(bench: Workbench, method: Tuning) -> nn.Module:
+    """A copy of the target with new rows, trained whole."""
+    net = deepcopy(bench.target).requires_grad_(True)
+    graph = traced(net)
+    old = linear_head(graph)
+    new = nn.Linear(old.in_features, old.out_features + len(bench.outputs), bias=old.bias is not None)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(bench.run.seed)
+        new.reset_parameters()
+    new = new.to(old.weight.device)
+    new.weight.data[: old.out_features] = old.weight.data
+    if old.bias is not None:
+        new.bias.data[: old.out_features] = old.bias.data
+    parent, _, child = graph.head.rpartition(".")
+    setattr(net.net.get_submodule(parent), child, new)
+    loader, _ = bench.joint_loader(bench.cfg.batch_size)
+    loader = bench.long_enough(loader, method.epochs, method.min_steps)
+    bench.fit(_Tuning(net, bench.target, bench.source, bench.outputs, method), loader, "tune", method.epochs)
+    return net.eval()

@@ -1,0 +1,242 @@
+"""A part of the source hung into the target: adapter, upper layers of the source, new outputs (eq. 7).
+
+Which layers, masks and heads the paper uses could not be read; what stands here is section 5 of our specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn import functional as F
+
+from src.core.errors import ConfigError
+from src.models.channels import channel_groups, gated, without_channels
+from src.models.cuts import Cut, cuts
+from src.models.graph import Traced, segment
+from src.pnc.masks import Gate
+
+__all__ = ["ADAPTERS", "HEADS", "Branch", "Position", "Rows", "features_of", "linear_head", "positions"]
+
+
+class Position(NamedTuple):
+    """Where a branch leaves the target and enters the source."""
+
+    number: int
+    """R: how many of the target's blocks are shared."""
+    target: Cut
+    source: Cut
+
+
+def positions(target: Traced, source: Traced) -> tuple[Position, ...]:
+    """The candidate positions R = 1..L of a pair, from input to output (section 5.2).
+
+    The source is entered where it has scaled the image down as much as the target has; if nowhere, at the nearest
+    larger scale, else at its last map. A feature vector meets only a feature vector.
+    """
+    found = []
+    for number, cut in enumerate(cuts(target), start=1):
+        same_kind = [other for other in cuts(source) if len(other.shape) == len(cut.shape)]
+        if not same_kind:
+            continue
+        reached = min((other.factor for other in same_kind if other.factor >= cut.factor), default=None)
+        entry = [other for other in same_kind if other.factor == reached][-1] if reached else same_kind[-1]
+        found.append(Position(number, cut, entry))
+    if not found:
+        raise ConfigError(
+            f"{type(target.net).__name__} and {type(source.net).__name__} have no place where one can be joined to the "
+            f"other; choose two convolutional networks"
+        )
+    return tuple(found)
+
+
+class Resized(nn.Module):
+    """Maps [B, C, H, W] at another height and width, bilinear."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, *size]."""
+        return F.interpolate(value, self.size, mode="bilinear", align_corners=False)
+
+
+ADAPTERS = ("conv1x1_bn", "conv1x1", "conv3x3_bn", "none")
+
+
+def make_adapter(position: Position, kind: str) -> nn.Module:
+    """From the target's features at a position to the source's (section 5.3).
+
+    Starts near the identity where both have as many channels, else as PyTorch starts such a layer.
+    """
+    (inputs, *size), (outputs, *wanted) = position.target.shape, position.source.shape
+    if kind == "none":
+        if position.target.shape != position.source.shape:
+            raise ConfigError(
+                f"method.adapter=none needs features of one shape, but at R={position.number} they are "
+                f"{list(position.target.shape)} and {list(position.source.shape)}: method.adapter=conv1x1_bn"
+            )
+        return nn.Identity()
+    if not size:
+        return _near_identity(nn.Linear(inputs, outputs))
+    side = 3 if "3x3" in kind else 1
+    layers: list[nn.Module] = [] if size == wanted else [Resized(wanted)]
+    layers.append(_near_identity(nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)))
+    return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if kind.endswith("bn") else []))
+
+
+def _near_identity(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    weight = layer.weight.data
+    if weight.shape[0] == weight.shape[1]:
+        weight.normal_(std=1e-3)
+        centre = weight[..., weight.shape[2] // 2, weight.shape[3] // 2] if weight.ndim == 4 else weight
+        centre += torch.eye(weight.shape[0])
+        if layer.bias is not None:
+            layer.bias.data.zero_()
+    return layer
+
+
+class Rows(nn.Module):
+    """New classifier rows that see the features of both branches; they start as the source's own rows."""
+
+    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(target_features + rows.in_features, rows.out_features)
+        self.fc.weight.data[:, :target_features] = 0
+        self.fc.weight.data[:, target_features:] = rows.weight.data
+        self.fc.bias.data.copy_(rows.bias.data)
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Features [B, C_t] and [B, C_s] -> logits of the cloned classes [B, n]."""
+        return self.fc(torch.cat([target, features], 1))
+
+    @torch.no_grad()
+    def narrow(self, kept: Tensor) -> None:
+        """Forget the source's features outside a bool mask [C_s]."""
+        own = self.fc.in_features - len(kept)
+        columns = torch.cat([torch.ones(own, dtype=torch.bool, device=kept.device), kept])
+        self.fc.weight = nn.Parameter(self.fc.weight[:, columns])
+        self.fc.in_features = int(columns.sum())
+
+
+class Scale(nn.Module):
+    """The source's own logits, each with a factor and a bias: the fewest parameters."""
+
+    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+        super().__init__()
+        self.factor, self.bias = (
+            nn.Parameter(torch.ones(rows.out_features)),
+            nn.Parameter(torch.zeros(rows.out_features)),
+        )
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, n] -> [B, n]."""
+        return self.factor * logits + self.bias
+
+
+class Concat(nn.Module):
+    """The source's own logits as they are."""
+
+    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+        super().__init__()
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, n] -> the same."""
+        return logits
+
+
+HEADS: dict[str, type[nn.Module]] = {"rows": Rows, "scale": Scale, "concat": Concat}
+
+
+class Branch(nn.Module):
+    """Features of the target at one position in, logits of the cloned classes out.
+
+    The source is not a part of the module (it is frozen and shared by all branches), its gates, the adapter and the
+    head are.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        source: Traced,
+        outputs: Sequence[int],
+        target_features: int,
+        *,
+        adapter: str,
+        head: str,
+    ) -> None:
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits."""
+        super().__init__()
+        self.position, self.outputs = position, list(outputs)
+        self.kinds = {"adapter": adapter, "head": head}
+        self.groups = channel_groups(source, after=position.source.node)
+        self.gates = nn.ModuleList(Gate(group.channels) for group in self.groups)
+        self.adapter = make_adapter(position, adapter)
+        rows = linear_head(source)
+        cloned = nn.Linear(rows.in_features, len(self.outputs))
+        cloned.weight.data.copy_(rows.weight.data[self.outputs])
+        cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
+        self.head = HEADS[head](cloned, target_features)
+        self.source = (source,)  # in a tuple: it is shared, and no part of this module
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cut the gated source above the position."""
+        (source,) = self.source
+        root = nn.Module()
+        root.source, root.gates = source.net, self.gates
+        graph, new = gated(source, self.groups, "source.", "gates")
+        wanted = [new[features_of(source)], new[source.node(source.head)]]
+        # in a tuple: what is in it must not be registered as a part of this module
+        self._upper = (segment(root, graph, [new[self.position.source.node]], wanted),)
+
+    def _apply(self, function, recurse: bool = True):
+        moved = super()._apply(function, recurse)
+        self._cut()  # constants of the graph are copied references, which a move to another device can replace
+        return moved
+
+    def upper(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """From the source's value at the position to its features [B, C_s] and its logits of all classes [B, S]."""
+        return self._upper[0](value)
+
+    def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
+        """The target's value at the position and its features [B, C_t] -> new logits [B, n]."""
+        features, logits = self.upper(self.adapter(value))
+        return self.head(target_features, features, logits[:, self.outputs])
+
+    def masks(self) -> list[Tensor]:
+        """Which filters of each group are kept, bool [C] each."""
+        return [gate.kept() for gate in self.gates]
+
+    def kept_features(self) -> Tensor | None:
+        """Which of the features that enter the classifier are kept, bool [C_s]; None if all are."""
+        head = self.source[0].head
+        for group, gate in zip(self.groups, self.gates, strict=True):
+            spread = dict(group.consumers).get(head)
+            if spread:
+                return gate.kept().repeat_interleave(spread)
+        return None
+
+    def extracted(self) -> nn.Module:
+        """The source with the masked filters physically gone (section 4.7); its layers below the cut are whole."""
+        return without_channels(self.source[0], self.groups, self.masks())
+
+
+def features_of(traced: Traced) -> Node:
+    """What enters the classifier."""
+    return traced.node(traced.head).args[0]
+
+
+def linear_head(traced: Traced) -> nn.Linear:
+    """The classifier; ConfigError if it is no linear layer."""
+    head = traced.net.get_submodule(traced.head)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(
+            f"{type(traced.net).__name__} ends in a {type(head).__name__}; cloning needs a linear classifier, as "
+            f"ResNets, MobileNets and plain networks have"
+        )
+    return head

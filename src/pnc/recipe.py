@@ -1,0 +1,160 @@
+"""Partial network cloning: what a source knows of some classes, copied into a target that stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from src import data as datasets
+from src import models as zoo
+from src.core.config import build, plain
+from src.core.errors import ConfigError
+from src.core.evaluate import predict
+from src.core.run import Run
+from src.core.types import Row
+from src.models.frozen import digest
+from src.models.names import training_hint
+from src.pnc import file
+from src.pnc.baselines import DirectEnsemble, ensemble, tuned
+from src.pnc.candidates import Candidates
+from src.pnc.cloned import Clone, ClonedNetwork
+from src.pnc.cloning import Cloning, candidates, choose, insert, localize
+from src.pnc.measures import cloned_measures, percent
+from src.pnc.neighbourhood import Neighbourhood
+from src.pnc.similarity import coefficients, similarity
+from src.pnc.workbench import Workbench
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["OBJECTIVE", "cell", "check", "run"]
+
+OBJECTIVE = "accuracy_average"
+"""What a hyper-parameter search maximises."""
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Problems of both networks, their data, the method and the neighbourhood, without loading any."""
+    problems = datasets.check(cfg)
+    problems += [f"source_data: {text}" for text in datasets.check({**cfg, "dataset": cfg.source_data})]
+    for node in (cfg.target, cfg.source):
+        hint = training_hint(str(node.name), cfg.weights_root)
+        problems += [text + hint for text in zoo.check(node, weights_root=cfg.weights_root, frozen=True)]
+    if not 0 < cfg.select_fraction < 1:
+        problems.append(f"select_fraction={cfg.select_fraction}: between 0 and 1, such as select_fraction=0.1")
+    for make in (lambda: Neighbourhood.of(plain(cfg.neigh)), lambda: build(cfg.method)):
+        try:
+            make()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """The names of what is measured, known before anything is built."""
+    return {
+        "target": cfg.target.name,
+        "source": cfg.source.name,
+        "dataset": cfg.dataset.name,
+        "clone": " ".join(str(name) for name in plain(cfg)["clone"]),
+        "method": cfg.method.name,
+        "fraction": cfg.dataset.fraction,
+        "use_original": cfg.use_original,
+    }
+
+
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """Add the classes by cloning, or by what it is compared with, and measure old and new classes together."""
+    bench = Workbench(cfg, run)
+    try:
+        bench.describe()
+        method = build(cfg.method)
+        if isinstance(method, Cloning):
+            yield from clone(bench, method)
+        else:
+            net = ensemble(bench, method) if isinstance(method, DirectEnsemble) else tuned(bench, method)
+            yield Row(cell(cfg), measured(bench, net))
+    finally:
+        bench.close()
+
+
+def clone(bench: Workbench, method: Cloning) -> Iterator[Row]:
+    """Localize, insert at every position, choose one, cut the clone out and keep it (section 5.6)."""
+    cfg, near = bench.cfg, Neighbourhood.of(plain(bench.cfg.neigh))
+    before = [digest(model) for model in (bench.target, bench.source)]
+    net = candidates(bench, method)
+    surrogates = localize(bench, method, net, near)
+    fit = insert(bench, method, net, near, surrogates)
+    best, curve = choose(bench, net)
+    metrics = module_measures(bench, net, best, near)
+    names = [bench.source_data.class_names[k] for k in bench.outputs]
+    part = Clone(net.branches[best], names)
+    cloned = ClonedNetwork(bench.target, bench.original.class_names).attach(part, "clone")
+    metrics |= measured(bench, cloned) | part.parameters_by_part()
+    metrics |= {"position": float(part.position.number), "fit_seconds": fit.seconds}
+    if [digest(cloned.restore()), digest(bench.source)] != before:
+        raise RuntimeError("cloning changed a network it must not change")
+    if bench.run.main:
+        facts = {"metrics": metrics, "method": plain(cfg.method), "dataset": cfg.dataset.name}
+        networks = {"target": bench.target, "source": bench.source}
+        path = file.save(part, bench.run.dir / "clone.safetensors", name="clone", **networks, **facts)
+        metrics["clone_bytes"] = float(path.stat().st_size)
+    yield Row(cell(cfg), metrics, {f"search_{key}": values for key, values in curve.items()})
+
+
+def measured(bench: Workbench, cloned: nn.Module) -> dict[str, float]:
+    """Accuracies of a network in the joint label space on the test images, beside those of both networks alone."""
+    own, new = bench.said(cloned, "test")
+    target = bench.target_alone()
+    alone = {
+        f"accuracy_{role}": bench.alone(m, d) for role, (m, d) in zip(("target", "source"), bench.roles, strict=True)
+    }
+    return alone | cloned_measures(own, new, target)
+
+
+class _Module(nn.Module):
+    """The masked source by itself."""
+
+    def __init__(self, net: Candidates, branch: int) -> None:
+        super().__init__()
+        self.net, self.branch = net, branch
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.of_normalised(self.net.source.preprocess(images))
+
+    def of_normalised(self, images: Tensor) -> Tensor:
+        values, _ = self.net.of_source(images)
+        return self.net.branches[self.branch].upper(values[self.branch])[1].float()
+
+
+def module_measures(bench: Workbench, net: Candidates, branch: int, near: Neighbourhood) -> dict[str, float]:
+    """How well the masked source tells the cloned classes from its others (section 8.4): both sides, always."""
+    said = predict(_Module(net, branch), bench.whole_source(), precision=bench.cfg.engine.precision)
+    answer = said.logits.argmax(1)
+    cloned = sum(said.labels == k for k in bench.outputs).bool()
+    claimed = sum(answer == k for k in bench.outputs).bool()
+    facts = {"module_accuracy": percent(answer[cloned] == said.labels[cloned])}
+    if not cloned.all():
+        facts["module_false_positives"] = percent(claimed[~cloned])
+    masks = net.branches[branch].masks()
+    if masks:
+        facts["kept_filters"] = 100 * sum(int(m.sum()) for m in masks) / sum(len(m) for m in masks)
+    return facts | similarities(bench, _Module(net, branch), near)
+
+
+def similarities(bench: Workbench, module: nn.Module, near: Neighbourhood) -> dict[str, float]:
+    """How alike module and source behave around images of the cloned classes, and of the source's others (8.3)."""
+    settings, found = bench.cfg.similarity, {}
+    if settings is None:
+        return found
+    for name, batch in bench.some_of_source(settings.images).items():
+        images = bench.source.preprocess(batch.images)
+        options = {"count": settings.vectors, "columns": bench.outputs}
+        module_, source = (
+            coefficients(ask, images, batch.index, near, bench.run.seed, **options)
+            for ask in (module.of_normalised, bench.source.net)
+        )
+        found[f"similarity_{name}"] = float(similarity(module_, source))
+    return found

@@ -1,0 +1,177 @@
+"""The pair of networks with their data: what is cloned, from how many images, and how a result is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor, nn
+
+from src import data as datasets
+from src import models as zoo
+from src.core.config import DictConfig, build, plain
+from src.core.console import show
+from src.core.engine import Engine, Fit
+from src.core.errors import ConfigError
+from src.core.evaluate import Predictions, predict
+from src.core.method import Method
+from src.core.run import Run
+from src.core.types import Batch, Loader
+from src.data import Data
+from src.data.joint import Joint, Relabelled, Repeated, shares
+from src.data.splits import stratified
+from src.models import Model
+from src.models.graph import Traced, trace
+
+__all__ = ["Workbench", "chosen_classes"]
+
+
+def chosen_classes(clone: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Positions of the classes to clone among the source's, ascending (section 3.2); ConfigError for unknown ones."""
+    wrong = [c for c in clone if not (c in names or (isinstance(c, int) and 0 <= c < len(names)))]
+    if wrong or not clone:
+        raise ConfigError(
+            f"clone={list(clone)}: {wrong or 'nothing'} is not among the source's classes; known are "
+            f"{', '.join(f'{i} ({name})' for i, name in enumerate(names[:12]))}{', ...' if len(names) > 12 else ''}"
+        )
+    return sorted({c if isinstance(c, int) else list(names).index(c) for c in clone})
+
+
+class Workbench:
+    """Target and source, frozen; the target's own data and those of the classes to clone."""
+
+    def __init__(self, cfg: DictConfig, run: Run) -> None:
+        self.cfg, self.run = cfg, run
+        self._opened: list[Data] = []
+        self.original = self._open(plain(cfg.dataset))
+        whole = plain(cfg.source_data)
+        self.source_data = self._open(whole)
+        self.outputs = chosen_classes(plain(cfg)["clone"], self.source_data.class_names)
+        names = [self.source_data.class_names[i] for i in self.outputs]
+        self.cloned = self._open({**whole, "class_subset": names})
+        self.class_names = [*self.original.class_names, *names]
+        if doubles := sorted(set(self.original.class_names).intersection(names)):
+            raise ConfigError(f"clone: the target knows {', '.join(doubles)} already; clone classes it does not know")
+        self.target = self._network(cfg.target, self.original, "target")
+        self.source = self._network(cfg.source, self.source_data, "source")
+
+    def _open(self, node: dict) -> Data:
+        roots = {"data_root": self.cfg.data_root, "cache_root": self.cfg.cache_root, "loader": self.cfg.loader}
+        where = {"seed": self.run.seed, "device": self.run.device, "rank": self.run.rank, "world": self.run.world}
+        self._opened.append(datasets.open_data(node, **roots, **where))
+        return self._opened[-1]
+
+    def _network(self, node: DictConfig, data: Data, role: str) -> Model:
+        model = zoo.build(node, weights_root=self.cfg.weights_root, seed=self.run.seed)
+        if model.classes != data.classes:
+            raise ConfigError(
+                f"{role} {model.name} has {model.classes} classes and its data, {data.name}, {data.classes}; choose "
+                f"the data it was trained on (dataset= for the target, dataset@source_data= for the source)"
+            )
+        return model.to(self.run.device).eval().requires_grad_(False)
+
+    def close(self) -> None:
+        """Close all data."""
+        for data in self._opened:
+            data.close()
+
+    @cached_property
+    def traced(self) -> tuple[Traced, Traced]:
+        """The graphs of target and source."""
+        return trace(self.target.net, self.target.size), trace(self.source.net, self.source.size)
+
+    def describe(self) -> None:
+        """Show both networks with what they score on their own classes."""
+        if self.run.main:
+            measured = {m.name: self.alone(m, d) for m, d in self.roles}
+            show(zoo.describe([self.target, self.source], measured))
+
+    @property
+    def roles(self) -> tuple[tuple[Model, Data], ...]:
+        """Both networks with the data they know."""
+        return (self.target, self.original), (self.source, self.source_data)
+
+    # ---------------------------------------------------------------------------------------------- data
+
+    def part(self, data: Data, name: str) -> np.ndarray:
+        """Positions of `train` or `select`: the second is a stratified part of the images in use, kept for choices."""
+        indices = data.indices("train")
+        labels = data.labels("train")
+        rest, held = stratified(labels, self.cfg.select_fraction, data.settings.fraction_seed, "select_fraction")
+        return indices[rest if name == "train" else held]
+
+    def clone_loader(self, batch_size: int, *, train: bool = True, canvas: int | None = None) -> Loader:
+        """Images of the classes to clone, not augmented, labels 0..n-1."""
+        size = canvas or self.source.canvas
+        indices = self.part(self.cloned, "train")
+        most = min(batch_size, len(indices) // self.run.world * self.run.world)
+        return self.cloned.loader("train", most, train=train, indices=indices, size=size, augment=False)
+
+    def joint_loader(self, batch_size: int) -> tuple[Loader, int]:
+        """Batches of both kinds in the joint label space, and how many samples of each are the target's own."""
+        size = self.target.canvas
+        offset = self.original.classes
+        if not self.cfg.use_original:
+            return Relabelled(self.clone_loader(batch_size, canvas=size), offset), 0
+        parts = [self.part(data, "train") for data in (self.original, self.cloned)]
+        counts = shares([len(part) for part in parts], batch_size, self.run.world)
+        loaders = [
+            data.loader("train", count, train=True, indices=part, size=size, augment=False)
+            for data, part, count in zip((self.original, self.cloned), parts, counts, strict=True)
+        ]
+        return Joint([loaders[0], Relabelled(loaders[1], offset)], self.target.preprocess.fit), counts[0]
+
+    def long_enough(self, loader: Loader, epochs: float, min_steps: int) -> Loader:
+        """The loader, or so many passes over a small set as one epoch that `epochs` of them make `min_steps` steps."""
+        times = math.ceil(min_steps / max(1, epochs * len(loader)))
+        return loader if times <= 1 else Repeated(loader, times)
+
+    def fit(self, method: Method, loader: Loader, name: str, epochs: float) -> Fit:
+        """Train with the run's optimizer and schedule for so many epochs."""
+        engine = Engine({**plain(self.cfg.engine), "epochs": epochs}, self.run)
+        return engine.fit(method, loader, build(self.cfg.optimizer), build(self.cfg.schedule), name=name)
+
+    # ----------------------------------------------------------------------------------------- measuring
+
+    def alone(self, model: Model, data: Data) -> float:
+        """Top-1 of a network on the test images of its own classes."""
+        said = predict(model, self._whole(data, "test", model), self.run.cache, precision=self.cfg.engine.precision)
+        return float((said.logits.argmax(1) == said.labels).double().mean() * 100)
+
+    def _whole(self, data: Data, split: str, model: Model) -> Loader:
+        indices = self.part(data, "select") if split == "select" else None
+        stored = "train" if split == "select" else split
+        size = self.cfg.eval_batch_size
+        return data.loader(stored, size, train=False, indices=indices, size=model.canvas)
+
+    def said(self, net: nn.Module, split: str) -> tuple[Predictions, Predictions]:
+        """What a network in the joint label space says about the target's own images, and about the cloned classes."""
+        offset, precision = self.original.classes, self.cfg.engine.precision
+        own = predict(net, self._whole(self.original, split, self.target), precision=precision)
+        new = predict(net, Relabelled(self._whole(self.cloned, split, self.target), offset), precision=precision)
+        return own, new
+
+    def target_alone(self) -> Tensor:
+        """The target's logits [N, T] on the test images of its own classes."""
+        loader = self._whole(self.original, "test", self.target)
+        return predict(self.target, loader, self.run.cache, precision=self.cfg.engine.precision).logits
+
+    def whole_source(self) -> Loader:
+        """The test images of all classes of the source, as it sees them."""
+        return self._whole(self.source_data, "test", self.source)
+
+    def some_of_source(self, count: int) -> dict[str, Batch]:
+        """At most `count` test images of the cloned classes, and of the source's others if it has any."""
+        data = self.source_data
+        indices, cloned = data.indices("test"), np.isin(data.labels("test"), self.outputs)
+        found = {}
+        for name, which in (("cloned", cloned), ("others", ~cloned)):
+            some = indices[which][:: max(1, which.sum() // count)][:count]
+            if len(some):
+                loader = data.loader("test", len(some), train=False, indices=some, size=self.source.canvas)
+                with closing(loader.epoch(0)) as batches:
+                    found[name] = next(batches)
+        return found

@@ -1,0 +1,222 @@
+"""A clone by itself: masks, branches, the cloned network, its file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+from src import models as zoo
+from src import pnc
+from src.core.errors import ConfigError
+from src.models.frozen import digest
+from src.models.graph import traced
+from src.pnc import file
+from src.pnc.branch import Branch, features_of, linear_head, positions
+from src.pnc.candidates import Candidates
+from src.pnc.cloned import Clone, ClonedNetwork
+from src.pnc.masks import Gate, annealed, set_keep
+
+SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
+OWN = ["cat", "dog", "frog"]
+graph = lru_cache(traced)  # cuts are places of one graph of a network
+
+
+def shaken(model):
+    """BatchNorm statistics and scales that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            spread = torch.rand(value.shape, generator=generator)
+            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
+    return model.eval()
+
+
+def network(name, classes, seed=0, **options):
+    """A network of the zoo with random weights."""
+    node = {"name": name, "weights": None, "classes": classes, **SETTINGS, **options}
+    return shaken(zoo.build(node, classes=classes, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """uint8 images of 32 px that differ."""
+    return torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0):
+    """A branch with masks that are no prefix of the filters."""
+    there = {position.number: position for position in positions(graph(target), graph(source))}
+    width = features_of(graph(target)).meta["shape"][1]
+    torch.manual_seed(3)
+    branch = Branch(there[number], graph(source), list(outputs), width, adapter=adapter, head=head)
+    for gate in branch.gates:
+        gate.scores.data.uniform_()
+    set_keep(branch.gates, keep)
+    for module in branch.adapter.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 1.5)
+    return branch.eval()
+
+
+def test_a_gate_keeps_exactly_its_budget_and_passes_gradients_to_all_scores():
+    gate = Gate(10)
+    gate.keep.fill_(0.34)
+    value = torch.randn(2, 10, 3, 3, requires_grad=True)
+    gated = gate(value)
+    assert int(gate.kept().sum()) == 3
+    assert set(gate.scores.topk(3).indices.tolist()) == set(gate.kept().nonzero().flatten().tolist())
+    assert torch.equal(gated != 0, gate.kept().view(1, -1, 1, 1).expand_as(gated))
+    gated.sum().backward()
+    torch.testing.assert_close(gate.scores.grad, value.detach().sum((0, 2, 3)))
+
+
+def test_the_budget_falls_along_a_cubic():
+    assert annealed(0, 100, 0.25) == 1
+    assert annealed(35, 100, 0.2) == pytest.approx(0.2 + 0.8 / 8)
+    assert annealed(70, 100, 0.25) == annealed(100, 100, 0.25) == 0.25
+    with pytest.raises(ConfigError, match="keep_ratio=0:"):
+        set_keep([], 0)
+
+
+@pytest.mark.parametrize("source", ["cnn", "lenet5", "resnet20"])
+def test_all_filters_on_is_the_source_bit_for_bit(source, images):
+    model = network(source, 5)
+    there = positions(graph(model), graph(model))
+    branches = [branch_of(model, model, position.number) for position in there]
+    net = Candidates(model, model, (graph(model), graph(model)), branches)
+    values, logits = net.of_source(model.preprocess(images))
+    assert torch.equal(logits, model(images))
+    for branch, value in zip(net.branches, values, strict=True):
+        assert torch.equal(branch.upper(value)[1], logits)
+
+
+@pytest.mark.parametrize("head", ["rows", "scale", "concat"])
+def test_a_network_joined_to_itself_without_adapter_starts_as_the_direct_ensemble(head, images):
+    model = network("resnet20", 5)
+    branch = branch_of(model, model, 2, adapter="none", head=head)
+    net = Candidates(model, model, (graph(model), graph(model)), [branch]).eval()
+    logits = net(images)[:, 0]
+    torch.testing.assert_close(logits, torch.cat([model(images), model(images)[:, [1, 3]]], 1))
+
+
+PAIRS = [("resnet20", "resnet20"), ("resnet18_cifar", "mobilenetv2_cifar"), ("mobilenetv2_cifar", "resnet18_cifar")]
+PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("resnet50_cifar", "resnet18_cifar"), ("lenet5", "cnn")]
+
+
+@pytest.mark.parametrize(("target", "source"), PAIRS)
+def test_every_position_of_every_pair_gives_logits_and_its_clone_the_same(target, source, images):
+    host, guest = network(target, 3), network(source, 5, seed=1)
+    there = positions(graph(host), graph(guest))
+    assert len(there) >= 3 and there[-1].target.shape == (features_of(graph(host)).meta["shape"][1],)
+    for position in there:
+        branch = branch_of(host, guest, position.number, keep=0.5)
+        net = Candidates(host, guest, (graph(host), graph(guest)), [branch]).eval()
+        clone = Clone(branch, ["car", "van"])
+        cloned = ClonedNetwork(host, OWN).attach(clone, "clone")
+        with torch.no_grad():
+            torch.testing.assert_close(cloned(images), net(images)[:, 0], rtol=1e-4, atol=1e-4)
+        assert torch.equal(cloned(images)[:, :3], host(images))
+        cloned.restore()
+
+
+def test_the_source_is_entered_at_the_same_scale():
+    there = positions(graph(network("resnet18_cifar", 3)), graph(network("mobilenetv2_cifar", 3)))
+    for position in there:
+        assert len(position.target.shape) == len(position.source.shape)
+        assert position.source.factor >= position.target.factor or position.source.factor == 8
+
+
+@pytest.fixture
+def pair():
+    """A target and a source."""
+    return network("resnet20", 3), network("cnn", 5, seed=1)
+
+
+def test_clones_come_and_go_without_touching_each_other_or_the_target(pair, images):
+    target, source = pair
+    before, alone = digest(target), target(images)
+    first, second = (
+        Clone(branch_of(target, source, number, outputs), names)
+        for number, outputs, names in ((2, [0], ["car"]), (3, [2, 4], ["bus", "van"]))
+    )
+    cloned = ClonedNetwork(target, OWN)
+    only_second = cloned.attach(second, "b")(images)
+    assert cloned.restore() is target and target.training is False
+    both = cloned.attach(first, "a").attach(second, "b")
+    assert both.class_names == [*OWN, "car", "bus", "van"] and both(images).shape == (4, 6)
+    assert not target.training and not any(p.requires_grad for p in target.parameters())
+    assert torch.equal(both.detach("a")(images), only_second)
+    assert cloned.train().target.training is False
+    restored = cloned.restore()
+    assert restored is target and digest(target) == before and torch.equal(restored(images), alone)
+    assert all(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_what_cannot_be_attached_or_detached_is_said(pair):
+    target, source = pair
+    clone = Clone(branch_of(target, source, 2, [0]), ["car"])
+    cloned = ClonedNetwork(target, OWN).attach(clone, "a")
+    with pytest.raises(ConfigError, match="'a': that name is taken"):
+        cloned.attach(clone, "a")
+    with pytest.raises(ConfigError, match="knows car already"):
+        cloned.attach(clone, "b")
+    with pytest.raises(ConfigError, match="no clone 'c' to detach; attached are: a"):
+        cloned.detach("c")
+    with torch.no_grad():
+        next(target.parameters()).add_(1)
+    with pytest.raises(ConfigError, match="was changed from outside"):
+        cloned.restore()
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
+    target, source = pair
+    clone = Clone(branch_of(target, source, 2, keep=0.5), ["car", "van"])
+    wanted = ClonedNetwork(target, OWN).attach(clone, "clone")
+    expected = wanted(images)
+    wanted.restore()
+    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
+    again = pnc.attach(target, path, source=source if reference else None)
+    assert torch.equal(again(images), expected) and list(again.clones) == ["c"]
+    assert again.restore() is target
+    card = pnc.read_card(path)
+    assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
+    whole = file.save(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
+    assert not reference or path.stat().st_size < whole.stat().st_size / 2
+
+
+def test_a_clone_on_a_plain_network(tmp_path, pair, images):
+    target, source = pair
+    clone = Clone(branch_of(target, source, 2), ["car", "van"])
+    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    expected = ClonedNetwork(target, OWN).attach(clone, "clone")(images)
+    cloned = ClonedNetwork(target.net, size=32).attach(pnc.load(target.net, path, size=32), "c")
+    torch.testing.assert_close(cloned(target.preprocess(images)), expected)
+    assert cloned.class_names == ["class 0", "class 1", "class 2", "car", "van"]
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path, pair):
+    target, source = pair
+    clone = Clone(branch_of(target, source, 2), ["car", "van"])
+    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True)
+    with pytest.raises(ConfigError, match="made with a target of weights"):
+        pnc.attach(network("resnet20", 3, seed=5), path, source=source)
+    with pytest.raises(ConfigError, match="holds no weights of its source, cnn"):
+        pnc.attach(target, path)
+    with pytest.raises(ConfigError, match="made with a source of weights"):
+        pnc.attach(target, path, source=network("cnn", 5, seed=9))
+    other = zoo.save(target, tmp_path / "net.safetensors", {})
+    with pytest.raises(ConfigError, match="is no clone file"):
+        pnc.attach(target, other)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="cannot be read as a clone"):
+        pnc.attach(target, path)
+
+
+def test_a_network_without_linear_classifier_is_refused():
+    squeeze = zoo.build({"name": "torchvision:squeezenet1_1", "weights": None, "classes": 3, **SETTINGS}, classes=3)
+    with pytest.raises(ConfigError, match="cloning needs a linear classifier"):
+        linear_head(graph(squeeze))

@@ -1,0 +1,174 @@
+"""main_pnc.py from a composed config to its rows and its clone file, on handwritten digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from src import data as datasets
+from src import models, pnc
+from src.core.errors import ConfigError
+from src.core.results import read_rows
+from src.core.run import check, launch
+from src.models.frozen import digest
+from src.pnc import recipe
+from src.pnc.workbench import Workbench, chosen_classes
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "neigh.num_fit=40", "optimizer.lr=0.003"]
+QUICK += ["similarity={images:4,vectors:40}"]
+SHORT = ["method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4", "method.positions=[1,2]"]
+METRICS = ["accuracy_original", "accuracy_cloned", "accuracy_average", "agreement", "intrusion", "logit_shift"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with two small networks: one tells 0 to 4 apart, the other 5 to 9."""
+    folder = tmp_path_factory.mktemp("pair")
+    settings = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
+    for seed, name in enumerate(["low", "high"]):
+        classes = list(range(5 * seed, 5 * seed + 5))
+        node = {"name": "digits", "class_subset": classes}
+        data = datasets.open_data(node, cache_root=folder, **settings)
+        size = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
+        model = models.build({"name": "cnn", "widths": [16, 32, 32], **size}, classes=5, seed=seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+        for epoch in range(8):
+            for batch in data.loader("train", 64, train=True).epoch(epoch):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
+                optimizer.step()
+        data.close()
+        models.save(model.eval(), folder / f"{name}.safetensors", {})
+    return folder
+
+
+def composed(folder, weights, *overrides):
+    roots = [
+        f"data_root={folder}",
+        f"weights_root={weights}",
+        f"cache_root={folder / 'c'}",
+        f"output_root={folder / 'o'}",
+    ]
+    networks = ["model@target=any", "target.name=high", "model@source=any", "source.name=low"]
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("pnc/pnc", [*roots, *networks, *QUICK, *overrides])
+
+
+def launched(folder, weights, *overrides):
+    cfg = composed(folder, weights, *overrides)
+    launch(recipe, cfg)
+    (row,) = read_rows(folder / "o")
+    return row
+
+
+def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights):
+    before = {name: models.build(name, weights_root=weights) for name in ("low", "high")}
+    row = launched(tmp_path, weights, *SHORT)
+    m = row.metrics
+    assert set(METRICS) <= m.keys() and m["logit_shift"] == 0
+    assert m["agreement"] + m["intrusion"] == pytest.approx(100)
+    assert m["accuracy_average"] == pytest.approx((m["accuracy_original"] + m["accuracy_cloned"]) / 2)
+    assert m["kept_filters"] == pytest.approx(50, abs=1) and m["position"] in (1, 2)
+    assert row.series["search_position"] == [1, 2] and len(row.series["search_average"]) == 2
+    target = models.build("high", weights_root=weights)
+    (path,) = (tmp_path / "o").rglob("clone.safetensors")
+    cloned = pnc.attach(target, path)
+    data = datasets.open_data(
+        {"name": "digits", "class_subset": [0, 1]},
+        loader={"kind": "torch", "workers": 0},
+        data_root="",
+        cache_root=tmp_path / "c",
+        seed=0,
+        device="cpu",
+    )
+    hits = [(cloned(b.images).argmax(1) == b.labels + 5) for b in data.loader("test", 64, train=False).epoch(0)]
+    data.close()
+    assert 100 * torch.cat(hits).double().mean() == pytest.approx(m["accuracy_cloned"])
+    assert digest(cloned.restore()) == digest(before["high"]) and pnc.read_card(path)["class_names"] == ["0", "1"]
+
+
+def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weights):
+    row = launched(tmp_path, weights, "method.positions=[1]", "method.min_steps=150", "optimizer.lr=0.01")
+    assert row.metrics["accuracy_cloned"] > 90 and row.metrics["locality_drop"] < 5
+
+
+@pytest.mark.parametrize("option", ["surrogate=direct", "mask=random", "mask=magnitude", "mask=ones", "joint=false"])
+def test_its_ablations_run(tmp_path, weights, option):
+    row = launched(tmp_path, weights, *SHORT, "method.positions=[2]", f"method.{option}")
+    assert row.metrics["kept_filters"] == pytest.approx(100 if option == "mask=ones" else 50, abs=1)
+    if option == "mask=ones":
+        assert [row.metrics[f"similarity_{name}"] for name in ("cloned", "others")] == pytest.approx([1, 1])
+        assert row.metrics["module_accuracy"] > 95
+
+
+def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, weights):
+    row = launched(tmp_path, weights, *SHORT, "use_original=false", "method.head=concat")
+    assert row.metrics["logit_shift"] == 0 and row.cell["use_original"] is False
+
+
+@pytest.mark.parametrize("method", ["direct_ensemble", "tune", "lwf", "lwf_source"])
+def test_what_it_is_compared_with(tmp_path, weights, method):
+    short = [] if method == "direct_ensemble" else ["method.epochs=1", "method.min_steps=3"]
+    row = launched(tmp_path, weights, f"method={method}", *short)
+    assert row.cell["method"] == method and set(METRICS) <= row.metrics.keys()
+    assert (row.metrics["logit_shift"] == 0) == (method == "direct_ensemble")
+
+
+def bench_of(tmp_path, weights, *overrides):
+    class Here:
+        seed, device, rank, world, main = 0, torch.device("cpu"), 0, 1, True
+
+    return Workbench(composed(tmp_path, weights, *overrides), Here())
+
+
+def test_labels_and_shares_of_the_data(tmp_path, weights):
+    bench = bench_of(tmp_path, weights, "clone=[3,1]")
+    assert bench.outputs == [1, 2] and bench.class_names == ["5", "6", "7", "8", "9", "1", "3"]
+    loader, originals = bench.joint_loader(40)
+    (first, *_) = batches = list(loader.epoch(0))
+    assert len(first.labels) == 40 and bool((first.labels[:originals] < 5).all())
+    assert set(first.labels[originals:].tolist()) == {5, 6}
+    stored = bench.cloned.source.samples("train").labels
+    for batch in batches:
+        own = [stored[i] for i in batch.index[originals:]]
+        assert batch.labels[originals:].tolist() == [{1: 5, 3: 6}[label] for label in own]
+    for data in (bench.original, bench.cloned):
+        parts = [bench.part(data, name) for name in ("train", "select")]
+        everything = np.flatnonzero(np.isin(data.source.samples("train").labels, [int(n) for n in data.class_names]))
+        assert len(parts[0]) + len(parts[1]) == pytest.approx(0.3 * len(everything), abs=1)
+        assert not set(parts[0]) & set(parts[1]) and set(parts[0]) | set(parts[1]) <= set(everything)
+    bench.close()
+
+
+def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
+    problems = "\n".join(
+        check(recipe, composed(tmp_path, weights, "method.mask=best", "neigh.num_fit=10", "select_fraction=2"))
+    )
+    for words in (
+        "method.mask=best: one of learned, ones",
+        "try neigh.num_fit=34",
+        "select_fraction=2: between 0 and 1",
+    ):
+        assert words in problems
+    with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] is not among the source's classes; known are 0 \(a\)"):
+        chosen_classes([7], ["a", "b"])
+    with pytest.raises(ConfigError, match="the target knows 5 already"):
+        bench_of(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
+    with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[1, 2, 3"):
+        launched(tmp_path, weights, "method.positions=[9]")
+
+
+@pytest.mark.parametrize("method", ["direct_ensemble", "tune", "lwf", "lwf_source", "pnc", "pnc_whole", "pnc_random"])
+def test_every_method_of_the_experiment_composes(method):
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        cfg = compose("pnc/pnc", ["experiment=pnc/mnist", f"method={method}", "data_root=nowhere"])
+        hydra = compose("pnc/pnc", ["experiment=pnc/mnist"], return_hydra_config=True).hydra
+    assert method in hydra.sweeper.params.method.split(",")
+    assert cfg.method.name == method and cfg.source.name == "lenet5-mnist_low-s0"
+    problems = check(recipe, cfg)
+    assert problems and all("nowhere" in text or "lenet5-mnist" in text for text in problems)
