@@ -107,11 +107,12 @@ PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("resnet50_cifar", "resnet18
 
 
 @pytest.mark.parametrize(("target", "source"), PAIRS)
-def test_every_position_of_every_pair_gives_logits_and_its_clone_the_same(target, source, images):
-    host, guest = network(target, 3), network(source, 5, seed=1)
+def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_the_same(target, source, images):
+    size = 32 if target == "lenet5" else 16
+    host, guest = network(target, 3, size=size), network(source, 5, seed=1, size=size)
     there = positions(graph(host), graph(guest))
     assert len(there) >= 3 and there[-1].target.shape == (features_of(graph(host)).meta["shape"][1],)
-    for position in there:
+    for position in (there[0], there[len(there) // 2], there[-1]):
         branch = branch_of(host, guest, position.number, keep=0.5)
         net = Candidates(host, guest, (graph(host), graph(guest)), [branch]).eval()
         clone = Clone(branch, ["car", "van"])
