@@ -1,6 +1,7 @@
-"""Classify image files with a network and any patches of it.
+"""Classify image files with a network, any clones in it and any patches of it.
 
 python scripts/predict.py --model resnet56 --weights-root weights/cifar10 --patch mnist.safetensors images/*.png
+python scripts/predict.py --model cnn-digits_high-s0 --clone outputs/pnc/*/clone.safetensors images/
 python scripts/predict.py --model timm:resnet50 --patch cars.safetensors --patch birds.safetensors --task auto a.jpg
 """
 
@@ -10,7 +11,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,12 +23,13 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
-from src import models
+from src import models, pnc
 from src.core.device import opened
 from src.core.errors import ConfigError, RecombineError
 from src.data.samples import decode
 from src.models.model import Model
 from src.patch import System
+from src.pnc import ClonedNetwork
 
 BASE = "base"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -42,6 +45,7 @@ def arguments() -> argparse.Namespace:
     add("--weights-root", default="weights", help="where checkpoints are found by name")
     add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
     add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
+    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each clone")
     add("--task", help="only this patch (base: only the base; auto: the most confident of all)")
     add("--top", type=int, default=1, help="so many classes of each image, the most probable first")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number>")
@@ -59,12 +63,14 @@ def main() -> None:
     files = image_files(options.images)
     model = models.build(options.model, weights_root=options.weights_root)
     system = with_patches(model, options.patch)
-    names = {BASE: base_names(options.classes, model)}
+    base = with_clones(model, options)
+    names = {BASE: base.class_names}
     names |= {name: card["class_names"] for name, card in system.list().items()}
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     with opened(options.device) as (device, _, _):
-        lines = predicted(system.to(device), model, files, names, options)
+        experts = {BASE: base.to(device)} | {name: partial(system.to(device), task=name) for name in system.list()}
+        lines = predicted(experts, model, files, names, options)
         if options.json:
             for line in lines:
                 print(json.dumps(line))
@@ -82,6 +88,15 @@ def with_patches(model: Model, patches: Sequence[str]) -> System:
         except ConfigError as error:
             raise ConfigError(str(error).replace("apply(model, path, name)", f"--patch another={file}")) from error
     return system
+
+
+def with_clones(model: Model, options: argparse.Namespace) -> ClonedNetwork:
+    """The base with clones of parts of other networks, whose classes come after its own."""
+    names = next((pnc.read_card(file).get("target_class_names") for file in options.clone), None)
+    cloned = ClonedNetwork(model, names if names and not options.classes else base_names(options.classes, model))
+    for number, file in enumerate(options.clone):
+        pnc.attach(cloned, file, f"clone{number}")
+    return cloned
 
 
 def base_names(path: Path | None, model: Model) -> list[str]:
@@ -119,18 +134,21 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 @torch.no_grad()
 def predicted(
-    system: System, model: Model, files: Sequence[Path], names: dict[str, list[str]], options: argparse.Namespace
+    experts: Mapping[str, Callable[[Tensor], Tensor]],
+    model: Model,
+    files: Sequence[Path],
+    names: dict[str, list[str]],
+    options: argparse.Namespace,
 ) -> Iterator[dict]:
     """What each expert asked for says about each image: image, task, class, probability."""
-    experts = list(names) if options.task in (None, "auto") else [options.task]
-    system.eval()
+    asked = list(experts) if options.task in (None, "auto") else [options.task]
     for first in range(0, len(files), BATCH):
         some = files[first : first + BATCH]
         images = torch.cat([read(file, model) for file in some]).to(next(model.parameters()).device)
-        said = {name: system(images, None if name == BASE else name).softmax(1).cpu() for name in experts}
+        said = {name: experts[name](images).softmax(1).cpu() for name in asked}
         for k, file in enumerate(some):
-            surest = max(experts, key=lambda name: float(said[name][k].max()))
-            for name in [surest] if options.task == "auto" else experts:
+            surest = max(asked, key=lambda name: float(said[name][k].max()))
+            for name in [surest] if options.task == "auto" else asked:
                 yield from best(said[name][k], {"image": str(file), "task": name}, names[name], options.top)
 
 

@@ -97,7 +97,8 @@ def clone(bench: Workbench, method: Cloning) -> Iterator[Row]:
     if [digest(cloned.restore()), digest(bench.source)] != before:
         raise RuntimeError("cloning changed a network it must not change")
     if bench.run.main:
-        facts = {"metrics": metrics, "method": plain(cfg.method), "dataset": cfg.dataset.name}
+        facts = {"target_class_names": bench.original.class_names, "dataset": cfg.dataset.name}
+        facts |= {"metrics": metrics, "method": plain(cfg.method)}
         networks = {"target": bench.target, "source": bench.source}
         path = file.save(part, bench.run.dir / "clone.safetensors", name="clone", **networks, **facts)
         metrics["clone_bytes"] = float(path.stat().st_size)

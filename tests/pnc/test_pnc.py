@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
+from scripts import predict
 from src import data as datasets
 from src import models, pnc
 from src.core.errors import ConfigError
@@ -66,7 +69,7 @@ def launched(folder, weights, *overrides):
     return row
 
 
-def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights):
+def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, monkeypatch, capsys):
     before = {name: models.build(name, weights_root=weights) for name in ("low", "high")}
     row = launched(tmp_path, weights, *SHORT)
     m = row.metrics
@@ -86,8 +89,30 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights):
         seed=0,
         device="cpu",
     )
-    hits = [(cloned(b.images).argmax(1) == b.labels + 5) for b in data.loader("test", 64, train=False).epoch(0)]
+    batches = [(b.images.clone(), b.labels.clone()) for b in data.loader("test", 64, train=False).epoch(0)]
     data.close()
+    hits = [cloned(images).argmax(1) == labels + 5 for images, labels in batches]
+    said = cloned(batches[0][0][:3]).softmax(1).max(1)
+    for k in range(3):
+        Image.fromarray(batches[0][0][k].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
+    files = [str(tmp_path / f"{k}.png") for k in range(3)]
+    arguments = [
+        "predict.py",
+        "--model",
+        "high",
+        "--weights-root",
+        str(weights),
+        "--clone",
+        str(path),
+        "--json",
+        *files,
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    capsys.readouterr()
+    predict.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["class"] for line in lines] == ["5678901"[k] for k in said.indices]
+    assert [line["probability"] for line in lines] == pytest.approx(said.values.tolist())
     assert 100 * torch.cat(hits).double().mean() == pytest.approx(m["accuracy_cloned"])
     assert digest(cloned.restore()) == digest(before["high"]) and pnc.read_card(path)["class_names"] == ["0", "1"]
 
