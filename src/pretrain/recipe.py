@@ -55,6 +55,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     return {
         "model": cfg.model.name,
         "dataset": cfg.dataset.name,
+        "fraction": cfg.dataset.fraction,
         "start": "random" if cfg.model.weights is None else "pretrained",
         "trained": "classifier" if cfg.freeze else "all",
     }

@@ -62,7 +62,7 @@ def test_row_equals_scikit_learn_on_the_kept_network(trained):
     assert row.metrics["loss"] == pytest.approx(log_loss(labels, logits.double().softmax(1)), rel=1e-5)
     assert row.metrics["accuracy"] > 50, "two epochs teach digits to a small network"
     assert row.metrics["parameters"] == sum(p.numel() for p in model.parameters())
-    assert row.cell == {"model": "cnn", "dataset": "digits", "start": "random", "trained": "all"}
+    assert row.cell == {"model": "cnn", "dataset": "digits", "fraction": 1.0, "start": "random", "trained": "all"}
 
 
 def test_curves_have_a_point_for_each_epoch(trained):

@@ -104,7 +104,7 @@ def pretrain_rows(digits):
                 accuracies.append(100 * net.score(test, test_labels))
             rows.append(
                 Row(
-                    {"model": model, "dataset": "digits", "start": "random", "trained": "all"},
+                    {"model": model, "dataset": "digits", "fraction": 1.0, "start": "random", "trained": "all"},
                     {"accuracy": accuracies[-1], "loss": losses[-1]},
                     {"epoch": list(range(1, 9)), "train_loss": losses, "accuracy": accuracies},
                     entry="pretrain",

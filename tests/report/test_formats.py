@@ -97,8 +97,8 @@ def script(monkeypatch):
 
 
 def test_table_script(tmp_path):
-    rows = [Row({"model": "cnn", "dataset": "mnist", "start": "random", "trained": "all"}, {"accuracy": 99.0},
-                entry="pretrain", run="cnn-0")]  # fmt: skip
+    cell = {"model": "cnn", "dataset": "mnist", "fraction": 1.0, "start": "random", "trained": "all"}
+    rows = [Row(cell, {"accuracy": 99.0}, entry="pretrain", run="cnn-0")]
     write_rows(tmp_path / "rows" / "cnn-0", rows)
     out = tmp_path / "new" / "table.md"
     command = ["scripts/table.py", "pretrain/accuracies", "--rows", str(tmp_path / "rows"), "--out", str(out)]
