@@ -29,11 +29,16 @@ def of_one_task(rows: Sequence[Row]) -> list[Row]:
 
 @styled
 def parameters(rows: Sequence[Row]) -> Figure:
-    """Accuracy on each task against what was trained for it (classifier left out), mean and std over seeds."""
-    found = measured(of_one_task(rows), ["accuracy_patched", "trainable_parameters"])
+    """Accuracy on each task against what was trained for it (classifier left out), mean and std over seeds.
+
+    Delta-networks with a part left out (delta_...) are for the table of the ablation.
+    """
+    whole = [row for row in of_one_task(rows) if not str(row.cell.get("method")).startswith("delta_")]
+    found = measured(whole, ["accuracy_patched", "trainable_parameters"])
     lines = [{**row.cell, **row.metrics, "label": label_of(row)} for row in found]
     frame = pd.DataFrame(lines)
-    labels = {label: (SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]) for k, label in enumerate(_cheapest(frame))}
+    turns = [(k % len(SERIES), (k + k // len(SERIES)) % len(MARKERS)) for k in range(len(SERIES) * len(MARKERS))]
+    labels = {label: (SERIES[a], MARKERS[b]) for label, (a, b) in zip(_cheapest(frame), turns, strict=False)}
     models, tasks = list(dict.fromkeys(frame["model"])), list(dict.fromkeys(frame["task"]))
     largest = max(1000, frame["trainable_parameters"].max())
     size = (1 + 3.1 * len(tasks), 1 + 2.7 * len(models))
@@ -66,9 +71,15 @@ def interpolation(rows: Sequence[Row]) -> Figure:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         groups.setdefault((row.cell["model"], row.cell["task"]), []).append(row)
-    figure = Figure(figsize=(1 + 3.1 * len(groups), 3.3), layout="constrained")
-    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-    for axes, ((model, task), mine) in zip(panels, groups.items(), strict=True):
+    models, tasks = (list(dict.fromkeys(key[k] for key in groups)) for k in (0, 1))
+    size = (1 + 3.1 * len(tasks), 0.3 + 3 * len(models))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(models), len(tasks), squeeze=False, sharey=True)
+    places = {(model, task): panels[i, k] for i, model in enumerate(models) for k, task in enumerate(tasks)}
+    for key in places.keys() - groups.keys():
+        places[key].set_axis_off()
+    for (model, task), mine in groups.items():
+        axes = places[model, task]
         for name, colour in (("base", INK), (task, SERIES[0])):
             curves = pd.DataFrame([row.series[f"choice_{name}"] for row in mine], columns=mine[0].series["alpha"])
             mean, std = curves.mean(), curves.std().fillna(0)
@@ -79,7 +90,8 @@ def interpolation(rows: Sequence[Row]) -> Figure:
         axes.set_title(f"{model}: {task}", size=9.5)
         axes.set_xlabel("weight of the tuned network (α)")
         axes.legend(loc="best", fontsize=8)
-    panels[0].set_ylabel("top-1 on held-out images (%)")
+    for line in panels:
+        line[0].set_ylabel("top-1 on held-out images (%)")
     return figure
 
 

@@ -127,7 +127,9 @@ def pair_deltas(rows: Sequence[Row]) -> Figure:
     frame = by_seed(rows, "transfer_delta", "accuracy_gap")
     methods = methods_in(frame)
     students = sorted(frame["student"].unique(), key=natural)
-    figure = Figure(figsize=(7.6, 0.9 + 2.7 * len(students)), layout="constrained")
+    most = frame.groupby("student")["teacher"].nunique().max()
+    size = (max(7.6, 1 + 1.7 * most), 0.9 + 2.7 * len(students))
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(students), 1, squeeze=False)[:, 0]
     for axes, student in zip(panels, students, strict=True):
         _teachers(axes, frame[frame["student"] == student], methods)
@@ -153,7 +155,7 @@ def _teachers(axes: Axes, frame: pd.DataFrame, methods: Mapping[str, str]) -> No
     axes.set_ylim(1.6 * min(low, -0.1), 1.6 * max(high, 0.1))
     axes.set_yticks([tick for tick in TICKS if 1.6 * low <= tick <= 1.6 * high])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    signed = {teacher: f"{gap:+.1f}".replace("-", "−") for teacher, gap in gaps.items()}
+    signed = {teacher: f"{round(gap, 1) + 0.0:+.1f}".replace("-", "−") for teacher, gap in gaps.items()}
     axes.set_xticks(range(len(gaps)), [f"{teacher}\n({gap})" for teacher, gap in signed.items()])
     axes.grid(axis="x", visible=False)
 

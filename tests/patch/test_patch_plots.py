@@ -1,5 +1,7 @@
 """Plots of patch rows, read back from the figures; rows made up with known answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,19 @@ def test_a_point_for_every_method_and_task(tmp_path):
     np.testing.assert_allclose(points, [(count, 81.0 + k) for k, count in enumerate(COUNTS.values())])
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["fc", "delta (1)", "delta (2)", "paint"], "from cheap to dear"
+
+
+def test_parts_left_out_are_not_shown_and_no_two_methods_look_alike():
+    rows = made()
+    for k in range(20):
+        names = {**rows[0].cell, "method": f"adapter{k}"}
+        rows.append(replace(rows[0], cell=names, metrics={"accuracy_patched": 50.0, "trainable_parameters": 10.0 * k}))
+    rows.append(replace(rows[0], cell={**rows[0].cell, "method": "delta_all_ones", "modules": "all"}))
+    figure = plots.parameters(rows)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(names) == 24 and not [name for name in names if name.startswith("delta_")]
+    looks = {(bar.lines[0].get_color(), bar.lines[0].get_marker()) for axes in figure.axes for bar in axes.containers}
+    assert len(looks) == 24
 
 
 def test_the_spread_is_over_seeds():
