@@ -31,8 +31,12 @@ def config(data_root, kind="torch", **options):
 def test_every_dataset_config_composes_and_is_accepted(name):
     cfg = composed(f"dataset={name}", *(["dataset.name=mine"] if name == "parquet" else []))
     settings = DataSettings.of(cfg.dataset)
-    assert settings.source == name and settings.name == ("mine" if name == "parquet" else name)
-    assert settings.max_side == 512 and settings.class_subset is None
+    whole, _, half = name.rpartition("_")
+    half = {"low": range(5), "high": range(5, 10)}.get(half)
+    assert settings.source == (whole if half else name)
+    assert settings.folder == whole or not half
+    assert settings.name == ("mine" if name == "parquet" else name) and settings.max_side == 512
+    assert (list(settings.class_subset) if half else settings.class_subset) == (list(half) if half else None)
 
 
 def test_overrides_reach_the_data(tmp_path):
