@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ def ensemble(bench: Workbench, method: DirectEnsemble) -> nn.Module:
 class Tuning:
     """The target with new rows, all of it trained: what overwrites the weights that cloning leaves alone (B6 to B9)."""
 
+    optimizer: Callable
+    """Constructor from parameter groups: SGD as tuning takes it, where the clone's few new parameters take Adam."""
     name: str = "lwf"
     keep_weight: float = 1.0
     """Of T^2 KL to the target on its own outputs (Learning without Forgetting); 0 is plain fine-tuning (B6)."""
@@ -64,10 +67,11 @@ class Tuning:
     """As many as both stages of a clone together."""
 
     def __post_init__(self) -> None:
+        numbers = {key: value for key, value in vars(self).items() if key not in ("name", "optimizer")}
         wrong = [
             f"method.{key}={value}: a number of at least 0 is needed"
-            for key, value in vars(self).items()
-            if key != "name" and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0)
+            for key, value in numbers.items()
+            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0
         ]
         if wrong:
             raise ConfigError(wrong)
@@ -122,5 +126,6 @@ def tuned(bench: Workbench, method: Tuning) -> nn.Module:
     setattr(net.net.get_submodule(parent), child, new)
     loader, _ = bench.joint_loader(bench.cfg.batch_size)
     loader = bench.long_enough(loader, method.epochs, method.min_steps)
-    bench.fit(_Tuning(net, bench.target, bench.source, bench.outputs, method), loader, "tune", method.epochs)
+    training = _Tuning(net, bench.target, bench.source, bench.outputs, method)
+    bench.fit(training, loader, "tune", method.epochs, method.optimizer)
     return net.eval()

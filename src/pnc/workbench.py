@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
 
@@ -129,10 +129,10 @@ class Workbench:
         times = math.ceil(min_steps / max(1, epochs * len(loader)))
         return loader if times <= 1 else Repeated(loader, times)
 
-    def fit(self, method: Method, loader: Loader, name: str, epochs: float) -> Fit:
-        """Train with the run's optimizer and schedule for so many epochs."""
+    def fit(self, method: Method, loader: Loader, name: str, epochs: float, optimizer: Callable | None = None) -> Fit:
+        """Train for so many epochs with the run's schedule, and its optimizer if no other is given."""
         engine = Engine({**plain(self.cfg.engine), "epochs": epochs}, self.run)
-        return engine.fit(method, loader, build(self.cfg.optimizer), build(self.cfg.schedule), name=name)
+        return engine.fit(method, loader, optimizer or build(self.cfg.optimizer), build(self.cfg.schedule), name=name)
 
     # ----------------------------------------------------------------------------------------- measuring
 
