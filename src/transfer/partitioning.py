@@ -15,7 +15,7 @@ from src.transfer.losses import cross_entropy, kl_divergence
 from src.transfer.options import flag, number, one_of
 from src.transfer.partition import Flips, flips, most_confident, select, shares
 
-__all__ = ["BiDirectional", "DataPartition", "FlipPartition"]
+__all__ = ["BiDirectional", "DataPartition", "FlipPartition", "GatedPartition"]
 
 FLIP_RULES = ("teacher_on_positive", "initial_on_negative", "average")
 
@@ -57,7 +57,12 @@ class DataPartition(Transfer):
         labels = batch.labels if self.reads_labels else None
         student = self.net(batch.images)
         candidates = [*self.initial(batch), *self.teachers(batch)]
-        target, to_teacher = self.target(student.detach(), candidates, labels)
+        return self.learnt(student, candidates, *self.target(student.detach(), candidates, labels), labels)
+
+    def learnt(
+        self, student: Tensor, candidates: list[Tensor], target: Tensor, to_teacher: Tensor, labels: Tensor | None
+    ) -> Step:
+        """The loss for logits to learn [B, C], of which those in `to_teacher` [B] come from a teacher."""
         values = kl_divergence(student, target, self.temperature, self.topk)
         if self.initial_weight != 1:
             values = torch.where(to_teacher, values, self.initial_weight * values)
@@ -105,6 +110,41 @@ class FlipPartition(DataPartition):
             return torch.where(flip.positive[:, None], teacher, neutral), flip.positive
         to_teacher = flip.positive if self.rule == "teacher_on_positive" else ~flip.negative
         return select(candidates, to_teacher.long()), to_teacher
+
+
+class GatedPartition(DataPartition):
+    """Partition by a gate on features: dp_adaptive (section 3.6), which the authors tried and dropped.
+
+    Features of the student in training, the initial student and the teacher are embedded in `dimensions` numbers each,
+    e_s, e_0 and e_t; the teacher teaches where w (e_t e_s) > w (e_0 e_s). It was meant to be learned, but the choice
+    passes no gradient in the authors' code, so that w and the embeddings stay as they were drawn; so they do here.
+    Deviation: the loss is KL alone, as of the other partitions; what share of cross entropy they took is not known.
+    """
+
+    many_teachers = False
+    reads_logits = False
+
+    def __init__(self, net: Model, teachers: Frozen, initial: Frozen, *, dimensions: int = 128, **options: Any) -> None:
+        """`options` are those of `DataPartition`; with `supervised` the labels are only read for what is logged."""
+        super().__init__(net, teachers, initial, **options)
+        number("dimensions", dimensions, 128, least=1, whole=True)
+        for name, width in (("own", net.width), ("initial", net.width), ("teacher", teachers.models[0].width)):
+            self.register_buffer(f"embed_{name}", torch.randn(width, dimensions) / width**0.5)
+        self.register_buffer("gate", torch.randn(dimensions))
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of one batch; frozen networks run live, as their features are needed."""
+        features, student = self.net.features_and_logits(batch.images)
+        with torch.no_grad():
+            kept, taught = (
+                frozen.models[0].features_and_logits(batch.images) for frozen in (self.initial, self.teachers)
+            )
+            own = (features.detach() @ self.embed_own) * self.gate
+            scores = [(own * (kept[0] @ self.embed_initial)).sum(1), (own * (taught[0] @ self.embed_teacher)).sum(1)]
+            to_teacher = scores[1] > scores[0]
+        candidates = [kept[1], taught[1]]
+        labels = batch.labels if self.reads_labels else None
+        return self.learnt(student, candidates, select(candidates, to_teacher.long()), to_teacher, labels)
 
 
 class BiDirectional(Transfer):

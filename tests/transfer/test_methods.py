@@ -10,7 +10,7 @@ from src.core.errors import ConfigError
 from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
 from src.transfer.frozen import Frozen
 from src.transfer.losses import cross_entropy, kl_divergence
-from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition
+from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition, GatedPartition
 
 
 def loss(method, batch, training=False):
@@ -103,6 +103,30 @@ def test_flip_rules_by_loop(networks, batch, rule):
             neutral = {"teacher_on_positive": was[i], "initial_on_negative": knew[i], "average": (knew[i] + now[i]) / 2}
             expected, taught = neutral[rule], rule == "initial_on_negative"
         assert torch.equal(target[i], expected) and bool(routed[i]) == taught
+
+
+def test_a_gate_on_features_by_loop(networks, batch):
+    student, initial, teachers = networks
+    torch.manual_seed(0)
+    method = GatedPartition(student, Frozen([teachers[1]]), Frozen([initial]), name="", dimensions=7)
+    with torch.no_grad():
+        for value in student.parameters():
+            value.mul_(1.1)  # a student that has gone on from where it was
+    found = method.train()(batch)
+    total, taught = 0.0, 0
+    own, said = student.features_and_logits(batch.images)
+    (kept, was), (new, knew) = (model.features_and_logits(batch.images) for model in (initial, teachers[1]))
+    embedded = own @ method.embed_own, kept @ method.embed_initial, new @ method.embed_teacher
+    for i in range(len(batch.labels)):
+        own_, kept_, new_ = (e[i] for e in embedded)
+        to_teacher = torch.dot(method.gate, new_ * own_) > torch.dot(method.gate, kept_ * own_)
+        target = (knew if to_teacher else was)[i]
+        total += F.kl_div(said[i].log_softmax(0), target.softmax(0), reduction="sum").item()
+        taught += int(to_teacher)
+    assert found.loss.item() == pytest.approx(total / len(batch.labels), rel=1e-4)
+    assert found.logs["to_teacher"].item() == pytest.approx(100 * taught / len(batch.labels))
+    assert 0 < taught < len(batch.labels)
+    assert {id(p) for p in method.parameters() if p.requires_grad} == {id(p) for p in student.parameters()}
 
 
 def test_frozen_networks_stay_as_they_are(networks, batch):

@@ -15,7 +15,7 @@ from src.core.run import launch
 from src.transfer import recipe, training
 
 METHODS = ["xe", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "self_dist", "cd", "crd", "bi_kd", "kl_not_negative"]
-METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg"]
+METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg", "dp_adaptive"]
 
 
 @pytest.fixture(scope="module")
