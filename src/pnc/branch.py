@@ -34,17 +34,24 @@ class Position(NamedTuple):
 def positions(target: Traced, source: Traced) -> tuple[Position, ...]:
     """The candidate positions R = 1..L of a pair, from input to output (section 5.2).
 
-    The source is entered where it has scaled the image down as much as the target has; if nowhere, at the nearest
-    larger scale, else at its last map. A feature vector meets only a feature vector.
+    The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
+    target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
+    only a feature vector. Ours: of several cuts of one scale our specification takes the last, which would enter a copy
+    of the target a block too late.
     """
     found = []
-    for number, cut in enumerate(cuts(target), start=1):
+    own = cuts(target)
+    for number, cut in enumerate(own, start=1):
         same_kind = [other for other in cuts(source) if len(other.shape) == len(cut.shape)]
         if not same_kind:
             continue
         reached = min((other.factor for other in same_kind if other.factor >= cut.factor), default=None)
-        entry = [other for other in same_kind if other.factor == reached][-1] if reached else same_kind[-1]
-        found.append(Position(number, cut, entry))
+        alike = [other for other in same_kind if other.factor == reached] or same_kind[-1:]
+        before = [
+            other for other in own[: number - 1] if (other.factor, len(other.shape)) == (cut.factor, len(cut.shape))
+        ]
+        place = min(len(before), len(alike) - 1) if reached == cut.factor else -1
+        found.append(Position(number, cut, alike[place]))
     if not found:
         raise ConfigError(
             f"{type(target.net).__name__} and {type(source.net).__name__} have no place where one can be joined to the "

@@ -123,6 +123,12 @@ def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_
         cloned.restore()
 
 
+@pytest.mark.parametrize("name", ["lenet5", "cnn", "resnet20", "resnet18_cifar", "mobilenetv2_cifar"])
+def test_a_network_of_the_same_kind_is_entered_where_the_target_is_left(name):
+    there = positions(graph(network(name, 3)), graph(network(name, 5, seed=1)))
+    assert [position.source.name for position in there] == [position.target.name for position in there]
+
+
 def test_the_source_is_entered_at_the_same_scale():
     there = positions(graph(network("resnet18_cifar", 3)), graph(network("mobilenetv2_cifar", 3)))
     for position in there:
