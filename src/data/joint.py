@@ -34,7 +34,7 @@ class Relabelled:
 class Joint:
     """Several tasks in every batch, each with as many samples as its share of all; an epoch ends with the first task.
 
-    Deviation: the paper concatenates the sets and shuffles; fixed shares keep batches of differently stored sets apart
+    Deviation: Delta-Patching concatenates the sets and shuffles; fixed shares keep batches of differently stored sets apart
     and leave out at most the remainder of each set, another one every epoch.
     """
 

@@ -40,9 +40,9 @@ def positions(target: Traced, source: Traced) -> tuple[Position, ...]:
     of the target a block too late.
     """
     found = []
-    own = cuts(target)
+    own, others = cuts(target), cuts(source)
     for number, cut in enumerate(own, start=1):
-        same_kind = [other for other in cuts(source) if len(other.shape) == len(cut.shape)]
+        same_kind = [other for other in others if len(other.shape) == len(cut.shape)]
         if not same_kind:
             continue
         reached = min((other.factor for other in same_kind if other.factor >= cut.factor), default=None)
@@ -135,10 +135,8 @@ class Scale(nn.Module):
 
     def __init__(self, rows: nn.Linear, target_features: int) -> None:
         super().__init__()
-        self.factor, self.bias = (
-            nn.Parameter(torch.ones(rows.out_features)),
-            nn.Parameter(torch.zeros(rows.out_features)),
-        )
+        self.factor = nn.Parameter(torch.ones(rows.out_features))
+        self.bias = nn.Parameter(torch.zeros(rows.out_features))
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Logits of the cloned classes [B, n] -> [B, n]."""

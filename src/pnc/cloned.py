@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import torch
@@ -82,6 +83,8 @@ class ClonedNetwork(nn.Module):
 
     def attach(self, clone: Clone, name: str) -> ClonedNetwork:
         """Add a clone; its outputs come last. ConfigError if its name or one of its classes is taken."""
+        if not re.fullmatch(r"\w[\w+=-]*", name, re.ASCII):
+            raise ConfigError(f"a clone cannot be called {name!r}: letters, digits, _ and - make a name")
         if name in self.clones or hasattr(self.clones, name):
             raise ConfigError(f"a clone cannot be called {name!r}: that name is taken; attach it under another one")
         if doubles := sorted(set(clone.class_names).intersection(self.class_names)):

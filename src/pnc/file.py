@@ -23,6 +23,7 @@ __all__ = ["attach", "load", "read_card", "save"]
 
 FORMAT = 1
 CARD = {"name": str, "target": str, "source": dict, "source_digest": str, "class_names": list, "outputs": list}
+CARD |= {"position": int, "reference": bool, "adapter": str, "head": str, "target_size": int | None}
 """What every card says, and how; the rest is there to be read."""
 DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, OSError, SafetensorError)
 """What building a clone from a file raises if the file is not as `save` left it."""
@@ -45,7 +46,7 @@ def save(
     card = {"name": name, "target": digest(target), "source": source.description(), "source_digest": digest(source)}
     card |= {"class_names": clone.class_names, "outputs": clone.outputs, "position": clone.position.number}
     card |= {**clone.kinds, "reference": reference, "format": FORMAT, "network": type(_net(target)).__name__}
-    card |= {"masks": len(clone.masks), **facts}
+    card |= {"masks": len(clone.masks), "target_size": getattr(target, "size", None), **facts}
     state = clone.state_dict() | {f"mask.{k}": mask for k, mask in enumerate(clone.masks)}
     kept = {k: v for k, v in state.items() if not (reference and k.startswith("module."))}
     path = Path(path)
@@ -82,7 +83,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load(target: nn.Module, path: str | Path, source: Model | None = None, size: int | None = None) -> Clone:
-    """The clone of a file for `target`: a `Model`, or a plain timm or torchvision network (at `size` pixels).
+    """The clone of a file for `target`: a `Model`, or a plain timm or torchvision network.
+
+    `size`: pixels of a plain network's images; None: as many as the clone was made at.
 
     `source` is needed for files without the source's weights. ConfigError if `target` (or `source`) is not, bit for
     bit, the network the clone was made with.
@@ -109,7 +112,7 @@ def _built(
     else:
         with torch.random.fork_rng(devices=[]):
             net = zoo.create(about["architecture"], about["options"], classes=about["classes"], pretrained=False).net
-    host, graph = traced(target, size), trace(net, about["size"])
+    host, graph = traced(target, size or card["target_size"]), trace(net, about["size"])
     (position,) = (p for p in positions(host, graph) if p.number == card["position"])
     width = features_of(host).meta["shape"][1]
     branch = Branch(position, graph, card["outputs"], width, adapter=card["adapter"], head=card["head"])
@@ -139,6 +142,6 @@ def attach(
     target: nn.Module, path: str | Path, name: str | None = None, *, source: Model | None = None
 ) -> ClonedNetwork:
     """Put the clone of a file on a network, or one more on a `ClonedNetwork`."""
-    host = target if isinstance(target, ClonedNetwork) else ClonedNetwork(target)
-    clone = load(host.target, path, source)
-    return host.attach(clone, name or read_card(path)["name"])
+    card = read_card(path)
+    host = target if isinstance(target, ClonedNetwork) else ClonedNetwork(target, size=card["target_size"])
+    return host.attach(load(host.target, path, source), name or card["name"])

@@ -56,6 +56,6 @@ def annealed(step: int, steps: int, keep_ratio: float) -> float:
 def set_keep(gates: Iterable[Gate], keep: float) -> None:
     """Give all gates the same budget, without waiting for the device."""
     if not 0 < keep <= 1:
-        raise ConfigError(f"mask.keep_ratio={keep}: above 0 and at most 1 is needed, such as mask.keep_ratio=0.5")
+        raise ConfigError(f"method.keep_ratio={keep}: above 0 and at most 1 is needed, such as method.keep_ratio=0.5")
     for gate in gates:
         gate.keep.fill_(keep)

@@ -49,7 +49,21 @@ def check(cfg: DictConfig) -> list[str]:
             make()
         except ConfigError as error:
             problems += error.problems
-    return problems
+    return problems + similarity_problems(plain(cfg)["similarity"], cfg.neigh.grid)
+
+
+def similarity_problems(settings: Any, grid: Any) -> list[str]:
+    """What is wrong with `similarity`, which is only measured after everything is trained."""
+    if settings is None:
+        return []
+    least = {"images": 1, "vectors": 2 * (grid**2 + 1) if isinstance(grid, int) else 1}
+    if not isinstance(settings, dict) or settings.keys() != least.keys():
+        return ["similarity: {images: 32, vectors: 256}, or null"]
+    return [
+        f"similarity.{key}={settings[key]}: an integer of at least {low}; try similarity.{key}={low}"
+        for key, low in least.items()
+        if type(settings[key]) is not int or settings[key] < low
+    ]
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
@@ -132,7 +146,8 @@ class _Module(nn.Module):
 
 def module_measures(bench: Workbench, net: Candidates, branch: int, near: Neighbourhood) -> dict[str, float]:
     """How well the masked source tells the cloned classes from its others (section 8.4): both sides, always."""
-    said = predict(_Module(net, branch), bench.whole_source(), precision=bench.cfg.engine.precision)
+    module = _Module(net, branch)
+    said = predict(module, bench.whole_source(), precision=bench.cfg.engine.precision)
     answer = said.logits.argmax(1)
     cloned = sum(said.labels == k for k in bench.outputs).bool()
     claimed = sum(answer == k for k in bench.outputs).bool()
@@ -142,7 +157,7 @@ def module_measures(bench: Workbench, net: Candidates, branch: int, near: Neighb
     masks = net.branches[branch].masks()
     if masks:
         facts["kept_filters"] = 100 * sum(int(m.sum()) for m in masks) / sum(len(m) for m in masks)
-    return facts | similarities(bench, _Module(net, branch), near)
+    return facts | similarities(bench, module, near)
 
 
 def similarities(bench: Workbench, module: nn.Module, near: Neighbourhood) -> dict[str, float]:

@@ -92,7 +92,11 @@ class Localization(_Cloning):
 
 
 class Insertion(_Cloning):
-    """Stage 2: adapter and head, and with them the masks: L_ins + weight L_loc, for every position."""
+    """Stage 2: adapter and head, and with them the masks: L_ins + weight L_loc, for every position.
+
+    Deviation: without the target's own data our specification matches the source's logits on blanked neighbours too;
+    here on the images alone, as L_loc looks at the neighbours already.
+    """
 
     def __init__(self, net: Candidates, *args, originals: int, loc_weight: float, **options) -> None:
         """The first `originals` samples of every batch are the target's own, the others those of cloned classes.

@@ -111,7 +111,7 @@ class Workbench:
         return self.cloned.loader("train", most, train=train, indices=indices, size=size, augment=False)
 
     def joint_loader(self, batch_size: int) -> tuple[Loader, int]:
-        """Batches of both kinds in the joint label space, and how many samples of each are the target's own."""
+        """Batches of both kinds in the joint label space, and how many of a process's samples are the target's."""
         size = self.target.canvas
         offset = self.original.classes
         if not self.cfg.use_original:
@@ -122,7 +122,9 @@ class Workbench:
             data.loader("train", count, train=True, indices=part, size=size, augment=False)
             for data, part, count in zip((self.original, self.cloned), parts, counts, strict=True)
         ]
-        return Joint([loaders[0], Relabelled(loaders[1], offset)], self.target.preprocess.fit), counts[0]
+        return Joint([loaders[0], Relabelled(loaders[1], offset)], self.target.preprocess.fit), counts[
+            0
+        ] // self.run.world
 
     def long_enough(self, loader: Loader, epochs: float, min_steps: int) -> Loader:
         """The loader, or so many passes over a small set as one epoch that `epochs` of them make `min_steps` steps."""

@@ -168,6 +168,8 @@ def test_what_cannot_be_attached_or_detached_is_said(pair):
     cloned = ClonedNetwork(target, OWN).attach(clone, "a")
     with pytest.raises(ConfigError, match="'a': that name is taken"):
         cloned.attach(clone, "a")
+    with pytest.raises(ConfigError, match=r"cannot be called 'a\.b'"):
+        cloned.attach(clone, "a.b")
     with pytest.raises(ConfigError, match="knows car already"):
         cloned.attach(clone, "b")
     with pytest.raises(ConfigError, match="no clone 'c' to detach; attached are: a"):
@@ -203,6 +205,8 @@ def test_a_clone_on_a_plain_network(tmp_path, pair, images):
     cloned = ClonedNetwork(target.net, size=32).attach(pnc.load(target.net, path, size=32), "c")
     torch.testing.assert_close(cloned(target.preprocess(images)), expected)
     assert cloned.class_names == ["class 0", "class 1", "class 2", "car", "van"]
+    cloned.restore()
+    torch.testing.assert_close(pnc.attach(target.net, path)(target.preprocess(images)), expected)
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path, pair):

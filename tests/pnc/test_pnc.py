@@ -171,15 +171,11 @@ def test_labels_and_shares_of_the_data(tmp_path, weights):
 
 
 def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
-    problems = "\n".join(
-        check(recipe, composed(tmp_path, weights, "method.mask=best", "neigh.num_fit=10", "select_fraction=2"))
-    )
-    for words in (
-        "method.mask=best: one of learned, ones",
-        "try neigh.num_fit=34",
-        "select_fraction=2: between 0 and 1",
-    ):
+    wrong = ["method.mask=best", "neigh.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
+    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
+    for words in ("method.mask=best: one of learned, ones", "try neigh.num_fit=34", "select_fraction=2: between 0"):
         assert words in problems
+    assert "similarity.images=0: an integer of at least 1" in problems and "try similarity.vectors=34" in problems
     with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] is not among the source's classes; known are 0 \(a\)"):
         chosen_classes([7], ["a", "b"])
     with pytest.raises(ConfigError, match="the target knows 5 already"):
