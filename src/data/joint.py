@@ -34,8 +34,8 @@ class Relabelled:
 class Joint:
     """Several tasks in every batch, each with as many samples as its share of all; an epoch ends with the first task.
 
-    Deviation: Delta-Patching concatenates the sets and shuffles; fixed shares keep batches of differently stored sets apart
-    and leave out at most the remainder of each set, another one every epoch.
+    Deviation: Delta-Patching concatenates the sets and shuffles; fixed shares keep batches of differently stored sets
+    apart and leave out at most the remainder of each set, another one every epoch.
     """
 
     def __init__(self, loaders: Sequence[Loader], fit: Callable[[Tensor], Tensor]) -> None:
