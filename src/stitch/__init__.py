@@ -1,0 +1,1 @@
+"""Stitching for Neuroevolution: two trained networks crossed by stitches into many offspring (Guijt et al., 2024)."""
