@@ -1,1 +1,1 @@
-"""Stitching for Neuroevolution: two trained networks crossed by stitches into many offspring (Guijt et al., 2024)."""
+"""Stitching for Neuroevolution: two trained networks crossed into one searchable network (Guijt et al., 2024)."""
