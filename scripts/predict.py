@@ -2,6 +2,7 @@
 
 python scripts/predict.py --model resnet56 --weights-root weights/cifar10 --patch mnist.safetensors images/*.png
 python scripts/predict.py --model cnn-digits_high-s0 --clone outputs/pnc/*/clone.safetensors images/
+python scripts/predict.py --model outputs/stitch/*/offspring/0.safetensors images/
 python scripts/predict.py --model timm:resnet50 --patch cars.safetensors --patch birds.safetensors --task auto a.jpg
 """
 
@@ -20,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights
 
-from src import models, pnc
+from src import models, pnc, stitch
 from src.core.device import opened
 from src.core.errors import ConfigError, RecombineError
 from src.data.samples import decode
@@ -41,7 +42,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files or folders of them")
-    add("--model", required=True, help="the base: a name, a checkpoint, timm:<name>, torchvision:<name>")
+    add(
+        "--model",
+        required=True,
+        help="the base: a name, a checkpoint or offspring file, timm:<name>, torchvision:<name>",
+    )
     add("--weights-root", default="weights", help="where checkpoints are found by name")
     add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
     add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
@@ -61,21 +66,29 @@ def main() -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
     files = image_files(options.images)
-    model = models.build(options.model, weights_root=options.weights_root)
+    model, names = base(options)
     system = with_patches(model, options.patch)
-    base = with_clones(model, options)
-    names = {BASE: base.class_names}
+    whole, names = with_clones(model, names, options)
+    names = {BASE: names}
     names |= {name: card["class_names"] for name, card in system.list().items()}
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     with opened(options.device) as (device, _, _):
-        experts = {BASE: base.to(device)} | {name: partial(system.to(device), task=name) for name in system.list()}
+        experts = {BASE: whole.to(device)} | {name: partial(system.to(device), task=name) for name in system.list()}
         lines = predicted(experts, model, files, names, options)
         if options.json:
             for line in lines:
                 print(json.dumps(line))
         else:
             Console().print(as_table(list(lines), system.list()))
+
+
+def base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
+    """The network, and its class names where its file says them."""
+    card = stitch.offspring_card(options.model)
+    if card is None:
+        return models.build(options.model, weights_root=options.weights_root), None
+    return stitch.load(options.model), card.get("class_names")
 
 
 def with_patches(model: Model, patches: Sequence[str]) -> System:
@@ -90,13 +103,19 @@ def with_patches(model: Model, patches: Sequence[str]) -> System:
     return system
 
 
-def with_clones(model: Model, options: argparse.Namespace) -> ClonedNetwork:
-    """The base with clones of parts of other networks, whose classes come after its own."""
-    names = next((pnc.read_card(file).get("target_class_names") for file in options.clone), None)
-    cloned = ClonedNetwork(model, names if names and not options.classes else base_names(options.classes, model))
+def with_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:
+    """The base with clones of parts of other networks, and the names of all its classes: the base's own come first.
+
+    `names` of the base, if its file says them.
+    """
+    names = names or next((pnc.read_card(file).get("target_class_names") for file in options.clone), None)
+    names = names if names and not options.classes else base_names(options.classes, model)
+    if not options.clone:
+        return model, names
+    cloned = ClonedNetwork(model, names)
     for number, file in enumerate(options.clone):
         pnc.attach(cloned, file, f"clone{number}")
-    return cloned
+    return cloned, cloned.class_names
 
 
 def base_names(path: Path | None, model: Model) -> list[str]:

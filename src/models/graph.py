@@ -12,6 +12,7 @@ from torch.fx import Node
 from src.core.errors import ConfigError
 from src.models.blocks import Block, ancestors, find_blocks
 from src.models.model import Model
+from src.models.pure import without_effects
 
 __all__ = ["Traced", "frontier", "segment", "trace", "traced"]
 
@@ -78,12 +79,19 @@ class Traced:
         return nodes[0]
 
 
-def trace(net: nn.Module, size: int) -> Traced:
-    """The graph of `net` in eval mode on float images [B, 3, size, size]; ConfigError if it cannot be traced."""
+def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
+    """The graph of `net` in eval mode on float images [B, 3, size, size]; ConfigError if it cannot be traced.
+
+    `operations`: layers made of other operations, such as timm's norm with an activation inside, are opened, and no
+    operation is in place (which clears the flag `inplace` of layers).
+    """
     modes = {module: module.training for module in net.modules()}
     try:
         net.eval()
-        module = fx.GraphModule(net, _Tracer().trace(net))
+        graph = _Tracer(operations).trace(net)
+        if operations:
+            without_effects(net, graph)
+        module = fx.GraphModule(net, graph)
         module.graph.eliminate_dead_code()
         like = next(net.parameters())
         with torch.no_grad():
@@ -142,7 +150,13 @@ UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, Attribu
 class _Tracer(fx.Tracer):
     """Goes into blocks but not into layers, nor into modules whose control flow depends on the data."""
 
+    def __init__(self, operations: bool = False) -> None:
+        super().__init__()
+        self.operations = operations
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if self.operations:
+            return super().is_leaf_module(module, name)
         layer = any(c.__module__.startswith("torch.nn") and c not in CONTAINERS for c in type(module).__mro__)
         return layer or not list(module.children())
 
@@ -167,6 +181,7 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(node)
         if isinstance(result, Tensor):
             node.meta["shape"] = tuple(result.shape)
+            node.meta["floating"] = result.is_floating_point()
             node.meta["identity"] = any(result is value and value._version == version for value, version in before)
         return result
 

@@ -1,0 +1,163 @@
+"""What offspring score on the search images: many in one pass, each network once (section 8.3)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.core.distributed import gather, maximum
+from src.core.errors import Interrupted
+from src.core.evaluate import autocast, evaluating
+from src.core.files import write_atomically
+from src.core.run import Run
+from src.core.types import Loader
+from src.models.frozen import digest
+from src.stitch.plan import Plan
+from src.stitch.search.space import Evaluated
+from src.stitch.supernetwork import Supernetwork
+
+__all__ = ["PERFORMANCES", "Evaluator", "Scores"]
+
+log = logging.getLogger(__name__)
+PERFORMANCES = ("accuracy", "loss")
+
+
+class Scores(NamedTuple):
+    """Of one network on the search images."""
+
+    accuracy: float
+    """Share of right answers, 0..1; 0 if the logits are not finite."""
+    loss: float
+    """Mean cross entropy."""
+    cost: int
+    """Multiply-adds of one image."""
+
+
+class Evaluator:
+    """Genotypes in, objectives out; a network that was measured before, under whatever genotype, is not run again.
+
+    The images stay on the device. Scores are appended to a file as they come: a search that was interrupted is repeated
+    with that file, asks for the same networks in the same order, and finds them there.
+    """
+
+    def __init__(
+        self,
+        net: Supernetwork,
+        loader: Loader,
+        run: Run,
+        *,
+        precision: str,
+        performance: str = "accuracy",
+        together: int = 32,
+        file: Path | None = None,
+    ) -> None:
+        """`together`: how many networks go in one pass, which bounds the memory."""
+        self.net, self.run, self.precision = net, run, precision
+        self.performance, self.together, self.file = performance, together, file
+        with closing(loader.epoch(0)) as batches:
+            self.batches = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
+        self.samples = sum(len(labels) for _, labels in self.batches)
+        self.memo: dict[bytes, Scores] = {}
+        if file is not None:
+            self._open(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
+
+    def __call__(self, genotypes: np.ndarray) -> Evaluated:
+        """int8 [n, 2m + 1] -> objectives (both to be minimised), accuracy and active genes of each."""
+        active = np.stack([self.net.active(genotype) for genotype in genotypes])
+        phenotypes = np.where(active, genotypes, 0).astype(np.int8)
+        keys = [phenotype.tobytes() for phenotype in phenotypes]
+        fresh = {key: phenotype for key, phenotype in zip(keys, phenotypes, strict=True) if key not in self.memo}
+        self._measure(list(fresh.values()))
+        scores = [self.memo[key] for key in keys]
+        accuracy = np.array([score.accuracy for score in scores])
+        performance = -accuracy if self.performance == "accuracy" else np.array([score.loss for score in scores])
+        cost = np.array([float(score.cost) for score in scores])
+        return Evaluated(np.stack([performance, cost], 1), accuracy, active)
+
+    def scores(self, genotype: np.ndarray) -> Scores:
+        """Of a genotype whose network was measured."""
+        return self.memo[self.net.phenotype(genotype).tobytes()]
+
+    def _measure(self, phenotypes: Sequence[np.ndarray]) -> None:
+        """Measure new networks; several processes share them. Raises Interrupted between two passes."""
+        ordered = sorted(phenotypes, key=bytes)  # neighbours in this order begin alike, and so share layers
+        size = self.together * self.run.world
+        for group in (ordered[start : start + size] for start in range(0, len(ordered), size)):
+            (signal,) = maximum(self.run.stop_requested() or 0)
+            if signal:
+                raise Interrupted(signal)
+            mine = group[self.run.rank :: self.run.world]
+            found = dict(zip((key.tobytes() for key in mine), self._scores(mine), strict=True))
+            together = {key: score for part in gather(found) for key, score in part.items()}
+            scores = {key.tobytes(): together[key.tobytes()] for key in group}
+            self.memo |= scores
+            self._append(scores)
+
+    def _scores(self, genotypes: Sequence[np.ndarray]) -> list[Scores]:
+        """One pass over all images; the device is waited for once."""
+        if not genotypes:
+            return []
+        plan = Plan(self.net, genotypes)
+        device = self.batches[0][0].device
+        right = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
+        loss = torch.zeros_like(right)
+        with evaluating(self.net):
+            for images, labels in self.batches:
+                with autocast(self.precision, device):
+                    logits = torch.stack(plan.logits(self.net.preprocess(images))).float()
+                right += (logits.argmax(2) == labels).sum(1)
+                loss += self._cross_entropy(logits, labels)
+        values = torch.stack([right, loss]).cpu() / self.samples
+        costs = [self.net.cost(genotype) for genotype in genotypes]
+        return [
+            Scores(accuracy, mean, cost) if math.isfinite(mean) else Scores(0.0, math.inf, cost)
+            for accuracy, mean, cost in zip(*values.tolist(), costs, strict=True)
+        ]
+
+    @staticmethod
+    def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        """[G, B, C] and [B] -> sums over the batch [G]."""
+        return F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none").sum(1).double()
+
+    def _open(self, file: Path, about: dict) -> None:
+        """Take over what the file holds if it was made with this supernetwork and these images, else start it anew."""
+        lines = file.read_text().splitlines() if file.is_file() else []
+        records = [record for line in lines if (record := _parsed(line)) is not None]
+        known = records[1:] if records[:1] == [about] else []
+        for record in known:
+            genotype = np.zeros_like(self.net.genotype)
+            genotype[record["on"]], genotype[-1] = 1, record["output"]
+            loss = math.inf if record["loss"] is None else record["loss"]
+            self.memo[genotype.tobytes()] = Scores(record["accuracy"], loss, record["cost"])
+        if self.run.main:  # a line that was cut off must not be continued
+            write_atomically(file, "".join(json.dumps(record) + "\n" for record in [about, *known]))
+            if known:
+                log.info("%s networks were measured before: %s", f"{len(known):,}", file)
+
+    def _append(self, scores: dict[bytes, Scores]) -> None:
+        if self.file is None or not self.run.main:
+            return
+        with self.file.open("a") as stream:
+            for key, score in scores.items():
+                genotype = np.frombuffer(key, np.int8)
+                genes = {"on": np.flatnonzero(genotype[:-1]).tolist(), "output": int(genotype[-1])}
+                loss = score.loss if math.isfinite(score.loss) else None
+                stream.write(json.dumps({**genes, **score._asdict(), "loss": loss}) + "\n")
+
+
+def _parsed(line: str) -> dict | None:
+    """One line of the file; None for one that was cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,183 @@
+"""Cross two trained networks: match and join them, train the stitches, search for offspring, test what was found."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from src import data as datasets
+from src import models as zoo
+from src.core.config import build, plain
+from src.core.errors import ConfigError
+from src.core.files import write_atomically
+from src.core.run import Run
+from src.core.types import Row
+from src.models.names import training_hint
+from src.stitch import offspring, stitches
+from src.stitch.evaluator import PERFORMANCES, Evaluator
+from src.stitch.matching import Matching, Problem, match
+from src.stitch.measures import comparison, network_measures
+from src.stitch.parents import GRANULARITIES
+from src.stitch.search.space import Space
+from src.stitch.search.sweep import references
+from src.stitch.searching import budget, search
+from src.stitch.supernetwork import Supernetwork
+from src.stitch.training import relative_errors
+from src.stitch.workbench import Workbench
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["OBJECTIVE", "cell", "check", "run"]
+
+log = logging.getLogger(__name__)
+SMALLEST = Problem(np.ones((1, 1), bool), np.zeros((0, 2), int), np.zeros((0, 2), int))
+"""Two networks of one node: what a matching is tried on before there are others."""
+OBJECTIVE = "search_hypervolume"
+"""What a hyper-parameter search maximises; never anything of the test images."""
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """Problems of both parents, the images, the matching, the method and the search, without loading any."""
+    problems = datasets.check(cfg)
+    if cfg.get("search_data"):
+        problems += [f"search_data: {text}" for text in datasets.check({**cfg, "dataset": cfg.search_data})]
+    for node in (cfg.a, cfg.b):
+        hint = training_hint(str(node.name), cfg.weights_root)
+        problems += [text + hint for text in zoo.check(node, weights_root=cfg.weights_root, frozen=True)]
+    if not 0 < cfg.search_fraction < 1:
+        problems.append(f"search_fraction={cfg.search_fraction}: between 0 and 1, such as search_fraction=0.1")
+    if cfg.performance not in PERFORMANCES:
+        problems.append(f"performance={cfg.performance}: one of {', '.join(PERFORMANCES)}")
+    for key, least in (("together", 1), ("keep", 0)):
+        if type(cfg[key]) is not int or cfg[key] < least:
+            problems.append(f"{key}={cfg[key]}: an integer of at least {least}")
+    return problems + _parts_problems(cfg)
+
+
+def _parts_problems(cfg: DictConfig) -> list[str]:
+    """What the constructors of method, search and matching refuse."""
+    problems = []
+    settings = plain(cfg.matching)
+    granularity = settings.pop("granularity")
+    if granularity not in GRANULARITIES:
+        problems.append(f"matching.granularity={granularity}: one of {', '.join(GRANULARITIES)}")
+    smallest = np.array([2, 2, 3])
+    for make in (
+        lambda: build(cfg.method),
+        lambda: build(cfg.search, space=Space(smallest, cfg.expected_stitches), budget=budget(cfg), seed=0),
+        lambda: match(SMALLEST, **settings),
+    ):
+        try:
+            make()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """The names of what is measured, known before anything is built."""
+    return {
+        "a": cfg.a.name,
+        "b": cfg.b.name,
+        "dataset": cfg.dataset.name,
+        "search": cfg.search.name,
+        "method": cfg.method.name,
+        "performance": cfg.performance,
+        "budget": cfg.budget,
+        "max_matches": "all" if cfg.matching.max_matches is None else cfg.matching.max_matches,
+    }
+
+
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """One supernetwork, one search in it, one row."""
+    bench = Workbench(cfg, run)
+    try:
+        bench.describe()
+        net, found = stitches.join(bench)
+        facts = matching_facts(net, found) | stitches.train(bench, net, build(cfg.method))
+        series = stitch_errors(bench, net)
+        genotypes, watch = search(cfg, run, net, evaluator(bench, net))
+        front, three = (measured(bench, net, some) for some in (genotypes, references(len(net.genotype))))
+        facts |= watch.totals() | comparison(front, three) | parents(three)
+        if run.main:
+            leave(bench, net, genotypes, front)
+    finally:
+        bench.close()
+    series |= watch.curve | prefixed("front", front) | prefixed("reference", three)
+    facts["stitch_error"] = float(np.median(series["stitch_errors"]))
+    yield Row(cell(cfg), facts, series)
+
+
+def evaluator(bench: Workbench, net: Supernetwork) -> Evaluator:
+    """Measures offspring on the images of the search, and remembers them in the run's folder."""
+    cfg = bench.cfg
+    options = {"precision": cfg.engine.precision, "performance": cfg.performance, "together": cfg.together}
+    return Evaluator(net, bench.loader("search"), bench.run, **options, file=bench.run.dir / "evaluations.jsonl")
+
+
+def matching_facts(net: Supernetwork, found: Matching) -> dict[str, float]:
+    """How many nodes were joined, how many more there could be, and how large the stitches are."""
+    log.info(
+        "%s: %d pairs of nodes joined%s", net.name, len(net.pairs), " (no more are possible)" if found.proven else ""
+    )
+    return {
+        "pairs": float(len(net.pairs)),
+        "pairs_bound": float(found.bound),
+        "pairs_proven": float(found.proven),
+        "stitch_parameters": float(sum(p.numel() for p in net.stitches.parameters())),
+    }
+
+
+def stitch_errors(bench: Workbench, net: Supernetwork) -> dict[str, list]:
+    """Each stitch's squared error relative to the variance of what it repeats, on the images of the search."""
+    errors = relative_errors(net, bench.loader("search"), bench.cfg.engine.precision)
+    names = [f"{pair.a.name} | {pair.b.name}" for pair in net.pairs]
+    return {"pair_nodes": names, "stitch_errors": [round(error, 6) for error in errors.tolist()]}
+
+
+def measured(bench: Workbench, net: Supernetwork, genotypes: np.ndarray) -> dict[str, list]:
+    """Columns of what is known of some networks: genes, cost, accuracy and calibration on both sets of images."""
+    said = zip(*(bench.said(net, genotypes, purpose) for purpose in ("search", "test")), strict=True)
+    lines = []
+    for genotype, (search_said, test_said) in zip(genotypes, said, strict=True):
+        phenotype = net.phenotype(genotype)
+        genes = {"on": np.flatnonzero(phenotype[:-1]).tolist(), "output": int(phenotype[-1])}
+        lines.append(genes | {"cost": net.cost(genotype)} | network_measures(search_said, test_said))
+    return {key: [line[key] for line in lines] for key in lines[0]}
+
+
+def parents(three: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Accuracy and cost of both parents and their ensemble."""
+    return {
+        f"{key}_{name}": float(three[key][k])
+        for key in ("search_accuracy", "test_accuracy", "test_ece", "cost")
+        for k, name in enumerate(("a", "b", "ensemble"))
+    }
+
+
+def prefixed(prefix: str, columns: Mapping[str, list]) -> dict[str, list]:
+    """The columns under names of their own."""
+    return {f"{prefix}_{key}": values for key, values in columns.items()}
+
+
+def leave(bench: Workbench, net: Supernetwork, genotypes: np.ndarray, front: Mapping[str, list]) -> None:
+    """Write the front as CSV, the pairs as JSON, and the most accurate offspring as files of their own."""
+    folder, cfg = bench.run.dir, bench.cfg
+    pd.DataFrame(front).to_csv(folder / "front.csv", index_label="network", float_format="%.6g")
+    pairs = [{"a": pair.a.name, "b": pair.b.name, "shape": list(pair.a.meta["shape"][1:])} for pair in net.pairs]
+    write_atomically(folder / "matching.json", json.dumps(pairs, indent=1))
+    files = []
+    for k, genotype in enumerate(genotypes[: cfg.keep]):
+        metrics = {key: values[k] for key, values in front.items()}
+        path = folder / "offspring" / f"{k}.safetensors"
+        names = {"class_names": list(bench.data.class_names), "dataset": cfg.dataset.name}
+        offspring.save(net, genotype, path, name=f"{net.name}-{k}".replace(" ", ""), metrics=metrics, **names)
+        files.append(str(path))
+    bench.run.stats["files"] = files
+    log.info("Offspring are in %s", folder / "offspring")

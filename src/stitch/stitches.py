@@ -1,0 +1,98 @@
+"""From two parents to a trained supernetwork: match, join, train, keep for the next search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from src.core.config import build, plain
+from src.core.engine import Engine
+from src.core.errors import ConfigError
+from src.core.files import replacing
+from src.models.frozen import digest
+from src.stitch.initial import initialise
+from src.stitch.layers import compatible
+from src.stitch.matching import Matching, Problem, match
+from src.stitch.parents import Parent
+from src.stitch.supernetwork import Pair, Supernetwork
+from src.stitch.training import Stitching, StitchTraining
+from src.stitch.workbench import Workbench
+
+__all__ = ["join", "problem", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def problem(parents: tuple[Parent, Parent]) -> Problem:
+    """Which nodes of two parents can be stitched, and the graphs between them (section 3)."""
+    shapes = [[(p.layout(node), tuple(node.meta["shape"])) for node in p.nodes] for p in parents]
+    fits = np.array([[compatible(*a, *b) for b in shapes[1]] for a in shapes[0]], bool)
+    edges = [np.array(p.edges(p.nodes), int).reshape(-1, 2) for p in parents]
+    return Problem(fits.reshape(len(shapes[0]), len(shapes[1])), *edges)
+
+
+def join(bench: Workbench) -> tuple[Supernetwork, Matching]:
+    """Match the parents' nodes and build the supernetwork, its stitches drawn from `stitch_seed`."""
+    settings = plain(bench.cfg.matching)
+    granularity = settings.pop("granularity")
+    parents = tuple(Parent(model, granularity) for model in bench.models)
+    a, b = (parent.name for parent in parents)
+    if not all(parent.nodes for parent in parents) or not (wanted := problem(parents)).compatible.any():
+        raise ConfigError(
+            f"no node of {a} can be stitched with one of {b}: nowhere are feature maps of one size; take networks that "
+            f"shrink their images alike, or matching.granularity=op"
+        )
+    found = match(wanted, **settings, seed=bench.training_run.seed)
+    pairs = [Pair(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(bench.training_run.seed)
+        net = Supernetwork(parents, pairs)
+    layout = torch.channels_last if bench.cfg.engine.channels_last else torch.contiguous_format
+    return net.to(bench.run.device, memory_format=layout), found
+
+
+def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, float]:
+    """Train all stitches, or take those that a run with the same parents, settings and images has left."""
+    loader = bench.training_loader()
+    path = _place(bench, net, method, loader.digest)
+    if path.is_file() and _known(net, path):
+        log.info("the stitches of %s were trained before: %s", net.name, path)
+        return {}
+    initialise(net, method.init, loader, method.init_images)
+    engine = Engine(bench.cfg.engine, bench.training_run)
+    fit = engine.fit(StitchTraining(net), loader, build(bench.cfg.optimizer), build(bench.cfg.schedule), name="stitch")
+    if bench.run.main:
+        with replacing(path) as temporary:
+            state = {key: value.detach().cpu().contiguous() for key, value in net.stitches.state_dict().items()}
+            save_file(state, temporary)
+    return {"stitch_seconds": fit.seconds}
+
+
+def _place(bench: Workbench, net: Supernetwork, method: Stitching, data: str) -> Path:
+    """A file name that is a function of everything the trained stitches depend on."""
+    cfg = plain(bench.cfg)
+    nodes = [[pair.a.name, pair.b.name] for pair in net.pairs]
+    keys = ("optimizer", "schedule", "batch_size", "stitch_seed")
+    engine = {
+        key: cfg["engine"].get(key) for key in ("epochs", "max_steps", "precision", "accumulate", "clip_norm", "ema")
+    }
+    facts = {"network": digest(net), "pairs": nodes, "data": data, "augment": cfg["dataset"].get("augment")}
+    facts |= {"method": vars(method), "engine": engine} | {key: cfg[key] for key in keys}
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return bench.run.cache / "stitches" / f"{name}.safetensors"
+
+
+def _known(net: Supernetwork, path: Path) -> bool:
+    try:
+        net.stitches.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        log.warning("kept stitches %s are trained again: %s", path, error)
+        return False
+    return True

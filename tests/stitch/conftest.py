@@ -1,0 +1,63 @@
+"""Two small parents that differ in everything but the task, joined with untrained stitches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from src import models
+from src.models import Model
+from src.stitch.matching import match
+from src.stitch.parents import Parent
+from src.stitch.stitches import problem
+from src.stitch.supernetwork import Pair, Supernetwork
+
+NORMAL = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+def shaken(model: Model) -> Model:
+    """Give BatchNorm layers statistics and scales that are not those of a fresh network."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            spread = torch.rand(value.shape, generator=generator)
+            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """model(name, seed, **options): a network of the zoo with random weights for 16 px and four classes."""
+
+    def make(name: str, seed: int, size: int = 16, **options) -> Model:
+        node = {"name": name, "weights": None, "classes": 4, "size": size, **NORMAL, **options}
+        return shaken(models.build(node, classes=4, seed=seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def joined():
+    """joined(a, b): the supernetwork of two models with all pairs that match, its stitches from a fixed seed."""
+
+    def make(a: Model, b: Model, granularity: str = "op", max_matches: int | None = None) -> Supernetwork:
+        parents = (Parent(a, granularity), Parent(b, granularity))
+        found = match(problem(parents), max_matches=max_matches)
+        pairs = [Pair(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Supernetwork(parents, pairs).eval()
+
+    return make
+
+
+@pytest.fixture
+def net(joined, model) -> Supernetwork:
+    """A residual and a plain network with all their pairs."""
+    return joined(model("resnet8", 0), model("cnn", 1, widths=[8, 12, 16]))
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """uint8 images of 16 px that differ."""
+    return torch.randint(0, 256, (6, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)

@@ -1,0 +1,117 @@
+"""Offspring by themselves: the same logits without the supernetwork, from a file, and what wrong files say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from src import stitch
+from src.core.errors import ConfigError
+from src.stitch.search.sweep import references
+
+
+def genotypes(net, count: int = 5, rate: float = 0.2) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    genes = (rng.random((count, len(net.alphabet))) < rate).astype(np.int8)
+    genes[:, -1] = rng.integers(3, size=count)
+    return [*genes, *references(len(net.alphabet))]
+
+
+@torch.no_grad()
+def test_an_offspring_computes_what_the_supernetwork_does(net, images):
+    for genotype in genotypes(net):
+        net.set_genotype(genotype)
+        model = stitch.export(net, genotype)
+        assert torch.equal(model(images), net(images))
+
+
+def test_an_offspring_holds_what_it_needs_and_nothing_else(net):
+    a, b, both = references(len(net.alphabet))
+    count = [sum(p.numel() for p in stitch.export(net, genotype).parameters()) for genotype in (a, b, both)]
+    parents = [sum(p.numel() for p in parent.net.parameters()) for parent in net.parents]
+    assert count == [*parents, sum(parents)]
+    one = a.copy()
+    one[0] = 1
+    stitched = stitch.export(net, one)
+    names = {name.partition(".")[0] for name, _ in stitched.net.named_parameters()}
+    assert names == {"a", "b", "stitches"}
+
+
+def test_an_offspring_is_a_copy(net, images):
+    genotype = genotypes(net)[0]
+    with torch.no_grad():
+        model = stitch.export(net, genotype)
+        before = model(images)
+        for parameter in net.parameters():
+            parameter.zero_()
+        assert torch.equal(model(images), before)
+
+
+@torch.no_grad()
+def test_files_give_the_same_network_without_its_parents(net, images, tmp_path):
+    for k, genotype in enumerate(genotypes(net)):
+        net.set_genotype(genotype)
+        path = stitch.save(net, genotype, tmp_path / f"{k}.safetensors", name="child", metrics={"top1": 1.0})
+        model = stitch.load(path)
+        assert torch.equal(model(images), net(images))
+        assert model.name == "child" and model.classes == 4
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    card = stitch.read_card(path)
+    assert card["metrics"] == {"top1": 1.0} and [p["name"] for p in card["parents"]] == ["resnet8", "cnn"]
+
+
+@torch.no_grad()
+def test_parents_that_normalise_differently_survive_a_file(joined, model, images, tmp_path):
+    net = joined(model("resnet8", 0), model("cnn", 1, mean=[0.2, 0.4, 0.6], std=[0.5, 0.2, 0.3]))
+    genotype = references(len(net.alphabet))[2]
+    genotype[3] = 1
+    net.set_genotype(genotype)
+    loaded = stitch.load(stitch.save(net, genotype, tmp_path / "o.safetensors"))
+    assert torch.equal(loaded(images), net(images))
+
+
+def test_cards_are_told_from_other_files(net, tmp_path):
+    path = stitch.save(net, genotypes(net)[0], tmp_path / "o.safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert stitch.offspring_card(path)["format"] == 1
+    assert stitch.offspring_card(tmp_path / "other.safetensors") is None
+    assert stitch.offspring_card("resnet20") is None
+    with pytest.raises(ConfigError, match="no offspring file"):
+        stitch.read_card(tmp_path / "other.safetensors")
+
+
+def damaged(net, tmp_path, change) -> str:
+    path = stitch.save(net, genotypes(net)[0], tmp_path / "o.safetensors")
+    card, state = stitch.read_card(path), stitch.export(net, genotypes(net)[0]).net.state_dict()
+    change(card, state)
+    save_file({k: v.contiguous() for k, v in state.items()}, path, {"offspring": json.dumps(card)})
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card, state: card.pop("output"),
+        lambda card, state: card.update(format=2),
+        lambda card, state: card["on"][0].update(a="elsewhere"),
+        lambda card, state: card["parents"].pop(),
+        lambda card, state: card["parents"][0].update(architecture="resnet9000"),
+        lambda card, state: state.pop(next(iter(state))),
+        lambda card, state: card.update(output=7),
+    ],
+)
+def test_damaged_files_are_refused(net, tmp_path, change):
+    with pytest.raises(ConfigError, match="damaged"):
+        stitch.load(damaged(net, tmp_path, change))
+
+
+def test_cut_off_files_are_refused(net, tmp_path):
+    path = stitch.save(net, genotypes(net)[0], tmp_path / "o.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        stitch.load(path)

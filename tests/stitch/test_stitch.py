@@ -1,0 +1,157 @@
+"""main_stitch.py from a composed config to its row, its front and its offspring files, on handwritten digits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from scripts import predict
+from src import data as datasets
+from src import models, stitch
+from src.core.errors import ConfigError
+from src.core.results import read_rows
+from src.core.run import check, launch
+from src.stitch import recipe
+from src.stitch.workbench import Workbench
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "budget=60", "keep=2"]
+FEW = "search.population=12"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with two small networks that tell digits apart, differently."""
+    folder = tmp_path_factory.mktemp("parents")
+    where = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
+    data = datasets.open_data({"name": "digits"}, cache_root=folder, **where)
+    size = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
+    for seed, (name, node) in enumerate({"first": {"name": "resnet8"}, "second": {"name": "cnn"}}.items()):
+        widths = {"widths": [8, 16, 16]} if seed else {}
+        model = models.build({**node, **size, **widths}, classes=10, seed=seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+        for epoch in range(2):
+            for batch in data.loader("train", 64, train=True).epoch(epoch):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
+                optimizer.step()
+        models.save(model.eval(), folder / f"{name}.safetensors", {})
+    data.close()
+    return folder
+
+
+def composed(folder, weights, *overrides):
+    roots = {"data": folder, "weights": weights, "cache": folder / "c", "output": folder / "o"}
+    networks = ["model@a=any", "a.name=first", "model@b=any", "b.name=second"]
+    given = [f"{name}_root={path}" for name, path in roots.items()]
+    with initialize_config_dir(CONFIG, version_base="1.3"):
+        return compose("stitch/stitch", [*given, *networks, *QUICK, *overrides])
+
+
+def launched(folder, weights, *overrides):
+    launch(recipe, composed(folder, weights, *overrides))
+    return read_rows(folder / "o")
+
+
+def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypatch, capsys):
+    (row,) = launched(tmp_path, weights, FEW)
+    m, s = row.metrics, row.series
+    assert row.status == "ok" and row.cell["a"] == "first" and row.cell["search"] == "ga_familial"
+    assert m["requests"] == 60 >= m["evaluations"] and m["pairs"] == m["pairs_bound"]
+    assert m["front"] == len(s["front_cost"]) == len(s["front_on"])
+    assert s["front_cost"] == sorted(s["front_cost"], reverse=True)
+    assert s["front_search_accuracy"] == sorted(s["front_search_accuracy"], reverse=True)
+    assert s["reference_cost"][2] == s["reference_cost"][0] + s["reference_cost"][1]
+    assert m["test_accuracy_a"] == s["reference_test_accuracy"][0]
+    assert s["requests"][-1] == 60 and len(s["stitch_errors"]) == 2 * m["pairs"]
+    (folder,) = (tmp_path / "o" / "stitch").iterdir()
+    assert len(pd.read_csv(folder / "front.csv")) == m["front"]
+    assert len(json.loads((folder / "matching.json").read_text())) == m["pairs"]
+    files = sorted((folder / "offspring").iterdir())
+    assert [file.name for file in files] == ["0.safetensors", "1.safetensors"][: int(m["front"])]
+    card = stitch.read_card(files[0])
+    assert card["metrics"]["test_accuracy"] == s["front_test_accuracy"][0]
+    # the file by itself says what the run said
+    bench = Workbench(composed(tmp_path, weights, FEW), _run(tmp_path))
+    model, hits, total = stitch.load(files[0]), 0, 0
+    for batch in bench.loader("test").epoch(0):
+        hits += int((model(batch.images).argmax(1) == batch.labels).sum())
+        total += len(batch.labels)
+    bench.close()
+    assert 100 * hits / total == pytest.approx(s["front_test_accuracy"][0])
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "black.png")
+    words = ["--model", str(files[0]), "--json", "--device", "cpu", str(tmp_path / "black.png")]
+    monkeypatch.setattr("sys.argv", ["predict.py", *words])
+    capsys.readouterr()
+    predict.main()
+    assert re.fullmatch(r"\d", json.loads(capsys.readouterr().out)["class"])
+
+
+def _run(folder):
+    from src.core.run import Run
+    from src.core.signals import StopSignals
+    from src.core.tracking import Tracker
+
+    where = {"dir": folder, "id": "r", "group": "g", "entry": "stitch", "cache": folder / "c", "seed": 0}
+    return Run(**where, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
+
+
+@pytest.mark.parametrize("search", ["random", "nsga2", "gomea", "lk_gomea", "single_stitch_sweep"])
+def test_every_search_runs(tmp_path, weights, search):
+    few = [] if search == "single_stitch_sweep" else [FEW]
+    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "keep=0", *few)
+    assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
+
+
+def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):
+    caplog.set_level("INFO")
+    first, second = (launched(tmp_path, weights, f"seed={seed}", "search=random", FEW)[-1] for seed in (0, 1))
+    assert len(list((tmp_path / "c" / "stitches").iterdir())) == 1 and "were trained before" in caplog.text
+    assert first.series["stitch_errors"] == second.series["stitch_errors"]
+    assert first.series["front_on"] != second.series["front_on"]
+    launched(tmp_path, weights, "method.init_images=200", FEW)
+    assert len(list((tmp_path / "c" / "stitches").iterdir())) == 2
+
+
+def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
+    bench = Workbench(composed(tmp_path, weights, "search_fraction=0.3"), _run(tmp_path))
+    seen = [torch.cat([b.index.clone() for b in bench.loader(purpose).epoch(0)]) for purpose in ("search", "test")]
+    assert not set(seen[0].tolist()) & set(seen[1].tolist())
+    assert sorted(torch.cat(seen).tolist()) == bench.data.indices("test").tolist()
+    assert len(seen[0]) == pytest.approx(0.3 * len(torch.cat(seen)), abs=1)
+    bench.close()
+
+
+def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
+    cfg = composed(tmp_path, weights, "dataset@search_data=digits", "search_data.test_fraction=0.2")
+    bench = Workbench(cfg, _run(tmp_path))
+    assert bench.loader("test").samples == len(bench.data.indices("test"))
+    assert bench.loader("search").samples == pytest.approx(0.2 * bench.loader("test").samples, abs=1)
+    bench.close()
+
+
+def test_problems_are_told_together(tmp_path, weights):
+    wrong = ["b.name=third", "search_fraction=1", "performance=speed", "together=0", "search.population=1", "budget=0"]
+    wrong += ["matching.method=best", "matching.granularity=net", "method.init=good", "expected_stitches=0"]
+    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
+    for sign in ("third", "search_fraction=1", "performance=speed", "together=0", "method.init=good", "budget=0"):
+        assert sign in problems
+    assert "matching.method=best" in problems and "granularity=net" in problems
+
+
+def test_parents_have_to_be_two(tmp_path, weights):
+    with pytest.raises(ConfigError, match="the same network"):
+        launched(tmp_path, weights, "b.name=first")
+
+
+def test_parents_without_a_common_size_are_refused(tmp_path, weights):
+    with pytest.raises(ConfigError, match=r"a.size=32 or b.size=16"):
+        launched(tmp_path, weights, "b.size=32")

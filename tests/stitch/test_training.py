@@ -1,0 +1,181 @@
+"""Training stitches: independent regressions on frozen features, with an optimum that is known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LinearRegression
+from torch.nn import functional as F
+
+from src.core.errors import ConfigError
+from src.core.types import Batch
+from src.models.frozen import digest
+from src.stitch.initial import initialise
+from src.stitch.layers import rows
+from src.stitch.training import Stitching, StitchTraining, relative_errors
+
+
+class Images:
+    """A Loader over given images."""
+
+    def __init__(self, images: torch.Tensor, batch_size: int = 4) -> None:
+        self.images, self.batch_size, self.samples, self.digest = images, batch_size, len(images), "images"
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for first in range(start * self.batch_size, self.samples, self.batch_size):
+            index = torch.arange(first, min(first + self.batch_size, self.samples))
+            yield Batch(self.images[index], torch.zeros(len(index), dtype=torch.long), index)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def many():
+    return torch.randint(0, 256, (24, 3, 16, 16), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
+
+
+def batch(images: torch.Tensor) -> Batch:
+    return next(Images(images, len(images)).epoch(0))
+
+
+def sides(net, images, gene) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of sender and receiver of a stitch."""
+    features = net.features(images)
+    return tuple(rows(features[k], net.layout(gene)).double().numpy() for k in (gene ^ 1, gene))
+
+
+def test_the_loss_is_the_sum_of_the_stitches_mean_squared_errors(net, images):
+    step = StitchTraining(net)(batch(images))
+    features = net.features(images)
+    wanted = sum(F.mse_loss(stitch(features[gene ^ 1]), features[gene]) for gene, stitch in enumerate(net.stitches))
+    torch.testing.assert_close(step.loss, wanted)
+
+
+def test_gradients_do_not_mix_and_reach_nothing_else(net, images):
+    method = StitchTraining(net).train()
+    method(batch(images)).loss.backward()
+    before = [stitch.weight.grad.clone() for stitch in net.stitches]
+    assert all(parameter.grad is None for parameter in net.nets.parameters())
+    method.zero_grad()
+    with torch.no_grad():
+        net.stitches[3].weight.mul_(2)
+    method(batch(images)).loss.backward()
+    for gene, (stitch, old) in enumerate(zip(net.stitches, before, strict=True)):
+        assert torch.equal(stitch.weight.grad, old) == (gene != 3)
+
+
+def test_training_lowers_the_loss_and_leaves_the_parents_bit_for_bit(net, many):
+    method = StitchTraining(net).train()
+    parents = [digest(part) for part in net.nets]
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], 0.02)
+    losses = []
+    for _ in range(30):
+        step = method(batch(many))
+        optimizer.zero_grad()
+        step.loss.backward()
+        optimizer.step()
+        losses.append(float(step.loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert [digest(part) for part in net.nets] == parents
+    assert not any(name.startswith("net.nets") for name in method.trained_state())
+
+
+def test_least_squares_is_scikit_learns(net, many):
+    initialise(net, "lstsq", Images(many), len(many))
+    for gene in (0, 5, 2 * len(net.pairs) - 1):
+        x, y = sides(net, many, gene)
+        fitted = LinearRegression().fit(x, y)
+        stitch = net.stitches[gene]
+        given = x @ stitch.weight.detach().double().flatten(1).numpy().T + stitch.bias.detach().double().numpy()
+        np.testing.assert_allclose(given, fitted.predict(x), atol=2e-3 * y.std())
+
+
+@torch.no_grad()
+def test_least_squares_is_the_optimum_of_training(net, many):
+    """A small step in any direction makes the loss worse, but for the little that the ridge is."""
+    initialise(net, "lstsq", Images(many), len(many))
+    method = StitchTraining(net)
+    best = float(method(batch(many)).loss)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        moved = [torch.randn(p.shape, generator=generator) * 0.01 * p.abs().mean() for p in net.stitches.parameters()]
+        for sign in (1, -2, 1):
+            for parameter, step in zip(net.stitches.parameters(), moved, strict=True):
+                parameter.add_(sign * step)
+            assert float(method(batch(many)).loss) > best * (1 - 1e-5)
+
+
+def test_least_squares_stands_dead_channels(net, many):
+    """A channel that never changes has no variance, so the normal equations have no unique solution."""
+    with torch.no_grad():
+        for module in net.nets[0].modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight[0] = 0
+    initialise(net, "lstsq", Images(many), len(many))
+    assert all(parameter.isfinite().all() for parameter in net.stitches.parameters())
+    errors = relative_errors(net, Images(many), "fp32")
+    assert (errors <= 1 + 1e-3).all()
+
+
+def test_std_scales_the_default_to_the_features(net, many):
+    before = [(stitch.weight.detach().clone(), stitch.bias.detach().clone()) for stitch in net.stitches]
+    initialise(net, "std", Images(many), len(many))
+    for gene in (0, 4):
+        x, y = sides(net, many, gene)
+        weight, bias = before[gene]
+        factor = net.stitches[gene].weight.detach() / weight
+        np.testing.assert_allclose(factor.numpy(), y.std() / x.std(), rtol=1e-4)
+        moved = net.stitches[gene].bias.detach() - bias
+        np.testing.assert_allclose(moved.numpy(), y.mean() - x.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_default_is_left_alone(net, many):
+    before = digest(net.stitches)
+    initialise(net, "default", Images(many), len(many))
+    assert digest(net.stitches) == before
+
+
+def test_only_so_many_images_are_looked_at(net, many):
+    few = many[:8]
+    initialise(net, "lstsq", Images(many), 8)
+    seen = [stitch.weight.detach().clone() for stitch in net.stitches]
+    initialise(net, "lstsq", Images(few), 8)
+    assert all(torch.equal(a, stitch.weight) for a, stitch in zip(seen, net.stitches, strict=True))
+
+
+def test_relative_errors_by_hand(net, many):
+    errors = relative_errors(net, Images(many), "fp32")
+    assert errors.shape == (2 * len(net.pairs),)
+    for gene in (0, 3, 2 * len(net.pairs) - 1):
+        x, y = sides(net, many, gene)
+        stitch = net.stitches[gene]
+        given = x @ stitch.weight.detach().double().flatten(1).numpy().T + stitch.bias.detach().double().numpy()
+        wanted = ((given - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+        assert float(errors[gene]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_mean_of_each_channel_has_error_one(net, many):
+    with torch.no_grad():
+        for gene, stitch in enumerate(net.stitches):
+            stitch.weight.zero_()
+            stitch.bias.copy_(torch.from_numpy(sides(net, many, gene)[1].mean(0)))
+    torch.testing.assert_close(
+        relative_errors(net, Images(many), "fp32"),
+        torch.ones(2 * len(net.pairs), dtype=torch.float64),
+        atol=1e-3,
+        rtol=0,
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"init": "good"}, {"init_images": 0}, {"init_images": 1.5}])
+def test_wrong_settings_are_refused(wrong):
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=f"method.{key}="):
+        Stitching(**wrong)
