@@ -20,7 +20,7 @@ from src.models import Model, zoo
 from src.models.frozen import digest
 from src.models.model import Preprocess
 from src.stitch.parents import Parent
-from src.stitch.supernetwork import STITCH, Pair, Supernetwork
+from src.stitch.supernetwork import STITCH, Pair, Read, Supernetwork
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 
@@ -31,27 +31,48 @@ DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeEr
 """What building an offspring from a file raises if the file is not as `save` left it."""
 
 
-def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring") -> Model:
-    """The network of a genotype with copies of what it needs and nothing else: uint8 images in, logits out."""
+def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, merged: bool = True) -> Model:
+    """The network of a genotype with copies of what it needs and nothing else: uint8 images in, logits out.
+
+    `merged` False: the inner network (`.net`) of an ensemble gives both parents' logits in place of their mean.
+    """
     genotype = net.phenotype(net.checked(genotype))
     root = nn.Module()
     root.a, root.b = net.nets
     root.renormalise = net.renormalise
     # stitches are numbered in the order of the genes that are on, so that a file need not know the others
-    on = {gene: place for place, gene in enumerate(np.flatnonzero(genotype[:-1]).tolist())}
-    root.stitches = nn.ModuleDict({str(place): net.stitches[gene] for gene, place in on.items()})
+    places = {gene: place for place, gene in enumerate(np.flatnonzero(genotype[:-1]).tolist())}
+    root.stitches = nn.ModuleDict({str(place): net.stitches[gene] for gene, place in places.items()})
+    graph, outputs = _graph(net, genotype, places)
+    if merged and len(outputs) > 1:
+        total = graph.call_function(operator.add, tuple(outputs))
+        outputs = [graph.call_function(operator.truediv, (total, len(outputs)))]
+    graph.output(outputs[0] if merged else tuple(outputs))
+    parents = [parent.model for parent in net.parents]
+    return Model(
+        deepcopy(fx.GraphModule(root, graph)),
+        deepcopy(net.preprocess),
+        name=name,
+        classes=parents[0].classes,
+        architecture="offspring",
+        options={"parents": [model.name for model in parents], "output": int(genotype[-1]), "stitches": len(places)},
+        tag=f"stitched from {parents[0].tag} and {parents[1].tag}",
+    ).eval()
+
+
+def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> tuple[fx.Graph, list[fx.Node]]:
+    """The steps of a genotype as a graph, and the nodes of its one or two logits; `places` number its stitches."""
     graph = fx.Graph()
     images = graph.placeholder("images")
     made: dict[int, fx.Node] = {}
-    vertices, _ = net.needed(genotype)
 
-    def value(read) -> fx.Node:
+    def value(read: Read) -> fx.Node:
         return made[read.stitched if read.gene >= 0 and genotype[read.gene] else read.own]
 
-    for vertex in vertices:
+    for vertex in net.needed(genotype)[0]:
         side, what, reads, _ = net.vertices[vertex]
         if side == STITCH:
-            made[vertex] = graph.call_module(f"stitches.{on[what]}", (value(reads[0]),))
+            made[vertex] = graph.call_module(f"stitches.{places[what]}", (value(reads[0]),))
         elif what.op == "placeholder":
             other = side == 1 and not net.renormalise.same
             made[vertex] = graph.call_module("renormalise", (images,)) if other else images
@@ -60,24 +81,22 @@ def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring") -> 
             made[vertex] = graph.node_copy(what, values.__getitem__)
             if what.op in ("call_module", "get_attr"):
                 made[vertex].target = f"{'ab'[side]}.{what.target}"
-    outputs = [value(read) for read in net.roots[genotype[-1]]]
-    if len(outputs) > 1:
-        outputs = [graph.call_function(operator.truediv, (graph.call_function(operator.add, tuple(outputs)), 2))]
-    graph.output(outputs[0])
-    parents = [parent.model for parent in net.parents]
-    return Model(
-        deepcopy(fx.GraphModule(root, graph)),
-        deepcopy(net.preprocess),
-        name=name,
-        classes=parents[0].classes,
-        architecture="offspring",
-        options={"parents": [model.name for model in parents], "output": int(genotype[-1]), "stitches": len(on)},
-        tag=f"stitched from {parents[0].tag} and {parents[1].tag}",
-    ).eval()
+    return graph, [value(read) for read in net.roots[genotype[-1]]]
 
 
-def save(net: Supernetwork, genotype: np.ndarray, path: str | Path, *, name: str = "offspring", **facts: Any) -> Path:
-    """Write an offspring with a card: its parents (by digest), which nodes hand over to which, and `facts`."""
+def save(
+    net: Supernetwork,
+    genotype: np.ndarray,
+    path: str | Path,
+    *,
+    name: str = "offspring",
+    trained: Model | None = None,
+    **facts: Any,
+) -> Path:
+    """Write an offspring with a card: its parents (by digest), which nodes hand over to which, and `facts`.
+
+    `trained`: the exported offspring, where its weights are no longer those of the supernetwork.
+    """
     genotype = net.phenotype(net.checked(genotype))
     on = []
     for gene in np.flatnonzero(genotype[:-1]).tolist():
@@ -85,7 +104,7 @@ def save(net: Supernetwork, genotype: np.ndarray, path: str | Path, *, name: str
         on.append({"into": "ab"[gene % 2], "a": pair.a.name, "b": pair.b.name})
     parents = [{**parent.model.description(), "digest": digest(parent.model)} for parent in net.parents]
     card = {"format": FORMAT, "name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **facts}
-    state = export(net, genotype).net.state_dict()
+    state = (trained or export(net, genotype)).net.state_dict()
     path = Path(path)
     with replacing(path) as temporary:
         tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}

@@ -23,6 +23,7 @@ from src.stitch.evaluator import PERFORMANCES, Evaluator
 from src.stitch.matching import Matching, Problem, match
 from src.stitch.measures import comparison, network_measures
 from src.stitch.parents import GRANULARITIES
+from src.stitch.retraining import WHAT, Retrained, retrained
 from src.stitch.search.space import Space
 from src.stitch.search.sweep import references
 from src.stitch.searching import budget, search
@@ -54,6 +55,8 @@ def check(cfg: DictConfig) -> list[str]:
         problems.append(f"search_fraction={cfg.search_fraction}: between 0 and 1, such as search_fraction=0.1")
     if cfg.performance not in PERFORMANCES:
         problems.append(f"performance={cfg.performance}: one of {', '.join(PERFORMANCES)}")
+    if cfg.retrain.what not in WHAT:
+        problems.append(f"retrain.what={cfg.retrain.what}: one of {', '.join(WHAT)}")
     for key, least in (("together", 1), ("keep", 0)):
         if type(cfg[key]) is not int or cfg[key] < least:
             problems.append(f"{key}={cfg[key]}: an integer of at least {least}")
@@ -105,11 +108,14 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         genotypes, watch = search(cfg, run, net, evaluator(bench, net))
         front, three = (measured(bench, net, some) for some in (genotypes, references(len(net.genotype))))
         facts |= watch.totals() | comparison(front, three) | parents(three)
+        again = retrained(bench, net, genotypes[: cfg.keep])
+        facts |= retraining_facts(front, again)
         if run.main:
-            leave(bench, net, genotypes, front)
+            leave(bench, net, genotypes, front, again)
     finally:
         bench.close()
     series |= watch.curve | prefixed("front", front) | prefixed("reference", three)
+    series |= {"retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in again]}
     facts["stitch_error"] = float(np.median(series["stitch_errors"]))
     yield Row(cell(cfg), facts, series)
 
@@ -166,18 +172,34 @@ def prefixed(prefix: str, columns: Mapping[str, list]) -> dict[str, list]:
     return {f"{prefix}_{key}": values for key, values in columns.items()}
 
 
-def leave(bench: Workbench, net: Supernetwork, genotypes: np.ndarray, front: Mapping[str, list]) -> None:
+def retraining_facts(front: Mapping[str, list], again: Sequence[Retrained | None]) -> dict[str, float]:
+    """What training with labels has changed, mean over the offspring that were trained."""
+    done = [k for k, one in enumerate(again) if one is not None]
+    return {
+        f"retrained_{key}_gain": float(np.mean([again[k].metrics[key] - front[key][k] for k in done]))
+        for key in ("search_accuracy", "test_accuracy", "test_loss")
+        if done
+    }
+
+
+def leave(
+    bench: Workbench,
+    net: Supernetwork,
+    genotypes: np.ndarray,
+    front: Mapping[str, list],
+    again: Sequence[Retrained | None],
+) -> None:
     """Write the front as CSV, the pairs as JSON, and the most accurate offspring as files of their own."""
     folder, cfg = bench.run.dir, bench.cfg
     pd.DataFrame(front).to_csv(folder / "front.csv", index_label="network", float_format="%.6g")
     pairs = [{"a": pair.a.name, "b": pair.b.name, "shape": list(pair.a.meta["shape"][1:])} for pair in net.pairs]
     write_atomically(folder / "matching.json", json.dumps(pairs, indent=1))
-    files = []
-    for k, genotype in enumerate(genotypes[: cfg.keep]):
-        metrics = {key: values[k] for key, values in front.items()}
+    files, facts = [], {"class_names": list(bench.data.class_names), "dataset": cfg.dataset.name}
+    for k, (genotype, trained) in enumerate(zip(genotypes, again, strict=False)):
         path = folder / "offspring" / f"{k}.safetensors"
-        names = {"class_names": list(bench.data.class_names), "dataset": cfg.dataset.name}
-        offspring.save(net, genotype, path, name=f"{net.name}-{k}".replace(" ", ""), metrics=metrics, **names)
+        facts["metrics"] = trained.metrics if trained else {key: values[k] for key, values in front.items()}
+        name = f"{net.name}-{k}".replace(" ", "")
+        offspring.save(net, genotype, path, name=name, trained=trained and trained.model, **facts)
         files.append(str(path))
     bench.run.stats["files"] = files
     log.info("Offspring are in %s", folder / "offspring")

@@ -60,7 +60,7 @@ def join(bench: Workbench) -> tuple[Supernetwork, Matching]:
 
 def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, float]:
     """Train all stitches, or take those that a run with the same parents, settings and images has left."""
-    loader = bench.training_loader()
+    loader = bench.training_loader(bench.cfg.batch_size)
     path = _place(bench, net, method, loader.digest)
     if path.is_file() and _known(net, path):
         log.info("the stitches of %s were trained before: %s", net.name, path)

@@ -75,14 +75,14 @@ class Workbench:
 
     # ----------------------------------------------------------------------------------------------- images
 
-    def training_loader(self) -> Loader:
-        """All training images, augmented; labels may be missing."""
-        indices = self.data.indices("train", unlabelled=True)
+    def training_loader(self, batch_size: int, *, labelled: bool = False) -> Loader:
+        """All training images, augmented; `labelled` leaves out those without a label."""
+        indices = self.data.indices("train", unlabelled=not labelled)
         model = self.models[0]
-        loader = self.data.loader("train", self.cfg.batch_size, train=True, indices=indices, size=model.size)
+        loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.size)
         if loader.crop is not None or model.size == model.canvas:
             return loader
-        return self.data.loader("train", self.cfg.batch_size, train=True, indices=indices, size=model.canvas)
+        return self.data.loader("train", batch_size, train=True, indices=indices, size=model.canvas)
 
     def loader(self, purpose: str) -> Loader:
         """Images that are searched on (`search`) or those that the result is measured on (`test`): no image is both."""

@@ -155,3 +155,25 @@ def test_parents_have_to_be_two(tmp_path, weights):
 def test_parents_without_a_common_size_are_refused(tmp_path, weights):
     with pytest.raises(ConfigError, match=r"a.size=32 or b.size=16"):
         launched(tmp_path, weights, "b.size=32")
+
+
+@pytest.mark.parametrize("what", ["stitches", "all"])
+def test_offspring_are_trained_further(tmp_path, weights, what):
+    quick = ["search=random", FEW, "keep=3", "retrain.max_steps=3", "retrain.optimizer.lr=0.001"]
+    (row,) = launched(tmp_path, weights, *quick, f"retrain.what={what}")
+    (folder,) = (tmp_path / "o" / "stitch").iterdir()
+    on, again = row.series["front_on"], row.series["retrained_test_accuracy"]
+    trained = [k for k in range(len(again)) if what == "all" or on[k]]
+    assert [value is not None for value in again] == [k in trained for k in range(len(again))]
+    parents = {name: models.build(name, weights_root=weights).net.state_dict() for name in ("first", "second")}
+    for k in trained:
+        file = folder / "offspring" / f"{k}.safetensors"
+        state = stitch.load(file).net.state_dict()
+        same = [
+            torch.equal(value, parents[{"a": "first", "b": "second"}[name[0]]][name[2:]])
+            for name, value in state.items()
+            if name[:2] in ("a.", "b.")
+        ]
+        assert all(same) if what == "stitches" else not all(same)
+        assert stitch.read_card(file)["metrics"]["test_accuracy"] == again[k]
+    assert ("retrained_test_accuracy_gain" in row.metrics) == bool(trained)

@@ -15,6 +15,8 @@ from src.core.types import Batch
 from src.models.frozen import digest
 from src.stitch.initial import initialise
 from src.stitch.layers import rows
+from src.stitch.offspring import export
+from src.stitch.retraining import Branches, Retraining
 from src.stitch.training import Stitching, StitchTraining, relative_errors
 
 
@@ -179,3 +181,16 @@ def test_wrong_settings_are_refused(wrong):
     (key,) = wrong
     with pytest.raises(ConfigError, match=f"method.{key}="):
         Stitching(**wrong)
+
+
+def test_further_training_teaches_each_branch_of_an_ensemble(net, images):
+    ensemble = np.zeros(len(net.alphabet), np.int8)
+    ensemble[-1] = 2
+    branches = Branches(export(net, ensemble, merged=False))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    step = Retraining(branches, "all").train()(batch(images)._replace(labels=labels))
+    parts = [F.cross_entropy(parent.model(images), labels) for parent in net.parents]
+    torch.testing.assert_close(step.loss, sum(parts) / 2)
+    net.set_genotype(ensemble)
+    assert torch.equal(branches(images), net(images))
+    assert not any(module.training for module in branches.modules())
