@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.core.distributed import gather, maximum
+from src.core.distributed import all_reduce_sum, maximum
 from src.core.errors import Interrupted
 from src.core.evaluate import autocast, evaluating
 from src.core.files import write_atomically
@@ -66,7 +66,7 @@ class Evaluator:
         self.performance, self.together, self.file = performance, together, file
         with closing(loader.epoch(0)) as batches:
             self.batches = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
-        self.samples = sum(len(labels) for _, labels in self.batches)
+        self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in self.batches))))
         self.memo: dict[bytes, Scores] = {}
         if file is not None:
             self._open(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
@@ -89,26 +89,20 @@ class Evaluator:
         return self.memo[self.net.phenotype(genotype).tobytes()]
 
     def _measure(self, phenotypes: Sequence[np.ndarray]) -> None:
-        """Measure new networks; several processes share them. Raises Interrupted between two passes."""
+        """Measure new networks; raises Interrupted between two passes."""
         ordered = sorted(phenotypes, key=bytes)  # neighbours in this order begin alike, and so share layers
-        size = self.together * self.run.world
-        for group in (ordered[start : start + size] for start in range(0, len(ordered), size)):
+        for start in range(0, len(ordered), self.together):
             (signal,) = maximum(self.run.stop_requested() or 0)
             if signal:
                 raise Interrupted(signal)
-            mine = group[self.run.rank :: self.run.world]
-            found = dict(zip((key.tobytes() for key in mine), self._scores(mine), strict=True))
-            together = {key: score for part in gather(found) for key, score in part.items()}
-            scores = {key.tobytes(): together[key.tobytes()] for key in group}
+            group = ordered[start : start + self.together]
+            scores = dict(zip((key.tobytes() for key in group), self._scores(group), strict=True))
             self.memo |= scores
             self._append(scores)
 
     def _scores(self, genotypes: Sequence[np.ndarray]) -> list[Scores]:
-        """One pass over all images; the device is waited for once."""
-        if not genotypes:
-            return []
-        plan = Plan(self.net, genotypes)
-        device = self.batches[0][0].device
+        """One pass over all images, each process over its own; the device is waited for once."""
+        plan, device = Plan(self.net, genotypes), self.run.device
         right = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
         loss = torch.zeros_like(right)
         with evaluating(self.net):
@@ -117,7 +111,7 @@ class Evaluator:
                     logits = torch.stack(plan.logits(self.net.preprocess(images))).float()
                 right += (logits.argmax(2) == labels).sum(1)
                 loss += self._cross_entropy(logits, labels)
-        values = torch.stack([right, loss]).cpu() / self.samples
+        values = all_reduce_sum(torch.stack([right, loss]).cpu()) / self.samples
         costs = [self.net.cost(genotype) for genotype in genotypes]
         return [
             Scores(accuracy, mean, cost) if math.isfinite(mean) else Scores(0.0, math.inf, cost)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.core.distributed import all_reduce_sum
 from src.core.types import Loader
 from src.stitch.layers import rows, set_affine
 from src.stitch.supernetwork import Supernetwork
@@ -54,7 +55,7 @@ def initialise(net: Supernetwork, how: str, loader: Loader, images: int) -> None
 
 @torch.no_grad()
 def _moments(net: Supernetwork, loader: Loader, images: int) -> list[Moments]:
-    """One pass of both parents over enough batches."""
+    """One pass of both parents over enough batches, summed over all processes, on the CPU."""
     sums: list[Moments] = []
     seen = 0
     with closing(loader.epoch(0)) as batches:
@@ -65,7 +66,7 @@ def _moments(net: Supernetwork, loader: Loader, images: int) -> list[Moments]:
             seen += loader.batch_size
             if seen >= images:
                 break
-    return sums
+    return [Moments(*(all_reduce_sum(part.cpu()) for part in moments)) for moments in sums]
 
 
 def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]:

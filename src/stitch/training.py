@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.core.distributed import all_reduce_sum
 from src.core.errors import ConfigError
 from src.core.evaluate import autocast
 from src.core.method import Method
@@ -89,5 +90,8 @@ def relative_errors(net: Supernetwork, loader: Loader, precision: str) -> Tensor
             sums = [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, fresh, strict=True)]
         else:
             sums = fresh
-    found = [error / (squares - total.square().sum() / count).clamp(min=TINY) for error, squares, total, count in sums]
-    return torch.cat(found).cpu()
+    found = []
+    for parts in sums:
+        error, squares, total, count = (all_reduce_sum(part.cpu()) for part in parts)
+        found.append(error / (squares - total.square().sum() / count).clamp(min=TINY))
+    return torch.cat(found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +179,22 @@ def test_offspring_are_trained_further(tmp_path, weights, what):
         assert all(same) if what == "stitches" else not all(same)
         assert stitch.read_card(file)["metrics"]["test_accuracy"] == again[k]
     assert ("retrained_test_accuracy_gain" in row.metrics) == bool(trained)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path, weights):
+    root = Path(__file__).parents[2]
+    common = ["model@a=any", "a.name=first", "model@b=any", "b.name=second", *QUICK, FEW, f"weights_root={weights}"]
+    started = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
+    found = {}
+    for name, words in started.items():
+        where = [f"{key}_root={tmp_path / name / key}" for key in ("data", "cache", "output")]
+        command = [sys.executable, *words, str(root / "main_stitch.py"), *common, *where]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (found[name],) = read_rows(tmp_path / name / "output")
+    for one, two in zip(found["one"].series["front_on"], found["two"].series["front_on"], strict=True):
+        assert one == two
+    for key, value in found["one"].metrics.items():
+        if not key.endswith("seconds"):
+            assert found["two"].metrics[key] == pytest.approx(value, rel=1e-3), key
