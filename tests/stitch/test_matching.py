@@ -160,6 +160,25 @@ def test_random_graphs_reach_the_optimum_of_all_subsets(restarts):
     assert short > 5 and below > 5  # the first LCS and the bound alone would not have sufficed
 
 
+@pytest.mark.parametrize("seed", [15, 19])
+def test_branches_that_join_are_needed(seed):
+    """Graphs in which neither the first LCS nor the orders alone lead to the optimum."""
+    problem = random_problem(np.random.default_rng(seed), 8, 8, 0.3, 0.4)
+    result = match(problem, restarts=0)
+    check(problem, result)
+    assert result.proven and len(result.pairs) == most_pairs(problem)
+
+
+@pytest.mark.parametrize("seed", [15, 38])
+def test_pairs_that_cross_only_through_what_was_joined(seed):
+    problem = random_problem(np.random.default_rng(seed), 15, 15, 4 / 15, 0.3)
+    results = [match(problem, restarts=restarts, seed=restarts) for restarts in (0, 100)]
+    for result in results:
+        check(problem, result)
+        assert result.proven
+    assert len(results[0].pairs) == len(results[1].pairs)
+
+
 @pytest.mark.parametrize("method", ["lcs", "greedy_depth"])
 def test_larger_random_graphs(method):
     random = np.random.default_rng(3)
