@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,12 @@ from src import data as datasets
 from src import models as zoo
 from src.core.config import build, plain
 from src.core.errors import ConfigError
-from src.core.files import write_atomically
 from src.core.run import Run
 from src.core.types import Row
 from src.models.names import training_hint
 from src.stitch import offspring, stitches
 from src.stitch.evaluator import PERFORMANCES, Evaluator
-from src.stitch.matching import Matching, Problem, match
+from src.stitch.matching import Problem, match
 from src.stitch.measures import comparison, network_measures
 from src.stitch.parents import GRANULARITIES
 from src.stitch.retraining import WHAT, Retrained, retrained
@@ -102,8 +100,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     bench = Workbench(cfg, run)
     try:
         bench.describe()
-        net, found = stitches.join(bench)
-        facts = matching_facts(net, found) | stitches.train(bench, net, build(cfg.method))
+        net, facts = stitches.join(bench)
+        facts |= stitches.train(bench, net, build(cfg.method))
         series = stitch_errors(bench, net)
         genotypes, watch = search(cfg, run, net, evaluator(bench, net))
         front, three = (measured(bench, net, some) for some in (genotypes, references(len(net.genotype))))
@@ -125,19 +123,6 @@ def evaluator(bench: Workbench, net: Supernetwork) -> Evaluator:
     cfg = bench.cfg
     options = {"precision": cfg.engine.precision, "performance": cfg.performance, "together": cfg.together}
     return Evaluator(net, bench.loader("search"), bench.run, **options, file=bench.run.dir / "evaluations.jsonl")
-
-
-def matching_facts(net: Supernetwork, found: Matching) -> dict[str, float]:
-    """How many nodes were joined, how many more there could be, and how large the stitches are."""
-    log.info(
-        "%s: %d pairs of nodes joined%s", net.name, len(net.pairs), " (no more are possible)" if found.proven else ""
-    )
-    return {
-        "pairs": float(len(net.pairs)),
-        "pairs_bound": float(found.bound),
-        "pairs_proven": float(found.proven),
-        "stitch_parameters": float(sum(p.numel() for p in net.stitches.parameters())),
-    }
 
 
 def stitch_errors(bench: Workbench, net: Supernetwork) -> dict[str, list]:
@@ -189,11 +174,9 @@ def leave(
     front: Mapping[str, list],
     again: Sequence[Retrained | None],
 ) -> None:
-    """Write the front as CSV, the pairs as JSON, and the most accurate offspring as files of their own."""
+    """Write the front as CSV, and the most accurate offspring as files of their own."""
     folder, cfg = bench.run.dir, bench.cfg
     pd.DataFrame(front).to_csv(folder / "front.csv", index_label="network", float_format="%.6g")
-    pairs = [{"a": pair.a.name, "b": pair.b.name, "shape": list(pair.a.meta["shape"][1:])} for pair in net.pairs]
-    write_atomically(folder / "matching.json", json.dumps(pairs, indent=1))
     files, facts = [], {"class_names": list(bench.data.class_names), "dataset": cfg.dataset.name}
     for k, (genotype, trained) in enumerate(zip(genotypes, again, strict=False)):
         path = folder / "offspring" / f"{k}.safetensors"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from src.core.config import build, plain
+from src.core.distributed import gather
 from src.core.engine import Engine
 from src.core.errors import ConfigError
-from src.core.files import replacing
+from src.core.files import replacing, write_atomically
 from src.models.frozen import digest
 from src.stitch.initial import initialise
 from src.stitch.layers import compatible
-from src.stitch.matching import Matching, Problem, match
+from src.stitch.matching import Problem, match
 from src.stitch.parents import Parent
 from src.stitch.supernetwork import Pair, Supernetwork
 from src.stitch.training import Stitching, StitchTraining
@@ -38,11 +40,33 @@ def problem(parents: tuple[Parent, Parent]) -> Problem:
     return Problem(fits.reshape(len(shapes[0]), len(shapes[1])), *edges)
 
 
-def join(bench: Workbench) -> tuple[Supernetwork, Matching]:
-    """Match the parents' nodes and build the supernetwork, its stitches drawn from `stitch_seed`."""
-    settings = plain(bench.cfg.matching)
-    granularity = settings.pop("granularity")
+def join(bench: Workbench) -> tuple[Supernetwork, dict[str, float]]:
+    """The supernetwork of all nodes that match, its stitches drawn from `stitch_seed`, and facts of the matching.
+
+    The pairs are kept in the run's folder: where the matching ends by its time limit, another try may end elsewhere.
+    """
+    granularity = bench.cfg.matching.granularity
     parents = tuple(Parent(model, granularity) for model in bench.models)
+    file = bench.run.dir / "matching.json"
+    found = json.loads(file.read_text()) if file.is_file() else gather(_matched(bench, parents))[0]
+    if bench.run.main:
+        write_atomically(file, json.dumps(found, indent=1))
+    named = [{node.name: node for node in parent.nodes} for parent in parents]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(bench.training_run.seed)
+        net = Supernetwork(parents, [Pair(named[0][a], named[1][b]) for a, b in found["pairs"]])
+    layout = torch.channels_last if bench.cfg.engine.channels_last else torch.contiguous_format
+    facts = {"pairs": len(net.pairs), "pairs_bound": found["bound"], "pairs_proven": found["proven"]}
+    facts |= {"stitch_parameters": sum(p.numel() for p in net.stitches.parameters())}
+    more = " (no more are possible)" if found["proven"] else ""
+    log.info("%s: %d pairs of nodes joined%s", net.name, len(net.pairs), more)
+    return net.to(bench.run.device, memory_format=layout), {key: float(value) for key, value in facts.items()}
+
+
+def _matched(bench: Workbench, parents: tuple[Parent, Parent]) -> dict[str, Any]:
+    """The names of the matched nodes, and how many there could be at most."""
+    settings = plain(bench.cfg.matching)
+    del settings["granularity"]
     a, b = (parent.name for parent in parents)
     if not all(parent.nodes for parent in parents) or not (wanted := problem(parents)).compatible.any():
         raise ConfigError(
@@ -50,12 +74,8 @@ def join(bench: Workbench) -> tuple[Supernetwork, Matching]:
             f"shrink their images alike, or matching.granularity=op"
         )
     found = match(wanted, **settings, seed=bench.training_run.seed)
-    pairs = [Pair(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(bench.training_run.seed)
-        net = Supernetwork(parents, pairs)
-    layout = torch.channels_last if bench.cfg.engine.channels_last else torch.contiguous_format
-    return net.to(bench.run.device, memory_format=layout), found
+    pairs = [(parents[0].nodes[i].name, parents[1].nodes[j].name) for i, j in found.pairs.tolist()]
+    return {"pairs": pairs, "bound": found.bound, "proven": found.proven}
 
 
 def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, float]:
