@@ -16,6 +16,7 @@ from src.core.types import Batch, Step
 from src.models import Model
 from src.models.graph import traced
 from src.pnc.branch import linear_head
+from src.pnc.training import distance
 from src.pnc.workbench import Workbench
 
 __all__ = ["DirectEnsemble", "Tuning", "ensemble", "tuned"]
@@ -94,19 +95,14 @@ class _Tuning(Method):
         logs = {"xe": loss.detach()}
         settings = self.settings
         if settings.keep_weight:
-            loss = loss + settings.keep_weight * self._distance(self.target(batch.images), logits[:, :width])
+            kept = distance(self.target(batch.images), logits[:, :width], settings.temperature)
+            loss = loss + settings.keep_weight * kept.mean()
         if settings.source_weight:
             taught = self.source(batch.images)[:, self.outputs]
-            new = (batch.labels >= width)[:, None]
-            loss = loss + settings.source_weight * self._distance(taught, logits[:, width:], new)
+            new = batch.labels >= width
+            learned = distance(taught, logits[:, width:], settings.temperature) * new
+            loss = loss + settings.source_weight * learned.sum() / new.sum().clamp(min=1)
         return Step(loss, {"loss": loss.detach(), **logs})
-
-    def _distance(self, taught: Tensor, own: Tensor, where: Tensor | None = None) -> Tensor:
-        warm = self.settings.temperature
-        values = F.kl_div((own / warm).log_softmax(1), (taught.detach() / warm).softmax(1), reduction="none")
-        if where is None:
-            return warm**2 * values.sum(1).mean()
-        return warm**2 * (values * where).sum() / where.sum().clamp(min=1)
 
 
 def tuned(bench: Workbench, method: Tuning) -> nn.Module:

@@ -19,7 +19,18 @@ from src.models.cuts import Cut, cuts
 from src.models.graph import Traced, segment
 from src.pnc.masks import Gate
 
-__all__ = ["ADAPTERS", "HEADS", "Branch", "Position", "Rows", "features_of", "linear_head", "positions"]
+__all__ = [
+    "ADAPTERS",
+    "HEADS",
+    "Branch",
+    "Full",
+    "Position",
+    "Rows",
+    "features_of",
+    "joined",
+    "linear_head",
+    "positions",
+]
 
 
 class Position(NamedTuple):
@@ -110,12 +121,18 @@ def _near_identity(layer: nn.Linear | nn.Conv2d) -> nn.Module:
 class Rows(nn.Module):
     """New classifier rows that see the features of both branches; they start as the source's own rows."""
 
-    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
         super().__init__()
-        self.fc = nn.Linear(target_features + rows.in_features, rows.out_features)
-        self.fc.weight.data[:, :target_features] = 0
-        self.fc.weight.data[:, target_features:] = rows.weight.data
-        self.fc.bias.data.copy_(rows.bias.data)
+        self.fc = self._start(nn.Linear(own.in_features + rows.in_features, rows.out_features), rows)
+
+    @staticmethod
+    def _start(fc: nn.Linear, rows: nn.Linear) -> nn.Linear:
+        """The last rows and columns of `fc` become the source's, all else 0."""
+        fc.weight.data.zero_()
+        fc.weight.data[-rows.out_features :, -rows.in_features :] = rows.weight.data
+        fc.bias.data.zero_()
+        fc.bias.data[-rows.out_features :] = rows.bias.data
+        return fc
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Features [B, C_t] and [B, C_s] -> logits of the cloned classes [B, n]."""
@@ -130,10 +147,28 @@ class Rows(nn.Module):
         self.fc.in_features = int(columns.sum())
 
 
+class Full(Rows):
+    """A classifier of all classes over the features of both branches; it starts as both own classifiers side by side.
+
+    The only head that answers for the target's classes too, and so changes their logits while the clone is attached.
+    """
+
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        width, classes = own.in_features, own.out_features
+        self.fc = self._start(nn.Linear(width + rows.in_features, classes + rows.out_features), rows)
+        self.fc.weight.data[:classes, :width] = own.weight.data
+        self.fc.bias.data[:classes] = own.bias.data if own.bias is not None else 0
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Features [B, C_t] and [B, C_s] -> logits of all classes [B, T + n]."""
+        return super().forward(target, features, logits)
+
+
 class Scale(nn.Module):
     """The source's own logits, each with a factor and a bias: the fewest parameters."""
 
-    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.ones(rows.out_features))
         self.bias = nn.Parameter(torch.zeros(rows.out_features))
@@ -146,7 +181,7 @@ class Scale(nn.Module):
 class Concat(nn.Module):
     """The source's own logits as they are."""
 
-    def __init__(self, rows: nn.Linear, target_features: int) -> None:
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
         super().__init__()
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
@@ -154,7 +189,13 @@ class Concat(nn.Module):
         return logits
 
 
-HEADS: dict[str, type[nn.Module]] = {"rows": Rows, "scale": Scale, "concat": Concat}
+HEADS: dict[str, type[nn.Module]] = {"rows": Rows, "scale": Scale, "full": Full, "concat": Concat}
+"""Section 5.4; each is built of the source's rows for the cloned classes and the target's classifier."""
+
+
+def joined(own: Tensor, new: Tensor, head: nn.Module) -> Tensor:
+    """Logits of all classes [B, T + n]: the target's own [B, T] before what the head says, unless that is all."""
+    return new if isinstance(head, Full) else torch.cat([own, new], 1)
 
 
 class Branch(nn.Module):
@@ -169,12 +210,12 @@ class Branch(nn.Module):
         position: Position,
         source: Traced,
         outputs: Sequence[int],
-        target_features: int,
+        own: nn.Linear,
         *,
         adapter: str,
         head: str,
     ) -> None:
-        """`outputs`: the source's outputs that are cloned, in the order of the new logits."""
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head."""
         super().__init__()
         self.position, self.outputs = position, list(outputs)
         self.kinds = {"adapter": adapter, "head": head}
@@ -185,7 +226,7 @@ class Branch(nn.Module):
         cloned = nn.Linear(rows.in_features, len(self.outputs))
         cloned.weight.data.copy_(rows.weight.data[self.outputs])
         cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
-        self.head = HEADS[head](cloned, target_features)
+        self.head = HEADS[head](cloned, own)
         self.source = (source,)  # in a tuple: it is shared, and no part of this module
         self._cut()
 
@@ -209,7 +250,7 @@ class Branch(nn.Module):
         return self._upper[0](value)
 
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
-        """The target's value at the position and its features [B, C_t] -> new logits [B, n]."""
+        """The target's value at the position and its features [B, C_t] -> new logits [B, n], or what `joined` takes."""
         features, logits = self.upper(self.adapter(value))
         return self.head(target_features, features, logits[:, self.outputs])
 

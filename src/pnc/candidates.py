@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from src.models import Model
 from src.models.graph import Traced, segment
-from src.pnc.branch import Branch, features_of
+from src.pnc.branch import Branch, features_of, joined
 
 __all__ = ["Candidates", "tapped"]
 
@@ -61,4 +61,4 @@ class Candidates(nn.Module):
         """uint8 [B, 3, H, W] -> logits [B, P, T + n] of the target with each of the P branches."""
         values, features, own = self.of_target(images)
         new = [branch(value, features).float() for branch, value in zip(self.branches, values, strict=True)]
-        return torch.stack([torch.cat([own, logits], 1) for logits in new], 1)
+        return torch.stack([joined(own, said, b.head) for said, b in zip(new, self.branches, strict=True)], 1)

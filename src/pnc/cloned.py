@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 
-import torch
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
@@ -13,7 +12,7 @@ from src.models.cuts import cuts
 from src.models.frozen import Standing, digest, freeze, thaw
 from src.models.graph import segment, traced
 from src.models.model import Model
-from src.pnc.branch import Branch, Position, Rows, features_of
+from src.pnc.branch import Branch, Full, Position, Rows, features_of, joined
 
 __all__ = ["Clone", "ClonedNetwork"]
 
@@ -40,7 +39,7 @@ class Clone(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
-        """The target's value at the position and its features [B, C_t] -> logits of the cloned classes [B, n]."""
+        """The target's value at the position and its features [B, C_t] -> what `joined` takes: new logits, or all."""
         features, logits = self.module(self.adapter(value))
         return self.head(target_features, features, logits[:, self.outputs]).float()
 
@@ -89,6 +88,11 @@ class ClonedNetwork(nn.Module):
             raise ConfigError(f"a clone cannot be called {name!r}: that name is taken; attach it under another one")
         if doubles := sorted(set(clone.class_names).intersection(self.class_names)):
             raise ConfigError(f"clone {name}: the network knows {', '.join(doubles)} already; detach one of the two")
+        if len(self.clones) and any(isinstance(c.head, Full) for c in (clone, *self.clones.values())):
+            raise ConfigError(
+                f"clone {name}: a head of kind full answers for the classes of its target alone and stands beside no "
+                f"other clone; make both with method.head=rows, or detach {', '.join(self.clones)}"
+            )
         if not len(self.clones):
             self._before = freeze(self.target)
         self.clones[name] = clone
@@ -132,5 +136,7 @@ class ClonedNetwork(nn.Module):
         if not len(self.clones):
             return self.target(images)
         *values, features, own = self._taps[0](self.preprocess(images))
-        new = [clone(value, features) for clone, value in zip(self.clones.values(), values, strict=True)]
-        return torch.cat([own.float(), *new], 1)
+        logits = own.float()
+        for clone, value in zip(self.clones.values(), values, strict=True):
+            logits = joined(logits, clone(value, features), clone.head)
+        return logits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from src.core.engine import Fit
 from src.core.errors import ConfigError
-from src.pnc.branch import ADAPTERS, HEADS, Branch, Position, features_of, positions
+from src.pnc.branch import ADAPTERS, HEADS, Branch, Position, linear_head, positions
 from src.pnc.candidates import Candidates
 from src.pnc.masks import set_keep
 from src.pnc.measures import percent
@@ -43,10 +43,13 @@ class Cloning:
     joint: bool = True
     """Whether insertion refines the masks."""
     loc_weight: float = 0.1
+    keep_weight: float = 1.0
+    """Of T^2 KL to the target on its own samples; only a head of kind full can change its logits."""
+    temperature: float = 2.0
     adapter: str = "conv1x1_bn"
     head: str = "rows"
     positions: Sequence[int] | None = None
-    """Candidates R; null: all."""
+    """Candidates R, negative ones counted from the last (-2: R = L - 1); null: all."""
     localize_epochs: float = 10
     insert_epochs: float = 10
     min_steps: int = 300
@@ -68,10 +71,13 @@ class Cloning:
         ratio = options.get("keep_ratio", 0.5)
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
             found.append(f"method.keep_ratio={ratio}: above 0 and at most 1, such as method.keep_ratio=0.5")
-        for key in ("localize_epochs", "insert_epochs", "score_lr", "loc_weight", "min_steps"):
+        for key in ("localize_epochs", "insert_epochs", "score_lr", "loc_weight", "keep_weight", "min_steps"):
             value = options.get(key, 1)
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 found.append(f"method.{key}={value}: a number of at least 0 is needed")
+        warm = options.get("temperature", 2.0)
+        if not isinstance(warm, int | float) or isinstance(warm, bool) or warm <= 0:
+            found.append(f"method.temperature={warm}: a number above 0 is needed, such as method.temperature=2")
         return found
 
 
@@ -81,18 +87,19 @@ def candidates(bench: Workbench, method: Cloning) -> Candidates:
     there = positions(target, source)
     if method.positions is not None:
         known = {position.number: position for position in there}
-        if wrong := sorted(set(method.positions) - set(known)):
+        asked = {sorted(known)[k] if -len(known) <= k < 0 else k for k in method.positions}
+        if wrong := sorted(asked - set(known)):
             raise ConfigError(f"method.positions={list(method.positions)}: {wrong} are none; there are {sorted(known)}")
-        there = tuple(known[number] for number in sorted(set(method.positions)))
-    width = features_of(target).meta["shape"][1]
+        there = tuple(known[number] for number in sorted(asked))
+    own = linear_head(target)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(bench.run.seed)
-        made = [_branch(bench, method, position, width) for position in there]
+        made = [_branch(bench, method, position, own) for position in there]
     return Candidates(bench.target, bench.source, bench.traced, made).to(bench.run.device)
 
 
-def _branch(bench: Workbench, method: Cloning, position: Position, width: int) -> Branch:
-    branch = Branch(position, bench.traced[1], bench.outputs, width, adapter=method.adapter, head=method.head)
+def _branch(bench: Workbench, method: Cloning, position: Position, own: nn.Linear) -> Branch:
+    branch = Branch(position, bench.traced[1], bench.outputs, own, adapter=method.adapter, head=method.head)
     for group, gate in zip(branch.groups, branch.gates, strict=True):
         if method.mask == "random":
             gate.scores.data.uniform_()
@@ -129,6 +136,7 @@ def insert(
     loader = bench.long_enough(loader, method.insert_epochs, method.min_steps)
     weight = method.loc_weight if method.joint and method.mask == "learned" else 0.0
     options = {"seed": bench.run.seed, "score_lr": method.score_lr, "originals": originals, "loc_weight": weight}
+    options |= {"keep_weight": method.keep_weight, "temperature": method.temperature}
     return bench.fit(Insertion(net, near, surrogates, **options), loader, "insert", method.insert_epochs)
 
 

@@ -16,7 +16,7 @@ from src.core.files import replacing
 from src.models import Model, zoo
 from src.models.frozen import digest
 from src.models.graph import trace, traced
-from src.pnc.branch import Branch, features_of, positions
+from src.pnc.branch import Branch, linear_head, positions
 from src.pnc.cloned import Clone, ClonedNetwork
 
 __all__ = ["attach", "load", "read_card", "save"]
@@ -114,8 +114,7 @@ def _built(
             net = zoo.create(about["architecture"], about["options"], classes=about["classes"], pretrained=False).net
     host, graph = traced(target, size or card["target_size"]), trace(net, about["size"])
     (position,) = (p for p in positions(host, graph) if p.number == card["position"])
-    width = features_of(host).meta["shape"][1]
-    branch = Branch(position, graph, card["outputs"], width, adapter=card["adapter"], head=card["head"])
+    branch = Branch(position, graph, card["outputs"], linear_head(host), adapter=card["adapter"], head=card["head"])
     for k, gate in enumerate(branch.gates):
         gate.fix(tensors[f"mask.{k}"])
     clone = Clone(branch, card["class_names"])

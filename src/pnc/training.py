@@ -8,12 +8,20 @@ from torch.nn import functional as F
 
 from src.core.method import Method
 from src.core.types import Batch, Step
+from src.pnc.branch import Full
 from src.pnc.candidates import Candidates
 from src.pnc.masks import Gate, annealed, set_keep
 from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence
 from src.pnc.surrogates import Surrogates, localization_loss
 
-__all__ = ["Insertion", "Localization"]
+__all__ = ["Insertion", "Localization", "distance"]
+
+
+def distance(taught: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(taught / T) | softmax(own / T)) of each sample, logits [..., C] -> [...]."""
+    wanted = (taught.detach() / temperature).softmax(-1)
+    values = F.kl_div((own / temperature).log_softmax(-1), wanted, reduction="none")
+    return temperature**2 * values.sum(-1)
 
 
 class _Cloning(Method):
@@ -98,13 +106,25 @@ class Insertion(_Cloning):
     here on the images alone, as L_loc looks at the neighbours already.
     """
 
-    def __init__(self, net: Candidates, *args, originals: int, loc_weight: float, **options) -> None:
+    def __init__(
+        self,
+        net: Candidates,
+        *args,
+        originals: int,
+        loc_weight: float,
+        keep_weight: float,
+        temperature: float,
+        **options,
+    ) -> None:
         """The first `originals` samples of every batch are the target's own, the others those of cloned classes.
 
-        `loc_weight` 0 leaves the masks as they are (not joint).
+        `loc_weight` 0 leaves the masks as they are (not joint). `keep_weight` of T^2 KL to the target on its own
+        samples: for heads that can change its logits.
         """
         super().__init__(net, *args, **options)
         self.originals, self.loc_weight = originals, loc_weight
+        self.keep_weight, self.temperature = keep_weight, temperature
+        self.changeable = any(isinstance(branch.head, Full) for branch in net.branches)
         for gate in self.gates:
             gate.scores.requires_grad_(bool(loc_weight))
 
@@ -116,6 +136,8 @@ class Insertion(_Cloning):
             labels = batch.labels[:, None].expand(-1, logits.shape[1])
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             losses = losses.view_as(labels).mean(0)
+            if self.changeable and self.keep_weight:
+                losses = losses + self.keep_weight * self.forgotten(batch.images[: self.originals], logits)
         else:
             wanted = self.net.of_source(self.net.source.preprocess(cloned))[1][:, self.columns]
             losses = (logits[:, :, -len(self.columns) :] - wanted[:, None]).square().mean((0, 2))
@@ -125,3 +147,9 @@ class Insertion(_Cloning):
             localization = self.localization(cloned, index)
             loss, logs["localization"] = loss + self.loc_weight * localization, localization.detach()
         return Step(loss, {"loss": loss.detach(), **logs})
+
+    def forgotten(self, images: Tensor, logits: Tensor) -> Tensor:
+        """How far each branch's old logits are from the target's on its own samples, [P]."""
+        taught = self.net.of_target(images)[2]
+        own = logits[: self.originals, :, : taught.shape[1]]
+        return distance(taught[:, None].expand_as(own), own, self.temperature).mean(0)

@@ -48,9 +48,8 @@ def images():
 def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0):
     """A branch with masks that are no prefix of the filters."""
     there = {position.number: position for position in positions(graph(target), graph(source))}
-    width = features_of(graph(target)).meta["shape"][1]
     torch.manual_seed(3)
-    branch = Branch(there[number], graph(source), list(outputs), width, adapter=adapter, head=head)
+    branch = Branch(there[number], graph(source), list(outputs), linear_head(graph(target)), adapter=adapter, head=head)
     for gate in branch.gates:
         gate.scores.data.uniform_()
     set_keep(branch.gates, keep)
@@ -93,7 +92,7 @@ def test_all_filters_on_is_the_source_bit_for_bit(source, images):
         assert torch.equal(branch.upper(value)[1], logits)
 
 
-@pytest.mark.parametrize("head", ["rows", "scale", "concat"])
+@pytest.mark.parametrize("head", ["rows", "scale", "full", "concat"])
 def test_a_network_joined_to_itself_without_adapter_starts_as_the_direct_ensemble(head, images):
     model = network("resnet20", 5)
     branch = branch_of(model, model, 2, adapter="none", head=head)
@@ -178,6 +177,28 @@ def test_what_cannot_be_attached_or_detached_is_said(pair):
         next(target.parameters()).add_(1)
     with pytest.raises(ConfigError, match="was changed from outside"):
         cloned.restore()
+
+
+def test_a_head_of_all_classes_answers_alone_and_goes_without_a_trace(tmp_path, pair, images):
+    target, source = pair
+    before, alone = digest(target), target(images)
+    branch = branch_of(target, source, 2, keep=0.5, head="full")
+    with torch.no_grad():
+        branch.head.fc.weight.add_(0.1 * torch.randn(branch.head.fc.weight.shape))
+    net = Candidates(target, source, (graph(target), graph(source)), [branch]).eval()
+    clone = Clone(branch, ["car", "van"])
+    cloned = ClonedNetwork(target, OWN).attach(clone, "a")
+    expected = cloned(images)
+    assert expected.shape == (4, 5) and not torch.allclose(expected[:, :3], alone, atol=0.1)
+    torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
+    other = Clone(branch_of(target, source, 2, [0]), ["bus"])
+    with pytest.raises(ConfigError, match="clone b: a head of kind full answers"):
+        cloned.attach(other, "b")
+    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    assert torch.equal(cloned.restore()(images), alone) and digest(target) == before
+    assert torch.equal(pnc.attach(target, path)(images), expected)
+    with pytest.raises(ConfigError, match="stands beside no other clone"):
+        ClonedNetwork(target, OWN).attach(other, "b").attach(clone, "a")
 
 
 @pytest.mark.parametrize("reference", [False, True])

@@ -122,10 +122,14 @@ def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weig
     assert row.metrics["accuracy_cloned"] > 90 and row.metrics["locality_drop"] < 5
 
 
-@pytest.mark.parametrize("option", ["surrogate=direct", "mask=random", "mask=magnitude", "mask=ones", "joint=false"])
+ABLATIONS = ["surrogate=direct", "mask=random", "mask=magnitude", "mask=ones", "joint=false", "head=full"]
+
+
+@pytest.mark.parametrize("option", ABLATIONS)
 def test_its_ablations_run(tmp_path, weights, option):
     row = launched(tmp_path, weights, *SHORT, "method.positions=[2]", f"method.{option}")
     assert row.metrics["kept_filters"] == pytest.approx(100 if option == "mask=ones" else 50, abs=1)
+    assert (row.metrics["logit_shift"] == 0) == (option != "head=full")
     if option == "mask=ones":
         assert [row.metrics[f"similarity_{name}"] for name in ("cloned", "others")] == pytest.approx([1, 1])
         assert row.metrics["module_accuracy"] > 95
