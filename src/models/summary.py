@@ -7,6 +7,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from src.models.model import Model
@@ -14,7 +15,19 @@ from src.models.model import Model
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["describe", "summary"]
+__all__ = ["describe", "flops", "summary"]
+
+
+def flops(net: nn.Module, images: Tensor) -> int:
+    """Floating-point operations of a network in eval mode on these images: 2 for a multiply-add."""
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel is invisible to the counter
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    return counter.get_total_flops()
 
 
 def summary(model: Model) -> dict[str, Any]:
@@ -23,17 +36,10 @@ def summary(model: Model) -> dict[str, Any]:
     Multiply-adds are counted on a copy without storage: nothing is computed.
     """
     net = deepcopy(model.net).eval().to("meta")
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused kernel is invisible to the counter
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(torch.zeros(1, 3, model.size, model.size, device="meta"))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "macs": counter.get_total_flops() // 2,
+        "macs": flops(net, torch.zeros(1, 3, model.size, model.size, device="meta")) // 2,
         "tag": model.tag,
         "claimed_top1": model.claimed_top1,
     }

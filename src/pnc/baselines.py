@@ -1,4 +1,4 @@
-"""What a clone is compared with (section 7): both networks side by side, and tuning the target itself."""
+"""What a clone is compared with (section 7): both networks side by side, tuning the target, training from scratch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.core.errors import ConfigError
-from src.core.method import Method
+from src.core.method import Method, Supervised
 from src.core.types import Batch, Step
+from src.data.augment import PRESETS
 from src.models import Model
+from src.models import build as network
 from src.models.graph import traced
 from src.pnc.branch import linear_head
 from src.pnc.training import distance
 from src.pnc.workbench import Workbench
 
-__all__ = ["DirectEnsemble", "Tuning", "ensemble", "tuned"]
+__all__ = ["DirectEnsemble", "FromScratch", "Tuning", "ensemble", "from_scratch", "tuned", "widened", "wrong_numbers"]
+
+
+def wrong_numbers(settings: object, *others: str) -> list[str]:
+    """One message for each field that is no number of at least 0; `others` hold something else."""
+    return [
+        f"method.{key}={value}: a number of at least 0 is needed"
+        for key, value in vars(settings).items()
+        if key not in ("name", "optimizer", *others)
+        and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0)
+    ]
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,7 @@ class Tuning:
     """As many as both stages of a clone together."""
 
     def __post_init__(self) -> None:
-        numbers = {key: value for key, value in vars(self).items() if key not in ("name", "optimizer")}
-        wrong = [
-            f"method.{key}={value}: a number of at least 0 is needed"
-            for key, value in numbers.items()
-            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0
-        ]
-        if wrong:
+        if wrong := wrong_numbers(self):
             raise ConfigError(wrong)
 
 
@@ -105,8 +111,8 @@ class _Tuning(Method):
         return Step(loss, {"loss": loss.detach(), **logs})
 
 
-def tuned(bench: Workbench, method: Tuning) -> nn.Module:
-    """A copy of the target with new rows, trained whole."""
+def widened(bench: Workbench) -> Model:
+    """A trainable copy of the target with random new rows for the classes to add."""
     net = deepcopy(bench.target).requires_grad_(True)
     graph = traced(net)
     old = linear_head(graph)
@@ -120,8 +126,52 @@ def tuned(bench: Workbench, method: Tuning) -> nn.Module:
         new.bias.data[: old.out_features] = old.bias.data
     parent, _, child = graph.head.rpartition(".")
     setattr(net.net.get_submodule(parent), child, new)
+    return net
+
+
+def tuned(bench: Workbench, method: Tuning) -> nn.Module:
+    """A copy of the target with new rows, trained whole."""
+    net = widened(bench)
     loader, _ = bench.joint_loader(bench.cfg.batch_size)
     loader = bench.long_enough(loader, method.epochs, method.min_steps)
     training = _Tuning(net, bench.target, bench.source, bench.outputs, method)
     bench.fit(training, loader, "tune", method.epochs, method.optimizer)
+    return net.eval()
+
+
+@dataclass(frozen=True)
+class FromScratch:
+    """A new network of the target's architecture, trained on old and new classes together (B3 and B4).
+
+    It sees images of the target's own classes whatever `use_original` says: without them there is nothing to join.
+    """
+
+    optimizer: Callable
+    schedule: Callable
+    name: str = "joint_full"
+    whole: bool = True
+    """All training images (B3), or those that a clone trains on (B4)."""
+    epochs: float = 20
+    min_steps: int = 0
+    augment: str = "none"
+    """As in `dataset.augment`: how the networks themselves were trained."""
+
+    def __post_init__(self) -> None:
+        wrong = wrong_numbers(self, "schedule", "whole", "augment")
+        if not isinstance(self.whole, bool):
+            wrong.append(f"method.whole={self.whole}: true or false")
+        if self.augment not in PRESETS:
+            wrong.append(f"method.augment={self.augment}: one of {', '.join(PRESETS)} is needed")
+        if wrong:
+            raise ConfigError(wrong)
+
+
+def from_scratch(bench: Workbench, method: FromScratch) -> nn.Module:
+    """The target's architecture, drawn from the run's seed, and trained in the joint label space."""
+    target, count = bench.target, len(bench.class_names)
+    node = {**target.options, **target.preprocess.settings(), "architecture": target.architecture, "weights": None}
+    net = network({**node, "name": method.name}, classes=count, seed=bench.run.seed).to(bench.run.device)
+    loader = bench.scratch_loader(bench.cfg.batch_size, whole=method.whole, augment=method.augment)
+    loader = bench.long_enough(loader, method.epochs, method.min_steps)
+    bench.fit(Supervised(net), loader, "scratch", method.epochs, method.optimizer, method.schedule)
     return net.eval()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from src.core.engine import Fit
 from src.core.errors import ConfigError
+from src.models.channels import channel_groups
 from src.pnc.branch import ADAPTERS, HEADS, Branch, Position, linear_head, positions
 from src.pnc.candidates import Candidates
 from src.pnc.masks import set_keep
@@ -21,10 +22,11 @@ from src.pnc.surrogates import Surrogates
 from src.pnc.training import Insertion, Localization
 from src.pnc.workbench import Workbench
 
-__all__ = ["Cloning", "candidates", "choose", "insert", "localize"]
+__all__ = ["Cloning", "candidates", "choose", "head_of", "insert", "localize"]
 
 MASKS = ("learned", "ones", "random", "magnitude")
 SURROGATES = ("lime", "direct")
+LAST = "last"
 CHOICE = {"mask": MASKS, "surrogate": SURROGATES, "adapter": ADAPTERS, "head": tuple(HEADS)}
 
 
@@ -47,9 +49,10 @@ class Cloning:
     """Of T^2 KL to the target on its own samples; only a head of kind full can change its logits."""
     temperature: float = 2.0
     adapter: str = "conv1x1_bn"
-    head: str = "rows"
-    positions: Sequence[int] | None = None
-    """Candidates R, negative ones counted from the last (-2: R = L - 1); null: all."""
+    head: str | None = None
+    """null: rows, and concat where no images of the target's own classes train the clone (section 5.5)."""
+    positions: Sequence[int] | str | None = None
+    """Candidates R; last: the last one with filters of the source above it (R = L - 1, no search); null: all."""
     localize_epochs: float = 10
     insert_epochs: float = 10
     min_steps: int = 300
@@ -66,8 +69,11 @@ class Cloning:
         found = [
             f"method.{key}={options[key]}: one of {', '.join(allowed)} is needed"
             for key, allowed in CHOICE.items()
-            if options.get(key, allowed[0]) not in allowed
+            if options.get(key, allowed[0]) not in allowed and not (key == "head" and options[key] is None)
         ]
+        places = options.get("positions")
+        if isinstance(places, str) and places != LAST:
+            found.append(f"method.positions={places}: a list such as [3,4], {LAST}, or null for all")
         ratio = options.get("keep_ratio", 0.5)
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
             found.append(f"method.keep_ratio={ratio}: above 0 and at most 1, such as method.keep_ratio=0.5")
@@ -81,16 +87,22 @@ class Cloning:
         return found
 
 
+def head_of(given: str | None, use_original: bool) -> str:
+    """The kind of head: the one given, else what suits the data (section 5.5)."""
+    return given or ("rows" if use_original else "concat")
+
+
 def candidates(bench: Workbench, method: Cloning) -> Candidates:
     """A branch at each candidate position, drawn from the run's seed."""
     target, source = bench.traced
     there = positions(target, source)
-    if method.positions is not None:
+    if method.positions == LAST:
+        there = [position for position in there if channel_groups(source, after=position.source.node)][-1:] or there
+    elif method.positions is not None:
         known = {position.number: position for position in there}
-        asked = {sorted(known)[k] if -len(known) <= k < 0 else k for k in method.positions}
-        if wrong := sorted(asked - set(known)):
+        if wrong := sorted(set(method.positions) - set(known)):
             raise ConfigError(f"method.positions={list(method.positions)}: {wrong} are none; there are {sorted(known)}")
-        there = tuple(known[number] for number in sorted(asked))
+        there = tuple(known[number] for number in sorted(set(method.positions)))
     own = linear_head(target)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(bench.run.seed)
@@ -99,7 +111,8 @@ def candidates(bench: Workbench, method: Cloning) -> Candidates:
 
 
 def _branch(bench: Workbench, method: Cloning, position: Position, own: nn.Linear) -> Branch:
-    branch = Branch(position, bench.traced[1], bench.outputs, own, adapter=method.adapter, head=method.head)
+    head = head_of(method.head, bench.cfg.use_original)
+    branch = Branch(position, bench.traced[1], bench.outputs, own, adapter=method.adapter, head=head)
     for group, gate in zip(branch.groups, branch.gates, strict=True):
         if method.mask == "random":
             gate.scores.data.uniform_()

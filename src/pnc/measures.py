@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from src.core.evaluate import Predictions
 
-__all__ = ["cloned_measures", "percent"]
+__all__ = ["average", "cloned_measures", "percent", "source_measures", "stored_bytes", "top1"]
 
 
 def percent(hits: Tensor) -> float:
     """Share of a bool tensor."""
     return float(hits.double().mean() * 100)
+
+
+def top1(said: Predictions) -> float:
+    """Accuracy."""
+    return percent(said.logits.argmax(1) == said.labels)
+
+
+def average(own: Predictions, new: Predictions) -> float:
+    """Mean of the accuracies on the target's own images and on the cloned classes."""
+    return (top1(own) + top1(new)) / 2
+
+
+def source_measures(said: Predictions, outputs: Sequence[int]) -> dict[str, float]:
+    """What the source scores on the cloned classes among all of its own, and among these alone (B2).
+
+    The second is 100 for one class by its nature.
+    """
+    chosen = torch.tensor(outputs)
+    there = torch.isin(said.labels, chosen)
+    logits, labels = said.logits[there], said.labels[there]
+    return {
+        "accuracy_source_cloned": percent(logits.argmax(1) == labels),
+        "accuracy_source_cloned_own_space": percent(chosen[logits[:, chosen].argmax(1)] == labels),
+    }
+
+
+def stored_bytes(*parts: nn.Module) -> float:
+    """What the tensors of all parts take when they are stored."""
+    return float(sum(t.numel() * t.element_size() for part in parts for t in part.state_dict().values()))
 
 
 def cloned_measures(own: Predictions, new: Predictions, target: Tensor) -> dict[str, float]:
@@ -21,8 +53,7 @@ def cloned_measures(own: Predictions, new: Predictions, target: Tensor) -> dict[
     intrusion: it answers with a cloned class; logit_shift: mean change of the old logits.
     """
     width = target.shape[1]
-    original = percent(own.logits.argmax(1) == own.labels)
-    cloned = percent(new.logits.argmax(1) == new.labels)
+    original, cloned = top1(own), top1(new)
     total = len(own.labels) + len(new.labels)
     return {
         "accuracy_original": original,

@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from src import data as datasets
 from src import models as zoo
@@ -25,6 +25,7 @@ from src.data.joint import Joint, Relabelled, Repeated, shares
 from src.data.splits import stratified
 from src.models import Model
 from src.models.graph import Traced, trace
+from src.pnc.measures import average, top1
 
 __all__ = ["Workbench", "chosen_classes"]
 
@@ -45,6 +46,8 @@ class Workbench:
 
     def __init__(self, cfg: DictConfig, run: Run) -> None:
         self.cfg, self.run = cfg, run
+        self.facts: dict[str, float] = {}
+        """What training has to say of itself beside its network: metrics of the row."""
         self._opened: list[Data] = []
         self.original = self._open(plain(cfg.dataset))
         whole = plain(cfg.source_data)
@@ -86,7 +89,7 @@ class Workbench:
     def describe(self) -> None:
         """Show both networks with what they score on their own classes."""
         if self.run.main:
-            measured = {m.name: self.alone(m, d) for m, d in self.roles}
+            measured = {m.name: top1(self.alone(m, d)) for m, d in self.roles}
             show(zoo.describe([self.target, self.source], measured))
 
     @property
@@ -107,41 +110,72 @@ class Workbench:
         """Images of the classes to clone, not augmented, labels 0..n-1."""
         size = canvas or self.source.canvas
         indices = self.part(self.cloned, "train")
+        self.facts |= {"samples_original": 0.0, "samples_cloned": float(len(indices))}
         most = min(batch_size, len(indices) // self.run.world * self.run.world)
         return self.cloned.loader("train", most, train=train, indices=indices, size=size, augment=False)
 
+    def own_loader(self) -> Loader:
+        """Images of the target's own classes that are in use for training, once each and not augmented."""
+        options = {"indices": self.part(self.original, "train"), "size": self.target.canvas, "augment": False}
+        return self.original.loader("train", self.cfg.eval_batch_size, train=False, **options)
+
     def joint_loader(self, batch_size: int) -> tuple[Loader, int]:
         """Batches of both kinds in the joint label space, and how many of a process's samples are the target's."""
-        size = self.target.canvas
-        offset = self.original.classes
         if not self.cfg.use_original:
-            return Relabelled(self.clone_loader(batch_size, canvas=size), offset), 0
-        parts = [self.part(data, "train") for data in (self.original, self.cloned)]
-        counts = shares([len(part) for part in parts], batch_size, self.run.world)
-        loaders = [
-            data.loader("train", count, train=True, indices=part, size=size, augment=False)
-            for data, part, count in zip((self.original, self.cloned), parts, counts, strict=True)
-        ]
-        return Joint([loaders[0], Relabelled(loaders[1], offset)], self.target.preprocess.fit), counts[
-            0
-        ] // self.run.world
+            loader = self.clone_loader(batch_size, canvas=self.target.canvas)
+            return Relabelled(loader, self.original.classes), 0
+        sets = [(data, self.part(data, "train")) for data in (self.original, self.cloned)]
+        loader, count = self._joint(sets, batch_size, augment=False)
+        return loader, count // self.run.world
+
+    def scratch_loader(self, batch_size: int, *, whole: bool, augment: str) -> Loader:
+        """Batches of both kinds: of all training images, or of those that clones train on."""
+        sets = [(data, self.part(data, "train")) for data in (self.original, self.cloned)]
+        if whole:
+            opened = [self._open({**vars(data.settings), "fraction": 1.0}) for data, _ in sets]
+            sets = [(data, data.indices("train")) for data in opened]
+        return self._joint(sets, batch_size, augment)[0]
+
+    def _joint(
+        self, sets: Sequence[tuple[Data, np.ndarray]], batch_size: int, augment: bool | str
+    ) -> tuple[Joint, int]:
+        """Both sets in each batch, and how many of its samples are the first one's, over all processes."""
+        sizes = [len(part) for _, part in sets]
+        self.facts |= {"samples_original": float(sizes[0]), "samples_cloned": float(sizes[1])}
+        counts = shares(sizes, batch_size, self.run.world)
+        own, new = (
+            data.loader("train", count, train=True, indices=part, size=self.target.canvas, augment=augment)
+            for (data, part), count in zip(sets, counts, strict=True)
+        )
+        return Joint([own, Relabelled(new, self.original.classes)], self.target.preprocess.fit), counts[0]
 
     def long_enough(self, loader: Loader, epochs: float, min_steps: int) -> Loader:
         """The loader, or so many passes over a small set as one epoch that `epochs` of them make `min_steps` steps."""
         times = math.ceil(min_steps / max(1, epochs * len(loader)))
         return loader if times <= 1 else Repeated(loader, times)
 
-    def fit(self, method: Method, loader: Loader, name: str, epochs: float, optimizer: Callable | None = None) -> Fit:
-        """Train for so many epochs with the run's schedule, and its optimizer if no other is given."""
+    def fit(
+        self,
+        method: Method,
+        loader: Loader,
+        name: str,
+        epochs: float,
+        optimizer: Callable | None = None,
+        schedule: Callable | None = None,
+    ) -> Fit:
+        """Train for so many epochs, with the run's optimizer and schedule where no other is given."""
         engine = Engine({**plain(self.cfg.engine), "epochs": epochs}, self.run)
-        return engine.fit(method, loader, optimizer or build(self.cfg.optimizer), build(self.cfg.schedule), name=name)
+        constructors = optimizer or build(self.cfg.optimizer), schedule or build(self.cfg.schedule)
+        fit = engine.fit(method, loader, *constructors, name=name)
+        stage = f"{name.partition('/')[0]}_seconds"
+        self.facts[stage] = self.facts.get(stage, 0.0) + fit.seconds
+        return fit
 
     # ----------------------------------------------------------------------------------------- measuring
 
-    def alone(self, model: Model, data: Data) -> float:
-        """Top-1 of a network on the test images of its own classes."""
-        said = predict(model, self._whole(data, "test", model), self.run.cache, precision=self.cfg.engine.precision)
-        return float((said.logits.argmax(1) == said.labels).double().mean() * 100)
+    def alone(self, model: Model, data: Data) -> Predictions:
+        """What a network says about the test images of its own classes."""
+        return predict(model, self._whole(data, "test", model), self.run.cache, precision=self.cfg.engine.precision)
 
     def _whole(self, data: Data, split: str, model: Model) -> Loader:
         indices = self.part(data, "select") if split == "select" else None
@@ -156,24 +190,19 @@ class Workbench:
         new = predict(net, Relabelled(self._whole(self.cloned, split, self.target), offset), precision=precision)
         return own, new
 
-    def target_alone(self) -> Tensor:
-        """The target's logits [N, T] on the test images of its own classes."""
-        loader = self._whole(self.original, "test", self.target)
-        return predict(self.target, loader, self.run.cache, precision=self.cfg.engine.precision).logits
+    def average(self, net: nn.Module, split: str) -> float:
+        """Mean of old and new accuracy."""
+        return average(*self.said(net, split))
 
     def whole_source(self) -> Loader:
         """The test images of all classes of the source, as it sees them."""
         return self._whole(self.source_data, "test", self.source)
 
-    def some_of_source(self, count: int) -> dict[str, Batch]:
-        """At most `count` test images of the cloned classes, and of the source's others if it has any."""
+    def some_of_source(self, count: int, classes: Sequence[int]) -> Batch:
+        """At most `count` test images of some of the source's classes."""
         data = self.source_data
-        indices, cloned = data.indices("test"), np.isin(data.labels("test"), self.outputs)
-        found = {}
-        for name, which in (("cloned", cloned), ("others", ~cloned)):
-            some = indices[which][:: max(1, which.sum() // count)][:count]
-            if len(some):
-                loader = data.loader("test", len(some), train=False, indices=some, size=self.source.canvas)
-                with closing(loader.epoch(0)) as batches:
-                    found[name] = next(batches)
-        return found
+        indices = data.indices("test")[np.isin(data.labels("test"), classes)]
+        some = indices[:: max(1, len(indices) // count)][:count]
+        loader = data.loader("test", len(some), train=False, indices=some, size=self.source.canvas)
+        with closing(loader.epoch(0)) as batches:
+            return next(batches)

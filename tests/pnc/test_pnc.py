@@ -78,8 +78,14 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert m["accuracy_average"] == pytest.approx((m["accuracy_original"] + m["accuracy_cloned"]) / 2)
     assert m["kept_filters"] == pytest.approx(50, abs=1) and m["position"] in (1, 2)
     assert row.series["search_position"] == [1, 2] and len(row.series["search_average"]) == 2
+    assert m["module_balanced"] == pytest.approx((m["module_accuracy"] + 100 - m["module_false_positives"]) / 2)
+    assert 1 < m["flops_ratio"] < 2 and row.cell["classes"] == 2 and row.cell["positions"] == "1 2"
+    assert m["learned_bytes"] < m["reference_bytes"] < m["clone_bytes"] and m["target_bytes"] == m["source_bytes"]
     target = models.build("high", weights_root=weights)
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
+    masks = pnc.load(target, path).masks
+    written = [f"{int(text, 16):0{len(mask)}b}" for text, mask in zip(row.series["masks"], masks, strict=True)]
+    assert written == ["".join(str(int(kept)) for kept in mask) for mask in masks]
     cloned = pnc.attach(target, path)
     data = datasets.open_data(
         {"name": "digits", "class_subset": [0, 1]},
@@ -135,17 +141,39 @@ def test_its_ablations_run(tmp_path, weights, option):
         assert row.metrics["module_accuracy"] > 95
 
 
+def test_similarity_to_the_source_around_each_of_its_classes(tmp_path, weights):
+    row = launched(tmp_path, weights, *SHORT[:-1], "clone=[3]", "method=pnc_fixed", "similarity.by_class=true")
+    values = row.series["similarity_by_class"]
+    assert row.metrics["position"] == 2 and row.series["source_classes"] == list("01234")
+    assert values[3] == pytest.approx(row.metrics["similarity_cloned"]) and len({*values}) == 5
+
+
 def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, weights):
-    row = launched(tmp_path, weights, *SHORT, "use_original=false", "method.head=concat")
-    assert row.metrics["logit_shift"] == 0 and row.cell["use_original"] is False
+    row = launched(tmp_path, weights, *SHORT, "use_original=false")
+    assert row.metrics["logit_shift"] == 0 and row.cell["use_original"] is False and row.cell["head"] == "concat"
+    assert row.metrics["samples_original"] == 0 < row.metrics["samples_cloned"]
 
 
-@pytest.mark.parametrize("method", ["direct_ensemble", "tune", "lwf", "lwf_source"])
+BASELINES = ["direct_ensemble", "tune", "lwf", "lwf_source", "ewc", "joint_full", "joint_subset"]
+
+
+@pytest.mark.parametrize("method", BASELINES)
 def test_what_it_is_compared_with(tmp_path, weights, method):
     short = [] if method == "direct_ensemble" else ["method.epochs=1", "method.min_steps=3"]
     row = launched(tmp_path, weights, f"method={method}", *short)
-    assert row.cell["method"] == method and set(METRICS) <= row.metrics.keys()
-    assert (row.metrics["logit_shift"] == 0) == (method == "direct_ensemble")
+    m = row.metrics
+    assert row.cell["method"] == method and set(METRICS) <= m.keys() and row.cell["head"] == "none"
+    assert (m["logit_shift"] == 0) == (method == "direct_ensemble")
+    assert m["flops_ratio"] == pytest.approx(2 if method == "direct_ensemble" else 1, abs=0.01)
+    images = {"direct_ensemble": (0, 0), "joint_full": (748, 301)}.get(method, (201, 81))
+    assert (m["samples_original"], m["samples_cloned"]) == pytest.approx(images, abs=2)
+    if method == "ewc":
+        assert m["strength"] in (100, 1000, 10000)
+
+
+def test_the_joint_network_trained_on_everything_knows_everything(tmp_path, weights):
+    row = launched(tmp_path, weights, "method=joint_full", "method.epochs=6", "scratch.optimizer.lr=0.01")
+    assert row.metrics["accuracy_average"] > 90
 
 
 def bench_of(tmp_path, weights, *overrides):
@@ -176,8 +204,13 @@ def test_labels_and_shares_of_the_data(tmp_path, weights):
 
 def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
     wrong = ["method.mask=best", "neigh.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
-    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
-    for words in ("method.mask=best: one of learned, ones", "try neigh.num_fit=34", "select_fraction=2: between 0"):
+    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong, "method.positions=first")))
+    for words in (
+        "method.positions=first: a list such as",
+        "method.mask=best: one of learned, ones",
+        "try neigh.num_fit=34",
+        "select_fraction=2: between 0",
+    ):
         assert words in problems
     assert "similarity.images=0: an integer of at least 1" in problems and "try similarity.vectors=34" in problems
     with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] is not among the source's classes; known are 0 \(a\)"):
@@ -188,12 +221,10 @@ def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
         launched(tmp_path, weights, "method.positions=[9]")
 
 
-@pytest.mark.parametrize("method", ["direct_ensemble", "tune", "lwf", "lwf_source", "pnc", "pnc_whole", "pnc_random"])
+@pytest.mark.parametrize("method", [*BASELINES, "pnc", "pnc_whole", "pnc_random", "pnc_fixed", "pnc_not_joint"])
 def test_every_method_of_the_experiment_composes(method):
     with initialize_config_dir(CONFIG, version_base="1.3"):
         cfg = compose("pnc/pnc", ["experiment=pnc/mnist", f"method={method}", "data_root=nowhere"])
-        hydra = compose("pnc/pnc", ["experiment=pnc/mnist"], return_hydra_config=True).hydra
-    assert method in hydra.sweeper.params.method.split(",")
     assert cfg.method.name == method and cfg.source.name == "lenet5-mnist_low-s0"
     problems = check(recipe, cfg)
     assert problems and all("nowhere" in text or "lenet5-mnist" in text for text in problems)

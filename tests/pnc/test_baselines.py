@@ -1,0 +1,109 @@
+"""What a clone is compared with, against formulas and sums written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Categorical, kl_divergence
+from torch.nn import functional as F
+
+from src.core.errors import ConfigError
+from src.core.evaluate import Predictions
+from src.models.summary import flops, summary
+from src.pnc.baselines import FromScratch, Tuning
+from src.pnc.elastic import Elastic, _Elastic, fisher
+from src.pnc.measures import source_measures, stored_bytes
+from src.pnc.training import distance
+
+
+def noise(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@given(st.floats(0.5, 8))
+@settings(max_examples=10, deadline=None)
+def test_the_distance_is_that_of_two_distributions(temperature):
+    taught, own = noise(5, 7), noise(5, 7).flip(0)
+    expected = kl_divergence(Categorical(logits=taught / temperature), Categorical(logits=own / temperature))
+    torch.testing.assert_close(distance(taught, own, temperature), temperature**2 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fisher_information_is_the_mean_square_gradient_of_each_sample(digits, build, monkeypatch):
+    model = build(0)
+    loader = digits.loader("train", 5, train=False, indices=range(12))
+    monkeypatch.setattr("src.pnc.elastic.AT_ONCE", 3 * sum(p.numel() for p in model.net.parameters()))
+    found = fisher(model, loader)
+    expected = {name: torch.zeros_like(value) for name, value in model.net.named_parameters()}
+    for batch in loader.epoch(0):
+        for image, label in zip(batch.images, batch.labels, strict=True):
+            model.net.zero_grad()
+            F.cross_entropy(model(image[None]), label[None]).backward()
+            for name, value in model.net.named_parameters():
+                expected[name] += value.grad.square() / 12
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-7)
+
+
+def test_the_fisher_information_of_a_linear_model_is_known(digits):
+    """Of a softmax of W x: mean of ((p_k - 1[k = y]) x_d)^2."""
+    net = torch.nn.Linear(6, 3, bias=False)
+    model = torch.nn.Module()
+    model.net = net
+    model.preprocess = lambda images: images
+
+    class Loader:
+        def epoch(self, _):
+            yield type("Batch", (), {"images": noise(8, 6), "labels": torch.arange(8) % 3})
+
+    found = fisher(model, Loader())["weight"]
+    x, y = noise(8, 6).double().numpy(), np.arange(8) % 3
+    odds = np.exp(x @ net.weight.detach().double().numpy().T)
+    error = odds / odds.sum(1, keepdims=True) - np.eye(3)[y]
+    np.testing.assert_allclose(found.numpy(), (error[:, :, None] * x[:, None]).__pow__(2).mean(0), rtol=1e-4)
+
+
+def test_weights_are_held_by_half_their_stiffness_and_new_rows_are_free(build):
+    target, net = build(0), build(0, classes=12)
+    net.load_state_dict({k: v for k, v in target.state_dict().items() if "fc" not in k}, strict=False)
+    with torch.no_grad():
+        for old, new in zip(target.net.parameters(), net.net.parameters(), strict=True):
+            new[: len(old)] = old + 0.5
+    stiffness = {name: torch.full_like(value, 3.0) for name, value in target.net.named_parameters()}
+    held = _Elastic(net, target, stiffness).held()
+    count = sum(value.numel() for value in target.net.parameters())
+    torch.testing.assert_close(held, torch.tensor(0.5 * 3 * 0.25 * count))
+    held.backward()
+    assert net.net.fc.weight.grad[10:].abs().sum() == 0
+    torch.testing.assert_close(net.net.fc.weight.grad[:10], torch.full((10, 16), 1.5))
+
+
+def test_the_source_is_scored_among_all_classes_and_among_the_cloned():
+    logits = torch.tensor([[3.0, 2, 1], [0, 2, 3], [1, 0, 3], [9, 1, 0]])
+    said = Predictions(logits, torch.tensor([1, 1, 2, 0]), torch.arange(4))
+    found = source_measures(said, [1, 2])
+    assert found["accuracy_source_cloned"] == pytest.approx(100 / 3)
+    assert found["accuracy_source_cloned_own_space"] == pytest.approx(200 / 3)
+
+
+def test_costs(build):
+    model = build(0)
+    state = model.net.state_dict().values()
+    assert stored_bytes(model.net) == sum(t.numpy().nbytes for t in state)
+    image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    convolutions = 2 * 9 * (3 * 8 * 16**2 + 8 * 8 * 8**2 + 8 * 16 * 4**2)
+    assert flops(model, image) == 2 * summary(model)["macs"] == convolutions + 2 * 16 * 10
+
+
+def test_options_that_cannot_be(tmp_path):
+    for make, words in (
+        (lambda: Elastic(torch.optim.SGD, strengths=[]), r"method.strengths=\[\]: a list of numbers"),
+        (lambda: Elastic(torch.optim.SGD, epochs=-1), "method.epochs=-1: a number of at least 0"),
+        (lambda: Tuning(torch.optim.SGD, temperature="warm"), "method.temperature=warm"),
+        (lambda: FromScratch(torch.optim.SGD, None, augment="mirror"), "method.augment=mirror: one of none, flip"),
+        (lambda: FromScratch(torch.optim.SGD, None, whole=1), "method.whole=1: true or false"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            make()
