@@ -12,7 +12,7 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report.layout import natural
 from src.report.plots import PICTURES, Picture
-from src.report.rows import distinct, parts
+from src.report.rows import distinct, parts, together
 from src.report.spec import TableSpec, everything
 from src.report.style import svg
 from src.report.tables import Table, build, first_line
@@ -48,7 +48,7 @@ def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Reco
         for part, mine in parts(row for row in measured if row.entry == entry).items()
     }
     order = sorted(found, key=lambda part: [natural(part[0]), *(natural(value) for _, value in part[1:])])
-    sections = [_section(f"s{i}", part, found[part], rows, specs) for i, part in enumerate(order)]
+    sections = [_section(f"s{i}", part, found, rows, specs) for i, part in enumerate(order)]
     body = [_header(title, rows), _failures(failed), *sections]
     return f"""<!doctype html>
 <html lang="en">
@@ -133,10 +133,15 @@ def _failures(failed: Sequence[Row]) -> str:
     return f'<section class="card failures" id="failures"><h2>{count}</h2>{"".join(entries)}</section>'
 
 
-def _section(name: str, part: Sequence, rows: list[Row], every: list[Row], specs: Mapping[str, TableSpec]) -> str:
+def _section(
+    name: str, part: tuple, found: Mapping[tuple, list[Row]], every: list[Row], specs: Mapping[str, TableSpec]
+) -> str:
     """All there is to one entry in one setting."""
-    entry, where = part[0], dict(part[1:])
-    pictures = [_picture(picture, rows) for picture in PICTURES.get(entry, {}).values()]
+    rows, entry, where = found[part], part[0], dict(part[1:])
+    mine = {other[1:]: members for other, members in found.items() if other[0] == entry}
+    pictures = [
+        _picture(picture, together(mine, part[1:], picture.across)) for picture in PICTURES.get(entry, {}).values()
+    ]
     pictures = [picture for picture in pictures if picture]
     mine = [spec for spec in specs.values() if spec.entry == entry] or [everything(entry, rows)]
     built = [build(spec, every, where) for spec in mine]

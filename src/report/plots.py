@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from src.core.types import Row
-from src.report import figures, patch, rates, teachers, transfer
+from src.report import figures, patch, pnc, rates, teachers, transfer
 from src.report.style import save
 
 __all__ = ["PICTURES", "Picture", "save"]
@@ -21,6 +21,8 @@ class Picture:
     title: str
     caption: str
     draw: Callable[[Sequence[Row]], Figure]
+    across: tuple[str, ...] = ()
+    """Settings whose values it compares, where others show one value at a time."""
 
 
 PICTURES: dict[str, dict[str, Picture]] = {
@@ -100,6 +102,37 @@ PICTURES: dict[str, dict[str, Picture]] = {
             "Teachers one after the other",
             "Delta, gain and loss relative to the original student by epoch; dashed: the next teacher takes over.",
             teachers.stages,
+        ),
+    },
+    "pnc": {
+        "position_curve": Picture(
+            "Where a part is inserted",
+            "Accuracy on images kept for choices at each position, mean over seeds; the band is one sample standard "
+            "deviation. Dashed: the positions taken.",
+            pnc.position_curve,
+        ),
+        "similarity_matrix": Picture(
+            "How local a module is",
+            "Similarity of the module of a class (line) and the whole source, around images of each class (column). A "
+            "module that holds its class alone is bright on the diagonal and dark beside it.",
+            pnc.similarity_matrix,
+        ),
+        "mask_overlap": Picture(
+            "Filters that two classes share",
+            "Jaccard overlap of the filters kept for two classes, a point for each pair, by layer. Dotted: what two "
+            "random masks share.",
+            pnc.mask_overlap,
+        ),
+        "keep_curve": Picture(
+            "How many filters stay",
+            "Accuracy over the share of filters kept, mean over seeds; the band is one sample standard deviation.",
+            pnc.keep_curve,
+        ),
+        "data_curve": Picture(
+            "How many images it takes",
+            "Accuracy over the share of the training images, cloning (lines) and Learning without Forgetting (dashed).",
+            pnc.data_curve,
+            across=("fraction",),
         ),
     },
     "patch": {

@@ -20,7 +20,7 @@ from src.core.errors import ConfigError
 from src.core.types import Row
 from src.report.formats import markdown
 from src.report.plots import PICTURES, Picture, save
-from src.report.rows import distinct, parts
+from src.report.rows import distinct, parts, together
 from src.report.spec import TableSpec, matches, pick
 from src.report.tables import build
 
@@ -57,11 +57,11 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
     for entry, pictures in PICTURES.items():
         found = parts(row for row in distinct(rows) if row.entry == entry and row.status == "ok")
         datasets = [dict(part).get("dataset") for part in found]
-        for part, mine in found.items():
+        for part in found:
             words = [value for key, value in part if key == "dataset" or datasets.count(dict(part).get("dataset")) > 1]
             for name, picture in pictures.items():
                 try:
-                    figure = picture.draw(mine)
+                    figure = picture.draw(together(found, part, picture.across))
                 except ConfigError:  # these rows do not hold what the plot shows
                     continue
                 files.append(save(figure, folder / _file(entry, name, *words)))

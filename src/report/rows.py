@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from src.core.errors import ConfigError
 from src.core.types import Row
 
-__all__ = ["SETTINGS", "distinct", "named", "one_setting", "parts", "settings"]
+__all__ = ["SETTINGS", "distinct", "named", "one_setting", "parts", "settings", "together"]
 
 SETTINGS = ("dataset", "split", "fraction")
 """Cell keys whose values are never mixed in one picture."""
@@ -44,14 +44,24 @@ def parts(rows: Iterable[Row]) -> dict[tuple[tuple[str, str], ...], list[Row]]:
     return found
 
 
-def one_setting(rows: Sequence[Row]) -> None:
-    """Check that no picture mixes settings.
+def together(found: Mapping[tuple, list[Row]], part: tuple, across: Sequence[str]) -> list[Row]:
+    """The rows of a part of `parts`, with those of all parts that differ from it in the settings `across` alone.
+
+    The latter only for the first of them: a picture across settings is shown once.
+    """
+    rest = [item for item in part if item[0] not in across]
+    alike = [other for other in found if [item for item in other if item[0] not in across] == rest]
+    return [row for other in alike for row in found[other]] if part == alike[0] else []
+
+
+def one_setting(rows: Sequence[Row], across: Sequence[str] = ()) -> None:
+    """Check that no picture mixes settings, but those that it is `across`.
 
     Raises:
         ConfigError: the rows differ in one; says in which, and what to add.
     """
     problems = []
-    for key in SETTINGS:
+    for key in (name for name in SETTINGS if name not in across):
         values = sorted({settings(row).get(key, "none") for row in rows})
         if len(values) > 1:
             problems.append(

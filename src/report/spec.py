@@ -80,6 +80,8 @@ class TableSpec:
     bin has its upper edge; rows outside all bins are left out with a warning."""
     where: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must have."""
+    derived: str = ""
+    """Name of `tables.DERIVED` that makes the table's rows of the entry's: what compares a row with others."""
     without: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must not have."""
     over: list[str] = field(default_factory=list)

@@ -62,17 +62,19 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def measured(rows: Sequence[Row], metrics: Sequence[str] = (), series: Sequence[str] = ()) -> list[Row]:
+def measured(
+    rows: Sequence[Row], metrics: Sequence[str] = (), series: Sequence[str] = (), across: Sequence[str] = ()
+) -> list[Row]:
     """The successful rows that have all these metrics and series, methods with their variants.
 
     Raises:
-        ConfigError: there is none, or they are of several settings.
+        ConfigError: there is none, or they are of several settings that the picture is not `across`.
     """
     found = [named(row) for row in rows if row.status == "ok" and row.metrics.keys() >= {*metrics}]
     found = [row for row in found if all(row.series.get(name) for name in series)]
     if not found:
         raise ConfigError(f"none of {len(rows)} rows has {', '.join([*metrics, *series])}: nothing to plot")
-    one_setting(found)
+    one_setting(found, across)
     return found
 
 

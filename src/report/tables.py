@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +15,16 @@ from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.types import Row
 from src.report.aggregate import aggregate, binned
+from src.report.claims import claims
 from src.report.layout import Layout, natural
 from src.report.rows import distinct
 from src.report.spec import MetricColumn, TableSpec, excluded, matches
 
-__all__ = ["Missing", "Table", "build", "first_line", "gather"]
+__all__ = ["DERIVED", "Missing", "Table", "build", "first_line", "gather"]
+
+
+DERIVED: dict[str, Callable[[Sequence[Row]], list[Row]]] = {"pnc_claims": claims}
+"""From an entry's rows to those of a table that compares them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     """
     where = where or {}
     mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.without)]
+    if spec.derived:
+        mine = DERIVED[spec.derived](mine)
     mine = [binned(row, spec.bins) for row in mine]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]

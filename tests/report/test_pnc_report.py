@@ -1,0 +1,138 @@
+"""Claims and plots of cloning, from rows with known answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.core.errors import ConfigError
+from src.core.types import Row
+from src.report import pnc as plots
+from src.report.claims import claims
+from src.report.html import page
+from src.report.spec import load_specs
+from src.report.tables import build
+
+TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
+USUAL = {"keep_ratio": 0.5, "head": "rows", "positions": "all", "adapter": "conv1x1_bn"}
+NONE = dict.fromkeys(USUAL, "none")
+LAYERS = ["conv3", "conv4"]
+
+
+def row(method, average, lost, seed=0, **cell):
+    own = USUAL if method == "pnc" else NONE
+    where = {"dataset": "mnist_high", "target": "cnn-mnist_high-s0", "source": "cnn-mnist_low-s1000", "clone": "0 1"}
+    where |= {"classes": 2, "fraction": 0.3, "use_original": True, "method": method, **own, **cell}
+    metrics = {"accuracy_average": average, "locality_drop": lost, "position": 2.0, "kept_filters": 50.0}
+    metrics |= {"accuracy_original": average + 1, "accuracy_cloned": average - 1}
+    return Row(where, metrics, entry="pnc", seed=seed, run=f"{method}-{seed}-{sorted(cell.items())}")
+
+
+def compared():
+    found = [row("pnc", 90.0 + s, 2.0, s) for s in range(3)] + [row("tune", 84.0, 9.0, s) for s in range(3)]
+    found += [row("lwf", 80.0, 4.0, s) for s in range(3)] + [row("ewc", 82.0, 0.0, s) for s in range(3)]
+    return [*found, row("pnc", 92.0, 1.0, fraction=1.0), row("tune", 99.0, 0.0, fraction=1.0, use_original=False)]
+
+
+def test_claims_are_against_the_best_of_the_same_task_and_seed():
+    found = {(r.seed, r.cell["fraction"]): r.metrics for r in claims(compared())}
+    assert len(found) == 4 and found[0, 1.0] == {"accuracy_average": 92.0}
+    assert found[1, 0.3]["gain_over_tuning"] == 7 and found[1, 0.3]["gain_over_continual"] == 9
+    assert found[1, 0.3]["locality_gain"] == pytest.approx(100 * (1 - 2 / 9)), "of tune, the best, not of lwf"
+    assert found[0, 0.3]["gain_of_all_images"] == 2 and "gain_of_all_images" not in found[1, 0.3]
+
+
+def test_ablations_are_no_part_of_the_claims_and_nothing_lost_is_no_gain():
+    ablations = [
+        row("pnc", 10.0, 50.0, **other) for other in ({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"})
+    ]
+    (found,) = claims([row("pnc", 90.0, 2.0), row("tune", 84.0, 0.0), *ablations])
+    assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0}
+    old = row("pnc", 70.0, 1.0)
+    (found,) = claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])
+    assert found.cell["classes"] == 2
+
+
+def test_the_table_of_claims_has_its_mean_over_seeds():
+    table = build(load_specs(TABLES)["pnc/claims"], compared(), {"fraction": 0.3})
+    (line,) = table.frame.to_dict("records")
+    assert line["gain_over_tuning"] == 7 and line["gain_over_tuning_std"] == 1 and line["gain_over_tuning_n"] == 3
+    assert not any("warning" in note for note in table.notes)
+
+
+def searched(method="pnc", **cell):
+    values = {"original": [90.0, 95.0, 97.0], "cloned": [80.0, 85.0, 75.0], "average": [85.0, 90.0, 86.0]}
+    series = {"search_position": [1, 2, 3]} | {f"search_{name}": list(curve) for name, curve in values.items()}
+    return [
+        replace(
+            row(method, 90.0, 1.0, s, **cell),
+            series={k: [v + s * (k != "search_position") for v in c] for k, c in series.items()},
+        )
+        for s in range(2)
+    ]
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_accuracy_against_position():
+    rows = [*searched(), *searched(clone="3 4"), *searched(positions="1 2 3")]
+    figure = plots.position_curve(rows)
+    assert [axes.get_title("left") for axes in figure.axes] == ["cnn-mnist_high-s0, 0 1", "cnn-mnist_high-s0, 3 4"]
+    average = lines_of(figure.axes[0])["mean"]
+    np.testing.assert_allclose(average.get_data(), [[1, 2, 3], [85.5, 90.5, 86.5]])
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        plots.position_curve(searched(positions="2"))
+
+
+def single(label, seed, masks, similarity):
+    series = {"mask_layers": LAYERS, "masks": masks, "similarity_by_class": similarity, "source_classes": ["a", "b"]}
+    return replace(row("pnc", 90.0, 1.0, seed, clone=label, positions="2"), series=series)
+
+
+def modules():
+    return [
+        single("0", 0, ["f0", "c"], [1.0, 0.2]),
+        single("0", 1, ["f0", "3"], [0.8, 0.4]),
+        single("1", 0, ["3c", "3"], [0.1, 0.9]),
+        single("1", 1, ["3c", "3"], [0.1, 0.7]),
+    ]
+
+
+def test_similarity_is_a_matrix_of_modules_and_classes():
+    axes, _ = plots.similarity_matrix(modules()[::-1]).axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [[0.9, 0.3], [0.1, 0.8]])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+    assert [text.get_text() for text in axes.texts] == ["0.90", "0.30", "0.10", "0.80"]
+
+
+def test_modules_share_filters():
+    """11110000 and 00111100 share 2 of 6; 1100 and 0011 nothing, 0011 and 0011 all."""
+    assert plots.jaccard(["f0", "c"], ["3c", "3"]) == pytest.approx([1 / 3, 0])
+    (axes,) = plots.mask_overlap(modules()).axes
+    mean = lines_of(axes)["mean over pairs of classes"]
+    np.testing.assert_allclose(mean.get_ydata(), [1 / 3, 0.5])
+    np.testing.assert_allclose(lines_of(axes)["chance"].get_ydata(), 1 / 3)
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        plots.mask_overlap(modules()[:1])
+
+
+def test_curves_over_filters_and_images():
+    kept = [row("pnc", 80 + 10 * ratio, 1.0, s, keep_ratio=ratio) for ratio in (0.25, 0.5, 1.0) for s in range(2)]
+    (axes,) = plots.keep_curve(kept).axes
+    np.testing.assert_allclose(lines_of(axes)["pnc: mean"].get_data(), [[0.25, 0.5, 1.0], [82.5, 85.0, 90.0]])
+    images = [row(m, 80 + 10 * part, 1.0, fraction=part) for m in ("pnc", "lwf") for part in (0.1, 0.3, 1.0)]
+    (axes,) = plots.data_curve(images).axes
+    np.testing.assert_allclose(lines_of(axes)["lwf: mean"].get_data(), [[0.1, 0.3, 1.0], [81.0, 83.0, 90.0]])
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        plots.data_curve(images[:1])
+
+
+def test_the_page_shows_what_compares_settings_once():
+    images = [row(m, 80 + 10 * part, 1.0, fraction=part) for m in ("pnc", "lwf") for part in (0.1, 0.3, 1.0)]
+    text = page([*images, *searched(clone="3 4")], load_specs(TABLES))
+    assert text.count("<h3>How many images it takes</h3>") == 1 and text.count("<h3>Where a part is inserted</h3>") == 1
