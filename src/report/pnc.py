@@ -34,9 +34,11 @@ def _some(found):
     return found
 
 
-def _name(row: Row, keys: Sequence[str]) -> str:
+def _name(row: Row) -> str:
+    """The row's target and classes, and whether it saw images of the target's own classes."""
     own = "" if row.cell.get("use_original", True) else ", no own images"
-    return ", ".join(str(row.cell[key]) for key in keys) + own
+    labels = str(row.cell["clone"]).split()
+    return f"{row.cell['target']}, {' '.join(labels[:6])}{f' ... ({len(labels)})' if labels[6:] else ''}{own}"
 
 
 def _panels(groups: dict[str, list[Row]]) -> tuple[Figure, list[Axes]]:
@@ -52,10 +54,10 @@ def _panels(groups: dict[str, list[Row]]) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[str, list[Row]]:
+def _grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_name(row, keys), []).append(row)
+        groups.setdefault(_name(row), []).append(row)
     return dict(sorted(groups.items(), key=lambda item: natural(item[0])))
 
 
@@ -74,7 +76,7 @@ def position_curve(rows: Sequence[Row]) -> Figure:
     """Figure 1: accuracy on images kept for choices against the position R; dashed: the positions taken."""
     found = measured([row for row in rows if row.cell.get("method") == "pnc"], series=["search_average"])
     found = [row for row in found if len(row.series["search_position"]) > 1 and usual(row)]
-    groups = _some(_grouped(found, ["target", "clone"]))
+    groups = _some(_grouped(found))
     figure, panels = _panels(groups)
     for axes, group in zip(panels, groups.values(), strict=False):
         for name, (label, colour) in CURVES.items():
@@ -90,11 +92,13 @@ def position_curve(rows: Sequence[Row]) -> Figure:
 
 
 def _single(rows: Sequence[Row], series: str) -> list[Row]:
-    """Clones of one class each, of one position."""
+    """Clones of one class each with masks on the same layers: those of the pair and position with most classes."""
     mine = [row for row in rows if row.cell.get("method") == "pnc" and row.cell.get("clone") and not _many(row)]
-    found = measured(mine, series=[series])
-    last = found[-1]
-    return [row for row in found if all(row.cell[k] == last.cell[k] for k in ("target", "source", "positions"))]
+    groups: dict[tuple, list[Row]] = {}
+    for row in measured(mine, series=[series, "mask_layers"]):
+        place = (row.cell["target"], row.cell["source"], *row.series["mask_layers"])
+        groups.setdefault(place, []).append(row)
+    return max(groups.values(), key=lambda group: len({row.cell["clone"] for row in group}))
 
 
 @styled
@@ -177,7 +181,7 @@ def data_curve(rows: Sequence[Row]) -> Figure:
 
 def _over(rows: Sequence[Row], key: str, label: str, lines: dict[str, str]) -> Figure:
     """Accuracies against a cell key with several values, a kind of line for each method."""
-    groups = _grouped(rows, ["target", "clone"]).items()
+    groups = _grouped(rows).items()
     groups = _some({name: group for name, group in groups if len({row.cell[key] for row in group}) > 1})
     figure, panels = _panels(groups)
     for axes, group in zip(panels, groups.values(), strict=False):

@@ -80,9 +80,10 @@ def lines_of(axes):
 
 
 def test_accuracy_against_position():
-    rows = [*searched(), *searched(clone="3 4"), *searched(positions="1 2 3")]
+    rows = [*searched(), *searched(clone="3 4 5 6 7 8 9"), *searched(positions="1 2 3")]
     figure = plots.position_curve(rows)
-    assert [axes.get_title("left") for axes in figure.axes] == ["cnn-mnist_high-s0, 0 1", "cnn-mnist_high-s0, 3 4"]
+    titles = [axes.get_title("left").removeprefix("cnn-mnist_high-s0, ") for axes in figure.axes]
+    assert titles == ["0 1", "3 4 5 6 7 8 ... (7)"]
     average = lines_of(figure.axes[0])["mean"]
     np.testing.assert_allclose(average.get_data(), [[1, 2, 3], [85.5, 90.5, 86.5]])
     with pytest.raises(ConfigError, match="nothing to plot"):
@@ -113,7 +114,8 @@ def test_similarity_is_a_matrix_of_modules_and_classes():
 def test_modules_share_filters():
     """11110000 and 00111100 share 2 of 6; 1100 and 0011 nothing, 0011 and 0011 all."""
     assert plots.jaccard(["f0", "c"], ["3c", "3"]) == pytest.approx([1 / 3, 0])
-    (axes,) = plots.mask_overlap(modules()).axes
+    elsewhere = replace(modules()[0], series=modules()[0].series | {"mask_layers": ["conv4"], "masks": ["c"]})
+    (axes,) = plots.mask_overlap([*modules(), elsewhere]).axes
     mean = lines_of(axes)["mean over pairs of classes"]
     np.testing.assert_allclose(mean.get_ydata(), [1 / 3, 0.5])
     np.testing.assert_allclose(lines_of(axes)["chance"].get_ydata(), 1 / 3)
