@@ -11,26 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.errors import ConfigError
 from src.models.channels import channel_groups, gated, without_channels
 from src.models.cuts import Cut, cuts
 from src.models.graph import Traced, segment
+from src.pnc.adapters import make_adapter
 from src.pnc.masks import Gate
+from src.pnc.statistics import own_statistics, running
 
-__all__ = [
-    "ADAPTERS",
-    "HEADS",
-    "Branch",
-    "Full",
-    "Position",
-    "Rows",
-    "features_of",
-    "joined",
-    "linear_head",
-    "positions",
-]
+__all__ = ["HEADS", "Branch", "Full", "Position", "Rows", "features_of", "joined", "linear_head", "positions"]
 
 
 class Position(NamedTuple):
@@ -69,53 +60,6 @@ def positions(target: Traced, source: Traced) -> tuple[Position, ...]:
             f"other; choose two convolutional networks"
         )
     return tuple(found)
-
-
-class Resized(nn.Module):
-    """Maps [B, C, H, W] at another height and width, bilinear."""
-
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = tuple(size)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, *size]."""
-        return F.interpolate(value, self.size, mode="bilinear", align_corners=False)
-
-
-ADAPTERS = ("conv1x1_bn", "conv1x1", "conv3x3_bn", "none")
-
-
-def make_adapter(position: Position, kind: str) -> nn.Module:
-    """From the target's features at a position to the source's (section 5.3).
-
-    Starts near the identity where both have as many channels, else as PyTorch starts such a layer.
-    """
-    (inputs, *size), (outputs, *wanted) = position.target.shape, position.source.shape
-    if kind == "none":
-        if position.target.shape != position.source.shape:
-            raise ConfigError(
-                f"method.adapter=none needs features of one shape, but at R={position.number} they are "
-                f"{list(position.target.shape)} and {list(position.source.shape)}: method.adapter=conv1x1_bn"
-            )
-        return nn.Identity()
-    if not size:
-        return _near_identity(nn.Linear(inputs, outputs))
-    side = 3 if "3x3" in kind else 1
-    layers: list[nn.Module] = [] if size == wanted else [Resized(wanted)]
-    layers.append(_near_identity(nn.Conv2d(inputs, outputs, side, padding=side // 2, bias=False)))
-    return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if kind.endswith("bn") else []))
-
-
-def _near_identity(layer: nn.Linear | nn.Conv2d) -> nn.Module:
-    weight = layer.weight.data
-    if weight.shape[0] == weight.shape[1]:
-        weight.normal_(std=1e-3)
-        centre = weight[..., weight.shape[2] // 2, weight.shape[3] // 2] if weight.ndim == 4 else weight
-        centre += torch.eye(weight.shape[0])
-        if layer.bias is not None:
-            layer.bias.data.zero_()
-    return layer
 
 
 class Rows(nn.Module):
@@ -214,11 +158,16 @@ class Branch(nn.Module):
         *,
         adapter: str,
         head: str,
+        recalibrated: bool = False,
     ) -> None:
-        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head."""
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head.
+
+        `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`.
+        """
         super().__init__()
         self.position, self.outputs = position, list(outputs)
-        self.kinds = {"adapter": adapter, "head": head}
+        self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
+        source = own_statistics(source) if recalibrated else source
         self.groups = channel_groups(source, after=position.source.node)
         self.gates = nn.ModuleList(Gate(group.channels) for group in self.groups)
         self.adapter = make_adapter(position, adapter)
@@ -253,6 +202,10 @@ class Branch(nn.Module):
         """The target's value at the position and its features [B, C_t] -> new logits [B, n], or what `joined` takes."""
         features, logits = self.upper(self.adapter(value))
         return self.head(target_features, features, logits[:, self.outputs])
+
+    def norms(self) -> list[_BatchNorm]:
+        """The BatchNorms of the source's layers above the position."""
+        return running(self._upper[0])
 
     def masks(self) -> list[Tensor]:
         """Which filters of each group are kept, bool [C] each."""

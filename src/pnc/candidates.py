@@ -46,9 +46,9 @@ class Candidates(nn.Module):
         return moved
 
     @torch.no_grad()
-    def of_target(self, images: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """uint8 [B, 3, H, W] -> values at each branch's cut, features [B, C_t], the target's own logits [B, T]."""
-        *values, features, logits = self._taps[0](self.target.preprocess(images))
+    def of_target(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Images as the target wants them -> values at each branch's cut, features [B, C_t], own logits [B, T]."""
+        *values, features, logits = self._taps[0](normalised)
         return values, features, logits.float()
 
     @torch.no_grad()
@@ -57,8 +57,18 @@ class Candidates(nn.Module):
         *values, _, logits = self._taps[1](normalised)
         return values, logits.float()
 
+    def of_modules(self, normalised: Tensor) -> Tensor:
+        """Images as the source wants them -> logits [B, P, S] of the source with the masks of each branch."""
+        values, _ = self.of_source(normalised)
+        logits = [branch.upper(value)[1].float() for branch, value in zip(self.branches, values, strict=True)]
+        return torch.stack(logits, 1)
+
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> logits [B, P, T + n] of the target with each of the P branches."""
-        values, features, own = self.of_target(images)
+        return self.of_normalised(self.target.preprocess(images))
+
+    def of_normalised(self, normalised: Tensor) -> Tensor:
+        """The same of images as the target wants them."""
+        values, features, own = self.of_target(normalised)
         new = [branch(value, features).float() for branch, value in zip(self.branches, values, strict=True)]
         return torch.stack([joined(own, said, b.head) for said, b in zip(new, self.branches, strict=True)], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +14,28 @@ from torch import Tensor, nn
 from src.core.engine import Fit
 from src.core.errors import ConfigError
 from src.models.channels import channel_groups
-from src.pnc.branch import ADAPTERS, HEADS, Branch, Position, linear_head, positions
+from src.pnc.adapters import ADAPTER_INITS, ADAPTERS, LeastSquares
+from src.pnc.branch import HEADS, Branch, Position, linear_head, positions
 from src.pnc.candidates import Candidates
-from src.pnc.masks import set_keep
+from src.pnc.masks import MASK_KINDS, SCOPES, one_budget, set_keep
 from src.pnc.measures import percent
 from src.pnc.neighbourhood import Neighbourhood
-from src.pnc.surrogates import Surrogates
-from src.pnc.training import Insertion, Localization
+from src.pnc.surrogates import Local
+from src.pnc.training import INSERT_LOSSES, Insertion
 from src.pnc.workbench import Workbench
 
-__all__ = ["Cloning", "candidates", "choose", "head_of", "insert", "localize"]
+__all__ = ["Cloning", "candidates", "choose", "head_of", "insert"]
 
 MASKS = ("learned", "ones", "random", "magnitude")
 SURROGATES = ("lime", "direct")
 LAST = "last"
-CHOICE = {"mask": MASKS, "surrogate": SURROGATES, "adapter": ADAPTERS, "head": tuple(HEADS)}
+STAGES = ("localize", "insert")
+CHOICE = {"mask": MASKS, "mask_kind": tuple(MASK_KINDS), "scope": SCOPES, "surrogate": SURROGATES}
+CHOICE |= {"adapter": ADAPTERS, "adapter_init": ADAPTER_INITS, "last_stage": STAGES}
+CHOICE |= {"head": (None, *HEADS), "insert_loss": (None, *INSERT_LOSSES)}
+SWITCHES = ("anneal", "per_position", "use_complement", "bn_recalibrate", "joint")
+ADAPTER_SAMPLES = 512
+"""Images of cloned classes from which a least-squares adapter starts (section 5.3)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,21 @@ class Cloning:
     anneal: bool = True
     mask: str = "learned"
     """learned, ones (the whole source), random, or magnitude (L1 norm of the filters); the last three skip stage 1."""
+    mask_kind: str = "topk_ste"
+    """How a mask is learned, see `MASK_KINDS`; every kind ends as the best filters of the budget."""
+    scope: str = "layer"
+    """Whether the budget holds for each layer, or (global) for all filters of a module together."""
+    per_position: bool = True
+    """Whether each position has a first stage of its own; else the largest module is localized and all take its scores.
+
+    Positions are learned in one pass, but for that no position knows of another.
+    """
+    use_complement: bool = False
+    """Whether the first stage looks at the source's other classes too: the second term of eq. (3), on the outputs of
+    the cloned classes. Not its sign: the module is to be as silent about other classes as the source (section 4.2)."""
+    bn_recalibrate: bool = False
+    """Whether the module's BatchNorms get statistics of their own after the first stage, on images of cloned classes
+    that came through the source's lower layers; the insertion learns with these."""
     surrogate: str = "lime"
     """lime: local linear models of the source; direct: the source itself."""
     joint: bool = True
@@ -49,6 +72,12 @@ class Cloning:
     """Of T^2 KL to the target on its own samples; only a head of kind full can change its logits."""
     temperature: float = 2.0
     adapter: str = "conv1x1_bn"
+    adapter_init: str = "identity"
+    insert_loss: str | None = None
+    """One of INSERT_LOSSES; null: xe with the target's own images, match without, as cross entropy alone would then
+    give every image to the new classes (section 5.5)."""
+    match_weight: float = 1.0
+    """Of the source's logits where they are matched (lambda_f)."""
     head: str | None = None
     """null: rows, and concat where no images of the target's own classes train the clone (section 5.5)."""
     positions: Sequence[int] | str | None = None
@@ -58,6 +87,8 @@ class Cloning:
     min_steps: int = 300
     """Updates of each stage at least, however few images there are."""
     score_lr: float = 0.02
+    last_stage: str = "insert"
+    """localize: measure the module of every position by itself, and make no clone (section 9.2, T2)."""
 
     def __post_init__(self) -> None:
         if problems := self.problems(**vars(self)):
@@ -67,9 +98,9 @@ class Cloning:
     def problems(**options: Any) -> list[str]:
         """What is wrong with the options, one message each."""
         found = [
-            f"method.{key}={options[key]}: one of {', '.join(allowed)} is needed"
+            f"method.{key}={options[key]}: one of {', '.join('null' if a is None else a for a in allowed)} is needed"
             for key, allowed in CHOICE.items()
-            if options.get(key, allowed[0]) not in allowed and not (key == "head" and options[key] is None)
+            if options.get(key, allowed[0]) not in allowed
         ]
         places = options.get("positions")
         if isinstance(places, str) and places != LAST:
@@ -77,14 +108,40 @@ class Cloning:
         ratio = options.get("keep_ratio", 0.5)
         if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
             found.append(f"method.keep_ratio={ratio}: above 0 and at most 1, such as method.keep_ratio=0.5")
-        for key in ("localize_epochs", "insert_epochs", "score_lr", "loc_weight", "keep_weight", "min_steps"):
+        for key in (
+            "localize_epochs",
+            "insert_epochs",
+            "score_lr",
+            "loc_weight",
+            "keep_weight",
+            "match_weight",
+            "min_steps",
+        ):
             value = options.get(key, 1)
             if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
                 found.append(f"method.{key}={value}: a number of at least 0 is needed")
+        for key in SWITCHES:
+            if not isinstance(options.get(key, True), bool):
+                found.append(f"method.{key}={options[key]}: true or false")
         warm = options.get("temperature", 2.0)
         if not isinstance(warm, int | float) or isinstance(warm, bool) or warm <= 0:
             found.append(f"method.temperature={warm}: a number above 0 is needed, such as method.temperature=2")
-        return found
+        return found + _idle(options)
+
+
+def _idle(options: dict[str, Any]) -> list[str]:
+    """Options that would do nothing beside the others."""
+    found = []
+    if options.get("mask", "learned") != "learned":
+        changed = {"mask_kind": "topk_ste", "per_position": True, "use_complement": False}
+        found += [
+            f"method.{key}={options[key]} needs method.mask=learned, but it is {options['mask']}"
+            for key, usual in changed.items()
+            if options.get(key, usual) != usual
+        ]
+    if options.get("adapter_init") == "lstsq" and options.get("adapter") == "none":
+        found.append("method.adapter_init=lstsq: there is nothing to start with method.adapter=none")
+    return found
 
 
 def head_of(given: str | None, use_original: bool) -> str:
@@ -111,8 +168,12 @@ def candidates(bench: Workbench, method: Cloning) -> Candidates:
 
 
 def _branch(bench: Workbench, method: Cloning, position: Position, own: nn.Linear) -> Branch:
-    head = head_of(method.head, bench.cfg.use_original)
-    branch = Branch(position, bench.traced[1], bench.outputs, own, adapter=method.adapter, head=head)
+    kinds = {"adapter": method.adapter, "head": head_of(method.head, bench.cfg.use_original)}
+    branch = Branch(position, bench.traced[1], bench.outputs, own, **kinds, recalibrated=method.bn_recalibrate)
+    if method.scope == "global":
+        one_budget(branch.gates)
+    for gate in branch.gates:
+        gate.start(method.mask_kind)
     for group, gate in zip(branch.groups, branch.gates, strict=True):
         if method.mask == "random":
             gate.scores.data.uniform_()
@@ -122,35 +183,37 @@ def _branch(bench: Workbench, method: Cloning, position: Position, own: nn.Linea
     return branch
 
 
-def localize(bench: Workbench, method: Cloning, net: Candidates, near: Neighbourhood) -> Surrogates | None:
-    """Stage 1: learn the masks of all positions at once (eq. 6); the local models, for the second stage."""
-    surrogates = None
-    if method.surrogate == "lime" and (method.mask == "learned"):
-        every = bench.clone_loader(bench.cfg.eval_batch_size, train=False)
-        precision = bench.cfg.engine.precision
-        surrogates = Surrogates.fit(bench.source, every, bench.outputs, near, bench.run.seed, precision=precision)
-    if method.mask != "learned" or not any(len(branch.gates) for branch in net.branches):
-        return surrogates
-    loader = bench.clone_loader(bench.cfg.batch_size)
-    loader = bench.long_enough(loader, method.localize_epochs, method.min_steps)
-    steps = math.ceil(method.localize_epochs * len(loader))
-    options = {"seed": bench.run.seed, "score_lr": method.score_lr, "steps": steps}
-    options |= {"keep_ratio": method.keep_ratio, "anneal": method.anneal}
-    bench.fit(Localization(net, near, surrogates, **options), loader, "localize", method.localize_epochs)
-    set_keep([gate for branch in net.branches for gate in branch.gates], method.keep_ratio)
-    return surrogates
+def start_adapters(bench: Workbench, net: Candidates) -> None:
+    """Start every adapter as the best linear map from the target's features to the source's (adapter_init=lstsq)."""
+    fits = [LeastSquares(branch.adapter) for branch in net.branches]
+    share = math.ceil(ADAPTER_SAMPLES / bench.run.world)
+    loader = bench.clone_loader(bench.cfg.eval_batch_size, train=False, canvas=bench.target.canvas)
+    seen = 0
+    with closing(loader.epoch(0)) as batches:
+        for batch in batches:
+            images = batch.images[: share - seen]
+            values, _, _ = net.of_target(bench.target.preprocess(images))
+            wanted, _ = net.of_source(bench.source.preprocess(images))
+            for fit, value, goal in zip(fits, values, wanted, strict=True):
+                fit.add(value, goal)
+            seen += len(images)
+            if seen == share:
+                break
+    for fit in fits:
+        fit.solve()
 
 
-def insert(
-    bench: Workbench, method: Cloning, net: Candidates, near: Neighbourhood, surrogates: Surrogates | None
-) -> Fit:
+def insert(bench: Workbench, method: Cloning, net: Candidates, near: Neighbourhood, local: Local | None) -> Fit:
     """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned (eq. 9)."""
+    if method.adapter_init == "lstsq":
+        start_adapters(bench, net)
     loader, originals = bench.joint_loader(bench.cfg.batch_size)
     loader = bench.long_enough(loader, method.insert_epochs, method.min_steps)
     weight = method.loc_weight if method.joint and method.mask == "learned" else 0.0
     options = {"seed": bench.run.seed, "score_lr": method.score_lr, "originals": originals, "loc_weight": weight}
     options |= {"keep_weight": method.keep_weight, "temperature": method.temperature}
-    return bench.fit(Insertion(net, near, surrogates, **options), loader, "insert", method.insert_epochs)
+    options |= {"loss": method.insert_loss or ("xe" if originals else "match"), "match_weight": method.match_weight}
+    return bench.fit(Insertion(net, near, local, **options), loader, "insert", method.insert_epochs)
 
 
 class _Flat(nn.Module):

@@ -25,6 +25,8 @@ FORMAT = 1
 CARD = {"name": str, "target": str, "source": dict, "source_digest": str, "class_names": list, "outputs": list}
 CARD |= {"position": int, "reference": bool, "adapter": str, "head": str, "target_size": int | None}
 """What every card says, and how; the rest is there to be read."""
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""What a reference holds of the source's layers if their BatchNorm statistics are the clone's own."""
 DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, OSError, SafetensorError)
 """What building a clone from a file raises if the file is not as `save` left it."""
 
@@ -48,7 +50,8 @@ def save(
     card |= {**clone.kinds, "reference": reference, "format": FORMAT, "network": type(_net(target)).__name__}
     card |= {"masks": len(clone.masks), "target_size": getattr(target, "size", None), **facts}
     state = clone.state_dict() | {f"mask.{k}": mask for k, mask in enumerate(clone.masks)}
-    kept = {k: v for k, v in state.items() if not (reference and k.startswith("module."))}
+    own = STATISTICS if clone.kinds["recalibrated"] else ()
+    kept = {k: v for k, v in state.items() if not (reference and k.startswith("module.")) or k.endswith(own)}
     path = Path(path)
     with replacing(path) as temporary:
         tensors = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in kept.items()}
@@ -114,13 +117,14 @@ def _built(
             net = zoo.create(about["architecture"], about["options"], classes=about["classes"], pretrained=False).net
     host, graph = traced(target, size or card["target_size"]), trace(net, about["size"])
     (position,) = (p for p in positions(host, graph) if p.number == card["position"])
-    branch = Branch(position, graph, card["outputs"], linear_head(host), adapter=card["adapter"], head=card["head"])
+    kinds = {"adapter": card["adapter"], "head": card["head"], "recalibrated": card.get("recalibrated", False)}
+    branch = Branch(position, graph, card["outputs"], linear_head(host), **kinds)
     for k, gate in enumerate(branch.gates):
         gate.fix(tensors[f"mask.{k}"])
     clone = Clone(branch, card["class_names"])
     state = {key: value for key, value in tensors.items() if not key.startswith("mask.")}
     if card["reference"]:
-        state |= {f"module.{key}": value for key, value in clone.module.state_dict().items()}
+        state = {f"module.{key}": value for key, value in clone.module.state_dict().items()} | state
     clone.load_state_dict(state)
     return clone
 

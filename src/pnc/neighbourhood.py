@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     FIT = 1 << 20
     TRAIN = 2 << 20
     SIMILARITY = 3 << 20
+    INSERT = 4 << 20
 
 
 def proximity(vectors: Tensor, sigma: float) -> Tensor:
@@ -78,6 +79,8 @@ class Neighbourhood:
     """Penalty on squared coefficients, not on the intercept."""
     output: str = "logit"
     """What is modelled: logit, or prob (softmax over all classes)."""
+    refit: bool = False
+    """Fit the linear models anew in every step, which allows augmented images, instead of once."""
 
     @classmethod
     def of(cls, node: Neighbourhood | Mapping[str, Any]) -> Neighbourhood:
@@ -110,9 +113,9 @@ class Neighbourhood:
                 wrong.append(
                     f"neigh.{key}={value!r}: a number above 0, for example neigh.{key}={getattr(type(self), key)}"
                 )
-        for key, allowed in (("kernel", KERNELS), ("output", OUTPUTS)):
+        for key, allowed in (("kernel", KERNELS), ("output", OUTPUTS), ("refit", (True, False))):
             if getattr(self, key) not in list(allowed):
-                wrong.append(f"neigh.{key}={getattr(self, key)!r}: one of {', '.join(allowed)}")
+                wrong.append(f"neigh.{key}={getattr(self, key)!r}: one of {', '.join(map(str, allowed))}")
         if wrong:
             raise ConfigError(wrong)
 
@@ -174,7 +177,8 @@ def ridge(vectors: Tensor, weights: Tensor, outputs: Tensor, alpha: float) -> Te
     weighted = (design * weights[..., None].double()).mT
     penalty = torch.full(design.shape[-1:], alpha, dtype=torch.float64, device=design.device)
     penalty[-1] = 0
-    return torch.linalg.solve(weighted @ design + penalty.diag(), weighted @ outputs.double())
+    # unlike solve, solve_ex does not wait for the device to ask whether the matrix is singular, which it is not
+    return torch.linalg.solve_ex(weighted @ design + penalty.diag(), weighted @ outputs.double()).result
 
 
 def local_value(theta: Tensor, vectors: Tensor) -> Tensor:

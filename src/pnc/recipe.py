@@ -22,8 +22,9 @@ from src.pnc import file
 from src.pnc.baselines import DirectEnsemble, FromScratch, Tuning, ensemble, from_scratch, tuned
 from src.pnc.candidates import Candidates
 from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.cloning import Cloning, candidates, choose, head_of, insert, localize
+from src.pnc.cloning import Cloning, candidates, choose, head_of, insert
 from src.pnc.elastic import Elastic, elastic
+from src.pnc.localizing import localize
 from src.pnc.measures import cloned_measures, percent, source_measures, stored_bytes, top1
 from src.pnc.neighbourhood import Neighbourhood
 from src.pnc.similarity import coefficients, similarity
@@ -38,7 +39,8 @@ OBJECTIVE = "accuracy_average"
 """What a hyper-parameter search maximises."""
 BASELINES = {DirectEnsemble: ensemble, Tuning: tuned, Elastic: elastic, FromScratch: from_scratch}
 """What makes the network of each kind of settings that is no clone."""
-VARIED = ("mask", "surrogate", "keep_ratio", "adapter", "joint")
+VARIED = ("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter")
+VARIED += ("joint", "last_stage")
 """Settings of a clone that tables compare; none in the cells of what has no such setting."""
 
 
@@ -86,7 +88,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "classes": len({*clone}),
         "method": cfg.method.name,
         "fraction": cfg.dataset.fraction,
-        "use_original": cfg.use_original,
+        "use_original": "none" if method.get("last_stage") == "localize" else cfg.use_original,
         **{key: method.get(key, "none") for key in VARIED},
         "head": head_of(method["head"], cfg.use_original) if "head" in method else "none",
         "positions": positions if isinstance(positions, str) else " ".join(map(str, positions)),
@@ -113,8 +115,11 @@ def clone(bench: Workbench, method: Cloning) -> Iterator[Row]:
     cfg, near = bench.cfg, Neighbourhood.of(plain(bench.cfg.neigh))
     before = [digest(model) for model in (bench.target, bench.source)]
     net = candidates(bench, method)
-    surrogates = localize(bench, method, net, near)
-    fit = insert(bench, method, net, near, surrogates)
+    local = localize(bench, method, net, near)
+    if method.last_stage == "localize":
+        yield from modules(bench, net, near)
+        return
+    fit = insert(bench, method, net, near, local)
     best, curve = choose(bench, net)
     metrics = module_measures(bench, net, best, near)
     names = [bench.source_data.class_names[k] for k in bench.outputs]
@@ -154,6 +159,16 @@ def mask_series(net: Candidates, branch: int) -> dict[str, list]:
     bits = ["".join(str(int(kept)) for kept in mask.tolist()) for mask in chosen.masks()]
     numbers = [f"{int(text, 2):0{(len(text) + 3) // 4}x}" for text in bits]
     return {"mask_layers": [group.name for group in chosen.groups], "masks": numbers}
+
+
+def modules(bench: Workbench, net: Candidates, near: Neighbourhood) -> Iterator[Row]:
+    """The module of every position by itself: how local it is, and how well it keeps what is cloned (section 9.2)."""
+    alone = {"accuracy_source": top1(bench.alone(bench.source, bench.source_data))}
+    for k, branch in enumerate(net.branches):
+        part = Clone(branch, [bench.source_data.class_names[i] for i in bench.outputs])
+        weights = {"module_parameters": part.parameters_by_part()["module_parameters"]}
+        metrics = alone | module_measures(bench, net, k, near) | weights
+        yield Row({**cell(bench.cfg), "position": branch.position.number}, metrics)
 
 
 def measured(bench: Workbench, cloned: nn.Module) -> dict[str, float]:

@@ -15,8 +15,10 @@ from src.core.types import Loader
 from src.models import Model
 from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, presence, ridge
 
-__all__ = ["CHUNK", "Surrogates", "fit_local", "localization_loss"]
+__all__ = ["CHUNK", "Local", "Refitted", "Surrogates", "fit_local", "localization_loss"]
 
+Local = Callable[[Tensor, Tensor], Tensor]
+"""From positions in the split [B] and normalised images [B, 3, H, W] to local models [B, Np + 1, O]."""
 CHUNK = 2048  # blanked images in one forward pass
 
 
@@ -86,13 +88,30 @@ class Surrogates:
         device = next(source.parameters()).device
         return cls(*(tensor.to(device) for tensor in gather_by_index(torch.cat(index), torch.cat(theta))))
 
-    def __call__(self, index: Tensor) -> Tensor:
-        """Coefficients [B, Np + 1, O] of the samples at positions `index` [B].
+    def __call__(self, index: Tensor, images: Tensor | None = None) -> Tensor:
+        """Coefficients [B, Np + 1, O] of the samples at positions `index` [B], whatever their images.
 
         A sample that was not fitted gets NaN: the check that stops a diverging training then names it.
         """
         rows = torch.searchsorted(self.index, index).clamp(max=len(self.index) - 1)
         return self.theta[rows].masked_fill((self.index[rows] != index)[:, None, None], torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """Linear models fitted anew to the images of every batch, as augmented ones need them (neigh.refit=true)."""
+
+    net: Callable[[Tensor], Tensor]
+    """From normalised images to logits; in eval mode."""
+    columns: Tensor
+    """int64 [O]."""
+    settings: Neighbourhood
+    seed: int
+
+    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
+        """Coefficients float32 [B, Np + 1, O] around normalised images [B, 3, H, W] at positions `index` [B]."""
+        vectors = presence((self.seed, 0, Purpose.FIT), index, self.settings.num_fit, self.settings.patches)
+        return fit_local(self.net, images, vectors, self.settings, columns=self.columns).float()
 
 
 def localization_loss(outputs: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:

@@ -106,13 +106,37 @@ class Workbench:
         rest, held = stratified(labels, self.cfg.select_fraction, data.settings.fraction_seed, "select_fraction")
         return indices[rest if name == "train" else held]
 
-    def clone_loader(self, batch_size: int, *, train: bool = True, canvas: int | None = None) -> Loader:
-        """Images of the classes to clone, not augmented, labels 0..n-1."""
-        size = canvas or self.source.canvas
+    def clone_loader(
+        self, batch_size: int, *, train: bool = True, canvas: int | None = None, augment: bool = False
+    ) -> Loader:
+        """Images of the classes to clone, labels 0..n-1."""
         indices = self.part(self.cloned, "train")
         self.facts |= {"samples_original": 0.0, "samples_cloned": float(len(indices))}
+        return self._of(self.cloned, indices, batch_size, train, canvas, augment)
+
+    def contrast_loader(self, batch_size: int, *, train: bool = True, augment: bool = False) -> tuple[Loader, int]:
+        """Images of the classes to clone beside as many of the source's others, and how many of each process's are
+        the first; not in training: all in use of both kinds, once. ConfigError if all classes of the source are cloned.
+        """
+        data, indices = self.source_data, self.source_data.indices("train")
+        others = indices[~np.isin(data.labels("train"), self.outputs)]
+        if not len(others):
+            raise ConfigError("method.use_complement=true: all classes of the source are cloned, there is no other")
+        self.facts["samples_others"] = float(len(others))
+        if not train:
+            both = np.concatenate([self.part(self.cloned, "train"), others])
+            return self._of(data, both, batch_size, train, None, augment), 0
+        halves = shares([1, 1], batch_size, self.run.world)
+        cloned = self.clone_loader(halves[0], augment=augment)
+        rest = self._of(data, others, halves[1], train, None, augment)
+        return Joint([cloned, rest], self.source.preprocess.fit), cloned.batch_size // self.run.world
+
+    def _of(
+        self, data: Data, indices: np.ndarray, batch_size: int, train: bool, canvas: int | None, augment: bool
+    ) -> Loader:
+        size = canvas or self.source.canvas
         most = min(batch_size, len(indices) // self.run.world * self.run.world)
-        return self.cloned.loader("train", most, train=train, indices=indices, size=size, augment=False)
+        return data.loader("train", most, train=train, indices=indices, size=size, augment=augment)
 
     def own_loader(self) -> Loader:
         """Images of the target's own classes that are in use for training, once each and not augmented."""

@@ -1,0 +1,193 @@
+"""Budgets, kinds of masks and their end in one and the same hard mask; statistics of a module's own."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src import models as zoo
+from src import pnc
+from src.core.types import Batch
+from src.models.frozen import digest
+from src.models.graph import traced
+from src.pnc import file
+from src.pnc.branch import Branch, linear_head, positions
+from src.pnc.candidates import Candidates
+from src.pnc.cloned import Clone, ClonedNetwork
+from src.pnc.masks import MASK_KINDS, Gate, annealed, budget_penalty, harden, one_budget, ramp, set_keep
+from src.pnc.statistics import recalibrate, running
+
+SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "weights": None, "classes": 5}
+
+
+def network(name, seed=0):
+    """A network of the zoo with random weights, and BatchNorm statistics that are not those of a fresh one."""
+    model = zoo.build({"name": name, **SETTINGS}, classes=5, seed=seed).eval()
+    for module in running(model):
+        module.running_mean.uniform_(-0.2, 0.2)
+        module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+@cache
+def double(name):
+    """The traced network in float64."""
+    return traced(network(name).double())
+
+
+def gates_of(*channels):
+    gates = [Gate(count).train() for count in channels]
+    for gate in gates:
+        gate.scores.data = torch.randn(len(gate.scores))
+    return gates
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), keep=st.floats(0.01, 1), seed=st.integers(0, 99))
+def test_a_common_budget_takes_the_best_of_all_layers_and_one_of_each(sizes, keep, seed):
+    torch.manual_seed(seed)
+    gates = gates_of(*sizes)
+    one_budget(gates)
+    set_keep(gates, keep)
+    kept = torch.cat([gate.kept() for gate in gates])
+    count = max(len(sizes), round(float(gates[0].keep * sum(sizes))))
+    best = [(k, int(gate.scores.argmax())) for k, gate in enumerate(gates)]
+    others = [(k, i) for k, size in enumerate(sizes) for i in range(size) if (k, i) not in best]
+    others.sort(key=lambda place: -gates[place[0]].scores[place[1]].item())
+    wanted = {*best, *others[: count - len(best)]}
+    places = [(k, i) for k, size in enumerate(sizes) for i in range(size)]
+    assert {place for place, on in zip(places, kept.tolist(), strict=True) if on} == wanted
+
+
+def test_a_sigmoid_mask_fades_channels():
+    (gate,) = gates_of(4)
+    gate.start("sigmoid")
+    torch.testing.assert_close(gate.mask(), gate.scores.sigmoid())
+    gate.mask().sum().backward()
+    share = gate.scores.detach().sigmoid()
+    torch.testing.assert_close(gate.scores.grad, share * (1 - share))
+    fresh = Gate(1000)
+    fresh.start("sigmoid")
+    assert fresh.mask().detach().min() > 0.95  # nearly all on at the start
+
+
+def test_a_gumbel_mask_is_on_with_the_probability_of_its_score():
+    (gate,) = gates_of(5)
+    gate.start("gumbel")
+    draws = torch.stack([gate.mask().detach() for _ in range(2000)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    share = gate.scores.detach().sigmoid()
+    spread = (share * (1 - share) / 2000).sqrt()
+    assert ((draws.mean(0) - share).abs() < 4.5 * spread).all()
+    torch.manual_seed(7)
+    gate.mask().sum().backward()
+    torch.manual_seed(7)
+    uniform = torch.rand(5)
+    soft = ((gate.scores.detach() + uniform.log() - (1 - uniform).log()) * 1.5).sigmoid()
+    torch.testing.assert_close(gate.scores.grad, soft * (1 - soft) * 1.5)
+
+
+def test_the_penalty_by_hand():
+    """Scores whose sigmoids are 0.8 and 0.5, or 0.2: over a budget of 0.25 by 0.4 and not at all; together by 0.25."""
+    gates = [Gate(2), Gate(1)]
+    gates[0].scores.data = torch.tensor([math.log(4), 0.0])
+    gates[1].scores.data = torch.tensor([-math.log(4)])
+    uncertain = 2 * ((0.16 + 0.25) / 2 + 0.16)
+    torch.testing.assert_close(budget_penalty(gates, 0.25), torch.tensor(30 * 0.4 + uncertain))
+    one_budget(gates)
+    torch.testing.assert_close(budget_penalty(gates, 0.25), torch.tensor(2 * 30 * 0.25 + uncertain))
+
+
+def test_pressure_rises_while_the_budget_falls():
+    assert [ramp(step, 100) for step in (0, 35, 70, 99)] == [0, 0.5, 1, 1] and annealed(70, 100, 0.3) == 0.3
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+@pytest.mark.parametrize(("name", "scope"), [("cnn", "layer"), ("cnn", "global"), ("mobilenetv2_cifar", "global")])
+def test_however_it_was_learned_the_masked_source_is_the_extracted_one(name, kind, scope):
+    graph = double(name)
+    there = positions(graph, graph)[1]
+    branch = Branch(there, graph, [1, 3], linear_head(graph), adapter="none", head="concat").double()
+    if scope == "global":
+        one_budget(branch.gates)
+    value = torch.randn(2, *there.source.shape, dtype=torch.float64)
+    whole = branch.eval().upper(value)[1]
+    for gate in branch.train().gates:
+        gate.start(kind)
+        gate.scores.data += torch.randn(len(gate.scores))
+    set_keep(branch.gates, 0.5)
+    learning = branch.upper(value)[1]
+    assert learning.requires_grad and not torch.allclose(learning, whole)
+    harden(branch.gates, 0.5)
+    kept = torch.cat(branch.masks()).sum() / sum(map(len, branch.masks()))
+    assert float(kept) == pytest.approx(0.5, abs=0.05)
+    with torch.no_grad():
+        masked, trained = branch.upper(value)[1], branch.eval().upper(value)[1]
+        assert torch.equal(masked, trained)
+        torch.testing.assert_close(Clone(branch, ["a", "b"]).module(value)[1], masked, rtol=0, atol=1e-10)
+
+
+class Batches:
+    """The same three batches in every epoch."""
+
+    def __init__(self):
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (3, 8, 3, 32, 32), generator=draw).to(torch.uint8)
+        self.batches = [Batch(batch, torch.zeros(8), torch.arange(8)) for batch in images]
+
+    def epoch(self, epoch):
+        yield from self.batches
+
+
+@pytest.fixture
+def recalibrated():
+    """A pair of networks joined, with statistics of the branch's own, and what its BatchNorms saw meanwhile."""
+    target, source = network("lenet5"), network("cnn", seed=1)
+    before = digest(source)
+    host, graph = traced(target), traced(source)
+    kinds = {"adapter": "conv1x1_bn", "head": "rows", "recalibrated": True}
+    branch = Branch(positions(host, graph)[0], graph, [1, 3], linear_head(host), **kinds)
+    for gate in branch.gates:
+        gate.scores.data.uniform_()
+    set_keep(branch.gates, 0.5)
+    net = Candidates(target, source, (host, graph), [branch]).eval()
+    seen = [[] for _ in branch.norms()]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0]))
+        for norm, kept in zip(branch.norms(), seen, strict=True)
+    ]
+    recalibrate(branch.norms(), lambda images: net.of_modules(source.preprocess(images)), Batches())
+    for hook in hooks:
+        hook.remove()
+    assert digest(source) == before
+    return target, source, net, seen
+
+
+def test_statistics_are_those_of_what_the_masked_layers_see(recalibrated):
+    _, source, net, seen = recalibrated
+    (branch,) = net.branches
+    assert len(branch.norms()) >= 1 and not any(norm.training for norm in branch.norms())
+    for norm, inputs in zip(branch.norms(), seen, strict=True):
+        assert len(inputs) == 3 and norm.momentum == 0.1
+        axes = [k for k in range(inputs[0].ndim) if k != 1]
+        torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(axes) for x in inputs]).mean(0))
+        torch.testing.assert_close(norm.running_var, torch.stack([x.var(axes) for x in inputs]).mean(0))
+    own, theirs = (dict(model.named_parameters()) for model in (branch.source[0].net, source.net))
+    assert own.keys() == theirs.keys() and all(own[key] is theirs[key] for key in own)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_file_keeps_the_modules_own_statistics(tmp_path, recalibrated, reference):
+    target, source, net, _ = recalibrated
+    images = Batches().batches[0].images
+    clone = Clone(net.branches[0], ["car", "van"])
+    expected = ClonedNetwork(target).attach(clone, "clone")(images)
+    torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
+    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
+    again = pnc.attach(target, path, source=source if reference else None)
+    assert torch.equal(again(images), expected) and pnc.read_card(path)["recalibrated"]
