@@ -20,7 +20,8 @@ from src.pnc.training import Insertion, Localization
 
 __all__ = ["measure"]
 
-SIDE, CLASSES, CLONED, BATCH = 32, 10, [0, 1], 32
+SIDE, CLASSES, CLONED = 32, 10, [0, 1]
+BATCH = 64 if the_device().type == "cuda" else 4
 NEAR = Neighbourhood()
 SHARED = {"seed": 0, "score_lr": 0.02}
 
@@ -38,11 +39,11 @@ def measure() -> Iterator[Row]:
         together = [make(_candidates(*pair, numbers), remembered)]
         alone = [make(_candidates(*pair, [number]), remembered) for number in numbers]
         case = f"{name}, {len(numbers)} positions in one pass against one after another"
-        yield compare(case, _timed(together, batch), _timed(alone, batch), unit, rounds=3)
+        yield compare(case, _timed(together, batch), _timed(alone, batch), unit, rounds=2)
     refitted = Refitted(pair[1].net, torch.tensor(CLONED, device=device), NEAR, 0)
     ours, plain = (_localization(_candidates(*pair, masked), local) for local in (remembered, refitted))
     case = "localizing, local models remembered against fitted in every step"
-    yield compare(case, _timed([ours], batch), _timed([plain], batch), unit, rounds=3)
+    yield compare(case, _timed([ours], batch), _timed([plain], batch), unit, rounds=2)
 
 
 def _network(seed: int, device: torch.device) -> Model:
