@@ -14,7 +14,6 @@ from src import data as datasets
 from src import models as zoo
 from src.core.config import build
 from src.core.console import show
-from src.core.errors import ConfigError
 from src.core.evaluate import predict_many
 from src.core.run import Run
 from src.core.types import Row
@@ -82,7 +81,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     if run.main:
         show(zoo.describe(models.values(), dict(zip(comparison.names, comparison.accuracy, strict=True))))
         _leave_matrices(comparison, data.class_names, run.dir)
-        _leave_pictures(rows, run)
+        plots.leave("flips", rows, run)
         accuracies = [[name, comparison.accuracy[i], claimed[name]] for i, name in enumerate(models)]
         run.tracker.table("models", ["model", "accuracy", "claimed"], accuracies)
     yield from rows
@@ -133,15 +132,3 @@ def _leave_matrices(comparison: Comparison, class_names: Sequence[str], folder: 
         models=np.array(comparison.names),
         classes=np.array([class_names[c] for c in comparison.present]),
     )
-
-
-def _leave_pictures(rows: Sequence[Row], run: Run) -> None:
-    for name, picture in plots.PICTURES["flips"].items():
-        try:
-            path = plots.save(picture.draw(rows), run.dir / "plots" / f"{name}.png")
-        except ConfigError as error:
-            # Models that agree on every image have no flips to draw.
-            log.info("picture %s is left out: %s", name, error)
-        else:
-            run.tracker.image(name, path)
-    log.info("Pictures are in %s", run.dir / "plots")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from src.core.types import Row
@@ -17,8 +18,9 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
     """Mean, sample standard deviation (ddof 1) and number of seeds of every metric, by the values of `keys`.
 
     Each seed gives one value first, the mean of its rows or the metric's statistic, so that `std` is the spread over
-    seeds and nothing else. Rows that lack a metric take no part in it. Returns a frame indexed by `keys` (as text)
-    with columns (metric, mean | std | n).
+    seeds and nothing else. Where a metric asks for a quantile over seeds, it stands for the mean and there is no std.
+    Rows that lack a metric take no part in it. Returns a frame indexed by `keys` (as text) with columns
+    (metric, mean | std | n).
     """
     rows = [row for row in rows if row.status == "ok"]
     names = dict.fromkeys([*keys, *(key for metric in metrics.values() for key in metric.across)])
@@ -31,7 +33,10 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
     columns = {}
     for name, metric in metrics.items():
         by_seed = _by_seed(labels, values, [*keys, "seed"], metric.of or name, metric)
-        columns[name] = by_seed.groupby(level=list(keys), sort=False).agg(["mean", "std", "count"])
+        over_seeds = by_seed.groupby(level=list(keys), sort=False)
+        columns[name] = over_seeds.agg(["mean", "std", "count"])
+        if metric.quantile is not None:
+            columns[name] = columns[name].assign(mean=over_seeds.quantile(metric.quantile), std=np.nan)
     return pd.concat(columns, axis="columns").rename(columns={"count": "n"}, level=1)
 
 

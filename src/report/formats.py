@@ -33,6 +33,7 @@ LATEX = {
     "·": r"$\cdot$",
     "ρ": r"$\rho$",
     "†": r"\dag{}",
+    "★": r"$\star$",
     "→": r"$\rightarrow$",
     "–": "--",
 }

@@ -72,10 +72,14 @@ class Layout:
 
     def notes(self) -> list[str]:
         notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
-        notes += [metric.note for metric in self.metrics.values()]
+        notes += dict.fromkeys(metric.note for metric in self.metrics.values())
         if len(self.seeds) and self.seeds.max() > 1:
             same = self.seeds.nunique() == 1
-            notes.append(STD_NOTE + (f"; n = {self.seeds.max()}" if same else "; n stands with each value"))
+            means = any(metric.quantile is None for metric in self.metrics.values())
+            notes.append(
+                (STD_NOTE if means else "over seeds")
+                + (f"; n = {self.seeds.max()}" if same else "; n stands with each value")
+            )
         if any(self._published(name) for name in self.metrics):
             notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
         return [note for note in notes if note]
@@ -94,6 +98,7 @@ def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, publ
         spread = "" if pd.isna(std) or plain else f" ± {std:{metric.format.lstrip('+')}}"
         text = format(ours, metric.format) + spread
         text += f" (n = {cell[f'{name}_n']})" if count and not plain else ""
+        text += " ★" if cell.get(f"{name}_star", False) else ""
         text += " †" if cell["status"] != "ok" else ""
     if not published:
         return [text]

@@ -1,17 +1,25 @@
-"""The plots of each entry, with the words that go with them; `save` writes one."""
+"""The plots of each entry, with the words that go with them; `save` writes one, `leave` those of a run."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from src.core.errors import ConfigError
 from src.core.types import Row
-from src.report import figures, patch, pnc, rates, teachers, transfer
+from src.report import figures, patch, pnc, rates, stitch, teachers, transfer
 from src.report.style import save
 
-__all__ = ["PICTURES", "Picture", "save"]
+if TYPE_CHECKING:
+    from src.core.run import Run
+
+__all__ = ["PICTURES", "Picture", "leave", "save"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,4 +157,43 @@ PICTURES: dict[str, dict[str, Picture]] = {
             patch.interpolation,
         ),
     },
+    "stitch": {
+        "fronts": Picture(
+            "Accuracy and cost of offspring",
+            "A line is the front of one run, on the images that it was searched on and on test images. Crosses: the "
+            "parents A and B and their ensemble. Shaded: as good as one of them or better, and no more expensive. "
+            "Networks far below both parents are not shown.",
+            stitch.fronts,
+        ),
+        "switches": Picture(
+            "Stitches in use during the search",
+            "Median over the archive, mean over seeds. Solid: all stitches that are switched on; dashed: those that "
+            "have an effect.",
+            stitch.switches,
+        ),
+        "single_stitches": Picture(
+            "What a single stitch costs",
+            "Accuracy of all networks with one stitch by the place of its pair. Lines: the networks that receive the "
+            "features; the distance to them is the stitching penalty.",
+            stitch.single_stitches,
+        ),
+        "stitch_errors": Picture(
+            "Errors of the stitches",
+            "Squared error as a share of the variance of the features that a stitch repeats, by the place of its pair. "
+            "1 is no better than the mean of each channel.",
+            stitch.stitch_errors,
+        ),
+    },
 }
+
+
+def leave(entry: str, rows: Sequence[Row], run: Run) -> None:
+    """Write all pictures of an entry that a run's rows can be drawn as to its folder, and log them."""
+    for name, picture in PICTURES[entry].items():
+        try:
+            path = save(picture.draw(rows), run.dir / "plots" / f"{name}.png")
+        except ConfigError as error:  # not all rows hold what the plot shows
+            log.info("picture %s is left out: %s", name, error)
+        else:
+            run.tracker.image(name, path)
+    log.info("Pictures are in %s", run.dir / "plots")

@@ -14,11 +14,16 @@ import yaml
 from src.core.config import did_you_mean
 from src.core.errors import ConfigError
 from src.core.types import Row
+from src.report.derived import check
 
 __all__ = ["MetricColumn", "TableSpec", "bin_of", "everything", "excluded", "load_specs", "matches", "pick"]
 
 
 STATISTICS = ("mean", "median", "std", "min", "max", "count")
+STAR_NOTE = (
+    "★: the best median over seeds, and all that are not significantly worse "
+    "(one-sided Mann-Whitney U, Holm's correction, alpha 0.05)"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class MetricColumn:
     is the mean over each student's teachers, then the median over students."""
     above: dict[str, float] = field(default_factory=dict)
     """Metric -> number: groups whose mean of that metric is not above it are left out."""
+    quantile: float | None = None
+    """0..1: this quantile over seeds in place of their mean and standard deviation."""
+    rivals: list[str] = field(default_factory=list)
+    """Cell keys whose values compete where all other keys agree: those at no significant disadvantage get a star."""
+    aside: list[str] = field(default_factory=list)
+    """Values of these keys that do not compete."""
 
     @property
     def heading(self) -> str:
@@ -49,6 +60,8 @@ class MetricColumn:
     @property
     def note(self) -> str:
         """What a reader must know of the statistic; nothing where the heading says it."""
+        if self.rivals:
+            return STAR_NOTE
         if self.statistic in ("mean", "count"):
             return ""
         limits = "".join(f", those above {floor:g} in {name} only" for name, floor in self.above.items())
@@ -60,6 +73,8 @@ class MetricColumn:
             raise ValueError(f"statistic {self.statistic} is none of {', '.join(STATISTICS)}")
         if not self.across and (self.above or self.statistic != "mean"):
             raise ValueError(f"statistic {self.statistic} needs `across`, the keys that make its groups")
+        if self.quantile is not None and not 0 <= self.quantile <= 1:
+            raise ValueError(f"quantile {self.quantile} is not in 0..1")
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,14 @@ class TableSpec:
     metrics: dict[str, MetricColumn]
     columns: list[str] = field(default_factory=list)
     """Cell keys (in YAML one or a list) whose values become columns; without them every metric is a column."""
+    derived: dict[str, Any] = field(default_factory=dict)
+    """The `function` of src/report/derived.py (in YAML its name alone will do) that makes the table's rows of all the
+    entry's, and its options: what compares a row with others."""
     bins: dict[str, list[float]] = field(default_factory=dict)
     """Key -> edges in ascending order: the key stands for the bin, [low, high), of that cell key or metric. The last
     bin has its upper edge; rows outside all bins are left out with a warning."""
     where: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must have."""
-    derived: str = ""
-    """Name of `tables.DERIVED` that makes the table's rows of the entry's: what compares a row with others."""
     without: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must not have."""
     over: list[str] = field(default_factory=list)
@@ -98,6 +114,8 @@ class TableSpec:
     """Command that measures a cell, with {key} for its values and {seed}."""
     source: str = ""
     """Where the published values come from."""
+    note: str = ""
+    """What is to be said below the table."""
     published: list[dict[str, Any]] = field(default_factory=list)
     """Cell keys and metric values together, one entry a cell."""
 
@@ -123,9 +141,13 @@ class TableSpec:
         if problems:
             raise ConfigError(problems)
         metrics = {key: _metric(name, key, value) for key, value in node["metrics"].items()}
+        derived = node.get("derived", {})
+        derived = {"function": derived} if isinstance(derived, str) else derived
+        if derived:
+            check(name, derived)
         columns = node.get("columns", [])
         columns = [columns] if isinstance(columns, str) else columns
-        spec = cls(name=name, **{**node, "metrics": metrics, "columns": columns})
+        spec = cls(name=name, **{**node, "metrics": metrics, "columns": columns, "derived": derived})
         cells = [*spec.published, *spec.expected]
         known = {*spec.keys, *metrics}
         twice = [key for key in spec.bins if key not in spec.keys or key in metrics]

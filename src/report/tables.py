@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,13 @@ from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.types import Row
 from src.report.aggregate import aggregate, binned
-from src.report.claims import claims
+from src.report.derived import derive
 from src.report.layout import Layout, natural
 from src.report.rows import distinct
+from src.report.significance import not_worse
 from src.report.spec import MetricColumn, TableSpec, excluded, matches
 
-__all__ = ["DERIVED", "Missing", "Table", "build", "first_line", "gather"]
-
-
-DERIVED: dict[str, Callable[[Sequence[Row]], list[Row]]] = {"pnc_claims": claims}
-"""From an entry's rows to those of a table that compares them."""
+__all__ = ["Missing", "Table", "build", "first_line", "gather"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     """
     where = where or {}
     mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.without)]
-    if spec.derived:
-        mine = DERIVED[spec.derived](mine)
-    mine = [binned(row, spec.bins) for row in mine]
+    mine = [binned(row, spec.bins) for row in derive(mine, spec.derived)]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
@@ -91,7 +86,12 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     table.missing = _missing(spec, frame, measured, failed)
     may = [row for row in mine if row.status == "ok" and _may_belong(row.cell, spec, where)]
     strangers = [row for row in may if not _belongs(row.cell, spec, where)]
-    table.notes = [*shown.notes(), *_warnings(spec, measured, strangers), *(_failure(row) for row in failed)]
+    table.notes = [
+        *shown.notes(),
+        *([spec.note] if spec.note else []),
+        *_warnings(spec, measured, strangers),
+        *(_failure(row) for row in failed),
+    ]
     return table
 
 
@@ -151,6 +151,7 @@ def _frame(
         if all(key in cell for key in keys)
     }
     broken: dict[tuple, str] = {_key(r.cell, keys): r.status for r in failed if all(key in r.cell for key in keys)}
+    stars = {name: _stars(spec, name, measured) for name, metric in spec.metrics.items() if metric.rivals}
     lines = []
     for cell in expected:
         line: dict[str, Any] = dict(zip(keys, cell, strict=True))
@@ -162,12 +163,25 @@ def _frame(
             paper = published.get(cell, {}).get(metric, claim)
             line |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
             line |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
+            line |= {f"{metric}_star": cell in stars[metric]} if metric in stars else {}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
         line["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
         lines.append(line)
     frame = pd.DataFrame(lines)
     counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
     return frame.astype(counts).dropna(axis="columns", how="all")
+
+
+def _stars(spec: TableSpec, name: str, rows: Sequence[Row]) -> set[tuple[str, ...]]:
+    """The cells that are no significantly worse than the best of those they compete with."""
+    metric = spec.metrics[name]
+    fields: dict[tuple, dict[tuple[str, ...], list[float]]] = {}
+    for row in rows:
+        value = row.metrics.get(metric.of or name)
+        if value is not None and not {str(row.cell.get(key)) for key in metric.rivals} & {*metric.aside}:
+            place = _key(row.cell, [key for key in spec.keys if key not in metric.rivals])
+            fields.setdefault(place, {}).setdefault(_key(row.cell, spec.keys), []).append(value)
+    return set().union(*map(not_worse, fields.values()))
 
 
 def _missing(spec: TableSpec, frame: pd.DataFrame, measured: list[Row], failed: list[Row]) -> list[Missing]:

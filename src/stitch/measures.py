@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from src.core.evaluate import Predictions
-from src.stitch.fronts import dominates, hypervolume
+from src.core.fronts import dominates, hypervolume
 
 __all__ = ["BINS", "comparison", "network_measures", "temperature"]
 

@@ -16,6 +16,7 @@ from src.core.errors import ConfigError
 from src.core.run import Run
 from src.core.types import Row
 from src.models.names import training_hint
+from src.report import plots
 from src.stitch import offspring, stitches
 from src.stitch.evaluator import PERFORMANCES, Evaluator
 from src.stitch.matching import Problem, match
@@ -90,6 +91,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "search": cfg.search.name,
         "method": cfg.method.name,
         "performance": cfg.performance,
+        "population": cfg.search.get("population", "none"),
         "budget": cfg.budget,
         "max_matches": "all" if cfg.matching.max_matches is None else cfg.matching.max_matches,
     }
@@ -106,6 +108,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         genotypes, watch = search(cfg, run, net, evaluator(bench, net))
         front, three = (measured(bench, net, some) for some in (genotypes, references(len(net.genotype))))
         facts |= watch.totals() | comparison(front, three) | parents(three)
+        series |= watch.single_stitches()
         again = retrained(bench, net, genotypes[: cfg.keep])
         facts |= retraining_facts(front, again)
         if run.main:
@@ -115,7 +118,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     series |= watch.curve | prefixed("front", front) | prefixed("reference", three)
     series |= {"retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in again]}
     facts["stitch_error"] = float(np.median(series["stitch_errors"]))
-    yield Row(cell(cfg), facts, series)
+    row = Row(cell(cfg), facts, series)
+    if run.main:
+        plots.leave("stitch", [row], run)
+    yield row
 
 
 def evaluator(bench: Workbench, net: Supernetwork) -> Evaluator:

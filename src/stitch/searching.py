@@ -7,13 +7,13 @@ import time
 import numpy as np
 
 from src.core.config import DictConfig, build
+from src.core.fronts import front, hypervolume
 from src.core.progress import Display
 from src.core.run import Run
 from src.stitch.evaluator import Evaluator
-from src.stitch.fronts import front, hypervolume
 from src.stitch.search.archive import Archive
 from src.stitch.search.space import Budget, Evaluated, Space
-from src.stitch.search.sweep import references
+from src.stitch.search.sweep import references, single_stitches
 from src.stitch.supernetwork import Supernetwork
 
 __all__ = ["Watch", "budget", "search"]
@@ -83,6 +83,16 @@ class Watch:
         if spent.requests * LINES // self.total > self.lines:
             self.lines = spent.requests * LINES // self.total
             self.display.line(record)
+
+    def single_stitches(self) -> dict[str, list[float]]:
+        """Percent accuracy of all networks with one stitch on the search's images, if it asked for them all (a sweep).
+
+        Four families of m networks, each in the order of the pairs.
+        """
+        asked = single_stitches(len(self.evaluator.net.genotype))
+        if any(self.evaluator.net.phenotype(genotype).tobytes() not in self.seen for genotype in asked):
+            return {}
+        return {"single_stitch_accuracy": (100 * self.evaluator(asked).accuracy).tolist()}
 
     def totals(self) -> dict[str, float]:
         """What the search cost."""

@@ -98,7 +98,7 @@ def test_strange_names_stay_text(flip_rows):
 
 
 def test_an_entry_without_tables_shows_everything():
-    rows = [Row({"parent": "a"}, {"gain": 1.25, "loss": 3e-7}, entry="stitch", run="a-0")]
+    rows = [Row({"parent": "a"}, {"gain": 1.25, "loss": 3e-7}, entry="graft", run="a-0")]
     text = "".join(read(page(rows, SPECS)).text)
     assert "All measured values" in text and "1.25" in text and "3e-07" in text
 

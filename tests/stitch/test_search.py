@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from src.core.config import build, plain
 from src.core.errors import ConfigError, RecombineError
-from src.stitch.fronts import front, hypervolume
+from src.core.fronts import front, hypervolume
 from src.stitch.search.ga import FamilialGa
 from src.stitch.search.gomea import Gomea, LkGomea
 from src.stitch.search.nsga2 import Nsga2

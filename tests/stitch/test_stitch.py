@@ -77,6 +77,7 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     (folder,) = (tmp_path / "o" / "stitch").iterdir()
     assert len(pd.read_csv(folder / "front.csv")) == m["front"]
     assert len(json.loads((folder / "matching.json").read_text())["pairs"]) == m["pairs"]
+    assert sorted(p.name for p in (folder / "plots").iterdir()) == ["fronts.png", "stitch_errors.png", "switches.png"]
     files = sorted((folder / "offspring").iterdir())
     assert [file.name for file in files] == ["0.safetensors", "1.safetensors"][: int(m["front"])]
     card = stitch.read_card(files[0])
@@ -111,6 +112,18 @@ def test_every_search_runs(tmp_path, weights, search):
     few = [] if search == "single_stitch_sweep" else [FEW]
     rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "keep=0", *few)
     assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
+
+
+def test_a_sweep_says_how_good_each_single_stitch_is(tmp_path, weights):
+    few = ["search=single_stitch_sweep", "matching.max_matches=4", "budget=19", "keep=0"]
+    (row,) = launched(tmp_path, weights, *few)
+    (folder,) = (tmp_path / "o" / "stitch").iterdir()
+    _, *lines = map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines())
+    said = {(*line["on"], line["output"]): 100 * line["accuracy"] for line in lines}
+    families = [[(2 * pair + side, output) for pair in range(4)] for side, output in ((1, 2), (0, 2), (1, 1), (0, 0))]
+    assert row.series["single_stitch_accuracy"] == [said[network] for family in families for network in family]
+    assert (folder / "plots" / "single_stitches.png").is_file()
+    assert row.cell["population"] == "none"
 
 
 def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):

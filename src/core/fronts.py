@@ -1,4 +1,4 @@
-"""Fronts of two minimised objectives, their hypervolume, and who dominates whom (section 13)."""
+"""Fronts of two minimised objectives, their hypervolume, and who dominates whom."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def normalized_hypervolumes(fronts: Sequence[np.ndarray], references: np.ndarray
     """Hypervolumes float64 [len(fronts)] of fronts [n_i, 2] that are to be compared, at most about 1.
 
     Best, worst and range r of each axis are those of all points of all fronts and of the reference networks [m, 2];
-    the reference point is the worst moved away by 0.5 % of r, and areas are divided by 1.01 r of both axes. Deviation:
-    the authors' code moves the cost axis towards the best (section 18, 9).
+    the reference point is the worst moved away by 0.5 % of r, and areas are divided by 1.01 r of both axes (section 13
+    of stitching). Deviation: its authors' code moves the cost axis towards the best.
     """
     everything = np.concatenate([references, *fronts])
     span = np.ptp(everything, axis=0)
