@@ -1,0 +1,140 @@
+"""Every experiment of stitching takes two steps on noise of its images' shape; tables name what fills them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from src import models
+from src.core.config import build, plain
+from src.core.results import read_rows
+from src.core.run import launch
+from src.report.spec import load_specs, matches
+from src.stitch import recipe
+from src.stitch.search.space import Space
+from src.stitch.searching import budget
+
+CONFIG = Path(__file__).parents[2] / "config"
+FOLDER = CONFIG / "experiment" / "stitch"
+EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+TABLES = load_specs(CONFIG / "table" / "stitch")
+OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn"}
+"""Networks that the user trains, and what they are."""
+
+
+@cache
+def written(experiment):
+    """The file of an experiment, laid over that of the one it builds on."""
+    node = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())
+    bases = [written(str(name).rpartition("/")[2]) for name in node["defaults"] if "stitch/" in str(name)]
+    return OmegaConf.merge(*bases, node)
+
+
+@cache
+def choices(experiment):
+    """The values of each swept key."""
+    params = written(experiment).hydra.sweeper.params.items()
+    parsed = [OverridesParser.create().parse_override(f"{key}={value}") for key, value in params]
+    return {
+        o.get_key_element(): [*o.sweep_string_iterator()] if o.is_sweep_override() else [o.get_value_element_as_str()]
+        for o in parsed
+    }
+
+
+def config(experiment, changes=None, more=()):
+    """The first job of the sweep with these values instead, and more overrides."""
+    job = {key: values[0] for key, values in choices(experiment).items()} | (changes or {})
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return compose(
+            "stitch/stitch", [f"experiment=stitch/{experiment}", *(f"{k}={v}" for k, v in job.items()), *more]
+        )
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_choice_of_the_sweep_composes(experiment):
+    for key, values in choices(experiment).items():
+        for value in values if key != "seed" else values[:1]:
+            cfg = config(experiment, {key: value})
+            # a search that does not know the settings of the experiment refuses them
+            search = build(cfg.search, space=Space(np.array([2, 2, 3]), 1.0), budget=budget(cfg), seed=0)
+            assert search.name == recipe.cell(cfg)["search"]
+            build(cfg.method)
+            for parent in (cfg.a, cfg.b):
+                assert parent.name
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("imagenet")])
+def test_imagenet_parents_look_at_the_same_pixels_and_are_pinned(experiment):
+    cfg = config(experiment)
+    assert plain(cfg.a) | {"name": None} == plain(cfg.b) | {"name": None} and cfg.a.size == 224
+    assert all(parent.name.startswith("timm:") and "." in parent.name for parent in (cfg.a, cfg.b))
+    assert cfg.batch_size * cfg.engine.max_steps == 3 * 16384 and cfg.search_data.source == "folder"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_head_says_how_to_run_it_and_which_table_it_fills(experiment):
+    head = [line for line in (FOLDER / f"{experiment}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert any(f"main_stitch.py experiment=stitch/{experiment} " in line for line in head)
+    named = [word.removeprefix("stitch/") for line in head if "scripts/table.py" in line for word in line.split()]
+    assert any(name in TABLES for name in named)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_commands_of_a_table_measure_its_cells(table):
+    spec = TABLES[table]
+    for cell in spec.expected_cells():
+        overrides = dict(word.split("=", 1) for word in spec.command.format(**cell, seed=52).split() if "=" in word)
+        found = recipe.cell(config(overrides.pop("experiment").removeprefix("stitch/"), overrides))
+        assert matches(found, cell) and matches(found, spec.where), f"{overrides} measures {found}"
+
+
+def test_the_tables_of_imagenet_expect_what_the_experiments_run():
+    run = {}
+    for experiment in EXPERIMENTS:
+        if experiment.startswith("imagenet") and not experiment.endswith(("population", "sweep")):
+            for search in choices(experiment)["search"]:
+                cell = recipe.cell(config(experiment, {"search": search}))
+                run.setdefault(cell["a"], set()).add((search, str(cell["population"])))
+            assert choices(experiment)["seed"] == [str(seed) for seed in TABLES["searches_imagenet_a"].seeds]
+    for pair in "ab":
+        spec = TABLES[f"searches_imagenet_{pair}"]
+        assert {(cell["search"], cell["population"]) for cell in spec.expected_cells()} == run[spec.where["a"]]
+
+
+def jobs():
+    """The first job of each experiment; slow are those of ImageNet's size."""
+    for experiment in EXPERIMENTS:
+        marks = [pytest.mark.slow] if experiment.startswith("imagenet") else []
+        yield pytest.param(experiment, marks=marks, id=experiment)
+
+
+@pytest.mark.parametrize("experiment", list(jobs()))
+def test_two_steps(tmp_path, experiment):
+    whole = config(experiment)
+    for node in map(plain, (whole.a, whole.b)):
+        name = node["name"].removeprefix("timm:")
+        given = {**node, "name": OWN.get(name, name), "weights": None}
+        given |= {"architecture": node["name"]} if name != node["name"] else {}
+        models.save(models.build(given, classes=3), tmp_path / "weights" / f"{name}.safetensors", {})
+    few = 60 if whole.get("search_data") else 200  # a tenth of a fifth of them is searched on
+    sizes = ["dataset.classes=3", f"dataset.samples={few}", f"dataset.image_size={whole.a.size or 32}"]
+    more = ["dataset=fake", "dataset.fraction=1", *sizes, "loader=torch", "loader.workers=0"]
+    more += ["wandb=none", "device=cpu"]
+    more += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
+    more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1", "keep=0"]
+    more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "together=4"]
+    if whole.get("search_data"):
+        more += ["dataset@search_data=fake", "search_data.test_fraction=1"]
+        more += [size.replace("dataset", "search_data") for size in sizes]
+    more += ["search.population=4"] if "population" in whole.search else []
+    launch(recipe, config(experiment, more=more))
+    (row,) = read_rows(tmp_path / "output")
+    assert row.status == "ok" and row.metrics["requests"] == 15 and row.metrics["pairs"] == 3
+    assert ("single_stitch_accuracy" in row.series) == ("sweep" in experiment)
