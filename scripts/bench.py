@@ -21,7 +21,7 @@ from src.core.console import show_rows
 from src.core.results import write_rows
 from src.core.types import Row
 
-SECTIONS = ("engine", "loader", "flips", "transfer", "patch", "pnc")
+SECTIONS = ("engine", "loader", "flips", "transfer", "patch", "pnc", "stitch")
 
 
 def arguments() -> argparse.Namespace:
