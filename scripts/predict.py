@@ -50,7 +50,8 @@ def arguments() -> argparse.Namespace:
     add("--weights-root", default="weights", help="where checkpoints are found by name")
     add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
     add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
-    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each clone")
+    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each file")
+    add("--source", action="append", default=[], help="a clone's source, where the file holds its masks alone")
     add("--task", help="only this patch (base: only the base; auto: the most confident of all)")
     add("--top", type=int, default=1, help="so many classes of each image, the most probable first")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number>")
@@ -108,13 +109,15 @@ def with_clones(model: Model, names: list[str] | None, options: argparse.Namespa
 
     `names` of the base, if its file says them.
     """
-    names = names or next((pnc.read_card(file).get("target_class_names") for file in options.clone), None)
+    cards = [card for file in options.clone for card in pnc.cards(file).values()]
+    names = names or next((card.get("target_class_names") for card in cards), None)
     names = names if names and not options.classes else base_names(options.classes, model)
     if not options.clone:
         return model, names
     cloned = ClonedNetwork(model, names)
-    for number, file in enumerate(options.clone):
-        pnc.attach(cloned, file, f"clone{number}")
+    sources = [models.build(name, weights_root=options.weights_root) for name in options.source]
+    for file in options.clone:
+        pnc.attach(cloned, file, sources=sources)
     return cloned, cloned.class_names
 
 

@@ -12,9 +12,10 @@ from src.core.method import Method
 from src.core.types import Batch, Row
 from src.models import Model
 from src.models.graph import trace
-from src.pnc.branch import Branch, linear_head, positions
+from src.pnc.branch import Branch, linear_head
 from src.pnc.candidates import Candidates
 from src.pnc.neighbourhood import Neighbourhood
+from src.pnc.positions import positions
 from src.pnc.surrogates import Refitted, Surrogates
 from src.pnc.training import Insertion, Localization
 

@@ -74,7 +74,12 @@ class Identity(NamedTuple):
 
 
 def register_resolvers() -> None:
-    """Make `${join:...}` (the names of a list of models, joined by hyphens) and `${groups:}` (--help) known."""
+    """Make resolvers known.
+
+    `${join:...}`: the names of a list of models, joined by hyphens. `${first:a,b}`: the first that is not empty.
+    `${groups:}`: for --help.
+    """
+    OmegaConf.register_new_resolver("first", lambda *values: next(filter(None, values), ""), replace=True)
     OmegaConf.register_new_resolver("join", _join, replace=True)
     OmegaConf.register_new_resolver("groups", groups, replace=True)
 
@@ -122,7 +127,7 @@ def identify(cfg: DictConfig, entry: str) -> Identity:
 
 def _own_images(tree: Mapping[str, Any]) -> bool:
     """Whether a data set is somebody's own folder, which nothing tells from another one but its place."""
-    nodes = [tree.get("dataset"), *(tree.get("tasks") or [])]
+    nodes = [tree.get("dataset"), tree.get("source_data"), *(tree.get("tasks") or []), *(tree.get("sources") or [])]
     named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
     return any("folder" in (node.get("source"), node.get("dataset"), node.get("name")) for node in named)
 

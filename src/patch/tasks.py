@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from src import data as datasets
-from src.core.config import DictConfig, did_you_mean, plain
+from src.core.config import DictConfig, plain
 from src.core.errors import ConfigError
 from src.core.run import Run
 from src.core.types import Loader
-from src.data import Data
+from src.data import Data, named
 from src.models import Model
 from src.patch.file import name_problem
 
@@ -22,7 +19,6 @@ __all__ = ["Task", "chooses", "label_offsets", "listed", "nodes", "open_tasks", 
 
 HELD_OUT = 0.1
 """Part of a task's training images that PAINT's mixing weight is chosen on, as in its authors' code."""
-FOLDER = Path(__file__).resolve().parents[2] / "config" / "dataset"
 
 
 @dataclass
@@ -70,21 +66,20 @@ def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
 
     Raises ConfigError for names that are no data set.
     """
-    names = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
     found, wrong = [], []
     for item in listed(plain(cfg)["tasks"]):
         given = {"name": item} if isinstance(item, str) else item
         name = str(given.get("dataset", given.get("name"))) if isinstance(given, Mapping) else str(item)
-        if name not in names:
-            wrong.append(f"tasks: there is no dataset '{name}'; {did_you_mean(name, names)}")
+        try:
+            own = named.node(name)
+        except ConfigError as error:
+            wrong += [f"tasks: {text}" for text in error.problems]
             continue
         if problem := name_problem(str(given.get("name", name))):
             wrong.append(f"tasks: {problem}; 'tasks=[{{name: another, dataset: {name}}}]' gives another one")
             continue
-        own = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-        del own["defaults"]
         more = {key: value for key, value in given.items() if key != "dataset"}
-        node = {"source": own["name"], "folder": own["name"], **own, **plain(cfg)["task"], **more}
+        node = {**own, **plain(cfg)["task"], **more}
         if node.get("val_fraction") == "auto":
             node["val_fraction"] = HELD_OUT if chooses(cfg) else 0.0
         found.append(node)

@@ -3,7 +3,8 @@
 from src import pnc
 
 cloned = pnc.attach(timm_model, "clone.safetensors")    # logits of its own classes, then of the cloned ones
-cloned.detach("clone")                                  # one clone less
+cloned = pnc.attach(cloned, "another.safetensors")      # the classes of a second clone come after those
+cloned.detach("clone")                                  # one clone less; the others say what they said
 timm_model = cloned.restore()                           # as it was, bit for bit
 
 The paper's full text was not at hand. Its abstract, first page, two captions and summaries by others say that the
@@ -11,6 +12,6 @@ cloned part is found by local-performance-based pruning, with weights fixed; eve
 """
 
 from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.file import attach, load, read_card, save
+from src.pnc.file import attach, cards, load, save
 
-__all__ = ["Clone", "ClonedNetwork", "attach", "load", "read_card", "save"]
+__all__ = ["Clone", "ClonedNetwork", "attach", "cards", "load", "save"]

@@ -13,7 +13,7 @@ from src.core.distributed import all_reduce_sum
 from src.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from src.pnc.branch import Position
+    from src.pnc.positions import Position
 
 __all__ = ["ADAPTERS", "ADAPTER_INITS", "LeastSquares", "make_adapter"]
 
@@ -48,7 +48,7 @@ def make_adapter(position: Position, kind: str) -> nn.Module:
     if kind == "none":
         if position.target.shape != position.source.shape:
             raise ConfigError(
-                f"method.adapter=none needs features of one shape, but at R={position.number} they are "
+                f"method.adapter=none needs features of one shape, but at {position.label} they are "
                 f"{list(position.target.shape)} and {list(position.source.shape)}: method.adapter=conv1x1_bn"
             )
         return nn.Identity()

@@ -6,7 +6,6 @@ Which layers, masks and heads the paper uses could not be read; what stands here
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,51 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.core.errors import ConfigError
 from src.models.channels import channel_groups, gated, without_channels
-from src.models.cuts import Cut, cuts
 from src.models.graph import Traced, segment
 from src.pnc.adapters import make_adapter
 from src.pnc.masks import Gate
+from src.pnc.positions import Position
 from src.pnc.statistics import own_statistics, running
 
-__all__ = ["HEADS", "Branch", "Full", "Position", "Rows", "features_of", "joined", "linear_head", "positions"]
-
-
-class Position(NamedTuple):
-    """Where a branch leaves the target and enters the source."""
-
-    number: int
-    """R: how many of the target's blocks are shared."""
-    target: Cut
-    source: Cut
-
-
-def positions(target: Traced, source: Traced) -> tuple[Position, ...]:
-    """The candidate positions R = 1..L of a pair, from input to output (section 5.2).
-
-    The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
-    target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
-    only a feature vector. Ours: of several cuts of one scale our specification takes the last, which would enter a copy
-    of the target a block too late.
-    """
-    found = []
-    own, others = cuts(target), cuts(source)
-    for number, cut in enumerate(own, start=1):
-        same_kind = [other for other in others if len(other.shape) == len(cut.shape)]
-        if not same_kind:
-            continue
-        reached = min((other.factor for other in same_kind if other.factor >= cut.factor), default=None)
-        alike = [other for other in same_kind if other.factor == reached] or same_kind[-1:]
-        before = [
-            other for other in own[: number - 1] if (other.factor, len(other.shape)) == (cut.factor, len(cut.shape))
-        ]
-        place = min(len(before), len(alike) - 1) if reached == cut.factor else -1
-        found.append(Position(number, cut, alike[place]))
-    if not found:
-        raise ConfigError(
-            f"{type(target.net).__name__} and {type(source.net).__name__} have no place where one can be joined to the "
-            f"other; choose two convolutional networks"
-        )
-    return tuple(found)
+__all__ = ["HEADS", "Branch", "Full", "Rows", "features_of", "joined", "linear_head"]
 
 
 class Rows(nn.Module):

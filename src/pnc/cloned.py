@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 
+import torch
 from torch import Tensor, nn
 
 from src.core.errors import ConfigError
-from src.models.cuts import cuts
 from src.models.frozen import Standing, digest, freeze, thaw
 from src.models.graph import segment, traced
 from src.models.model import Model
-from src.pnc.branch import Branch, Full, Position, Rows, features_of, joined
+from src.pnc.branch import Branch, Full, Rows, features_of, joined
+from src.pnc.positions import Position, places
 
 __all__ = ["Clone", "ClonedNetwork"]
 
@@ -20,7 +21,8 @@ __all__ = ["Clone", "ClonedNetwork"]
 class Clone(nn.Module):
     """What a branch has learned, cut out: the kept filters of the source's upper layers, adapter and head.
 
-    Holds copies and no reference to the source; nothing of it trains any more.
+    Holds copies and no reference to the source; of it at most `scale` and `bias` train any more, where clones of
+    several sources are calibrated.
     """
 
     def __init__(self, branch: Branch, class_names: list[str]) -> None:
@@ -36,12 +38,13 @@ class Clone(nn.Module):
         kept = branch.kept_features()
         if kept is not None and isinstance(self.head, Rows):
             self.head.narrow(kept)
+        self.scale, self.bias = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
         self.requires_grad_(False).eval()
 
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
         """The target's value at the position and its features [B, C_t] -> what `joined` takes: new logits, or all."""
         features, logits = self.module(self.adapter(value))
-        return self.head(target_features, features, logits[:, self.outputs]).float()
+        return self.scale * self.head(target_features, features, logits[:, self.outputs]).float() + self.bias
 
     def parameters_by_part(self) -> dict[str, float]:
         """Weights of the cloned layers, and those that were learned."""
@@ -121,9 +124,9 @@ class ClonedNetwork(nn.Module):
     def _cut(self) -> None:
         graph = self.traced.graph
         image = next(node for node in graph.nodes if node.op == "placeholder")
-        there = {cut.name: cut.node for cut in cuts(self.traced)}
-        places = [there[clone.position.target.name] for clone in self.clones.values()]
-        outputs = [*places, features_of(self.traced), self.traced.node(self.traced.head)]
+        there = {place.name: place.node for place in places(self.traced)}
+        tapped = [there[clone.position.target.name] for clone in self.clones.values()]
+        outputs = [*tapped, features_of(self.traced), self.traced.node(self.traced.head)]
         self._taps = (segment(self.traced.net, graph, [image], outputs),)
 
     def _apply(self, function, recurse: bool = True):

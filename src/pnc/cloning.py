@@ -1,37 +1,38 @@
-"""The settings of a clone (`method` node), and the procedure of section 5.6: localize, insert everywhere, choose."""
+"""The settings of a clone (`method` node), and the second stage: insertion at every position (section 5.6)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from src.core.engine import Fit
 from src.core.errors import ConfigError
 from src.models.channels import channel_groups
 from src.pnc.adapters import ADAPTER_INITS, ADAPTERS, LeastSquares
-from src.pnc.branch import HEADS, Branch, Position, linear_head, positions
+from src.pnc.branch import HEADS, Branch, linear_head
 from src.pnc.candidates import Candidates
 from src.pnc.masks import MASK_KINDS, SCOPES, one_budget, set_keep
-from src.pnc.measures import percent
 from src.pnc.neighbourhood import Neighbourhood
+from src.pnc.positions import ALIGNMENTS, Position, positions
+from src.pnc.search import Search
 from src.pnc.surrogates import Local
 from src.pnc.training import INSERT_LOSSES, Insertion
 from src.pnc.workbench import Workbench
 
-__all__ = ["Cloning", "candidates", "choose", "head_of", "insert"]
+__all__ = ["Cloning", "candidates", "head_of", "insert"]
 
 MASKS = ("learned", "ones", "random", "magnitude")
 SURROGATES = ("lime", "direct")
 LAST = "last"
 STAGES = ("localize", "insert")
 CHOICE = {"mask": MASKS, "mask_kind": tuple(MASK_KINDS), "scope": SCOPES, "surrogate": SURROGATES}
-CHOICE |= {"adapter": ADAPTERS, "adapter_init": ADAPTER_INITS, "last_stage": STAGES}
+CHOICE |= {"adapter": ADAPTERS, "adapter_init": ADAPTER_INITS, "last_stage": STAGES, "align": ALIGNMENTS}
 CHOICE |= {"head": (None, *HEADS), "insert_loss": (None, *INSERT_LOSSES)}
 SWITCHES = ("anneal", "per_position", "use_complement", "bn_recalibrate", "joint")
 ADAPTER_SAMPLES = 512
@@ -81,7 +82,11 @@ class Cloning:
     head: str | None = None
     """null: rows, and concat where no images of the target's own classes train the clone (section 5.5)."""
     positions: Sequence[int] | str | None = None
-    """Candidates R; last: the last one with filters of the source above it (R = L - 1, no search); null: all."""
+    """Candidates R; last: the last one with filters of the source above it (R = L - 1, no search); null: all but 0,
+    the image, which shares nothing."""
+    align: str = "scale"
+    """Where the source is entered, see `ALIGNMENTS`."""
+    search: Search = field(default_factory=Search)
     localize_epochs: float = 10
     insert_epochs: float = 10
     min_steps: int = 300
@@ -152,14 +157,15 @@ def head_of(given: str | None, use_original: bool) -> str:
 def candidates(bench: Workbench, method: Cloning) -> Candidates:
     """A branch at each candidate position, drawn from the run's seed."""
     target, source = bench.traced
-    there = positions(target, source)
+    there = positions(target, source, method.align)
     if method.positions == LAST:
-        there = [position for position in there if channel_groups(source, after=position.source.node)][-1:] or there
-    elif method.positions is not None:
-        known = {position.number: position for position in there}
-        if wrong := sorted(set(method.positions) - set(known)):
-            raise ConfigError(f"method.positions={list(method.positions)}: {wrong} are none; there are {sorted(known)}")
-        there = tuple(known[number] for number in sorted(set(method.positions)))
+        there = [position for position in there if channel_groups(source, after=position.source.node)][-1:] or there[1:]
+    else:
+        known = sorted({position.number for position in there})
+        wanted = known[1:] if method.positions is None else method.positions
+        if wrong := sorted(set(wanted) - set(known)):
+            raise ConfigError(f"method.positions={list(wanted)}: {wrong} are none; there are {known}")
+        there = [position for position in there if position.number in wanted]
     own = linear_head(target)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(bench.run.seed)
@@ -214,26 +220,3 @@ def insert(bench: Workbench, method: Cloning, net: Candidates, near: Neighbourho
     options |= {"keep_weight": method.keep_weight, "temperature": method.temperature}
     options |= {"loss": method.insert_loss or ("xe" if originals else "match"), "match_weight": method.match_weight}
     return bench.fit(Insertion(net, near, local, **options), loader, "insert", method.insert_epochs)
-
-
-class _Flat(nn.Module):
-    """Logits [B, P, C] of all candidates as [B, P C], one pass for all."""
-
-    def __init__(self, net: Candidates) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net(images).flatten(1)
-
-
-def choose(bench: Workbench, net: Candidates) -> tuple[int, dict[str, list[float]]]:
-    """Which branch is best by the mean of old and new accuracy on images kept for choices (eq. 8); all their scores."""
-    said = bench.said(_Flat(net), "select")
-    own, new = (each._replace(logits=each.logits.unflatten(1, (len(net.branches), -1))) for each in said)
-    curve: dict[str, list[float]] = {"position": [branch.position.number for branch in net.branches]}
-    for name, said in (("original", own), ("cloned", new)):
-        right = said.logits.argmax(2) == said.labels[:, None]
-        curve[name] = [percent(column) for column in right.unbind(1)]
-    curve["average"] = [(a + b) / 2 for a, b in zip(curve["original"], curve["cloned"], strict=True)]
-    return max(range(len(net.branches)), key=lambda k: (curve["average"][k], k)), curve

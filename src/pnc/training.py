@@ -170,7 +170,7 @@ class Insertion(_Cloning):
         if self.loss != "xe":
             losses = losses + self.match_weight * self.matched(cloned, index)
         loss = losses.sum()
-        logs = {f"loss_R{b.position.number}": v.detach() for b, v in zip(self.net.branches, losses, strict=True)}
+        logs = {f"loss_{b.position.label}": v.detach() for b, v in zip(self.net.branches, losses, strict=True)}
         if self.loc_weight and self.gates:
             localization = self.localization(cloned, index)
             loss, logs["localization"] = loss + self.loc_weight * localization, localization.detach()

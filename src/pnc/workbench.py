@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,7 +14,6 @@ from torch import nn
 from src import data as datasets
 from src import models as zoo
 from src.core.config import DictConfig, build, plain
-from src.core.console import show
 from src.core.engine import Engine, Fit
 from src.core.errors import ConfigError
 from src.core.evaluate import Predictions, predict
@@ -25,7 +25,8 @@ from src.data.joint import Joint, Relabelled, Repeated, shares
 from src.data.splits import stratified
 from src.models import Model
 from src.models.graph import Traced, trace
-from src.pnc.measures import average, top1
+from src.pnc.measures import average
+from src.pnc.sources import Source
 
 __all__ = ["Workbench", "chosen_classes"]
 
@@ -42,24 +43,48 @@ def chosen_classes(clone: Sequence[int | str], names: Sequence[str]) -> list[int
 
 
 class Workbench:
-    """Target and source, frozen; the target's own data and those of the classes to clone."""
+    """Target and one source, frozen; the target's own data and those of the classes to clone."""
 
-    def __init__(self, cfg: DictConfig, run: Run) -> None:
+    def __init__(self, cfg: DictConfig, run: Run, source: Source, earlier: Sequence[Workbench] = ()) -> None:
+        """`earlier`: the workbenches of other sources; target and its data are theirs, their classes are taken."""
         self.cfg, self.run = cfg, run
         self.facts: dict[str, float] = {}
         """What training has to say of itself beside its network: metrics of the row."""
         self._opened: list[Data] = []
-        self.original = self._open(plain(cfg.dataset))
-        whole = plain(cfg.source_data)
-        self.source_data = self._open(whole)
-        self.outputs = chosen_classes(plain(cfg)["clone"], self.source_data.class_names)
-        names = [self.source_data.class_names[i] for i in self.outputs]
-        self.cloned = self._open({**whole, "class_subset": names})
-        self.class_names = [*self.original.class_names, *names]
-        if doubles := sorted(set(self.original.class_names).intersection(names)):
-            raise ConfigError(f"clone: the target knows {', '.join(doubles)} already; clone classes it does not know")
-        self.target = self._network(cfg.target, self.original, "target")
-        self.source = self._network(cfg.source, self.source_data, "source")
+        self._source = source
+        self.original = earlier[0].original if earlier else self._open(plain(cfg.dataset))
+        self.source_data = self._open(source.data)
+        self.outputs = self._free(earlier)
+        self.names = [self.source_data.class_names[i] for i in self.outputs]
+        self.cloned = self._open({**source.data, "class_subset": self.names})
+        self.target = earlier[0].target if earlier else self._network(cfg.target, self.original, "target")
+        self.folder = f"source{len(earlier) + 1}/" if cfg.sources else ""
+
+    def _free(self, earlier: Sequence[Workbench]) -> list[int]:
+        """The source's outputs to clone, without those whose classes are taken; ConfigError if there are such."""
+        known = self.source_data.class_names
+        outputs = chosen_classes(self._source.clone, known)
+        taken = {name: "the target" for name in self.original.class_names}
+        taken |= {name: f"the source {bench.source_name}" for bench in earlier for name in bench.names}
+        doubles = {known[k]: taken[known[k]] for k in outputs if known[k] in taken}
+        free = [k for k in outputs if known[k] not in doubles]
+        if doubles and (self.cfg.on_collision == "error" or not free):
+            who = ", ".join(dict.fromkeys(doubles.values()))
+            raise ConfigError(
+                f"clone: {who} knows {', '.join(doubles)} already; clone other classes of {self.source_name}"
+                + ("" if not free else ", or leave these out by on_collision=first")
+            )
+        return free
+
+    @property
+    def source_name(self) -> str:
+        """How rows and files call the source."""
+        return self._source.name
+
+    @cached_property
+    def source(self) -> Model:
+        """The network to clone from."""
+        return self._network(self._source.model, self.source_data, "source")
 
     def _open(self, node: dict) -> Data:
         roots = {"data_root": self.cfg.data_root, "cache_root": self.cfg.cache_root, "loader": self.cfg.loader}
@@ -67,7 +92,7 @@ class Workbench:
         self._opened.append(datasets.open_data(node, **roots, **where))
         return self._opened[-1]
 
-    def _network(self, node: DictConfig, data: Data, role: str) -> Model:
+    def _network(self, node: Any, data: Data, role: str) -> Model:
         model = zoo.build(node, weights_root=self.cfg.weights_root, seed=self.run.seed)
         if model.classes != data.classes:
             raise ConfigError(
@@ -86,16 +111,10 @@ class Workbench:
         """The graphs of target and source."""
         return trace(self.target.net, self.target.size), trace(self.source.net, self.source.size)
 
-    def describe(self) -> None:
-        """Show both networks with what they score on their own classes."""
-        if self.run.main:
-            measured = {m.name: top1(self.alone(m, d)) for m, d in self.roles}
-            show(zoo.describe([self.target, self.source], measured))
-
     @property
-    def roles(self) -> tuple[tuple[Model, Data], ...]:
-        """Both networks with the data they know."""
-        return (self.target, self.original), (self.source, self.source_data)
+    def class_names(self) -> list[str]:
+        """Of the target, then the cloned ones."""
+        return [*self.original.class_names, *self.names]
 
     # ---------------------------------------------------------------------------------------------- data
 
@@ -190,7 +209,7 @@ class Workbench:
         """Train for so many epochs, with the run's optimizer and schedule where no other is given."""
         engine = Engine({**plain(self.cfg.engine), "epochs": epochs}, self.run)
         constructors = optimizer or build(self.cfg.optimizer), schedule or build(self.cfg.schedule)
-        fit = engine.fit(method, loader, *constructors, name=name)
+        fit = engine.fit(method, loader, *constructors, name=self.folder + name)
         stage = f"{name.partition('/')[0]}_seconds"
         self.facts[stage] = self.facts.get(stage, 0.0) + fit.seconds
         return fit
@@ -209,10 +228,16 @@ class Workbench:
 
     def said(self, net: nn.Module, split: str) -> tuple[Predictions, Predictions]:
         """What a network in the joint label space says about the target's own images, and about the cloned classes."""
-        offset, precision = self.original.classes, self.cfg.engine.precision
-        own = predict(net, self._whole(self.original, split, self.target), precision=precision)
-        new = predict(net, Relabelled(self._whole(self.cloned, split, self.target), offset), precision=precision)
-        return own, new
+        return self.said_of_original(net, split), self.said_of_cloned(net, split, self.original.classes)
+
+    def said_of_original(self, net: nn.Module, split: str) -> Predictions:
+        """What a network in a joint label space says about the target's own images."""
+        return predict(net, self._whole(self.original, split, self.target), precision=self.cfg.engine.precision)
+
+    def said_of_cloned(self, net: nn.Module, split: str, offset: int) -> Predictions:
+        """What it says about the cloned classes, which begin at `offset` of its outputs."""
+        loader = Relabelled(self._whole(self.cloned, split, self.target), offset)
+        return predict(net, loader, precision=self.cfg.engine.precision)
 
     def average(self, net: nn.Module, split: str) -> float:
         """Mean of old and new accuracy."""
@@ -226,7 +251,14 @@ class Workbench:
         """At most `count` test images of some of the source's classes."""
         data = self.source_data
         indices = data.indices("test")[np.isin(data.labels("test"), classes)]
+        return self._first(data, "test", indices, count, self.source)
+
+    def some(self, data: Data, name: str, count: int, model: Model) -> Batch:
+        """At most `count` images of a part (`train` or `select`), spread over it, for `model`."""
+        return self._first(data, "train", self.part(data, name), count, model)
+
+    def _first(self, data: Data, split: str, indices: np.ndarray, count: int, model: Model) -> Batch:
         some = indices[:: max(1, len(indices) // count)][:count]
-        loader = data.loader("test", len(some), train=False, indices=some, size=self.source.canvas)
+        loader = data.loader(split, len(some), train=False, indices=some, size=model.canvas)
         with closing(loader.epoch(0)) as batches:
             return next(batches)

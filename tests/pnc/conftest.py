@@ -1,6 +1,7 @@
 """The digits and small networks with random weights."""
 
 import pytest
+import torch
 
 from src import data as datasets
 from src import models as zoo
@@ -21,3 +22,24 @@ def digits(tmp_path_factory):
 def build():
     """build(seed, classes=10): a network of three convolutions for 16 pixels."""
     return lambda seed, classes=10: zoo.build({"name": "cnn", "widths": [8, 8, 16], **SIZE}, classes=classes, seed=seed)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A folder with small networks: one tells 0 to 4 apart, one 5 to 9, one 2 to 4."""
+    folder = tmp_path_factory.mktemp("networks")
+    settings = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
+    for seed, (name, classes) in enumerate({"low": range(5), "high": range(5, 10), "middle": range(2, 5)}.items()):
+        node = {"name": "digits", "class_subset": list(classes)}
+        data = datasets.open_data(node, cache_root=folder, **settings)
+        net = {"name": "cnn", "widths": [16, 32, 32], "weights": None, **SIZE}
+        model = zoo.build(net, classes=len(classes), seed=seed)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+        for epoch in range(8):
+            for batch in data.loader("train", 64, train=True).epoch(epoch):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
+                optimizer.step()
+        data.close()
+        zoo.save(model.eval(), folder / f"{name}.safetensors", {})
+    return folder

@@ -13,10 +13,11 @@ from src.core.errors import ConfigError
 from src.models.frozen import digest
 from src.models.graph import traced
 from src.pnc import file
-from src.pnc.branch import Branch, features_of, linear_head, positions
+from src.pnc.branch import Branch, features_of, linear_head
 from src.pnc.candidates import Candidates
 from src.pnc.cloned import Clone, ClonedNetwork
 from src.pnc.masks import Gate, annealed, set_keep
+from src.pnc.positions import positions
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
 OWN = ["cat", "dog", "frog"]
@@ -45,9 +46,9 @@ def images():
     return torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0):
+def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0, align="scale"):
     """A branch with masks that are no prefix of the filters."""
-    there = {position.number: position for position in positions(graph(target), graph(source))}
+    there = {position.number: position for position in positions(graph(target), graph(source), align)}
     torch.manual_seed(3)
     branch = Branch(there[number], graph(source), list(outputs), linear_head(graph(target)), adapter=adapter, head=head)
     for gate in branch.gates:
@@ -111,7 +112,7 @@ def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_
     host, guest = network(target, 3, size=size), network(source, 5, seed=1, size=size)
     there = positions(graph(host), graph(guest))
     assert len(there) >= 3 and there[-1].target.shape == (features_of(graph(host)).meta["shape"][1],)
-    for position in (there[0], there[len(there) // 2], there[-1]):
+    for position in (there[1], there[len(there) // 2], there[-1]):
         branch = branch_of(host, guest, position.number, keep=0.5)
         net = Candidates(host, guest, (graph(host), graph(guest)), [branch]).eval()
         clone = Clone(branch, ["car", "van"])
@@ -209,10 +210,10 @@ def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     expected = wanted(images)
     wanted.restore()
     path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
-    again = pnc.attach(target, path, source=source if reference else None)
+    again = pnc.attach(target, path, sources=[source] if reference else [])
     assert torch.equal(again(images), expected) and list(again.clones) == ["c"]
     assert again.restore() is target
-    card = pnc.read_card(path)
+    card = pnc.cards(path)["c"]
     assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
     whole = file.save(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
     assert not reference or path.stat().st_size < whole.stat().st_size / 2
@@ -223,7 +224,7 @@ def test_a_clone_on_a_plain_network(tmp_path, pair, images):
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
     path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
     expected = ClonedNetwork(target, OWN).attach(clone, "clone")(images)
-    cloned = ClonedNetwork(target.net, size=32).attach(pnc.load(target.net, path, size=32), "c")
+    cloned = ClonedNetwork(target.net, size=32).attach(pnc.load(target.net, path, size=32)["c"], "c")
     torch.testing.assert_close(cloned(target.preprocess(images)), expected)
     assert cloned.class_names == ["class 0", "class 1", "class 2", "car", "van"]
     cloned.restore()
@@ -235,11 +236,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path, pair):
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
     path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True)
     with pytest.raises(ConfigError, match="made with a target of weights"):
-        pnc.attach(network("resnet20", 3, seed=5), path, source=source)
+        pnc.attach(network("resnet20", 3, seed=5), path, sources=[source])
     with pytest.raises(ConfigError, match="holds no weights of its source, cnn"):
         pnc.attach(target, path)
-    with pytest.raises(ConfigError, match="made with a source of weights"):
-        pnc.attach(target, path, source=network("cnn", 5, seed=9))
+    with pytest.raises(ConfigError, match=r"holds no weights of its source, cnn .*; none of cnn is that one"):
+        pnc.attach(target, path, sources=[network("cnn", 5, seed=9)])
     other = zoo.save(target, tmp_path / "net.safetensors", {})
     with pytest.raises(ConfigError, match="is no clone file"):
         pnc.attach(target, other)

@@ -19,7 +19,6 @@ from src.pnc.surrogates import Refitted, Surrogates
 from src.pnc.training import Insertion, Localization
 from tests.pnc import test_pnc as whole
 
-weights = whole.weights
 NEAR = Neighbourhood(grid=2, num_fit=12, num_train=3)
 ONE = {"seed": 0, "score_lr": 0.02}
 FIRST = {**ONE, "steps": 10, "keep_ratio": 0.5, "anneal": True, "cloned": None}
@@ -166,7 +165,7 @@ def test_ways_of_cloning_run_and_their_files_say_the_same(tmp_path, weights, nam
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
     target = models.build("high", weights_root=weights)
     cloned = pnc.attach(target, path)
-    assert pnc.read_card(path)["recalibrated"] == (name == "together")
+    assert pnc.cards(path)["clone"]["recalibrated"] == (name == "together")
     bench = whole.bench_of(tmp_path, weights)
     _, new = bench.said(cloned, "test")
     bench.close()

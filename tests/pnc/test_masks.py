@@ -16,10 +16,11 @@ from src.core.types import Batch
 from src.models.frozen import digest
 from src.models.graph import traced
 from src.pnc import file
-from src.pnc.branch import Branch, linear_head, positions
+from src.pnc.branch import Branch, linear_head
 from src.pnc.candidates import Candidates
 from src.pnc.cloned import Clone, ClonedNetwork
 from src.pnc.masks import MASK_KINDS, Gate, annealed, budget_penalty, harden, one_budget, ramp, set_keep
+from src.pnc.positions import positions
 from src.pnc.statistics import recalibrate, running
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "weights": None, "classes": 5}
@@ -189,5 +190,5 @@ def test_a_file_keeps_the_modules_own_statistics(tmp_path, recalibrated, referen
     expected = ClonedNetwork(target).attach(clone, "clone")(images)
     torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
     path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
-    again = pnc.attach(target, path, source=source if reference else None)
-    assert torch.equal(again(images), expected) and pnc.read_card(path)["recalibrated"]
+    again = pnc.attach(target, path, sources=[source] if reference else [])
+    assert torch.equal(again(images), expected) and pnc.cards(path)["c"]["recalibrated"]

@@ -18,7 +18,7 @@ from src.core.errors import ConfigError
 from src.core.results import read_rows
 from src.core.run import check, launch
 from src.models.frozen import digest
-from src.pnc import recipe
+from src.pnc import recipe, sources
 from src.pnc.workbench import Workbench, chosen_classes
 
 CONFIG = str(Path(__file__).parents[2] / "config")
@@ -26,28 +26,6 @@ QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "neigh.
 QUICK += ["similarity={images:4,vectors:40}"]
 SHORT = ["method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4", "method.positions=[1,2]"]
 METRICS = ["accuracy_original", "accuracy_cloned", "accuracy_average", "agreement", "intrusion", "logit_shift"]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A folder with two small networks: one tells 0 to 4 apart, the other 5 to 9."""
-    folder = tmp_path_factory.mktemp("pair")
-    settings = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
-    for seed, name in enumerate(["low", "high"]):
-        classes = list(range(5 * seed, 5 * seed + 5))
-        node = {"name": "digits", "class_subset": classes}
-        data = datasets.open_data(node, cache_root=folder, **settings)
-        size = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
-        model = models.build({"name": "cnn", "widths": [16, 32, 32], **size}, classes=5, seed=seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-        for epoch in range(8):
-            for batch in data.loader("train", 64, train=True).epoch(epoch):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
-                optimizer.step()
-        data.close()
-        models.save(model.eval(), folder / f"{name}.safetensors", {})
-    return folder
 
 
 def composed(folder, weights, *overrides):
@@ -83,7 +61,7 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert m["learned_bytes"] < m["reference_bytes"] < m["clone_bytes"] and m["target_bytes"] == m["source_bytes"]
     target = models.build("high", weights_root=weights)
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
-    masks = pnc.load(target, path).masks
+    masks = pnc.load(target, path)["clone"].masks
     written = [f"{int(text, 16):0{len(mask)}b}" for text, mask in zip(row.series["masks"], masks, strict=True)]
     assert written == ["".join(str(int(kept)) for kept in mask) for mask in masks]
     cloned = pnc.attach(target, path)
@@ -120,7 +98,7 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert [line["class"] for line in lines] == ["5678901"[k] for k in said.indices]
     assert [line["probability"] for line in lines] == pytest.approx(said.values.tolist())
     assert 100 * torch.cat(hits).double().mean() == pytest.approx(m["accuracy_cloned"])
-    assert digest(cloned.restore()) == digest(before["high"]) and pnc.read_card(path)["class_names"] == ["0", "1"]
+    assert digest(cloned.restore()) == digest(before["high"]) and pnc.cards(path)["clone"]["class_names"] == ["0", "1"]
 
 
 def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weights):
@@ -180,12 +158,13 @@ def bench_of(tmp_path, weights, *overrides):
     class Here:
         seed, device, rank, world, main = 0, torch.device("cpu"), 0, 1, True
 
-    return Workbench(composed(tmp_path, weights, *overrides), Here())
+    cfg = composed(tmp_path, weights, *overrides)
+    return Workbench(cfg, Here(), sources.listed(cfg)[0])
 
 
 def test_labels_and_shares_of_the_data(tmp_path, weights):
     bench = bench_of(tmp_path, weights, "clone=[3,1]")
-    assert bench.outputs == [1, 3] and bench.class_names == ["5", "6", "7", "8", "9", "1", "3"]
+    assert bench.outputs == [1, 3] and bench.names == ["1", "3"]
     loader, originals = bench.joint_loader(40)
     (first, *_) = batches = list(loader.epoch(0))
     assert len(first.labels) == 40 and bool((first.labels[:originals] < 5).all())
@@ -217,7 +196,7 @@ def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
         chosen_classes([7], ["a", "b"])
     with pytest.raises(ConfigError, match="the target knows 5 already"):
         bench_of(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
-    with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[1, 2, 3"):
+    with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[0, 1, 2, 3"):
         launched(tmp_path, weights, "method.positions=[9]")
 
 
