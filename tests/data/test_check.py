@@ -32,7 +32,8 @@ def test_every_dataset_config_composes_and_is_accepted(name):
     cfg = composed(f"dataset={name}", *(["dataset.name=mine"] if name == "parquet" else []))
     settings = DataSettings.of(cfg.dataset)
     whole, _, half = name.rpartition("_")
-    half = {"low": range(5), "high": range(5, 10)}.get(half)
+    classes = {"cifar100": 100, "tiny_imagenet": 200}.get(whole, 10)
+    half = {"low": range(classes // 2), "high": range(classes // 2, classes)}.get(half)
     assert settings.source == (whole if half else name)
     assert settings.folder == whole or not half
     assert settings.name == ("mine" if name == "parquet" else name) and settings.max_side == 512

@@ -284,5 +284,6 @@ def test_every_config_names_a_known_source():
 
     folder = Path(__file__).parents[2] / "config/dataset"
     names = {path.stem for path in folder.glob("[!_]*.yaml")}
-    halves = {f"{name}_{half}" for name in ("digits", "mnist", "cifar10") for half in ("low", "high")}
+    whole = ("digits", "mnist", "cifar10", "cifar100", "tiny_imagenet")
+    halves = {f"{name}_{half}" for name in whole for half in ("low", "high")}
     assert names - halves == set(KNOWN) and halves < names

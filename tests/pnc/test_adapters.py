@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from src.core.errors import ConfigError
+from src.models.cuts import Cut
 from src.pnc.adapters import ADAPTERS, LeastSquares, make_adapter
+from src.pnc.positions import Position
 
 LEARNED = [kind for kind in ADAPTERS if kind != "none"]
 
@@ -18,8 +18,8 @@ LEARNED = [kind for kind in ADAPTERS if kind != "none"]
 def adapter_of(kind, target=(6, 4, 4), source=(8, 4, 4)):
     """An adapter between features of these shapes, evaluated."""
     torch.manual_seed(0)
-    there = SimpleNamespace(number=2, target=SimpleNamespace(shape=target), source=SimpleNamespace(shape=source))
-    return make_adapter(there, kind).eval()
+    cuts = (Cut("cut", None, shape, 1.0) for shape in (target, source))
+    return make_adapter(Position(2, *cuts, 2), kind).eval()
 
 
 def pairs(*shapes, count=3, batch=9):
@@ -59,7 +59,7 @@ def test_a_bottleneck_has_fewest_weights():
 
 def test_none_needs_one_shape():
     assert adapter_of("none", (6, 4, 4), (6, 4, 4))(torch.ones(1)) == 1
-    with pytest.raises(ConfigError, match="needs features of one shape, but at R=2"):
+    with pytest.raises(ConfigError, match="needs features of one shape, but at R2 they"):
         adapter_of("none")
 
 
