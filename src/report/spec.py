@@ -22,7 +22,7 @@ __all__ = ["MetricColumn", "TableSpec", "bin_of", "everything", "excluded", "loa
 STATISTICS = ("mean", "median", "std", "min", "max", "count")
 STAR_NOTE = (
     "★: the best median over seeds, and all that are not significantly worse "
-    "(one-sided Mann-Whitney U, Holm's correction, alpha 0.05)"
+    "(one-sided Mann-Whitney U, Holm's correction, alpha 0.05; fewer than five seeds can hardly show a difference)"
 )
 
 

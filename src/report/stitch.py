@@ -82,12 +82,15 @@ def _fronts(axes: Axes, rows: Sequence[Row], purpose: str, colours: Mapping[str,
     reach = np.maximum.accumulate(steps[:, 1])
     edge = [*steps[:, 0], right]
     axes.fill_between(edge, [*reach, reach[-1]], step="post", color=ORANGE, alpha=0.13, linewidth=0, zorder=0)
-    for row, points in zip(rows, sides, strict=True):
-        colour = colours[str(row.cell["search"])]
+    order = list(colours)
+    for row, points in sorted(zip(rows, sides, strict=True), key=lambda side: order.index(side[0].cell["search"])):
+        colour = colours[row.cell["search"]]
+        above = len(order) - 1 - order.index(row.cell["search"])  # wider below, so that equal fronts are seen
         best = points[front(points * [-1, 1])][::-1]
-        axes.plot([left, *best[:, 0]], [best[0, 1], *best[:, 1]], color=colour, drawstyle="steps-pre", linewidth=1.1)
-        axes.scatter(points[:, 0], points[:, 1], s=13, color=colour, linewidth=0, alpha=0.8, zorder=3)
-    axes.scatter(three[:, 0], three[:, 1], s=70, marker="x", color=ORANGE, linewidth=2.4, zorder=4)
+        steps_x, steps_y = [min(left, best[0, 0]), *best[:, 0]], [best[0, 1], *best[:, 1]]
+        axes.plot(steps_x, steps_y, color=colour, drawstyle="steps-pre", linewidth=1 + 0.5 * above)
+        axes.scatter(points[:, 0], points[:, 1], s=10 + 6 * above, color=colour, linewidth=0, zorder=2.5)
+    axes.scatter(three[:, 0], three[:, 1], s=90, marker="x", color=ORANGE, linewidth=3, zorder=4)
     for name, (x, y) in zip(("A", "B", "A + B"), three, strict=True):
         axes.annotate(name, (x, y), (-7, 5), textcoords="offset points", ha="right", size=9, color=INK)
     shown = [points[points[:, 0] >= left, 1].max(initial=0) for points in (three, *sides)]
