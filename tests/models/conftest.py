@@ -12,6 +12,7 @@ from torch import nn
 from src.models import small
 from src.models.cifar_resnet import CifarResNet
 from src.models.graph import Traced, trace
+from tests.networks import shaken
 
 NETWORKS = {  # name: constructor, side of its images
     "lenet5": (lambda: small.lenet5(5), 32),
@@ -25,14 +26,9 @@ NETWORKS = {  # name: constructor, side of its images
 }
 
 
-def shaken(net: nn.Module) -> nn.Module:
-    """Give BatchNorms statistics, scales and shifts, and layers biases, that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in net.state_dict().items():
-        if value.is_floating_point() and value.ndim == 1:
-            spread = torch.rand(value.shape, generator=generator)
-            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
-    return net.double().eval().requires_grad_(False)
+def in_double(net: nn.Module) -> nn.Module:
+    """Weights that matter, in float64, without gradients."""
+    return shaken(net).double().requires_grad_(False)
 
 
 @cache
@@ -41,7 +37,7 @@ def build(name: str) -> tuple[Traced, torch.Tensor]:
     make, size = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return trace(shaken(make()), size), torch.randn(2, 3, size, size, dtype=torch.float64)
+        return trace(in_double(make()), size), torch.randn(2, 3, size, size, dtype=torch.float64)
 
 
 @pytest.fixture(params=NETWORKS)
@@ -59,4 +55,4 @@ def network():
 @pytest.fixture
 def prepared():
     """Gives a network weights that matter, in float64 and eval mode."""
-    return shaken
+    return in_double

@@ -6,16 +6,7 @@ import pytest
 import torch
 
 from src import models
-
-
-def shaken(model):
-    """Give BatchNorm layers statistics and scales that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and value.ndim == 1:
-            spread = torch.rand(value.shape, generator=generator)
-            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
-    return model.eval()
+from tests.networks import shaken
 
 
 @pytest.fixture(scope="session")

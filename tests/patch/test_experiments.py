@@ -5,12 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 from functools import cache
-from pathlib import Path
 
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from src import models
@@ -19,43 +16,24 @@ from src.core.run import launch
 from src.data.settings import DataSettings
 from src.patch import recipe, tasks
 from src.report.spec import load_specs, matches
+from tests import sweeps
 
-CONFIG = Path(__file__).parents[2] / "config"
-FOLDER = CONFIG / "experiment" / "patch"
-EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-TABLES = load_specs(CONFIG / "table" / "patch")
+FOLDER = sweeps.CONFIG / "experiment" / "patch"
+EXPERIMENTS = sweeps.experiments("patch")
+TABLES = load_specs(sweeps.CONFIG / "table" / "patch")
 QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "batch_size=4", "eval_batch_size=10"]
 QUICK += ["engine.max_steps=2", "engine.max_eval_batches=1", "dataset=fake", "dataset.fraction=1", "dataset.classes=10"]
 
 
-@cache
-def written(experiment):
-    """The file of an experiment, laid over that of the one it builds on."""
-    node = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())
-    bases = [written(str(name).rpartition("/")[2]) for name in node["defaults"] if "patch/" in str(name)]
-    return OmegaConf.merge(*bases, node)
-
-
-@cache
-def choices(experiment):
-    """The values of each swept key."""
-    params = written(experiment).hydra.sweeper.params.items()
-    parsed = [OverridesParser.create().parse_override(f"{key}={value}") for key, value in params]
-    return {
-        o.get_key_element(): [*o.sweep_string_iterator()] if o.is_sweep_override() else [o.get_value_element_as_str()]
-        for o in parsed
-    }
-
-
 def first(experiment, **chosen):
     """The first job of the sweep with these values instead, keys with a dot written with two underscores."""
-    job = {key: values[0] for key, values in choices(experiment).items()}
+    job = {key: values[0] for key, values in sweeps.choices("patch", experiment).items()}
     return job | {key.replace("__", "."): value for key, value in chosen.items()}
 
 
 @cache
 def composed(*overrides):
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
         return compose("patch/patch", list(overrides))
 
 
@@ -65,7 +43,7 @@ def config(experiment, **chosen):
 
 def cells(experiment, given):
     """The cells that the sweep measures where `given` are swept keys with another list of values."""
-    values = choices(experiment) | given
+    values = sweeps.choices("patch", experiment) | given
 
     def each(key):
         return [config(experiment, **({key: value} if value else {})) for value in values.get(key, [None])]
@@ -83,7 +61,7 @@ def cells(experiment, given):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_of_the_sweep_composes(experiment):
-    for key, values in choices(experiment).items():
+    for key, values in sweeps.choices("patch", experiment).items():
         for value in values if key in ("model", "method", "protocol", "tasks") else values[:1]:
             cfg = config(experiment, **{key.replace(".", "__"): value})
             assert recipe.cell(cfg)["method"]
@@ -106,7 +84,7 @@ def test_commands_of_a_table_measure_its_cells(table):
         overrides = dict(word.split("=", 1) for word in spec.command.format(**cell, seed=0).split() if "=" in word)
         name = overrides.pop("experiment").removeprefix("patch/")
         assert name in EXPERIMENTS
-        assert overrides.keys() <= choices(name).keys()
+        assert overrides.keys() <= sweeps.choices("patch", name).keys()
         key = (name, *sorted(overrides.items()))
         if key not in measured:
             measured[key] = list(cells(name, {swept: [value] for swept, value in overrides.items()}))
@@ -131,10 +109,10 @@ def jobs():
     """
     seen = set()
     for experiment in EXPERIMENTS:
-        swept = [key for key in choices(experiment) if key not in ("seed", "tasks")]
-        whole, table = written(experiment), experiment.startswith("table")
+        swept = [key for key in sweeps.choices("patch", experiment) if key not in ("seed", "tasks")]
+        whole, table = sweeps.written("patch", experiment), experiment.startswith("table")
         same = {"table": table, "protocol": whole.protocol, "size": OmegaConf.select(whole, "model.size")}
-        for key, value in [(None, None), *((k, v) for k in swept for v in choices(experiment)[k])]:
+        for key, value in [(None, None), *((k, v) for k in swept for v in sweeps.choices("patch", experiment)[k])]:
             job = first(experiment, **({key.replace(".", "__"): value} if key else {}))
             kind = tuple(sorted((same | {k: job[k] for k in swept}).items()))
             if key is None or kind not in seen:

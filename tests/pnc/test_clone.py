@@ -18,20 +18,11 @@ from src.pnc.candidates import Candidates
 from src.pnc.cloned import Clone, ClonedNetwork
 from src.pnc.masks import Gate, annealed, set_keep
 from src.pnc.positions import positions
+from tests.networks import shaken
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
 OWN = ["cat", "dog", "frog"]
 graph = lru_cache(traced)  # cuts are places of one graph of a network
-
-
-def shaken(model):
-    """BatchNorm statistics and scales that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and value.ndim == 1:
-            spread = torch.rand(value.shape, generator=generator)
-            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
-    return model.eval()
 
 
 def network(name, classes, seed=0, **options):

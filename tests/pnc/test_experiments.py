@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import shlex
 from functools import cache
-from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf, open_dict
 
 from src import models
@@ -20,11 +18,11 @@ from src.core.run import launch
 from src.data.settings import DataSettings
 from src.pnc import recipe
 from src.report.spec import load_specs, matches
+from tests import sweeps
 
-CONFIG = Path(__file__).parents[2] / "config"
-FOLDER = CONFIG / "experiment" / "pnc"
-EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-TABLES = {name: spec for name, spec in load_specs(CONFIG / "table" / "pnc").items() if spec.command}
+FOLDER = sweeps.CONFIG / "experiment" / "pnc"
+EXPERIMENTS = sweeps.experiments("pnc")
+TABLES = {name: spec for name, spec in load_specs(sweeps.CONFIG / "table" / "pnc").items() if spec.command}
 GROUPS = ("method", "dataset")
 QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "engine=debug", "batch_size=8"]
 QUICK += ["clone=[0,1]", "neigh.grid=4", "neigh.num_fit=40", "neigh.num_train=2", "similarity={images:2,vectors:40}"]
@@ -32,33 +30,14 @@ QUICK += ["select_fraction=0.3", "stage_epochs=1", "tuning_epochs=1", "scratch.e
 
 
 @cache
-def written(experiment):
-    """The file of an experiment, laid over that of the one it builds on."""
-    node = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())
-    bases = [written(name.rpartition("/")[2]) for name in node["defaults"] if str(name).startswith("/experiment")]
-    return OmegaConf.merge(*bases, node)
-
-
-@cache
-def choices(experiment):
-    """The values of each swept key."""
-    params = written(experiment).hydra.sweeper.params.items()
-    parsed = [OverridesParser.create().parse_override(f"{key}={value}") for key, value in params]
-    return {
-        o.get_key_element(): [*o.sweep_string_iterator()] if o.is_sweep_override() else [o.get_value_element_as_str()]
-        for o in parsed
-    }
-
-
-@cache
 def composed(*overrides):
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
         return compose("pnc/pnc", list(overrides))
 
 
 def jobs(experiment, given):
     """The config of each job, one seed, where `given` replaces swept values."""
-    values = {**choices(experiment), **{key: [value] for key, value in given.items()}, "seed": ["0"]}
+    values = {**sweeps.choices("pnc", experiment), **{key: [value] for key, value in given.items()}, "seed": ["0"]}
     for job in itertools.product(*values.values()):
         overrides = dict(zip(values, job, strict=True))
         groups = [f"{key}={value}" for key, value in overrides.items() if key in GROUPS]
@@ -79,7 +58,7 @@ def command_of(spec, cell):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_of_the_sweep_composes(experiment):
-    for key, values in choices(experiment).items():
+    for key, values in sweeps.choices("pnc", experiment).items():
         for value in values if key == "method" else values[:1]:
             cfg = composed(f"experiment=pnc/{experiment}", f"{key}={value}")
             cell, pair = recipe.cell(cfg), (cfg.dataset, cfg.source_data)
@@ -94,7 +73,7 @@ def test_the_head_says_how_to_run_it_how_long_it_takes_and_which_table_it_fills(
     head = [line for line in (FOLDER / f"{experiment}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(f"main_pnc.py experiment=pnc/{experiment} " in line for line in head)
     named = [word.removeprefix("pnc/") for line in head if "scripts/table.py" in line for word in line.split()]
-    assert any(name in load_specs(CONFIG / "table" / "pnc") for name in named)
+    assert any(name in load_specs(sweeps.CONFIG / "table" / "pnc") for name in named)
     assert experiment == "mnist" or any(line.startswith("# Time: ") for line in head)
 
 
@@ -115,7 +94,9 @@ def test_commands_of_a_table_measure_its_cells(table):
 
 def test_the_halves_of_large_sets_are_whole():
     for name, classes in (("cifar100", 100), ("tiny_imagenet", 200)):
-        halves = [yaml.safe_load((CONFIG / f"dataset/{name}_{half}.yaml").read_text()) for half in ("low", "high")]
+        halves = [
+            yaml.safe_load((sweeps.CONFIG / f"dataset/{name}_{half}.yaml").read_text()) for half in ("low", "high")
+        ]
         assert [c for half in halves for c in half["class_subset"]] == list(range(classes))
         assert [half["source"] for half in halves] == [name, name]
 
@@ -124,7 +105,7 @@ def first_jobs():
     """The first job of each experiment, and of each method the first of all; slow are large networks."""
     seen = set()
     for experiment in EXPERIMENTS:
-        for position, method in enumerate(choices(experiment)["method"]):
+        for position, method in enumerate(sweeps.choices("pnc", experiment)["method"]):
             small = experiment.endswith("mnist_high")
             if position == 0 or (small and method not in seen):
                 quick = experiment == "table1_mnist_high" and method in ("ewc", "joint_full", "pnc_fixed")
@@ -139,14 +120,18 @@ def test_two_steps(tmp_path, experiment, method):
     side = 64 if "tiny" in experiment else 32
     for role in ("target", "source"):
         network = whole[role].name.partition("-")[0]
-        node = yaml.safe_load((CONFIG / "model" / f"{network}.yaml").read_text())
+        node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text())
         models.save(models.build({**node, "size": side}, classes=5), tmp_path / f"{whole[role].name}.safetensors", {})
     fakes = {"dataset": [5, 6, 7, 8, 9], "source_data": [0, 1, 2, 3, 4]}
     settings = ["image_size=" + str(side), "samples=120", "fraction=1", "classes=10"]
     data = ["dataset=fake", "dataset@source_data=fake"]
     data += [f"{key}.{setting}" for key in fakes for setting in settings]
     data += [f"{key}.class_subset={subset}" for key, subset in fakes.items()]
-    swept = {key: values[0] for key, values in choices(experiment).items() if key not in ("clone", "dataset.fraction")}
+    swept = {
+        key: values[0]
+        for key, values in sweeps.choices("pnc", experiment).items()
+        if key not in ("clone", "dataset.fraction")
+    }
     chosen = [f"{key}={value}" for key, value in (swept | {"method": method}).items()]
     roots = [f"weights_root={tmp_path}", *(f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output"))]
     launch(recipe, composed(f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data))

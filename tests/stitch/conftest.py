@@ -11,18 +11,9 @@ from src.stitch.matching import match
 from src.stitch.parents import Parent
 from src.stitch.stitches import problem
 from src.stitch.supernetwork import Pair, Supernetwork
+from tests.networks import shaken
 
 NORMAL = {"mean": [0.5] * 3, "std": [0.25] * 3}
-
-
-def shaken(model: Model) -> Model:
-    """Give BatchNorm layers statistics and scales that are not those of a fresh network."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and value.ndim == 1:
-            spread = torch.rand(value.shape, generator=generator)
-            value.copy_(0.5 + spread if "var" in name or "weight" in name else spread - 0.5)
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from src import models
 from src.core.config import build, plain
@@ -20,38 +14,19 @@ from src.report.spec import load_specs, matches
 from src.stitch import recipe
 from src.stitch.search.space import Space
 from src.stitch.searching import budget
+from tests import sweeps
 
-CONFIG = Path(__file__).parents[2] / "config"
-FOLDER = CONFIG / "experiment" / "stitch"
-EXPERIMENTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-TABLES = load_specs(CONFIG / "table" / "stitch")
+FOLDER = sweeps.CONFIG / "experiment" / "stitch"
+EXPERIMENTS = sweeps.experiments("stitch")
+TABLES = load_specs(sweeps.CONFIG / "table" / "stitch")
 OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn"}
 """Networks that the user trains, and what they are."""
 
 
-@cache
-def written(experiment):
-    """The file of an experiment, laid over that of the one it builds on."""
-    node = yaml.safe_load((FOLDER / f"{experiment}.yaml").read_text())
-    bases = [written(str(name).rpartition("/")[2]) for name in node["defaults"] if "stitch/" in str(name)]
-    return OmegaConf.merge(*bases, node)
-
-
-@cache
-def choices(experiment):
-    """The values of each swept key."""
-    params = written(experiment).hydra.sweeper.params.items()
-    parsed = [OverridesParser.create().parse_override(f"{key}={value}") for key, value in params]
-    return {
-        o.get_key_element(): [*o.sweep_string_iterator()] if o.is_sweep_override() else [o.get_value_element_as_str()]
-        for o in parsed
-    }
-
-
 def config(experiment, changes=None, more=()):
     """The first job of the sweep with these values instead, and more overrides."""
-    job = {key: values[0] for key, values in choices(experiment).items()} | (changes or {})
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    job = {key: values[0] for key, values in sweeps.choices("stitch", experiment).items()} | (changes or {})
+    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
         return compose(
             "stitch/stitch", [f"experiment=stitch/{experiment}", *(f"{k}={v}" for k, v in job.items()), *more]
         )
@@ -59,7 +34,7 @@ def config(experiment, changes=None, more=()):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_of_the_sweep_composes(experiment):
-    for key, values in choices(experiment).items():
+    for key, values in sweeps.choices("stitch", experiment).items():
         for value in values if key != "seed" else values[:1]:
             cfg = config(experiment, {key: value})
             # a search that does not know the settings of the experiment refuses them
@@ -99,10 +74,12 @@ def test_the_tables_of_imagenet_expect_what_the_experiments_run():
     run = {}
     for experiment in EXPERIMENTS:
         if experiment.startswith("imagenet") and not experiment.endswith(("population", "sweep")):
-            for search in choices(experiment)["search"]:
+            for search in sweeps.choices("stitch", experiment)["search"]:
                 cell = recipe.cell(config(experiment, {"search": search}))
                 run.setdefault(cell["a"], set()).add((search, str(cell["population"])))
-            assert choices(experiment)["seed"] == [str(seed) for seed in TABLES["searches_imagenet_a"].seeds]
+            assert sweeps.choices("stitch", experiment)["seed"] == [
+                str(seed) for seed in TABLES["searches_imagenet_a"].seeds
+            ]
     for pair in "ab":
         spec = TABLES[f"searches_imagenet_{pair}"]
         assert {(cell["search"], cell["population"]) for cell in spec.expected_cells()} == run[spec.where["a"]]
