@@ -124,7 +124,8 @@ def switches(rows: Sequence[Row]) -> Figure:
     lines = [panels[0].plot([], [], color=colour)[0] for colour in colours.values()]
     lines += [panels[0].plot([], [], color=INK, linestyle=dashes)[0] for dashes in ("-", (0, (3, 1.5)))]
     names = [*(NAMES.get(search, search) for search in colours), "on", "active"]
-    figure.legend(lines, names, loc="outside upper left", ncols=len(names), columnspacing=1.2)
+    # five fit beside each other above one panel
+    figure.legend(lines, names, loc="outside upper left", ncols=min(len(names), 5 * len(groups)), columnspacing=1.2)
     return figure
 
 
