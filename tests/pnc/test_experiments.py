@@ -16,8 +16,9 @@ from src.core.config import build, plain
 from src.core.results import read_rows
 from src.core.run import launch
 from src.data.settings import DataSettings
-from src.pnc import recipe
-from src.report.spec import load_specs, matches
+from src.pnc import recipe, sources
+from src.pretrain.recipe import save_name
+from src.report.spec import excluded, load_specs, matches
 from tests import sweeps
 
 FOLDER = sweeps.CONFIG / "experiment" / "pnc"
@@ -30,9 +31,9 @@ QUICK += ["select_fraction=0.3", "stage_epochs=1", "tuning_epochs=1", "scratch.e
 
 
 @cache
-def composed(*overrides):
+def composed(*overrides, entry="pnc"):
     with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
-        return compose("pnc/pnc", list(overrides))
+        return compose(f"{entry}/{entry}", list(overrides))
 
 
 def jobs(experiment, given):
@@ -61,11 +62,11 @@ def test_every_choice_of_the_sweep_composes(experiment):
     for key, values in sweeps.choices("pnc", experiment).items():
         for value in values if key == "method" else values[:1]:
             cfg = composed(f"experiment=pnc/{experiment}", f"{key}={value}")
-            cell, pair = recipe.cell(cfg), (cfg.dataset, cfg.source_data)
+            cell, nodes = recipe.cell(cfg), [plain(cfg.dataset), *(source.data for source in sources.listed(cfg))]
             assert build(cfg.method).name == cell["method"] == cfg.method.name
-            assert all(DataSettings.of(plain(node)) for node in pair)
-            assert pair[0].fraction == pair[1].fraction == cell["fraction"]
-            assert not {*pair[0].class_subset} & {*pair[1].class_subset} and cfg.neigh.num_fit > 2 * cfg.neigh.grid**2
+            assert {DataSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
+            known = [label for node in nodes for label in node["class_subset"]]
+            assert len(known) == len({*known}) and cfg.neigh.num_fit > 2 * cfg.neigh.grid**2
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -92,6 +93,42 @@ def test_commands_of_a_table_measure_its_cells(table):
         assert all(matches(found, spec.where) for found in here)
 
 
+def sources_of_table_6(number):
+    """Each job's sources and cell; one seed is enough."""
+    (cfg,) = jobs(f"table6_cifar100_high_{number}", {})
+    return sources.listed(cfg), recipe.cell(cfg)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_sources_of_table_6_share_the_other_half_and_give_ten_classes_each(number):
+    found, cell = sources_of_table_6(number)
+    assert cell["sources"] == len(found) == number and cell["classes"] == 10 * number
+    assert [label for source in found for label in source.data["class_subset"]] == list(range(50))
+    assert [source.clone for source in found] == [list(range(10))] * number
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_commands_in_the_head_train_the_sources_of_table_6(number):
+    text = (FOLDER / f"table6_cifar100_high_{number}.yaml").read_text().replace("\\\n#", "")
+    lines = [shlex.split(line) for line in text.splitlines() if "main_pretrain.py" in line and "class_subset" in line]
+    trained = [
+        composed(*(word for word in line if "=" in word and "<" not in word), entry="pretrain") for line in lines
+    ]
+    found, _ = sources_of_table_6(number)
+    assert [save_name(cfg) for cfg in trained] == [source.name for source in found]
+    for cfg, source in zip(trained, found, strict=True):
+        used, node = DataSettings.of(source.data), DataSettings.of(plain(cfg.dataset))
+        assert (node.source, node.folder, node.class_subset) == (used.source, used.folder, used.class_subset)
+        assert cfg.model.name == source.name.partition("-")[0] and node.fraction == 1
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.keys() - {"overview", "table6"}))
+def test_no_other_table_takes_several_sources(table):
+    spec = TABLES[table]
+    cells = [sources_of_table_6(number)[1] for number in (2, 3)]
+    assert all(excluded(cell, spec.without) or not matches(cell, spec.where) for cell in cells)
+
+
 def test_the_halves_of_large_sets_are_whole():
     for name, classes in (("cifar100", 100), ("tiny_imagenet", 200)):
         halves = [
@@ -109,24 +146,40 @@ def first_jobs():
             small = experiment.endswith("mnist_high")
             if position == 0 or (small and method not in seen):
                 quick = experiment == "table1_mnist_high" and method in ("ewc", "joint_full", "pnc_fixed")
-                marks = () if quick or experiment == "figure2_mnist_high" else pytest.mark.slow
+                quick |= experiment in ("figure2_mnist_high", "table6_cifar100_high_2")
+                marks = () if quick else pytest.mark.slow
                 yield pytest.param(experiment, method, marks=marks, id=f"{experiment}-{method}")
             seen.add(method)
+
+
+def fake_data(names, side, several):
+    """Overrides that give each source, and the target after them, five classes of noise."""
+    count = 5 * (len(names) + 1)
+    fives = [list(range(start, start + 5)) for start in range(0, count, 5)]
+    settings = {"image_size": side, "samples": 12 * count, "classes": count}
+    subsets = {"dataset": fives[-1], "source_data": fives[0]}
+    found = ["dataset=fake", "dataset@source_data=fake"]
+    for key, subset in subsets.items():
+        node = settings | {"fraction": 1, "class_subset": subset}
+        found += [f"{key}.{name}={value}" for name, value in node.items()]
+    if several:
+        shared = [f"{name}:{value}" for name, value in {"dataset": "fake", "clone": "[0,1]", **settings}.items()]
+        entries = zip(names, fives, strict=False)
+        texts = [",".join([f"name:{name}", f"class_subset:{five}", *shared]) for name, five in entries]
+        found.append("sources=[" + ",".join(f"{{{text}}}" for text in texts) + "]")
+    return found
 
 
 @pytest.mark.parametrize(("experiment", "method"), list(first_jobs()))
 def test_two_steps(tmp_path, experiment, method):
     whole = composed(f"experiment=pnc/{experiment}")
     side = 64 if "tiny" in experiment else 32
-    for role in ("target", "source"):
-        network = whole[role].name.partition("-")[0]
+    names = [source.name for source in sources.listed(whole)]
+    for name in (whole.target.name, *names):
+        network = "cnn" if experiment.startswith("table6") else name.partition("-")[0]  # one training for each source
         node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text())
-        models.save(models.build({**node, "size": side}, classes=5), tmp_path / f"{whole[role].name}.safetensors", {})
-    fakes = {"dataset": [5, 6, 7, 8, 9], "source_data": [0, 1, 2, 3, 4]}
-    settings = ["image_size=" + str(side), "samples=120", "fraction=1", "classes=10"]
-    data = ["dataset=fake", "dataset@source_data=fake"]
-    data += [f"{key}.{setting}" for key in fakes for setting in settings]
-    data += [f"{key}.class_subset={subset}" for key, subset in fakes.items()]
+        models.save(models.build({**node, "size": side}, classes=5), tmp_path / f"{name}.safetensors", {})
+    data = fake_data(names, side, several=bool(whole.sources))
     swept = {
         key: values[0]
         for key, values in sweeps.choices("pnc", experiment).items()
@@ -136,7 +189,11 @@ def test_two_steps(tmp_path, experiment, method):
     roots = [f"weights_root={tmp_path}", *(f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output"))]
     launch(recipe, composed(f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data))
     (row,) = read_rows(tmp_path / "output")
-    assert row.status == "ok" and row.cell["method"] == method and row.cell["classes"] == 2
+    assert row.status == "ok" and row.cell["method"] == method and row.cell["classes"] == 2 * len(names)
+    if len(names) > 1:
+        columns = [key for key in TABLES["table6"].metrics if not key.startswith("accuracy_cloned_")]
+        columns += [f"accuracy_cloned_{number}" for number in range(1, len(names) + 1)]
+        assert all(0 <= row.metrics[key] <= 100 for key in columns)
     if row.cell["last_stage"] == "localize":
         assert 0 <= row.metrics["module_accuracy"] <= 100
     else:
