@@ -30,7 +30,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 def training_hint(name: str, weights_root: str) -> str:
     """The end of a message about an absent network: how to train it, if main_pretrain.py gives such names."""
     kept = PRETRAINED.fullmatch(name)
-    if not kept:
+    if not kept or not (CONFIGS.parent / "dataset" / f"{kept['dataset']}.yaml").is_file():
         return ""
     where = "" if weights_root == "weights" else f" weights_root={weights_root}"
     command = "python main_pretrain.py model={model} dataset={dataset} seed={seed}".format(**kept.groupdict())

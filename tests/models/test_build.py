@@ -17,7 +17,7 @@ from src.core.errors import ConfigError
 from src.core.method import Method
 from src.models import Model, build, check, describe, save, summary
 from src.models.model import Preprocess, find_head
-from src.models.names import CONFIGS, config_names
+from src.models.names import CONFIGS, config_names, training_hint
 from src.models.resolve import locate
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -228,3 +228,8 @@ def test_describe_shows_the_measured_beside_the_claimed(random_cnn):
 def test_description_is_json(random_cnn):
     assert json.loads(json.dumps(random_cnn.description()))["options"] == {"widths": [32, 64, 128, 128]}
     assert random_cnn.preprocess.settings() == Preprocess(**random_cnn.preprocess.settings()).settings()
+
+
+def test_only_networks_of_known_datasets_come_with_the_command_that_trains_them():
+    assert "main_pretrain.py model=cnn dataset=digits seed=3" in training_hint("cnn-digits-s3", "weights")
+    assert training_hint("cnn-mine-s3", "weights") == "" == training_hint("resnet20", "weights")
