@@ -68,6 +68,7 @@ class Evaluator:
             self.batches = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
         self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in self.batches))))
         self.memo: dict[bytes, Scores] = {}
+        """By phenotype."""
         if file is not None:
             self._open(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
 
@@ -83,10 +84,6 @@ class Evaluator:
         performance = -accuracy if self.performance == "accuracy" else np.array([score.loss for score in scores])
         cost = np.array([float(score.cost) for score in scores])
         return Evaluated(np.stack([performance, cost], 1), accuracy, active)
-
-    def scores(self, genotype: np.ndarray) -> Scores:
-        """Of a genotype whose network was measured."""
-        return self.memo[self.net.phenotype(genotype).tobytes()]
 
     def _measure(self, phenotypes: Sequence[np.ndarray]) -> None:
         """Measure new networks; raises Interrupted between two passes."""

@@ -98,7 +98,8 @@ class Parent:
 def common_preprocessing(models: Sequence[Model]) -> list[str]:
     """Why two parents cannot look at the same pixels; normalisation may differ, size, crop and resizing may not.
 
-    The authors give both parents one preprocessing too (section 10.2).
+    Deviation: the authors give both parents one normalisation too (section 10.2); here each keeps its own, so that it
+    scores as it does alone.
     """
     first, second = (model.preprocess.settings() for model in models)
     return [

@@ -27,7 +27,10 @@ from src.stitch.supernetwork import Supernetwork
 __all__ = ["Workbench"]
 
 SPLIT = "test"
-"""What is searched on and tested on: images that neither parent nor stitch was trained on."""
+"""What is searched on and tested on: images that neither parent nor stitch was trained on.
+
+Deviation: without `search_data` both are parts of one test set; the authors search on another set (section 10.1).
+"""
 
 
 class Workbench:

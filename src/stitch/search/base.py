@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -14,7 +15,7 @@ from src.stitch.search.space import Budget, Evaluate, Individuals, Space
 __all__ = ["Search", "advance"]
 
 
-class Search:
+class Search(ABC):
     """A search algorithm: `batches` says what it asks for next, `run` asks, counts and keeps the best.
 
     Synchronous. Deviation: the authors keep as many evaluations in flight as there are individuals and handle each
@@ -50,9 +51,9 @@ class Search:
         self.archive = Archive(space.length)
         self._worst = np.full(2, -np.inf)
 
+    @abstractmethod
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
         """Genotypes int8 [n, L] to evaluate; what became of all of them is sent back. Ends with the budget at last."""
-        raise NotImplementedError
 
     def run(self, evaluate: Evaluate, on_generation: Callable[[Archive, Budget], None] | None = None) -> Archive:
         """Search until the budget is spent or nothing is left to ask; `on_generation` is called after each batch."""
