@@ -1,6 +1,6 @@
 """Move what several trained networks know into one."""
 
-from src.core.entry import main
+from recombine.cli.main import main
 
 if __name__ == "__main__":
-    main("src.transfer.multi_teacher", "multi_teacher/multi_teacher")
+    main("multi_teacher")

@@ -7,19 +7,16 @@ python scripts/bench.py engine --rows outputs   one section; its rows also go to
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 
-from src.core import provenance
-from src.core.console import show_rows
-from src.core.results import write_rows
-from src.core.types import Row
+from recombine.core.results import write_rows
+from recombine.core.types import Row
+from recombine.run import provenance
+from recombine.run.console import show_rows
 
 SECTIONS = ("engine", "loader", "flips", "transfer", "patch", "pnc", "stitch")
 

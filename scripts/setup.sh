@@ -33,7 +33,8 @@ install_python_packages() {
     sha256sum --status -c "$stamp" 2>/dev/null && return 0
     say "Python packages (about 3 minutes and 5 GB the first time: PyTorch with CUDA)"
     .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check -r requirements.txt
-    sha256sum requirements.txt > "$stamp"
+    .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --editable .
+    sha256sum requirements.txt pyproject.toml > "$stamp"
 }
 
 # A step of its own: FFCV's setup.py stops a whole `pip install -r` where a header is missing, and its

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benches.timing import clock, compare, now, the_device
-from src.core.engine import Engine
-from src.core.method import Supervised
-from src.core.optim import cosine
-from src.core.run import Run
-from src.core.signals import StopSignals
-from src.core.tracking import Tracker
-from src.core.types import Batch, Row
+from recombine.core.types import Batch, Row
+from recombine.engine.engine import Engine
+from recombine.engine.method import Supervised
+from recombine.engine.optim import cosine
+from recombine.run.run import Run
+from recombine.run.signals import StopSignals
+from recombine.run.tracking import Tracker
 
 __all__ = ["measure"]
 

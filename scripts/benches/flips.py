@@ -10,11 +10,11 @@ from functools import partial
 import torch
 
 from benches.timing import clock, compare, now, the_device
-from src import models
-from src.core.evaluate import predict, predict_many
-from src.core.types import Loader, Row
-from src.data import open_data
-from src.flips.comparison import Comparison, ordered_pairs, pair_rows
+from recombine import models
+from recombine.core.types import Loader, Row
+from recombine.data import open_data
+from recombine.engine.evaluate import predict, predict_many
+from recombine.flips.comparison import Comparison, ordered_pairs, pair_rows
 
 __all__ = ["measure"]
 
@@ -26,7 +26,7 @@ def measure() -> Iterator[Row]:
     nodes += [{"name": "resnet8", "width": 8}] * 2
     nets = [models.build({**node, "weights": None}, classes=10, seed=seed) for seed, node in enumerate(nodes)]
     named = {f"{node['name']}-{seed}": net.to(device) for seed, (node, net) in enumerate(zip(nodes, nets, strict=True))}
-    settings = {"loader": {"kind": "resident"}, "data_root": "", "seed": 0, "device": device}
+    settings = {"loader": {"kind": "device"}, "data_root": "", "seed": 0, "device": device}
     with tempfile.TemporaryDirectory() as folder:
         data = open_data({"name": "digits"}, cache_root=folder, **settings)
         test = data.loader("test", 300, train=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benches.timing import compare
-from src.core.types import Row
+from recombine.core.types import Row
 
 BATCH = 64
 IMAGES = 800
@@ -30,7 +30,7 @@ def _photographs(folder: Path) -> str:
     """Fill a class tree with JPEG files: Imagenette's of RECOMBINE_DATA, or cuttings of scikit-learn's photographs."""
     real = Path(os.environ.get("RECOMBINE_DATA", "")) / "imagenette160"
     if os.environ.get("RECOMBINE_DATA") and real.is_dir():
-        from src.data.sources import open_source
+        from recombine.data.sources import open_source
 
         samples = open_source("parquet", "imagenette160", real.parent, False).samples("train")
         blobs, kind = [samples[i] for i in range(min(IMAGES, len(samples)))], "Imagenette JPEG files of 160 px"
@@ -58,7 +58,7 @@ def _cuttings() -> list[bytes]:
 
 
 def _ours(folder: Path) -> Callable[[], float]:
-    from src.data import open_data
+    from recombine.data import open_data
 
     node = {"name": "photos", "source": "folder", "augment": "crop_resize", "download": False}
     where = {"data_root": folder, "cache_root": folder / "cache", "seed": 0, "device": "cpu"}

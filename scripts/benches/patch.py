@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benches.timing import clock, compare, now, the_device
-from src.core.types import Row
-from src.models.graph import trace
-from src.patch.delta import Delta
-from src.patch.patched import Patched
+from recombine.core.types import Row
+from recombine.models.graph import trace
+from recombine.patch.delta import Delta
+from recombine.patch.patched import Patched
 
 __all__ = ["measure"]
 

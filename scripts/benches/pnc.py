@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from benches.timing import clock, compare, now, the_device
-from src import models as zoo
-from src.core.method import Method
-from src.core.types import Batch, Row
-from src.models import Model
-from src.models.graph import trace
-from src.pnc.branch import Branch, linear_head
-from src.pnc.candidates import Candidates
-from src.pnc.neighbourhood import Neighbourhood
-from src.pnc.positions import positions
-from src.pnc.surrogates import Refitted, Surrogates
-from src.pnc.training import Insertion, Localization
+from recombine import models as zoo
+from recombine.core.types import Batch, Row
+from recombine.engine.method import Method
+from recombine.models import Model
+from recombine.models.graph import trace
+from recombine.pnc.clone.branch import Branch, linear_head
+from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.positions import positions
+from recombine.pnc.local.neighbourhood import Neighbourhood
+from recombine.pnc.local.surrogates import LimeModels, Refitted
+from recombine.pnc.training import Insertion, Localization
 
 __all__ = ["measure"]
 
@@ -35,7 +35,7 @@ def measure() -> Iterator[Row]:
     batch = _batch(device)
     every = [branch.position.number for branch in _candidates(*pair).branches]
     masked = [branch.position.number for branch in _candidates(*pair).branches if len(branch.gates)]
-    remembered = Surrogates.fit(pair[1], _Once(batch), CLONED, NEAR, 0)
+    remembered = LimeModels.fit(pair[1], _Once(batch), CLONED, NEAR, 0)
     for name, make, numbers in (("localizing", _localization, masked), ("inserting", _insertion, every)):
         together = [make(_candidates(*pair, numbers), remembered)]
         alone = [make(_candidates(*pair, [number]), remembered) for number in numbers]

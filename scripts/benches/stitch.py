@@ -18,24 +18,24 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from benches.timing import clock, compare, now, the_device
-from src import models
-from src.core.run import Run
-from src.core.signals import StopSignals
-from src.core.tracking import Tracker
-from src.core.types import Batch, Row
-from src.data import Data, open_data
-from src.stitch.evaluator import Evaluator
-from src.stitch.initial import initialise
-from src.stitch.matching import match
-from src.stitch.offspring import export
-from src.stitch.parents import Parent
-from src.stitch.plan import Plan
-from src.stitch.search.ga import FamilialGa
-from src.stitch.search.population import initial
-from src.stitch.search.space import Budget, Evaluated, Space
-from src.stitch.stitches import problem
-from src.stitch.supernetwork import Pair, Read, Supernetwork
-from src.stitch.training import StitchTraining
+from recombine import models
+from recombine.core.types import Batch, Row
+from recombine.data import Data, open_data
+from recombine.run.run import Run
+from recombine.run.signals import StopSignals
+from recombine.run.tracking import Tracker
+from recombine.stitch.evaluator import Evaluator
+from recombine.stitch.execution_plan import StepPlan
+from recombine.stitch.init import initialise
+from recombine.stitch.matching import match
+from recombine.stitch.offspring import export
+from recombine.stitch.parents import Parent
+from recombine.stitch.search.ga import FamilialGa
+from recombine.stitch.search.population import initial
+from recombine.stitch.search.space import Budget, Evaluated, Space
+from recombine.stitch.stitches import problem
+from recombine.stitch.supernetwork import Read, StitchPoint, Supernetwork
+from recombine.stitch.training import StitchTraining
 
 __all__ = ["measure"]
 
@@ -53,7 +53,7 @@ def measure() -> Iterator[Row]:
         run = Run(**where, device=device, tracker=Tracker.silent(), signals=StopSignals())
         net = _supernetwork(data)
         search = data.loader("test", BATCH, train=False, indices=data.indices("test")[:IMAGES])
-        together, alone = (Evaluator(net, search, run, precision="fp32", together=n) for n in (OFFSPRING, 1))
+        together, alone = (Evaluator(net, search, run, precision="fp32", eval_batch_networks=n) for n in (OFFSPRING, 1))
         files = Files(together, Path(folder))
         yield from _offspring(net, together, alone, files)
         yield from _searches(net, together, alone, files)
@@ -160,7 +160,7 @@ def _training(net: Supernetwork, batch: Batch) -> Row:
     """One step of all stitches, from one pass of both parents or from one pass for each stitch up to where it reads."""
     untouched = np.zeros_like(net.genotype)
     genes = range(len(net.stitches))
-    plans = [Plan(net, [untouched], [Read(net.joined[gene ^ 1]), Read(net.joined[gene])]) for gene in genes]
+    plans = [StepPlan(net, [untouched], [Read(net.joined[gene ^ 1]), Read(net.joined[gene])]) for gene in genes]
     method = StitchTraining(net)
     images = net.preprocess(batch.images)
 
@@ -205,7 +205,7 @@ def _supernetwork(data: Data) -> Supernetwork:
     weights = {"weights_root": Path(root) / "weights" / "cifar10"} if root else {}
     nodes = nodes if root else [{**node, "weights": None} for node in nodes]
     parents = tuple(Parent(models.build(node, classes=10, **weights).to(the_device()).eval()) for node in nodes)
-    pairs = [Pair(parents[0].nodes[i], parents[1].nodes[j]) for i, j in match(problem(parents)).pairs.tolist()]
+    pairs = [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in match(problem(parents)).pairs.tolist()]
     torch.manual_seed(0)
     net = Supernetwork(parents, pairs).to(the_device())
     initialise(net, "lstsq", data.loader("train", BATCH, train=True), 4 * BATCH)

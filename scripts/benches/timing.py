@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from src.core.types import Row
+from recombine.core.types import Row
 
 __all__ = ["clock", "compare", "now", "the_device"]
 

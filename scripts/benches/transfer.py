@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benches.timing import clock, compare, now, the_device
-from src import models as zoo
-from src.core.types import Batch, Row
-from src.models import Model
-from src.transfer.frozen import Frozen
-from src.transfer.partitioning import DataPartition
+from recombine import models as zoo
+from recombine.core.types import Batch, Row
+from recombine.models import Model
+from recombine.transfer.data_partition import DataPartition
+from recombine.transfer.teacher_cache import FrozenTeachers
 
 __all__ = ["measure"]
 
@@ -27,12 +27,12 @@ def measure() -> Iterator[Row]:
     unit = f"{clock(device)} per step"
     for classes in (10, 1000):
         student, initial, teacher, batch = _networks(device, classes)
-        method = DataPartition(student, Frozen([teacher]), Frozen([initial]), name="kl_dp").train()
+        method = DataPartition(student, FrozenTeachers([teacher]), FrozenTeachers([initial]), name="kl_dp").train()
         plain = _BySample(deepcopy(student), initial, teacher)
         ours, plain = _timed(method, batch, device), _timed(plain, batch, device)
         yield compare(f"KL+DP step, {classes} classes", ours, plain, unit)
     student, initial, teacher, batch = _networks(device, 10)
-    live = DataPartition(student, Frozen([teacher]), Frozen([initial]), name="kl_dp").train()
+    live = DataPartition(student, FrozenTeachers([teacher]), FrozenTeachers([initial]), name="kl_dp").train()
     method = DataPartition(deepcopy(student), _remembered(teacher, batch), _remembered(initial, batch), name="").train()
     ours, plain = _timed(method, batch, device), _timed(live, batch, device)
     yield compare("remembered frozen logits, equal nets", ours, plain, unit)
@@ -49,8 +49,8 @@ def _networks(device: torch.device, classes: int) -> tuple[Model, Model, Model, 
     return *(net.to(device, memory_format=torch.channels_last) for net in nets), batch
 
 
-def _remembered(model: Model, batch: Batch) -> Frozen:
-    frozen = Frozen([model])
+def _remembered(model: Model, batch: Batch) -> FrozenTeachers:
+    frozen = FrozenTeachers([model])
     with torch.no_grad():
         frozen.tables = [model(batch.images)[None]]
     frozen.rows, frozen.view = batch.index, lambda index, epoch: torch.zeros_like(index)

@@ -11,13 +11,15 @@ from typing import NamedTuple
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src.core import entry
-from src.core.problems import compose_all
-from src.core.run import check
+from recombine.cli.entries import Entry as Spec
+from recombine.cli.main import main
+from recombine.cli.overrides import compose_all
+from recombine.run.launch import check
 from tests.core.fit import recipe
 
 ROOT = Path(__file__).parents[2]
 FIT = Path(__file__).parent / "fit"
+SPEC = Spec("fit", "tests.core.fit.recipe", "fit", "tests.core.fit.settings:FitSettings")
 
 
 class Result(NamedTuple):
@@ -40,7 +42,7 @@ class Entry:
         code = 0
         handlers, level = logging.root.handlers[:], logging.root.level
         try:
-            entry.main("tests.core.fit.recipe", "fit")
+            main(SPEC)
         except SystemExit as stop:
             code = stop.code
         finally:
@@ -59,7 +61,8 @@ class Entry:
     def problems(self, *overrides: str, sweep: bool = False) -> list[str]:
         """Everything the command would report."""
         composition = compose_all(str(self.config), "fit", overrides, sweep=sweep)
-        return [*composition.problems, *check(recipe, composition.cfg)]
+        found = [*composition.problems, *check(recipe, composition.cfg)]
+        return list(dict.fromkeys(found))
 
     def compose(self, *overrides: str):
         """The config of the command."""

@@ -12,12 +12,12 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from src.core.addressed import permutation
-from src.core.engine import Engine
-from src.core.method import Supervised
-from src.core.optim import cosine
-from src.core.tracking import Tracker
-from src.core.types import Batch
+from recombine.core.counter_rng import permutation
+from recombine.core.types import Batch
+from recombine.engine.engine import Engine
+from recombine.engine.method import Supervised
+from recombine.engine.optim import cosine
+from recombine.run.tracking import Tracker
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # nets this small only wait for a second thread, and rounding depends on the number

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from src.core import addressed
-from src.core.addressed import GAMMA, MIX1, MIX2, bits, key, permutation, uniform
+from recombine.core import counter_rng as addressed
+from recombine.core.counter_rng import GAMMA, MIX1, MIX2, bits, key, permutation, uniform
 
 # splitmix64 from state 1234567, first five outputs (the reference implementation's test vector)
 PUBLISHED = [

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.core import checkpoint
-from src.core.checkpoint import load_latest, preserved_rng, restore_rng, rng_state, save, seed_everything
-from src.core.errors import ConfigError
+from recombine.core.errors import ConfigError
+from recombine.core.random_state import preserved_rng, restore_rng, rng_state, seed_everything
+from recombine.engine import checkpoint
+from recombine.engine.checkpoint import load_latest, save
 from tests.core.fitting import CPU, fit, same
 
 

@@ -1,13 +1,13 @@
 """What a person sees at the end of a run."""
 
-from src.core.console import show_rows
-from src.core.types import Row
+from recombine.core.types import Row
+from recombine.run.console import show_rows
 
 
 def test_an_absent_metric_is_blank_unless_its_row_failed(capsys, tmp_path):
     rows = [
-        Row(cell={"part": "a"}, metrics={"top1": 91.25, "similarity": 0.5}),
-        Row(cell={"part": "b"}, metrics={"top1": 82.5}),
+        Row(cell={"part": "a"}, metrics={"accuracy": 91.25, "similarity": 0.5}),
+        Row(cell={"part": "b"}, metrics={"accuracy": 82.5}),
         Row(cell={"part": "c"}, status="diverged"),
     ]
     show_rows(rows, tmp_path)

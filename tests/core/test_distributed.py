@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import multiprocessing
 
-from src.core import checkpoint, distributed
-from src.core.engine import Engine
-from src.core.errors import Diverged, Interrupted
-from src.core.evaluate import predict
-from src.core.method import Supervised
-from src.core.metrics import Accuracy, PerClass
+from recombine.core import distributed
+from recombine.core.errors import Diverged, Interrupted
+from recombine.engine import checkpoint
+from recombine.engine.engine import Engine
+from recombine.engine.evaluate import predict
+from recombine.engine.method import Supervised
+from recombine.engine.metrics import Accuracy, PerClass
 from tests.core.fitting import CPU, Digits, SmallRun, conv_net, cosine, fit, sgd
 
 # children are forked from a server that has imported torch once
@@ -67,11 +68,11 @@ def loaders(run):
 
 
 def train(run, **settings):
-    settings = {"epochs": 2, "accumulate": 3, "log_every": 3, "clip_norm": 1.0, "ema": 0.9} | settings
+    settings = {"epochs": 2, "grad_accum_steps": 3, "log_every": 3, "grad_clip_norm": 1.0, "ema_decay": 0.9} | settings
     data, held_out = loaders(run)
     engine, method = Engine(settings, run), Watched()
     measure = engine.evaluator(held_out, {"a": Accuracy((1, 3)), "b": PerClass(10)})
-    result = engine.fit(method, data, sgd, cosine, evaluate=measure, best="top1")
+    result = engine.fit(method, data, sgd, cosine, evaluate=measure, best="accuracy")
     weights = torch.cat([value.flatten() for value in result.net.parameters()]).tolist()
     losses = [record["train/loss"] for record in result.history]
     return {"seen": method.seen, "weights": weights, "metrics": result.metrics, "losses": losses}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from src.core import checkpoint
-from src.core.errors import Diverged
-from src.core.method import Supervised
+from recombine.core.errors import Diverged
+from recombine.engine import checkpoint
+from recombine.engine.method import Supervised
 from tests.core.fitting import Digits, conv_net, fit
 
 
@@ -38,7 +38,15 @@ def test_a_value_that_is_not_finite_stops_and_names_its_batch(tmp_path, what, ac
     method = Breaks(sample, what)
     method.on_epoch = lambda epoch: setattr(method, "sample", sample if epoch == 1 else -1)
     with pytest.raises(Diverged) as error:
-        fit(tmp_path, method=method, train=train, epochs=3, log_every=4, save_every_steps=1, accumulate=accumulate)
+        fit(
+            tmp_path,
+            method=method,
+            train=train,
+            epochs=3,
+            log_every=4,
+            save_every_steps=1,
+            grad_accum_steps=accumulate,
+        )
     assert error.value.exit_code == 4
     facts = json.loads((tmp_path / "fits" / "fit" / "diverged.json").read_text())
     step = 14 if accumulate == 1 else 7
@@ -47,7 +55,7 @@ def test_a_value_that_is_not_finite_stops_and_names_its_batch(tmp_path, what, ac
     assert facts["samples"] == group and facts["checkpoint"].endswith("last.pt")
     fine = f"everything before step {facts['last_log_point']} was fine"
     where = f"the {what} of step {step} (epoch 1)"
-    for words in (where, fine, facts["checkpoint"], "optimizer.lr", "engine.clip_norm=1"):
+    for words in (where, fine, facts["checkpoint"], "optimizer.lr", "engine.grad_clip_norm=1"):
         assert words in str(error.value)
     state = checkpoint.load_latest(tmp_path / "fits" / "fit")
     assert state["step"] <= step + 1 and all(v.isfinite().all() for v in state["method"].values())

@@ -9,14 +9,15 @@ import torch
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from src.core import checkpoint
-from src.core.addressed import key, permutation
-from src.core.engine import Engine, EngineConfig
-from src.core.errors import ConfigError
-from src.core.method import Method, Supervised
-from src.core.metrics import Accuracy
-from src.core.optim import constant, cosine
-from src.core.types import Step
+from recombine.core.counter_rng import key, permutation
+from recombine.core.errors import ConfigError
+from recombine.core.types import Step
+from recombine.engine import checkpoint
+from recombine.engine.engine import Engine
+from recombine.engine.method import Method, Supervised
+from recombine.engine.metrics import Accuracy
+from recombine.engine.optim import constant, cosine
+from recombine.engine.settings import EngineSettings
 from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
 
 
@@ -60,7 +61,7 @@ def test_accumulation_equals_a_large_batch_also_in_the_last_partial_group(tmp_pa
     # 10 batches of 64 in groups of 4, 4 and 2
     plain = partial(conv_net, dropout=0.0, norm=False)
     train = Digits(range(640), 64)
-    ours = fit(tmp_path, method=Supervised(plain()), train=train, epochs=2, accumulate=4).net
+    ours = fit(tmp_path, method=Supervised(plain()), train=train, epochs=2, grad_accum_steps=4).net
     net = plain()
     update = sgd(Supervised(net).parameter_groups())
     schedule = cosine(update, 6)
@@ -94,9 +95,9 @@ def test_steps_epochs_and_records(tmp_path):
     assert hooks.index(("epoch", 1)) == hooks.index(("step", 9)) + 1
     assert train.asked == [(0, 0), (1, 0), (2, 0)] and train.opened == train.closed
     assert [record["step"] for record in result.history] == [10, 20, 23]
-    assert ["val/top1" in record for record in result.history] == [False, True, True]
-    assert result.metrics == {"top1": result.history[-1]["val/top1"]}
-    assert result.metrics["top1"] > 60 and result.seconds > 0 and result.images_per_second > 0
+    assert ["val/accuracy" in record for record in result.history] == [False, True, True]
+    assert result.metrics == {"accuracy": result.history[-1]["val/accuracy"]}
+    assert result.metrics["accuracy"] > 60 and result.seconds > 0 and result.images_per_second > 0
     assert engine.run.stats["images_per_second"] == result.images_per_second
 
 
@@ -132,7 +133,7 @@ def result_of(net):
     data = Digits(range(1400, 1797))
     with torch.no_grad():
         logits = net.eval()(data.images[1400:])
-    return {"top1": pytest.approx(100 * (logits.argmax(1) == data.labels[1400:]).double().mean().item())}
+    return {"accuracy": pytest.approx(100 * (logits.argmax(1) == data.labels[1400:]).double().mean().item())}
 
 
 def test_clipping_bounds_the_gradient(tmp_path):
@@ -147,7 +148,7 @@ def test_clipping_bounds_the_gradient(tmp_path):
     method = Watched(conv_net(norm=False))
     method.before = [p.detach().clone() for p in method.net.parameters()]
     plain = partial(torch.optim.SGD, lr=1.0)
-    fit(tmp_path, method=method, optimizer=plain, schedule=constant, clip_norm=0.05, max_steps=8)
+    fit(tmp_path, method=method, optimizer=plain, schedule=constant, grad_clip_norm=0.05, max_steps=8)
     assert max(norms) == pytest.approx(0.05, rel=1e-3)
 
 
@@ -162,7 +163,7 @@ def test_ema_is_torch_s_and_is_what_gets_evaluated_and_published(tmp_path):
     averages.update_parameters(net)  # torch's first update copies: let it be the initial weights, as in ours
     raw = by_hand(20, net=net, each=update)
 
-    engine = Engine({"epochs": 2, "ema": 0.9}, SmallRun(tmp_path))
+    engine = Engine({"epochs": 2, "ema_decay": 0.9}, SmallRun(tmp_path))
     method, measured = Supervised(conv_net()), []
 
     def measure(evaluated):
@@ -200,8 +201,8 @@ def test_best_weights_are_published(tmp_path, best, chosen):
 
 
 def test_best_must_be_measured(tmp_path):
-    with pytest.raises(ConfigError, match="best=top5 is not measured; the evaluation gives top1"):
-        fit(tmp_path, evaluate=lambda net: {"top1": 1.0}, best="top5", max_steps=1)
+    with pytest.raises(ConfigError, match="best=top5 is not measured; the evaluation gives accuracy"):
+        fit(tmp_path, evaluate=lambda net: {"accuracy": 1.0}, best="top5", max_steps=1)
 
 
 class WithTeacher(Method):
@@ -252,26 +253,30 @@ def test_a_fit_name_is_used_once(tmp_path):
 
 def test_engine_settings_are_checked_together():
     with pytest.raises(ConfigError) as error:
-        EngineConfig(epochs="3", precision="half", accumulate=0, channels_last=1, log_every=2.5)
-    assert len(error.value.problems) == 5
-    for words in ("engine.epochs='3': float is needed", "engine.precision=half: one of auto, fp32", "at least 1"):
+        wrong = {"epochs": "3", "precision": "half", "grad_accum_steps": 0, "channels_last": 1, "log_every": 2.5}
+        EngineSettings.of(wrong | {"epoch": 3}, "engine")
+    assert len(error.value.problems) == 6
+    for words in (
+        "engine.epochs=3: a number",
+        "engine.precision=half: one of auto, fp32",
+        "at least 1",
+        "did you mean 'epochs'?",
+    ):
         assert words in str(error.value)
-    with pytest.raises(ConfigError, match=r"engine.epoch is unknown; did you mean engine.epochs\?"):
-        EngineConfig.of({"epoch": 3})
-    assert EngineConfig.of({"epochs": 3, "clip_norm": 1}).clip_norm == 1
+    assert EngineSettings.of({"epochs": 3, "grad_clip_norm": 1}).grad_clip_norm == 1
 
 
-@pytest.mark.parametrize("name", ["default", "debug", "exact"])
-def test_config_files_fit_the_dataclass(name):
+@pytest.mark.parametrize("name", ["default", "debug", "deterministic"])
+def test_config_files_fit_the_settings(name):
     from omegaconf import OmegaConf
 
     folder = os.path.join(os.path.dirname(__file__), "..", "..", "config", "engine")
     settings = OmegaConf.load(os.path.join(folder, "default.yaml"))
     option = OmegaConf.load(os.path.join(folder, f"{name}.yaml"))
     option.pop("defaults", None)
-    cfg = EngineConfig.of(OmegaConf.merge(settings, option))
-    assert set(settings) == set(EngineConfig.__dataclass_fields__)
-    assert cfg.deterministic == (name == "exact") and cfg.max_steps == (2 if name == "debug" else None)
+    cfg = EngineSettings.of(OmegaConf.to_container(OmegaConf.merge(settings, option)))
+    assert set(settings) == set(EngineSettings.model_fields)
+    assert cfg.deterministic == (name == "deterministic") and cfg.max_steps == (2 if name == "debug" else None)
 
 
 def test_deterministic_mode_is_on_during_the_fit_only(tmp_path):
@@ -289,7 +294,9 @@ def test_deterministic_mode_is_on_during_the_fit_only(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains(tmp_path, precision):
-    losses = [record["train/loss"] for record in fit(tmp_path, precision=precision, epochs=3, clip_norm=5.0).history]
+    losses = [
+        record["train/loss"] for record in fit(tmp_path, precision=precision, epochs=3, grad_clip_norm=5.0).history
+    ]
     assert losses[-1] < 0.7 * losses[0]
     state = checkpoint.load_latest(tmp_path / "fits" / "fit")
     assert ("scaler" in state) == (precision == "fp16")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.errors import ConfigError
-from src.core.evaluate import evaluate, evaluating, predict, predict_many, resolve
-from src.core.metrics import Accuracy, PerClass
+from recombine.core.errors import ConfigError
+from recombine.engine.evaluate import evaluate, evaluating, predict, predict_many, resolve
+from recombine.engine.metrics import Accuracy, PerClass
 from tests.core.fitting import CPU, Digits, conv_net, digits
 
 INDICES = [1700, 3, 900, 5, *range(1000, 1100)]
@@ -54,7 +54,7 @@ def test_every_sample_once_at_any_batch_size(truth, batch_size):
     torch.testing.assert_close(predictions.logits, truth[0])
     assert torch.equal(predictions.labels, truth[1]) and torch.equal(predictions.index, truth[2])
     accuracy = 100 * (truth[0].argmax(1) == truth[1]).double().mean().item()
-    assert evaluate(model, Ordered(batch_size), {"a": Accuracy()}) == {"top1": pytest.approx(accuracy)}
+    assert evaluate(model, Ordered(batch_size), {"a": Accuracy()}) == {"accuracy": pytest.approx(accuracy)}
 
 
 def test_evaluation_leaves_modes_gradients_and_weights_alone():
@@ -72,8 +72,8 @@ def test_evaluation_leaves_modes_gradients_and_weights_alone():
 def test_metrics_are_reset_and_merged():
     metrics = {"a": Accuracy((1, 5)), "b": PerClass(10)}
     first = evaluate(Net(), Ordered(), metrics)
-    assert first.keys() == {"top1", "top5", "mean_class_accuracy"} and evaluate(Net(), Ordered(), metrics) == first
-    with pytest.raises(ConfigError, match="same name: top1, top1"):
+    assert first.keys() == {"accuracy", "top5", "mean_class_accuracy"} and evaluate(Net(), Ordered(), metrics) == first
+    with pytest.raises(ConfigError, match="same name: accuracy, accuracy"):
         evaluate(Net(), Ordered(), {"a": Accuracy(), "b": Accuracy()})
 
 

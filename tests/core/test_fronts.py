@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pymoo.indicators.hv import HV
 
-from src.core.fronts import dominates, front, hypervolume, normalized_hypervolumes
+from recombine.stitch.pareto import dominates, front, hypervolume, normalized_hypervolumes
 
 # few different values, so that many coordinates and some points are equal
 points = st.integers(1, 30).flatmap(lambda n: arrays(float, (n, 2), elements=st.integers(0, 6)))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from src.core.holders import holders, top_classes
+from recombine.flips.top_classes import holders, top_classes
 
 GOLDEN = np.array([5, 3, 1, 1, 0])
 

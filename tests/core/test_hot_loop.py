@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.engine import Engine
-from src.core.method import Supervised
-from src.core.metrics import Accuracy
-from src.core.optim import cosine
+from recombine.engine.engine import Engine
+from recombine.engine.method import Supervised
+from recombine.engine.metrics import Accuracy
+from recombine.engine.optim import cosine
 from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
 
 
@@ -57,15 +57,15 @@ def test_the_host_never_waits_between_log_points(tmp_path, monkeypatch):
                 guarded.pop().__exit__(None, None, None)
 
     ran = []
-    monkeypatch.setattr("src.core.interval.Interval.read", watch(ran))
-    fit(tmp_path, method=Guarded(conv_net()), epochs=2, log_every=log_every, ema=0.99, clip_norm=1.0)
+    monkeypatch.setattr("recombine.engine.metric_buffer.MetricBuffer.read", watch(ran))
+    fit(tmp_path, method=Guarded(conv_net()), epochs=2, log_every=log_every, ema_decay=0.99, grad_clip_norm=1.0)
     assert count == 20 and len(ran) == 4 and not guarded
 
 
 def watch(ran):
-    from src.core.interval import Interval
+    from recombine.engine.metric_buffer import MetricBuffer
 
-    original = Interval.read
+    original = MetricBuffer.read
 
     def read(self):
         ran.append(len(self.checked))
@@ -103,7 +103,7 @@ def test_cuda_never_synchronises_between_log_points(tmp_path, precision):
     train.epoch = epoch
     try:
         run = SmallRun(tmp_path, device=device)
-        fit(tmp_path, run=run, method=method, train=train, epochs=3, log_every=10, ema=0.99, precision=precision)
+        fit(tmp_path, run=run, method=method, train=train, epochs=3, log_every=10, ema_decay=0.99, precision=precision)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -123,11 +123,11 @@ def test_twenty_fits_leave_no_threads_and_no_open_files(tmp_path):
 
 def test_one_line_per_epoch_where_there_is_no_terminal(tmp_path, caplog):
     engine = Engine({"epochs": 2, "log_every": 3}, SmallRun(tmp_path))
-    with caplog.at_level(logging.INFO, logger="src.core.progress"):
+    with caplog.at_level(logging.INFO, logger="recombine.engine.logging"):
         engine.fit(Supervised(conv_net()), Digits(range(640)), sgd, cosine, evaluate=evaluator(engine))
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
-    for word in ("fit: epoch 1", "train/loss", "val/top1", "images/s"):
+    for word in ("fit: epoch 1", "train/loss", "val/accuracy", "images/s"):
         assert word in lines[0]
 
 
@@ -135,7 +135,7 @@ def test_a_bar_where_there_is_one(tmp_path, monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr("src.core.progress.Display.refresh_seconds", 0.0)
+    monkeypatch.setattr("recombine.engine.logging.ProgressBar.refresh_seconds", 0.0)
     threads = threading.active_count()
     fit(tmp_path, epochs=2, log_every=3)
     assert "20/20" in screen.getvalue() and "images/s" in screen.getvalue()
@@ -154,11 +154,14 @@ def test_the_tracker_gets_the_log_points(tmp_path):
             logged.append((step, {f"{prefix}{name}": value for name, value in values.items()}))
 
     run = SmallRun(tmp_path, tracker=Recorder())
-    fit(tmp_path, run=run, epochs=2, log_every=4, name="probe", evaluate=lambda net: {"top1": 50.0})
+    fit(tmp_path, run=run, epochs=2, log_every=4, name="probe", evaluate=lambda net: {"accuracy": 50.0})
     train = [(step, values) for step, values in logged if "probe/train/loss" in values]
     assert [step for step, _ in train] == [4, 8, 10, 12, 16, 20]
-    assert {"probe/epoch", "probe/lr", "probe/images_per_second", "probe/train/top1"} <= train[0][1].keys()
-    assert [(step, v["probe/val/top1"]) for step, v in logged if "probe/val/top1" in v] == [(10, 50.0), (20, 50.0)]
+    assert {"probe/epoch", "probe/lr", "probe/images_per_second", "probe/train/accuracy"} <= train[0][1].keys()
+    assert [(step, v["probe/val/accuracy"]) for step, v in logged if "probe/val/accuracy" in v] == [
+        (10, 50.0),
+        (20, 50.0),
+    ]
     assert all(isinstance(value, (int, float)) for _, values in logged for value in values.values())
 
 

@@ -7,9 +7,9 @@ from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from src.core.errors import ConfigError
-from src.core.metrics import Accuracy, Mean, PerClass
-from src.core.types import Batch
+from recombine.core.errors import ConfigError
+from recombine.core.types import Batch
+from recombine.engine.metrics import Accuracy, Mean, PerClass
 
 CLASSES = 7
 
@@ -40,10 +40,10 @@ def together(batches):
 def test_accuracy_is_torchmetrics(batches):
     logits, labels = together(batches)
     values = feed(Accuracy((1, 3, 5)), batches)
-    assert list(values) == ["top1", "top3", "top5"]
+    assert list(values) == ["accuracy", "top3", "top5"]
     for k in (1, 3, 5):
         reference = MulticlassAccuracy(CLASSES, top_k=k, average="micro")(logits, labels)
-        assert values[f"top{k}"] == pytest.approx(100 * reference.item(), rel=1e-6)
+        assert values["accuracy" if k == 1 else f"top{k}"] == pytest.approx(100 * reference.item(), rel=1e-6)
 
 
 def test_more_places_than_classes_is_certain(batches):

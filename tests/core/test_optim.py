@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from src.core.errors import ConfigError
-from src.core.optim import Averaged, constant, cosine, linear, step
+from recombine.core.errors import ConfigError
+from recombine.engine.optim import ModelEma, constant, cosine, linear, step
 
 CONFIG = Path(__file__).parents[2] / "config"
 
@@ -31,9 +31,9 @@ def rates(make, steps, lr=0.4):
     ("ours", "torchs"),
     [
         (lambda o: cosine(o, 50), lambda o: lr_scheduler.CosineAnnealingLR(o, 50)),
-        (lambda o: cosine(o, 50, final=0.1), lambda o: lr_scheduler.CosineAnnealingLR(o, 50, eta_min=0.04)),
+        (lambda o: cosine(o, 50, min_lr_ratio=0.1), lambda o: lr_scheduler.CosineAnnealingLR(o, 50, eta_min=0.04)),
         (lambda o: linear(o, 50), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.0, 50)),
-        (lambda o: linear(o, 50, final=0.2), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.2, 50)),
+        (lambda o: linear(o, 50, min_lr_ratio=0.2), lambda o: lr_scheduler.LinearLR(o, 1.0, 0.2, 50)),
         (lambda o: step(o, 50, milestones=[0.2, 0.4, 0.6, 0.8]), lambda o: lr_scheduler.StepLR(o, 10, 0.1)),
         (lambda o: step(o, 50, milestones=[5, 30], gamma=0.3), lambda o: lr_scheduler.MultiStepLR(o, [5, 30], 0.3)),
         (lambda o: constant(o, 50), lambda o: lr_scheduler.ConstantLR(o, 1.0)),
@@ -74,7 +74,7 @@ def test_neither_share_nor_step_number_is_refused(value):
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "step"])
 def test_schedule_options_construct(name):
     node = OmegaConf.to_container(OmegaConf.load(CONFIG / "schedule" / f"{name}.yaml"))
-    assert node.pop("_target_") == f"src.core.optim.{name}" and node.pop("_partial_")
+    assert node.pop("_target_") == f"recombine.engine.optim.{name}" and node.pop("_partial_")
     function = {"constant": constant, "cosine": cosine, "linear": linear, "step": step}[name]
     assert rates(lambda o: function(o, 10, **node), 10)[0] == 0.4
 
@@ -104,7 +104,7 @@ def test_average_is_torch_s():
     live = net()
     reference = AveragedModel(live, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
     reference.update_parameters(live)  # its first update only copies
-    ours = Averaged(live, 0.8)
+    ours = ModelEma(live, 0.8)
     train(live, lambda: (ours.update(), reference.update_parameters(live)))
     kept = {name: value.clone() for name, value in live.state_dict().items()}
     with ours.swapped():
@@ -117,7 +117,7 @@ def test_average_is_torch_s():
 
 def test_average_is_put_back_after_an_error_and_published_for_good():
     live = net()
-    ours = Averaged(live, 0.5)
+    ours = ModelEma(live, 0.5)
     start = live[0].weight.detach().clone()
     train(live, lambda: None, steps=1)
     trained = live[0].weight.detach().clone()
@@ -132,10 +132,10 @@ def test_average_is_put_back_after_an_error_and_published_for_good():
 def test_average_saves_itself_alone_and_leaves_frozen_weights_out():
     live = net()
     live[0].requires_grad_(False)
-    ours = Averaged(live, 0.5)
+    ours = ModelEma(live, 0.5)
     assert [tuple(value.shape) for value in ours.state_dict().values()] == [(8,)] * 4 + [(2, 8), (2,)]
     train(live, ours.update, steps=3)
-    other = Averaged(live, 0.5)
+    other = ModelEma(live, 0.5)
     other.load_state_dict(ours.state_dict())
     for average in (ours, other):
         average.update()
@@ -144,7 +144,7 @@ def test_average_saves_itself_alone_and_leaves_frozen_weights_out():
 
 def test_average_follows_a_module_that_was_moved():
     live = net().double()
-    ours = Averaged(live, 0.5)
+    ours = ModelEma(live, 0.5)
     live.float(), ours.float()
     train(live, ours.update, steps=1)
     ours.publish()
@@ -153,5 +153,5 @@ def test_average_follows_a_module_that_was_moved():
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2])
 def test_a_decay_outside_its_range_is_refused(decay):
-    with pytest.raises(ConfigError, match=r"engine.ema="):
-        Averaged(net(), decay)
+    with pytest.raises(ConfigError, match=r"engine.ema_decay="):
+        ModelEma(net(), decay)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from src.core.errors import RecombineError
-from src.core.files import write_atomically
-from src.core.results import publish, read_rows, write_rows
-from src.core.types import Row
+from recombine.core.errors import RecombineError
+from recombine.core.files import write_atomically
+from recombine.core.results import publish, read_rows, write_rows
+from recombine.core.types import Row
 
 FACTS = {
     "command": "python main_flips.py data_root=/home/ann/set weights_root=/home/ann/set/w 'models=[a,/opt/nets/b.pt]'",
@@ -54,7 +54,7 @@ def test_all_runs_below_a_folder_are_found_but_not_what_was_put_aside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"shared": {}, "rows": [{"cell": {}}]}', '{"shared": {"format": 2}, "rows": [{}]}']
+    "content", ["{", "[]", '{"shared": {}, "rows": [{"cell": {}}]}', '{"shared": {"format": 3}, "rows": [{}]}']
 )
 def test_files_of_another_kind_or_version_are_named(tmp_path, content):
     (tmp_path / "row.json").write_text(content)
@@ -107,3 +107,11 @@ def test_relative_places_outside_the_project_are_named_by_their_setting(tmp_path
         "elsewhere" not in file.read_text()
         and "data_root=$DATA" in json.loads(Path(file).read_text())["shared"]["provenance"]["command"]
     )
+
+
+def test_rows_of_format_1_are_read_with_the_names_of_today(tmp_path):
+    old = {"cell": {"method": "tune", "use_original": False}, "metrics": {"accuracy": 1.0}}
+    shared = {"entry": "pnc", "seed": 0, "run": "r", "group": "g", "provenance": {}, "format": 1}
+    (tmp_path / "row.json").write_text(json.dumps({"shared": shared, "rows": [old]}))
+    (row,) = read_rows(tmp_path)
+    assert row.cell == {"method": "finetune", "use_target_data": False} and row.format == 2

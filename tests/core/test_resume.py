@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.core import checkpoint
-from src.core.engine import Engine
-from src.core.errors import ConfigError, Interrupted
-from src.core.method import Supervised
-from src.core.metrics import Accuracy
-from src.core.optim import Averaged, cosine, step
-from src.core.signals import StopSignals
+from recombine.core.errors import ConfigError, Interrupted
+from recombine.engine import checkpoint
+from recombine.engine.engine import Engine
+from recombine.engine.method import Supervised
+from recombine.engine.metrics import Accuracy
+from recombine.engine.optim import ModelEma, cosine, step
+from recombine.run.signals import StopSignals
 from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
 
 # children are forked from a server that has imported torch once, so that a launch costs milliseconds
@@ -31,7 +31,7 @@ class Slow(Supervised):
 
     def __init__(self, pause=0.0):
         super().__init__(conv_net())
-        self.slow = Averaged(self.net, 0.9)
+        self.slow = ModelEma(self.net, 0.9)
         self.register_buffer("drawn", torch.zeros(4))
         self.pause = pause
 
@@ -49,7 +49,14 @@ class Slow(Supervised):
 
 def whole_run(folder, pause=0.0, **settings):
     """Two fits of one run with evaluations, as a recipe does; returns both results."""
-    defaults = {"epochs": 2.4, "log_every": 4, "save_every_steps": 3, "accumulate": 2, "ema": 0.8, "clip_norm": 1.0}
+    defaults = {
+        "epochs": 2.4,
+        "log_every": 4,
+        "save_every_steps": 3,
+        "grad_accum_steps": 2,
+        "ema_decay": 0.8,
+        "grad_clip_norm": 1.0,
+    }
     engine = Engine(defaults | settings, SmallRun(Path(folder)))
     measure = engine.evaluator(Digits(range(1400, 1797), 100, train=False), {"accuracy": Accuracy()})
 
@@ -60,7 +67,7 @@ def whole_run(folder, pause=0.0, **settings):
     results = []
     for name in ("first", "second"):
         method = Slow(pause)
-        results.append(engine.fit(method, Digits(range(640)), sgd, cosine, name=name, evaluate=slowly, best="top1"))
+        results.append(engine.fit(method, Digits(range(640)), sgd, cosine, name=name, evaluate=slowly, best="accuracy"))
     return results
 
 
@@ -151,15 +158,15 @@ def interrupt(monkeypatch, target, call):
 @pytest.mark.parametrize(
     ("target", "call"),
     [
-        ("src.core.training.Training.update", 2),  # before the first checkpoint
-        ("src.core.training.Training.update", 5),  # within an epoch, between two log points
-        ("src.core.training.Training.begin_epoch", 2),  # after an epoch
-        ("src.core.training.Training.evaluate", 1),  # before an evaluation
-        ("src.core.progress.Journal.evaluated", 2),  # at the end of one
-        ("src.core.progress.Journal.evaluated", 3),  # at the end of the last one of the first fit
-        ("src.core.training.Training.result", 1),  # between two fits
-        ("src.core.training.Training.restore", 2),
-        ("src.core.training.Training.save", 8),
+        ("recombine.engine.training.Training.update", 2),  # before the first checkpoint
+        ("recombine.engine.training.Training.update", 5),  # within an epoch, between two log points
+        ("recombine.engine.training.Training.begin_epoch", 2),  # after an epoch
+        ("recombine.engine.training.Training.evaluate", 1),  # before an evaluation
+        ("recombine.engine.logging.MetricLogger.evaluated", 2),  # at the end of one
+        ("recombine.engine.logging.MetricLogger.evaluated", 3),  # at the end of the last one of the first fit
+        ("recombine.engine.training.Training.result", 1),  # between two fits
+        ("recombine.engine.training.Training.restore", 2),
+        ("recombine.engine.training.Training.save", 8),
     ],
 )
 def test_stopped_at_exact_moments_ends_bit_identical(tmp_path, monkeypatch, reference, target, call):
@@ -257,8 +264,8 @@ def test_a_real_signal_stops_a_real_process(tmp_path):
         ({"schedule": partial(cosine, warmup=0.1)}, "schedule.warmup: absent in the checkpoint, 0.1 now"),
         ({"schedule": partial(step, milestones=[0.5])}, "schedule: cosine in the checkpoint, step now"),
         ({"epochs": 4}, "steps: 30 in the checkpoint, 40 now"),
-        ({"accumulate": 2}, "engine.accumulate: 1 in the checkpoint, 2 now"),
-        ({"ema": 0.9}, "engine.ema: None in the checkpoint, 0.9 now"),
+        ({"grad_accum_steps": 2}, "engine.grad_accum_steps: 1 in the checkpoint, 2 now"),
+        ({"ema_decay": 0.9}, "engine.ema_decay: None in the checkpoint, 0.9 now"),
         ({"train": Digits(range(1, 641))}, "training data: digits-640-204480 in the checkpoint, digits-640-205120 now"),
         ({"train": Digits(range(640), 32)}, "batch_size: 64 in the checkpoint, 32 now"),
         ({"method": Slow()}, "method: Supervised in the checkpoint, Slow now"),
@@ -291,7 +298,7 @@ def test_time_writes_checkpoints_too(tmp_path, monkeypatch):
         checkpoint, "save", lambda folder, state: saved.append(state["step"]) or original(folder, state)
     )
     now = [0.0]
-    monkeypatch.setattr("src.core.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("recombine.engine.training.time.monotonic", lambda: now[0])
 
     class Ticking(Supervised):
         def after_update(self, step):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import launch
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.run.launch import launch
 from tests.core.fit import recipe
 
 

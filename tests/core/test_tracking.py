@@ -11,8 +11,8 @@ import torch
 import wandb
 from PIL import Image
 
-from src.core.results import read_rows
-from src.core.tracking import Tracker, effective_mode
+from recombine.core.results import read_rows
+from recombine.run.tracking import Tracker, effective_mode
 
 
 def lines(folder: Path) -> list[dict]:
@@ -21,10 +21,12 @@ def lines(folder: Path) -> list[dict]:
 
 def test_tensors_and_numbers_become_one_line(tmp_path):
     tracker = Tracker(tmp_path)
-    tracker.log({"loss": torch.tensor(0.1, dtype=torch.float64), "lr": 3, "top1": torch.tensor([50])}, 7, prefix="a/")
+    tracker.log(
+        {"loss": torch.tensor(0.1, dtype=torch.float64), "lr": 3, "accuracy": torch.tensor([50])}, 7, prefix="a/"
+    )
     tracker.finish()
     tracker.finish()
-    assert lines(tmp_path) == [{"step": 7, "a/loss": 0.1, "a/lr": 3, "a/top1": 50.0}]
+    assert lines(tmp_path) == [{"step": 7, "a/loss": 0.1, "a/lr": 3, "a/accuracy": 50.0}]
 
 
 def test_lines_are_there_before_the_run_ends_and_survive_a_torn_one(tmp_path):
@@ -122,7 +124,7 @@ def test_wandb_shows_what_happened(tmp_path):
         tracker.table("rows", ["a", "b"], [[1, "x"]])
         Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
         tracker.image("picture", tmp_path / "picture.png")
-        tracker.summary({"top1": 12.5})
+        tracker.summary({"accuracy": 12.5})
         tracker.finish(code)
     first, second = sorted((folder / "wandb").glob("offline-run-*"))
     assert first.name[-15:] == second.name[-15:] and first.name[-15:].startswith("12345678-")
@@ -132,5 +134,5 @@ def test_wandb_shows_what_happened(tmp_path):
         *("line-s0-12345678", "recombine", 3),
         {"lr": 1},
     )
-    assert seen["summary"]["final/top1"] == 12.5 and seen["summary"]["step"] == 3 and seen["tags"] == ["fit"]
+    assert seen["summary"]["final/accuracy"] == 12.5 and seen["summary"]["step"] == 3 and seen["tags"] == ["fit"]
     assert len(list(second.glob("files/media/**/*.png"))) == 1 and list(second.glob("files/media/**/*.table.json"))

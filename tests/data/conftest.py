@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import Data, open_data
+from recombine.data import Data, open_data
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from src.core.addressed import uniform
-from src.core.errors import ConfigError
-from src.data.augment import (
-    PRESETS,
+from recombine.core.counter_rng import uniform
+from recombine.core.errors import ConfigError
+from recombine.data.augment import (
     STREAMS,
     Augment,
     ColorDistortion,
@@ -21,6 +20,7 @@ from src.data.augment import (
     Rotation,
     build,
 )
+from recombine.data.augment_settings import PRESETS
 
 
 @pytest.fixture
@@ -140,14 +140,14 @@ def test_operations_use_different_random_numbers():
 
 
 def test_lists_of_nodes_and_wrong_ones():
-    made = build([{"_target_": "src.data.augment.Rotation", "degrees": 30}])
+    made = build([{"_target_": "recombine.data.augment.Rotation", "degrees": 30}])
     assert made[0].degrees == 30
     for wrong, message in (
-        ("flipp", "dataset.augment=flipp is unknown"),
-        ([{"_target_": "os.system", "command": "true"}], "has to start with src"),
-        ([{"_target_": "src.data.augment.Rotation", "angle": 3}], "unexpected keyword"),
-        ([{"_target_": "src.data.augment.Turn"}], "has no attribute"),
-        ([{"_target_": "src.data.augment.RandomResizedCrop", "scale": [0, 1]}], "0 < low"),
+        ("flipp", "dataset.augment=flipp: did you mean 'flip'"),
+        ([{"_target_": "os.system", "command": "true"}], "is not an augmentation"),
+        ([{"_target_": "recombine.data.augment.Rotation", "angle": 3}], "unknown setting dataset.augment.0.angle"),
+        ([{"_target_": "recombine.data.augment.Turn"}], "has no Turn"),
+        ([{"_target_": "recombine.data.augment.RandomResizedCrop", "scale": [0.0, 1]}], "scale=.*above 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             build(wrong)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src.core.errors import ConfigError
-from src.data import check, open_data
-from src.data.settings import DataSettings
+from recombine.core.errors import ConfigError
+from recombine.core.settings import find_problems
+from recombine.data import open_data
+from recombine.data.checks import check as check_files
+from recombine.data.settings import DatasetSettings, LoaderSettings
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "config/dataset").glob("[!_]*.yaml"))
@@ -27,10 +29,22 @@ def config(data_root, kind="torch", **options):
     return {"dataset": node, "loader": {"kind": kind, "workers": "auto"}, "data_root": str(data_root)}
 
 
+def check(cfg):
+    """Everything that an entry would say of its data."""
+    wrong = find_problems(LoaderSettings, cfg["loader"], "loader") + find_problems(
+        DatasetSettings, cfg["dataset"], "dataset"
+    )
+    try:
+        settings = DatasetSettings.of({key: value for key, value in cfg["dataset"].items() if key != "augment"})
+    except ConfigError:
+        return wrong
+    return wrong + check_files(settings, cfg["data_root"], cfg.get("split"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dataset_config_composes_and_is_accepted(name):
     cfg = composed(f"dataset={name}", *(["dataset.name=mine"] if name == "parquet" else []))
-    settings = DataSettings.of(cfg.dataset)
+    settings = DatasetSettings.of(cfg.dataset)
     whole, _, half = name.rpartition("_")
     classes = {"cifar100": 100, "tiny_imagenet": 200}.get(whole, 10)
     half = {"low": range(classes // 2), "high": range(classes // 2, classes)}.get(half)
@@ -41,7 +55,7 @@ def test_every_dataset_config_composes_and_is_accepted(name):
 
 
 def test_overrides_reach_the_data(tmp_path):
-    ops = "dataset.augment=[{_target_: src.data.augment.Rotation, degrees: 30}]"
+    ops = "dataset.augment=[{_target_: recombine.data.augment.Rotation, degrees: 30}]"
     cfg = composed("dataset=digits", "dataset.class_subset=[1,7]", "dataset.max_side=null", ops)
     where = {"data_root": tmp_path, "cache_root": tmp_path, "seed": 0, "device": "cpu"}
     data = open_data(cfg.dataset, loader={"kind": "torch", "workers": 0}, **where)
@@ -66,15 +80,15 @@ def test_a_split_is_known_before_anything_is_opened(tmp_path, photos):
 
 def test_all_problems_are_reported_together(tmp_path):
     wrong = check(config(tmp_path, kind="fcvv", fraction="half", storage="png", colour=1))
-    assert len(wrong) == 2 and "loader.kind=fcvv: one of ffcv, resident, torch" in wrong
-    assert any("dataset.colour is unknown" in line for line in wrong)
+    assert len(wrong) == 4 and "loader.kind=fcvv: one of ffcv, device, torch is needed" in wrong[0]
+    assert any("unknown setting dataset.colour" in line for line in wrong)
     wrong = check(config(tmp_path, fraction="half", storage="png", max_side=2))
-    assert [line.split("=")[0] for line in wrong] == ["dataset.fraction", "dataset.max_side", "dataset.storage"]
+    assert [line.split("=")[0] for line in wrong] == ["dataset.fraction", "dataset.storage", "dataset.max_side"]
     wrong = check(config(tmp_path, fraction="half", augment="flip_corp"))
-    assert [line.split("=")[0] for line in wrong] == ["dataset.augment", "dataset.fraction"]
+    assert [line.split("=")[0] for line in wrong] == ["dataset.fraction", "dataset.augment"]
     wrong = check(config(tmp_path, name="cifar10", label_map="map.json"))
     assert "put there torchvision's CIFAR10 files" in wrong[0] and "dataset.label_map=map.json" in wrong[1]
-    assert "dataset.augment=flop is unknown" in check(config(tmp_path, augment="flop"))[0]
+    assert "dataset.augment=flop: did you mean" in check(config(tmp_path, augment="flop"))[0]
 
 
 def test_checking_decodes_nothing(photos, monkeypatch):

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from src.core.addressed import uniform
-from src.data.crop import center_square, cut, random_rectangles
+from recombine.core.counter_rng import uniform
+from recombine.data.crop import center_square, cut, random_rectangles
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 

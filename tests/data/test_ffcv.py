@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from src.core.errors import RecombineError
+from recombine.core.errors import RecombineError
 
 pytest.importorskip("ffcv")
-from src.data import ffcv as ours
-from src.data.write import ensure
+from recombine.data import ffcv as ours
+from recombine.data.write import ensure
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,19 +89,19 @@ def test_torch_threads_stay_as_they_were(opened):
 
 
 def test_importing_ffcv_keeps_torch_threads():
-    code = "import torch; torch.set_num_threads(3); import src.data.ffcv; assert torch.get_num_threads() == 3"
+    code = "import torch; torch.set_num_threads(3); import recombine.data.ffcv; assert torch.get_num_threads() == 3"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 def test_more_workers_than_cores_are_refused_or_clamped(opened):
-    from src.core.errors import ConfigError
+    from recombine.core.errors import ConfigError
 
-    with pytest.raises(ConfigError, match="the cores this process may use"):
+    with pytest.raises(ConfigError, match=r"loader.workers=10000: auto or a whole number of at least 0 and at most"):
         opened(kind="ffcv", workers=10_000)
     code = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from src.data import open_data
+from recombine.data import open_data
 data = open_data({"name": "digits"}, loader={"kind": "ffcv"}, data_root=".", cache_root=CACHE, seed=0, device="cpu")
 loader = data.loader("test", 50, train=False)
 assert loader.workers == 1 and sum(len(batch.index) for batch in loader.epoch(0)) == 300
@@ -156,8 +156,8 @@ def test_any_ffcv_reader_opens_our_files(opened):
 
 COMPILED = """
 import sys, torch
-from src.data import open_data
-from src.data import ffcv
+from recombine.data import open_data
+from recombine.data import ffcv
 import pathlib
 root, kind, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 node = {"name": "photos", "source": "folder", "augment": "crop_resize", "download": False}

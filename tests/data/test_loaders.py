@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from src.core.addressed import permutation
-from src.core.errors import ConfigError
+from recombine.core.counter_rng import permutation
+from recombine.core.errors import ConfigError
 
 pytest.importorskip("ffcv")
-KINDS = ("ffcv", "resident", "torch")
+KINDS = ("ffcv", "device", "torch")
 
 
 def equal(one, other):
@@ -205,7 +205,7 @@ def test_impossible_loaders_say_why(opened, photos):
     with pytest.raises(ConfigError, match="does not divide over 3"):
         opened(world=3).loader("train", 64, train=True)
     with pytest.raises(ConfigError, match="cannot do RandomResizedCrop"):
-        opened(kind="resident", augment="crop_resize").loader("train", 8, train=True)
+        opened(kind="device", augment="crop_resize").loader("train", 8, train=True)
 
 
 def test_an_image_of_another_size_is_named(opened, tmp_path):
@@ -221,10 +221,10 @@ def test_an_image_of_another_size_is_named(opened, tmp_path):
 
 
 def test_without_ffcv_the_torch_loader_serves_and_says_so_once(opened, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "src.data.ffcv", None)
-    monkeypatch.setattr("src.data.dataset._said", set())
-    made = [opened(kind=kind).loader("test", 64, train=False) for kind in ("ffcv", "ffcv", "resident")]
-    assert [type(loader).__name__ for loader in made] == ["TorchLoader", "TorchLoader", "ResidentLoader"]
+    monkeypatch.setitem(sys.modules, "recombine.data.ffcv", None)
+    monkeypatch.setattr("recombine.data.dataset._said", set())
+    made = [opened(kind=kind).loader("test", 64, train=False) for kind in ("ffcv", "ffcv", "device")]
+    assert [type(loader).__name__ for loader in made] == ["TorchLoader", "TorchLoader", "DeviceLoader"]
     assert [record.message for record in caplog.records if "FFCV does not load" in record.message] != []
     assert len(caplog.records) == 1
     monkeypatch.undo()
@@ -233,7 +233,7 @@ def test_without_ffcv_the_torch_loader_serves_and_says_so_once(opened, monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["torch", "resident"])
+@pytest.mark.parametrize("kind", ["torch", "device"])
 def test_batches_on_a_gpu_equal_those_on_the_cpu(opened, kind):
     made = [opened(kind=kind, device=device, augment="paper_transfer") for device in ("cpu", "cuda")]
     cpu, gpu = (batches(data.loader("train", 64, train=True), 1) for data in made)
@@ -244,7 +244,7 @@ def test_batches_on_a_gpu_equal_those_on_the_cpu(opened, kind):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["torch", "resident"])
+@pytest.mark.parametrize("kind", ["torch", "device"])
 def test_batches_on_a_gpu_wait_for_nothing(opened, kind):
     loader = opened(kind=kind, device="cuda", augment="paper_transfer").loader("train", 64, train=True)
     stream = loader.epoch(0)

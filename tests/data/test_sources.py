@@ -17,9 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
 
-from src.core.errors import ConfigError
-from src.data.samples import decode
-from src.data.sources import KNOWN, open_source
+from recombine.core.errors import ConfigError
+from recombine.data.sources import KNOWN, open_source
+from recombine.data.storage import decode
 
 
 def source(name, root, folder=""):

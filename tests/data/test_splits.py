@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 
-from src.core.errors import ConfigError
-from src.data import open_data
-from src.data.splits import Relabel, stratified
+from recombine.core.errors import ConfigError
+from recombine.data import open_data
+from recombine.data.splits import Relabel, stratified
 
 
 def test_fraction_is_one_draw_of_scikit_learns_splitter(opened):
@@ -81,9 +81,9 @@ def test_imagenette_takes_imagenet_labels(opened, data_root):
         ({"class_subset": [3, 12]}, r"class_subset=\[3, 12\]: \[12\] not among 10 classes"),
         ({"class_subset": [3, "3"]}, "names a class twice"),
         ({"classes": 5}, "labels reach 9: dataset.classes=10"),
-        ({"fraction": 0}, "dataset.fraction=0: a number with 0 < x <= 1"),
-        ({"val_fraction": 1.0}, "dataset.val_fraction=1.0"),
-        ({"fractoin": 0.5}, "did you mean dataset.fraction"),
+        ({"fraction": 0}, "dataset.fraction=0: a number above 0 and at most 1"),
+        ({"val_fraction": 1.0}, "dataset.val_fraction=1: a number"),
+        ({"fractoin": 0.5}, "unknown setting dataset.fractoin: did you mean 'fraction'"),
         ({"storage": "png"}, "dataset.storage=png: one of auto, raw, jpeg"),
         ({"fraction": 0.001}, "cannot be stratified"),
     ],

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.core.errors import ConfigError
+from recombine.core.errors import ConfigError
 
 pytest.importorskip("ffcv")
 from ffcv.reader import Reader
 
-from src.data.write import beton_path, ensure, manifest_of
+from recombine.data.write import beton_path, ensure, manifest_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +133,7 @@ def test_concurrent_writers_leave_one_whole_file(opened):
     split = opened(kind="ffcv").split("test")
     code = """
 import sys
-from src.data import open_data
+from recombine.data import open_data
 where = {"data_root": ".", "cache_root": sys.argv[1], "seed": 0, "device": "cpu"}
 data = open_data({"name": "digits"}, loader={"kind": "ffcv"}, **where)
 print(sum(int(batch.images.sum()) for batch in data.loader("test", 64, train=False).epoch(0)))
@@ -149,7 +149,7 @@ def test_full_disk_is_a_clear_error(split, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("src.data.write.handle_sample", full)
+    monkeypatch.setattr("recombine.data.write.handle_sample", full)
     with pytest.raises(ConfigError, match=r"No space left on device .*cache_root=... elsewhere"):
         ensure(split)
     assert not beton_path(split).exists() and not list(split.betons.glob("*.part"))

@@ -8,9 +8,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
-from src.flips import comparison as module
-from src.flips.comparison import Comparison, Pair, ordered_pairs, pair_rows
-from src.flips.semantics import Similarity
+from recombine.flips import comparison as module
+from recombine.flips.comparison import Comparison, PairComparison, ordered_pairs, pair_rows
+from recombine.flips.semantics import Similarity
 
 NAMES = ["left", "right", "few"]
 
@@ -87,7 +87,7 @@ def test_only_classes_with_images_count(comparison):
 
 def test_equal_models_have_no_flips_and_no_entropy(comparison):
     twice = Comparison(["a", "b"], [comparison.logits[0]] * 2, comparison.labels)
-    row = rows_of(twice, [Pair(0, 1)])[0]
+    row = rows_of(twice, [PairComparison(0, 1)])[0]
     assert row.metrics["rho_pos"] == row.metrics["rho_neg"] == row.metrics["top50_classes"] == 0
     assert row.metrics["agreement"] == 100
     assert "entropy_positive" not in row.metrics
@@ -95,7 +95,9 @@ def test_equal_models_have_no_flips_and_no_entropy(comparison):
 
 def test_similarity_and_claims_join_the_row(comparison):
     names = np.random.default_rng(0).normal(size=(10, 4))
-    row = rows_of(comparison, [Pair(0, 1)], similarity=Similarity(names), claimed={"left": 91.5, "right": None})[0]
+    row = rows_of(
+        comparison, [PairComparison(0, 1)], similarity=Similarity(names), claimed={"left": 91.5, "right": None}
+    )[0]
     assert row.metrics["claimed_accuracy_teacher"] == 91.5
     assert "claimed_accuracy_student" not in row.metrics
     counts = np.array(row.series["positive_flips_per_class"])
@@ -118,17 +120,17 @@ def test_long_lists_keep_three_typical_series(comparison, monkeypatch):
 def test_drawn_pairs_follow_the_authors_generator():
     np.random.seed(7)
     teacher, student = np.random.choice(5, 2, replace=False)
-    assert ordered_pairs(5, 1, 7, False) == [Pair(teacher, student)]
+    assert ordered_pairs(5, 1, 7, False) == [PairComparison(teacher, student)]
     many = ordered_pairs(4, 200, 0, False)
     assert len(many) == len(set(many)) == 12 and all(p.teacher != p.student for p in many)
 
 
 def test_random_copies_take_either_side():
     assert ordered_pairs(2, "all", 0, True) == [
-        Pair(0, 1),
-        Pair(1, 0),
-        Pair(0, 3, "student"),
-        Pair(1, 2, "student"),
-        Pair(2, 1, "teacher"),
-        Pair(3, 0, "teacher"),
+        PairComparison(0, 1),
+        PairComparison(1, 0),
+        PairComparison(0, 3, "student"),
+        PairComparison(1, 2, "student"),
+        PairComparison(2, 1, "teacher"),
+        PairComparison(3, 0, "teacher"),
     ]

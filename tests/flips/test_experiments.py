@@ -1,11 +1,14 @@
 """Every experiment of flips and pretrain composes, and no setting in it is unknown or of a wrong type."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from src.core.config import validate
+from recombine.cli.entries import ENTRIES as SPECS
+from recombine.cli.search_path import initialize_entry
+from recombine.run.config import validate
 
 CONFIG = Path(__file__).parents[2] / "config"
 ENTRIES = {"flips": "prediction_flips/flips", "pretrain": "pretrain/pretrain"}
@@ -17,9 +20,9 @@ EXPERIMENTS = [
 @pytest.mark.parametrize(("entry", "name"), EXPERIMENTS)
 def test_experiment_composes(entry, name):
     overrides = [f"experiment={entry}/{name}", *(["model.name=timm:resnet18"] if entry == "pretrain" else [])]
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    with initialize_entry(entry):
         cfg = compose(ENTRIES[entry], overrides)
-    assert validate(cfg) == []
+    assert validate(cfg, resolve_name(SPECS[entry].settings), rules=False) == []
     assert cfg.dataset.name != "digits", "the experiment's dataset wins over the entry's default"
     head = (CONFIG / "experiment" / entry / f"{name}.yaml").read_text()
     assert f"python main_{entry}.py experiment={entry}/{name}" in head

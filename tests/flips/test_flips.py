@@ -10,14 +10,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from sklearn.metrics import accuracy_score
 
-from src import data as datasets
-from src import models as zoo
-from src.core.errors import ConfigError
-from src.core.problems import compose_all
-from src.core.results import read_rows
-from src.core.run import launch
-from src.flips import lineup, recipe
-from src.models.model import find_head
+from recombine import data as datasets
+from recombine import models as zoo
+from recombine.cli.overrides import compose_all
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.flips import models as lineup
+from recombine.flips import recipe
+from recombine.models.model import find_head
+from recombine.run.config import validate
+from recombine.run.launch import check, launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 NAMES = ["wide", "narrow", "letters"]
@@ -25,7 +27,7 @@ NAMES = ["wide", "narrow", "letters"]
 
 def composed(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
-    common = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "text_encoder=null"]
+    common = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "text_encoder=null"]
     with initialize_config_dir(CONFIG, version_base="1.3"):
         return compose("prediction_flips/flips", [*roots, *common, *overrides])
 
@@ -179,7 +181,7 @@ def test_all_takes_every_checkpoint_that_fits(digits, caplog):
         model.name = name
         zoo.save(model, root / f"{name}.safetensors", {"dataset": dataset})
     (root / "broken.th").write_bytes(b"no network")
-    with caplog.at_level(logging.INFO, "src.flips"):
+    with caplog.at_level(logging.INFO, "recombine.flips"):
         launch(recipe, composed(folder, "models=all", f"weights_root={root}", f"output_root={folder / 'third'}"))
     assert {row.cell["teacher"] for row in read_rows(folder / "third")} == {"a", "b"}
     assert all(f"{name} is left out" in caplog.text for name in ("five", "elsewhere", "broken"))
@@ -190,7 +192,7 @@ def test_a_missed_claim_is_said(digits, caplog):
     for name, offset in (("boastful", 1.0), ("honest", 0.1)):
         model = zoo.build("wide", weights_root=folder / "weights")
         with torch.no_grad():
-            model.claimed_top1 = 100 * accuracy_score(test.labels, model(test.images).argmax(1)) + offset
+            model.claimed_accuracy = 100 * accuracy_score(test.labels, model(test.images).argmax(1)) + offset
         model.name = name
         zoo.save(model, folder / "claims" / f"{name}.safetensors", {})
     with caplog.at_level(logging.WARNING):
@@ -199,7 +201,7 @@ def test_a_missed_claim_is_said(digits, caplog):
 
 
 def test_missing_default_networks_come_with_their_command(tmp_path):
-    problems = recipe.check(composed(tmp_path))
+    problems = check(recipe, composed(tmp_path))
     assert len(problems) == 1
     command = (
         f"python main_pretrain.py -m model=cnn,lenet5,resnet8 dataset=digits seed=0 weights_root={tmp_path / 'weights'}"
@@ -210,12 +212,12 @@ def test_missing_default_networks_come_with_their_command(tmp_path):
 def test_problems_are_found_together(digits):
     folder, _ = digits
     problems = "\n".join(
-        recipe.check(composed(folder, "models=[wide,wide,resnet2O]", "pairs=some", "loader.kind=tape"))
+        check(recipe, composed(folder, "models=[wide,wide,resnet2O]", "pairs=some", "loader.kind=tape"))
     )
     for word in ("wide twice", "resnet2O", "resnet20", "pairs=some", "tape"):
         assert word in problems
-    assert "at least 2" in "\n".join(recipe.check(composed(folder, "models=[wide]")))
-    assert recipe.check(composed(folder, "models=[wide,letters]")) == []
+    assert "at least 2" in "\n".join(check(recipe, composed(folder, "models=[wide]")))
+    assert check(recipe, composed(folder, "models=[wide,letters]")) == []
 
 
 def test_another_number_of_classes_is_refused(digits):
@@ -228,8 +230,9 @@ def test_another_number_of_classes_is_refused(digits):
 
 def test_the_command_line_takes_all_for_the_list_of_models():
     assert compose_all(CONFIG, "prediction_flips/flips", ["models=all"]).problems == []
-    (problem,) = compose_all(CONFIG, "prediction_flips/flips", ["models=3"]).problems
-    assert problem.startswith("models=3: a list is needed")
+    cfg = compose_all(CONFIG, "prediction_flips/flips", ["models=3"]).cfg
+    (problem,) = validate(cfg, recipe.SETTINGS)
+    assert problem.startswith("models=3: all or a list of names")
 
 
 def test_a_failed_comparison_says_of_which_data(digits, tmp_path):

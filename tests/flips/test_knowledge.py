@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score
 
-from src.flips import knowledge
+from recombine.flips import knowledge
 
 GOLDEN = np.array([5, 3, 1, 1, 0])
 

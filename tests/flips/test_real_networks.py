@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from src import data as datasets
-from src import models as zoo
-from src.core.results import read_rows
-from src.core.run import launch
-from src.flips import recipe
+from recombine import data as datasets
+from recombine import models as zoo
+from recombine.core.results import read_rows
+from recombine.flips import recipe
+from recombine.run.launch import launch
 from tests.flips.test_flips import composed
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

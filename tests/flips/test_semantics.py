@@ -7,7 +7,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from src.flips.semantics import Clip, Similarity, class_similarity
+from recombine.flips.semantics import Clip, Similarity, class_similarity
 
 NAMES = ["tabby cat", "tiger cat", "persian cat", "pickup truck", "garbage truck", "trailer truck", "acoustic guitar"]
 

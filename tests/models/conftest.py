@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from src.models import small
-from src.models.cifar_resnet import CifarResNet
-from src.models.graph import Traced, trace
+from recombine.models import small
+from recombine.models.cifar_resnet import CifarResNet
+from recombine.models.graph import Traced, trace
 from tests.networks import shaken
 
 NETWORKS = {  # name: constructor, side of its images

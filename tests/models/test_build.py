@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
-from src.core.errors import ConfigError
-from src.core.method import Method
-from src.models import Model, build, check, describe, save, summary
-from src.models.model import Preprocess, find_head
-from src.models.names import CONFIGS, config_names, training_hint
-from src.models.resolve import locate
+from recombine.core.errors import ConfigError
+from recombine.engine.method import Method
+from recombine.models import Model, build, check, describe, save, summary
+from recombine.models.model import Preprocess, find_head
+from recombine.models.registry import config_file, config_names, training_hint
+from recombine.models.resolve import locate
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -39,7 +39,7 @@ def test_random_weights_come_from_the_seed_alone():
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_is_named_after_its_file_and_checks(name, tmp_path):
-    assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["name"] == name
+    assert yaml.safe_load(config_file(name).read_text())["name"] == name
     assert check({"name": name, "weights": None}, weights_root=tmp_path) == []
 
 
@@ -75,7 +75,7 @@ def test_options_of_the_architecture_stand_in_the_node():
     model = build({"name": "resnet20", "weights": None, "width": 4, "mean": 0.5}, classes=10)
     assert model.net.conv1.out_channels == 4
     assert model.mean == [0.5, 0.5, 0.5]
-    with pytest.raises(ConfigError, match=r"no option 'widht' \(did you mean width"):
+    with pytest.raises(ConfigError, match=r"no option 'widht'; did you mean 'width'"):
         build({"name": "resnet20", "weights": None, "widht": 4}, classes=10)
 
 
@@ -101,7 +101,7 @@ def test_a_saved_model_is_found_by_name(random_cnn, tmp_path):
 
 
 def test_the_any_node_takes_whatever_a_name_may_be(random_cnn, tmp_path):
-    node = OmegaConf.load(CONFIGS / "any.yaml")
+    node = OmegaConf.load(config_file("any"))
     OmegaConf.set_struct(node, True)
     node.name = str(save(random_cnn, tmp_path / "ten.safetensors", {}))
     assert build(node, weights_root=tmp_path / "elsewhere").digest() == random_cnn.digest()
@@ -115,7 +115,7 @@ def test_the_any_node_takes_whatever_a_name_may_be(random_cnn, tmp_path):
 def test_a_saved_model_keeps_its_own_options(tmp_path):
     narrow = build({"name": "resnet8", "weights": None, "width": 8}, classes=10)
     save(narrow, tmp_path / "resnet8.safetensors", {})
-    node = yaml.safe_load((CONFIGS / "resnet8.yaml").read_text()) | {"weights": "pretrained"}
+    node = yaml.safe_load(config_file("resnet8").read_text()) | {"weights": "pretrained"}
     assert build(node, weights_root=tmp_path).digest() == narrow.digest()
     with pytest.raises(ConfigError, match="holds a cifar_resnet, but model cnn is a cnn"):
         locate({"name": "cnn", "weights": "resnet8.safetensors"}, tmp_path)
@@ -151,17 +151,17 @@ def test_problems_are_said_without_building(tmp_path):
         (problem,) = check(model, weights_root=tmp_path, **more)
         return problem
 
-    assert "did you mean resnet20_optB_distiller?" in said("resnet20_optB_distiler")
-    assert "did you mean resnet18" in said("timm:resnet1B")
-    assert "no classifier 'resnet19' (did you mean resnet1" in said("torchvision:resnet19")
+    assert "did you mean 'resnet20_optB_distiller'?" in said("resnet20_optB_distiler")
+    assert "did you mean 'resnet18'" in said("timm:resnet1B")
+    assert "no classifier 'resnet19'; did you mean 'resnet1" in said("torchvision:resnet19")
     assert "it has resnet18.a1_in1k" in said("timm:resnet18.nobody")
     assert "model.weights=null" in said("resnet20") and str(tmp_path) in said("resnet20")
     assert "there is no checkpoint" in said("lost.safetensors")
     assert "random weights" in said("cnn", frozen=True)
     assert "set model.size, model.mean, model.std" in said({"name": "x", "architecture": "cnn"})
     assert "needs the option model.arch_def" in said({"name": "x", "architecture": "efficientnet"})
-    assert "unknown architecture 'cnm' (did you mean cnn" in said({"name": "x", "architecture": "cnm"})
-    assert "no option 'sise' (did you mean size" in said({"name": "cnn", "sise": 16})
+    assert "unknown architecture 'cnm'; did you mean 'cnn'" in said({"name": "x", "architecture": "cnm"})
+    assert "no option 'sise'; did you mean 'size'" in said({"name": "cnn", "sise": 16})
     assert "HF_HUB_OFFLINE" in said("timm:resnet18.a1_in1k", classes=1000, frozen=True)
     assert "HF_HUB_OFFLINE" in said("torchvision:resnet18", classes=1000, frozen=True)
     assert "a name or a node" in said({"weights": None})
@@ -181,7 +181,7 @@ def test_weights_that_cannot_be_downloaded_end_in_one_message():
 
 
 def test_built_in_names_do_not_wait_for_timm():
-    code = "import sys; from src.models import check; print(check('cnn', frozen=False), 'timm' in sys.modules)"
+    code = "import sys; from recombine.models import check; print(check('cnn', frozen=False), 'timm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.models.channels import channel_groups, gated, without_channels
-from src.models.cuts import cuts
-from src.models.graph import Traced, segment, trace
+from recombine.core.errors import ConfigError
+from recombine.models.channels import channel_groups, gated, without_channels
+from recombine.models.cuts import cuts
+from recombine.models.graph import Traced, segment, trace
 
 WIDTHS = {  # channels of the groups in order, and how many groups in a row have so many
     "lenet5": [(6, 1), (16, 1), (120, 1), (84, 1)],

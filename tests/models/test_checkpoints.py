@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from src.models import build
-from src.models.names import config_names
-from src.models.resolve import from_config
+from recombine.models import build
+from recombine.models.registry import config_names
+from recombine.models.resolve import from_config
 
 CIFAR10 = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet20_optB_distiller", "resnet8_mlcommons"]
 CIFAR100 = ["micronet_v1_pruned60", "micronet_v2_pruned15"]

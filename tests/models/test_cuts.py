@@ -7,10 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from src.core.errors import ConfigError
-from src.models import small
-from src.models.cuts import cuts
-from src.models.graph import segment, trace
+from recombine.core.errors import ConfigError
+from recombine.models import small
+from recombine.models.cuts import cuts
+from recombine.models.graph import segment, trace
 
 CUTS = {
     "lenet5": [("conv1", (6, 14, 14)), ("conv2", (16, 5, 5)), ("fc1", (120,)), ("features", (84,))],

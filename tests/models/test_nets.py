@@ -7,13 +7,13 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.models import build, small
-from src.models.cifar_resnet import CifarResNet, PadShortcut
-from src.models.names import config_names
-from src.models.resolve import from_config
-from src.models.tiny import MicroNetBlock, MLPerfResNet8
-from src.models.zoo import BUILT_IN
+from recombine.core.errors import ConfigError
+from recombine.models import build, small
+from recombine.models.cifar_resnet import CifarResNet, PadShortcut
+from recombine.models.registry import config_names
+from recombine.models.resolve import from_config
+from recombine.models.tiny import MicroNetBlock, MLPerfResNet8
+from recombine.models.zoo import BUILT_IN
 
 
 def parameters(net: nn.Module) -> int:

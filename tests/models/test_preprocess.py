@@ -9,8 +9,8 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.models import ConvNeXt_Tiny_Weights, EfficientNet_B1_Weights, ResNet50_Weights
 
-from src.core.errors import ConfigError
-from src.models.model import Preprocess
+from recombine.core.errors import ConfigError
+from recombine.models.model import Preprocess
 
 HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

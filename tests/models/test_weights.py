@@ -7,9 +7,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from src.core.errors import ConfigError
-from src.models import build, check, save
-from src.models.weights import description, load, read, read_card
+from recombine.core.errors import ConfigError
+from recombine.models import build, check, save
+from recombine.models.artifact import read_card
+from recombine.models.weights import description, load, read
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -86,12 +87,13 @@ def test_a_file_without_tensors_is_named(tmp_path):
 
 def test_round_trip_is_exact(model, tmp_path):
     model.net.bn1.running_mean.fill_(0.3)
-    path = save(model, tmp_path / "deep" / "x.safetensors", {"why": "test", "top1": 12.5})
+    path = save(model, tmp_path / "deep" / "x.safetensors", {"why": "test", "accuracy": 12.5})
     again = build(str(path))
     assert again.digest() == model.digest()
     assert torch.equal(again(IMAGES), model(IMAGES))
     assert (again.name, again.classes, again.tag) == ("resnet8", 10, "x.safetensors")
-    assert read_card(path) == {"why": "test", "top1": 12.5}
+    card = read_card(path, "student", {"model": dict})
+    assert card.pop("model") == model.description() and card == {"why": "test", "accuracy": 12.5}
     assert [p.name for p in path.parent.iterdir()] == ["x.safetensors"]
     assert check(str(path), classes=10, frozen=True) == []
 

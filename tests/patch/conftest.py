@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src import models
+from recombine import models
 from tests.networks import shaken
 
 

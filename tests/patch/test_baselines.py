@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from src.core.errors import ConfigError
-from src.models.graph import traced
-from src.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
-from src.patch.measures import harmonic_mean, mean, pooled
-from src.patch.paint import Paint, backbone, interpolated, tunable
-from src.patch.patched import Patched
+from recombine.core.errors import ConfigError
+from recombine.models.graph import traced
+from recombine.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
+from recombine.patch.metrics import harmonic_mean, mean, pooled
+from recombine.patch.paint import Paint, backbone, interpolated, tunable
+from recombine.patch.patched import Patched
 
 
 @pytest.mark.parametrize("position", ["parallel", "series"])

@@ -8,10 +8,10 @@ import torch
 import torchvision
 from torch import nn
 
-from src.core.errors import ConfigError
-from src.models.graph import trace, traced
-from src.patch.delta import Delta, DeltaModule, edges, modules_within
-from src.patch.patched import HeadOnly, Patched
+from recombine.core.errors import ConfigError
+from recombine.models.graph import trace, traced
+from recombine.patch.delta import Delta, DeltaModule, edges, modules_within
+from recombine.patch.patched import HeadOnly, Patched
 
 COUNTS = {  # network: full Delta-modules of 1, 2 and 4 modules, and with the block BatchNorms where published
     "resnet18": ((443_267, 554_310, 610_060), (444_291, 555_846, 611_980), ("0.4", "0.6", "0.6")),

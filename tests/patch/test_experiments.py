@@ -7,21 +7,22 @@ import shutil
 from functools import cache
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf
 
-from src import models
-from src.core.results import read_rows
-from src.core.run import launch
-from src.data.settings import DataSettings
-from src.patch import recipe, tasks
-from src.report.spec import load_specs, matches
+from recombine import models
+from recombine.cli.search_path import initialize_entry
+from recombine.core.results import read_rows
+from recombine.data.settings import DatasetSettings
+from recombine.patch import recipe, tasks
+from recombine.report.spec import load_specs, matches
+from recombine.run.launch import launch
 from tests import sweeps
 
 FOLDER = sweeps.CONFIG / "experiment" / "patch"
 EXPERIMENTS = sweeps.experiments("patch")
 TABLES = load_specs(sweeps.CONFIG / "table" / "patch")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "batch_size=4", "eval_batch_size=10"]
+QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "batch_size=4", "eval_batch_size=10"]
 QUICK += ["engine.max_steps=2", "engine.max_eval_batches=1", "dataset=fake", "dataset.fraction=1", "dataset.classes=10"]
 
 
@@ -33,7 +34,7 @@ def first(experiment, **chosen):
 
 @cache
 def composed(*overrides):
-    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
+    with initialize_entry("patch"):
         return compose("patch/patch", list(overrides))
 
 
@@ -65,7 +66,7 @@ def test_every_choice_of_the_sweep_composes(experiment):
         for value in values if key in ("model", "method", "protocol", "tasks") else values[:1]:
             cfg = config(experiment, **{key.replace(".", "__"): value})
             assert recipe.cell(cfg)["method"]
-            assert all(DataSettings.of(node) for node in tasks.nodes(cfg))
+            assert all(DatasetSettings.of(node) for node in tasks.nodes(cfg))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from src import patch
-from src.core.errors import ConfigError
-from src.models.graph import traced
-from src.patch.adapters import NormAdaptation, ResidualAdapters
-from src.patch.delta import Delta
-from src.patch.patched import HeadOnly, Patched
+from recombine import patch
+from recombine.core.errors import ConfigError
+from recombine.models.graph import traced
+from recombine.patch.adapters import NormAdaptation, ResidualAdapters
+from recombine.patch.delta import Delta
+from recombine.patch.patched import HeadOnly, Patched
 
 MAKERS = {
     "delta": lambda graph: Delta(graph, 4, modules=2),

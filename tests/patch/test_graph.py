@@ -9,11 +9,11 @@ import torchvision
 from torch import fx, nn
 from torchvision.models.convnext import CNBlockConfig
 
-from src.core.errors import ConfigError
-from src.models.graph import frontier, segment, trace
-from src.models.model import find_head
-from src.patch.delta import Delta
-from src.patch.patched import HeadOnly, Patched
+from recombine.core.errors import ConfigError
+from recombine.models.graph import frontier, segment, trace
+from recombine.models.model import find_head
+from recombine.patch.delta import Delta
+from recombine.patch.patched import HeadOnly, Patched
 
 RESNET50 = [("layer1", 3, 64, 256), ("layer2", 4, 256, 512), ("layer3", 6, 512, 1024), ("layer4", 3, 1024, 2048)]
 STAGES = {

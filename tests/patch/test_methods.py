@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from src.patch import methods, recipe
+from recombine.cli.search_path import initialize_entry
+from recombine.patch import methods, recipe
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 
 
 def composed(*overrides):
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("patch"):
         return compose("patch/patch", list(overrides))
 
 
@@ -70,7 +71,11 @@ WRONG = [
     ("paint", "alphas=[0,2]", r"method.alphas=\[0, 2\]: a list of numbers from 0 to 1"),
     ("paint", "alphas=abc", r"method.alphas=abc: a list of numbers from 0 to 1"),
     ("paint", "alpha=x", r"method.alpha=x: a number from 0 to 1"),
-    ("kl", None, r"method src.transfer.* is no way to patch; choose method=delta"),
+    (
+        "delta",
+        "_target_=recombine.engine.method.Supervised",
+        r"method recombine.engine.* is no way to patch",
+    ),
 ]
 
 

@@ -6,23 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from src import data as datasets
-from src import models, patch
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import launch
-from src.patch import paint, recipe
-from src.patch.adapters import NormAdaptation
-from src.patch.paint import Paint
-from src.patch.training import Kept
-from src.patch.workbench import Workbench
+from recombine import data as datasets
+from recombine import models, patch
+from recombine.cli.search_path import initialize_entry
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.patch import paint, recipe
+from recombine.patch.adapters import NormAdaptation
+from recombine.patch.paint import Paint
+from recombine.patch.training import CachedFeatureLoader
+from recombine.patch.workbench import Workbench
+from recombine.run.launch import launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
 HIGH = "{name:high,dataset:digits,class_subset:[8,9]}"
-SMALL = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "engine.epochs=2", "optimizer.lr=0.003"]
+SMALL = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "engine.epochs=2", "optimizer.lr=0.003"]
 SMALL += ["model=any", "dataset=digits", "dataset.class_subset=[0,1,2,3,4]", f"tasks=[{LOW},{HIGH}]", "batch_size=64"]
 METHODS = ["delta", "fc", "parallel_adapter", "series_adapter", "bn_adapt", "bn_adapt method.mode=dua", "finetune"]
 METHODS += ["paint method.alphas=[0,0.5,1]", "paint method.alphas=[0.5] method.statistics=recalibrated"]
@@ -50,7 +51,7 @@ def base(tmp_path_factory):
 def composed(folder, base, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     words = [word for override in overrides for word in override.split()]
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("patch"):
         return compose("patch/patch", [*roots, *SMALL, f"model.name={base}", *words])
 
 
@@ -203,13 +204,13 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
     """The same losses to rounding, whether the prefix is computed once or in every step."""
     histories = []
     for gib in (0, 4):
-        cfg = composed(tmp_path / str(gib), base, f"keep_prefix_gib={gib}", f"tasks=[{LOW}]")
+        cfg = composed(tmp_path / str(gib), base, f"feature_cache_gib={gib}", f"tasks=[{LOW}]")
         kept = []
         original = Workbench.train_loader
 
         def spying(self, *arguments, original=original, kept=kept):
             loader = original(self, *arguments)
-            kept.append(isinstance(loader, Kept))
+            kept.append(isinstance(loader, CachedFeatureLoader))
             return loader
 
         with pytest.MonkeyPatch.context() as patcher:
@@ -264,7 +265,7 @@ def test_a_network_without_blocks_is_told(tmp_path):
 
 
 def plainly(*overrides):
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("patch"):
         return compose("patch/patch", list(overrides))
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report import patch as plots
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.patch import plots as plots
 
 COUNTS = {("fc", "none"): 0.0, ("delta", "1"): 7206.0, ("delta", "2"): 9092.0, ("paint", "none"): 270896.0}
 

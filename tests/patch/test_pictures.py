@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.models.graph import traced
-from src.patch import pictures
-from src.patch.delta import Delta
-from src.patch.patched import Patched
+from recombine.models.graph import traced
+from recombine.patch import run_plots as pictures
+from recombine.patch.delta import Delta
+from recombine.patch.patched import Patched
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import predict
-from src import models, patch
-from src.core.errors import ConfigError
-from src.models.graph import traced
-from src.patch.delta import Delta
-from src.patch.patched import Patched
+from recombine import models, patch
+from recombine.cli import predict
+from recombine.core.errors import ConfigError
+from recombine.models.graph import traced
+from recombine.patch.delta import Delta
+from recombine.patch.patched import Patched
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 

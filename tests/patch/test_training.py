@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from src import data as datasets
-from src.core.errors import ConfigError
-from src.data.joint import Joint, Relabelled, shares
-from src.models.graph import traced
-from src.patch.delta import Delta
-from src.patch.patched import Patched
-from src.patch.training import Kept, TaskTraining
+from recombine import data as datasets
+from recombine.core.errors import ConfigError
+from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
+from recombine.models.graph import traced
+from recombine.patch.delta import Delta
+from recombine.patch.patched import Patched
+from recombine.patch.training import CachedFeatureLoader, TaskTraining
 
 READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
 
@@ -23,7 +23,7 @@ def opened(tmp_path):
     found = []
 
     def make(device="cpu"):
-        settings = {"loader": {"kind": "resident", "workers": 0}, "data_root": "", "seed": 0, "device": device}
+        settings = {"loader": {"kind": "device", "workers": 0}, "data_root": "", "seed": 0, "device": device}
         found.append(datasets.open_data({"name": "digits"}, cache_root=tmp_path, **settings))
         return found[-1]
 
@@ -37,7 +37,7 @@ def kept(network, data, device="cpu"):
     model = network("resnet8", size=8).to(device)
     patched = Patched(model, Delta(traced(model), 10, modules=1)).to(device)
     train, every = data.loader("train", 64, train=True), data.loader("train", 256, train=False)
-    return Kept(train, every, patched, "fp32"), train, patched
+    return CachedFeatureLoader(train, every, patched, "fp32"), train, patched
 
 
 def test_kept_batches_are_those_of_the_images(network, opened):
@@ -55,7 +55,7 @@ def test_kept_batches_are_those_of_the_images(network, opened):
 def test_the_host_never_waits_between_kept_batches(network, opened, monkeypatch):
     """Nothing is moved to the device or read from it, in joint batches too."""
     first, second = (kept(network, opened())[0] for _ in range(2))
-    batches = Joint([Relabelled(first, 0), Relabelled(second, 10)], lambda images: images).epoch(0)
+    batches = MixedLoader([LabelOffsetLoader(first, 0), LabelOffsetLoader(second, 10)], lambda images: images).epoch(0)
     next(batches)
 
     def refuse(name):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from src import data as datasets
-from src import models as zoo
+from recombine import data as datasets
+from recombine import models as zoo
 
 SIZE = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3}
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.models.cuts import Cut
-from src.pnc.adapters import ADAPTERS, LeastSquares, make_adapter
-from src.pnc.positions import Position
+from recombine.core.errors import ConfigError
+from recombine.models.cuts import Cut
+from recombine.pnc.clone.adapters import ADAPTERS, LeastSquares, make_adapter
+from recombine.pnc.clone.positions import Position
 
 LEARNED = [kind for kind in ADAPTERS if kind != "none"]
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.core.evaluate import Predictions
-from src.models.summary import flops, summary
-from src.pnc.baselines import FromScratch, Tuning
-from src.pnc.elastic import Elastic, _Elastic, fisher
-from src.pnc.measures import source_measures, stored_bytes
-from src.pnc.training import distance
+from recombine.core.errors import ConfigError
+from recombine.engine.evaluate import Predictions
+from recombine.models.overview import flops, summary
+from recombine.pnc.baselines import FromScratch, Tuning
+from recombine.pnc.elastic import Elastic, _Elastic, fisher
+from recombine.pnc.metrics import source_measures, stored_bytes
+from recombine.pnc.training import distance
 
 
 def noise(*shape):
@@ -34,7 +34,7 @@ def test_the_distance_is_that_of_two_distributions(temperature):
 def test_fisher_information_is_the_mean_square_gradient_of_each_sample(digits, build, monkeypatch):
     model = build(0)
     loader = digits.loader("train", 5, train=False, indices=range(12))
-    monkeypatch.setattr("src.pnc.elastic.AT_ONCE", 3 * sum(p.numel() for p in model.net.parameters()))
+    monkeypatch.setattr("recombine.pnc.elastic.AT_ONCE", 3 * sum(p.numel() for p in model.net.parameters()))
     found = fisher(model, loader)
     expected = {name: torch.zeros_like(value) for name, value in model.net.named_parameters()}
     for batch in loader.epoch(0):

@@ -7,17 +7,17 @@ from functools import lru_cache
 import pytest
 import torch
 
-from src import models as zoo
-from src import pnc
-from src.core.errors import ConfigError
-from src.models.frozen import digest
-from src.models.graph import traced
-from src.pnc import file
-from src.pnc.branch import Branch, features_of, linear_head
-from src.pnc.candidates import Candidates
-from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.masks import Gate, annealed, set_keep
-from src.pnc.positions import positions
+from recombine import models as zoo
+from recombine import pnc
+from recombine.core.errors import ConfigError
+from recombine.models.freeze import digest
+from recombine.models.graph import traced
+from recombine.pnc.clone import file
+from recombine.pnc.clone.branch import Branch, features_of, linear_head
+from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.masks import ChannelMask, annealed, set_keep
+from recombine.pnc.clone.network import Clone, ClonedNetwork
+from recombine.pnc.clone.positions import positions
 from tests.networks import shaken
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
@@ -53,7 +53,7 @@ def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head
 
 
 def test_a_gate_keeps_exactly_its_budget_and_passes_gradients_to_all_scores():
-    gate = Gate(10)
+    gate = ChannelMask(10)
     gate.keep.fill_(0.34)
     value = torch.randn(2, 10, 3, 3, requires_grad=True)
     gated = gate(value)

@@ -8,31 +8,35 @@ from functools import cache
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from omegaconf import OmegaConf, open_dict
 
-from src import models
-from src.core.config import build, plain
-from src.core.results import read_rows
-from src.core.run import launch
-from src.data.settings import DataSettings
-from src.pnc import recipe, sources
-from src.pretrain.recipe import save_name
-from src.report.spec import excluded, load_specs, matches
+from recombine import models
+from recombine.cli.entries import register_papers
+from recombine.cli.search_path import initialize_entry
+from recombine.core.results import read_rows
+from recombine.data.settings import DatasetSettings
+from recombine.pnc import recipe, sources
+from recombine.pretrain.recipe import save_name
+from recombine.report.spec import excluded, load_specs, matches
+from recombine.run.config import build, plain
+from recombine.run.launch import launch
 from tests import sweeps
+
+register_papers()
 
 FOLDER = sweeps.CONFIG / "experiment" / "pnc"
 EXPERIMENTS = sweeps.experiments("pnc")
 TABLES = {name: spec for name, spec in load_specs(sweeps.CONFIG / "table" / "pnc").items() if spec.command}
 GROUPS = ("method", "dataset")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "engine=debug", "batch_size=8"]
-QUICK += ["clone=[0,1]", "neigh.grid=4", "neigh.num_fit=40", "neigh.num_train=2", "similarity={images:2,vectors:40}"]
+QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "engine=debug", "batch_size=8"]
+QUICK += ["clone=[0,1]", "lime.grid=4", "lime.num_fit=40", "lime.num_train=2", "similarity={images:2,vectors:40}"]
 QUICK += ["select_fraction=0.3", "stage_epochs=1", "tuning_epochs=1", "scratch.epochs=1"]
 
 
 @cache
 def composed(*overrides, entry="pnc"):
-    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
+    with initialize_entry(entry):
         return compose(f"{entry}/{entry}", list(overrides))
 
 
@@ -64,9 +68,9 @@ def test_every_choice_of_the_sweep_composes(experiment):
             cfg = composed(f"experiment=pnc/{experiment}", f"{key}={value}")
             cell, nodes = recipe.cell(cfg), [plain(cfg.dataset), *(source.data for source in sources.listed(cfg))]
             assert build(cfg.method).name == cell["method"] == cfg.method.name
-            assert {DataSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
+            assert {DatasetSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
             known = [label for node in nodes for label in node["class_subset"]]
-            assert len(known) == len({*known}) and cfg.neigh.num_fit > 2 * cfg.neigh.grid**2
+            assert len(known) == len({*known}) and cfg.lime.num_fit > 2 * cfg.lime.grid**2
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -117,7 +121,7 @@ def test_commands_in_the_head_train_the_sources_of_table_6(number):
     found, _ = sources_of_table_6(number)
     assert [save_name(cfg) for cfg in trained] == [source.name for source in found]
     for cfg, source in zip(trained, found, strict=True):
-        used, node = DataSettings.of(source.data), DataSettings.of(plain(cfg.dataset))
+        used, node = DatasetSettings.of(source.data), DatasetSettings.of(plain(cfg.dataset))
         assert (node.source, node.folder, node.class_subset) == (used.source, used.folder, used.class_subset)
         assert cfg.model.name == source.name.partition("-")[0] and node.fraction == 1
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src import models, pnc
-from src.core.config import build
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import check, launch
-from src.pnc import cloning, recipe
-from src.pnc.cloning import Cloning, candidates
-from src.pnc.localizing import hand_on
-from src.pnc.masks import budget_penalty
-from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, presence
-from src.pnc.surrogates import Refitted, Surrogates
-from src.pnc.training import Insertion, Localization
+from recombine import models, pnc
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.pnc import cloning, recipe
+from recombine.pnc.clone.masks import budget_penalty
+from recombine.pnc.cloning import Cloning, candidates
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, presence
+from recombine.pnc.local.surrogates import LimeModels, Refitted
+from recombine.pnc.localization import hand_on
+from recombine.pnc.training import Insertion, Localization
+from recombine.run.config import build
+from recombine.run.launch import check, launch
 from tests.pnc import test_pnc as whole
 
 NEAR = Neighbourhood(grid=2, num_fit=12, num_train=3)
@@ -94,7 +94,7 @@ def test_the_first_stage_adds_what_it_loses_on_others_and_the_penalty(bench):
 
 
 def test_a_model_fitted_anew_is_the_remembered_one(bench):
-    cached = Surrogates.fit(bench.source, bench.clone_loader(16, train=False), bench.outputs, NEAR, 3)
+    cached = LimeModels.fit(bench.source, bench.clone_loader(16, train=False), bench.outputs, NEAR, 3)
     batch = next(bench.clone_loader(9).epoch(0))
     anew = Refitted(bench.source.net, torch.tensor(bench.outputs), NEAR, 3)
     images = bench.source.preprocess(batch.images)
@@ -159,7 +159,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ways_of_cloning_run_and_their_files_say_the_same(tmp_path, weights, name):
-    more = ["use_original=false", "neigh.refit=true"] if name == "once" else []
+    more = ["use_target_data=false", "lime.refit=true"] if name == "once" else []
     row = whole.launched(tmp_path, weights, *whole.SHORT, *(f"method.{option}" for option in RUNS[name]), *more)
     assert row.metrics["kept_filters"] == pytest.approx(50, abs=1) and row.metrics["logit_shift"] == 0
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
@@ -181,7 +181,7 @@ def test_modules_are_measured_by_themselves(tmp_path, weights):
         launch(recipe, cfg)
     for row in read_rows(tmp_path / "o"):
         found[row.cell["bn_recalibrate"], row.cell["position"]] = row.metrics
-        assert row.cell["last_stage"] == "localize" and row.cell["use_original"] == "none"
+        assert row.cell["last_stage"] == "localize" and row.cell["use_target_data"] == "none"
     names = {"module_accuracy", "module_false_positives", "similarity_cloned", "similarity_others", "kept_filters"}
     assert len(found) == 4 and all(names | {"module_parameters"} <= metrics.keys() for metrics in found.values())
     assert found[False, 1]["module_parameters"] > found[False, 2]["module_parameters"]
@@ -192,7 +192,7 @@ def test_modules_are_measured_by_themselves(tmp_path, weights):
 def test_options_are_checked_together(tmp_path, weights):
     wrong = ["mask_kind=hard", "scope=all", "adapter_init=zero", "insert_loss=mse", "match_weight=-1"]
     wrong += ["anneal=often", "last_stage=none", "mask=random", "use_complement=true"]
-    cfg = whole.composed(tmp_path, weights, *(f"method.{option}" for option in wrong), "neigh.refit=always")
+    cfg = whole.composed(tmp_path, weights, *(f"method.{option}" for option in wrong), "lime.refit=always")
     problems = "\n".join(check(recipe, cfg))
     for words in (
         "method.mask_kind=hard: one of topk_ste, sigmoid, gumbel",
@@ -203,7 +203,7 @@ def test_options_are_checked_together(tmp_path, weights):
         "method.anneal=often: true or false",
         "method.last_stage=none: one of localize, insert",
         "method.use_complement=True needs method.mask=learned, but it is random",
-        "neigh.refit='always': one of True, False",
+        "lime.refit='always': one of True, False",
     ):
         assert words in problems
     with pytest.raises(ConfigError, match="nothing to start with"):

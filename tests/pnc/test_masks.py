@@ -10,18 +10,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src import models as zoo
-from src import pnc
-from src.core.types import Batch
-from src.models.frozen import digest
-from src.models.graph import traced
-from src.pnc import file
-from src.pnc.branch import Branch, linear_head
-from src.pnc.candidates import Candidates
-from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.masks import MASK_KINDS, Gate, annealed, budget_penalty, harden, one_budget, ramp, set_keep
-from src.pnc.positions import positions
-from src.pnc.statistics import recalibrate, running
+from recombine import models as zoo
+from recombine import pnc
+from recombine.core.types import Batch
+from recombine.models.freeze import digest
+from recombine.models.graph import traced
+from recombine.pnc.clone import file
+from recombine.pnc.clone.batchnorm import recalibrate, running
+from recombine.pnc.clone.branch import Branch, linear_head
+from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.masks import (
+    MASK_KINDS,
+    ChannelMask,
+    annealed,
+    budget_penalty,
+    harden,
+    one_budget,
+    ramp,
+    set_keep,
+)
+from recombine.pnc.clone.network import Clone, ClonedNetwork
+from recombine.pnc.clone.positions import positions
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "weights": None, "classes": 5}
 
@@ -42,7 +51,7 @@ def double(name):
 
 
 def gates_of(*channels):
-    gates = [Gate(count).train() for count in channels]
+    gates = [ChannelMask(count).train() for count in channels]
     for gate in gates:
         gate.scores.data = torch.randn(len(gate.scores))
     return gates
@@ -72,7 +81,7 @@ def test_a_sigmoid_mask_fades_channels():
     gate.mask().sum().backward()
     share = gate.scores.detach().sigmoid()
     torch.testing.assert_close(gate.scores.grad, share * (1 - share))
-    fresh = Gate(1000)
+    fresh = ChannelMask(1000)
     fresh.start("sigmoid")
     assert fresh.mask().detach().min() > 0.95  # nearly all on at the start
 
@@ -95,7 +104,7 @@ def test_a_gumbel_mask_is_on_with_the_probability_of_its_score():
 
 def test_the_penalty_by_hand():
     """Scores whose sigmoids are 0.8 and 0.5, or 0.2: over a budget of 0.25 by 0.4 and not at all; together by 0.25."""
-    gates = [Gate(2), Gate(1)]
+    gates = [ChannelMask(2), ChannelMask(1)]
     gates[0].scores.data = torch.tensor([math.log(4), 0.0])
     gates[1].scores.data = torch.tensor([-math.log(4)])
     uncertain = 2 * ((0.16 + 0.25) / 2 + 0.16)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from src.core.addressed import bits
-from src.core.errors import ConfigError
-from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence, proximity, ridge
+from recombine.core.counter_rng import bits
+from recombine.core.errors import ConfigError
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence, proximity, ridge
 
 ADDRESS = (0, 0, Purpose.FIT)
 
@@ -100,7 +100,7 @@ def test_patches_are_as_even_as_possible(side, grid, sizes):
 
 
 def test_a_grid_finer_than_the_pixels():
-    with pytest.raises(ConfigError, match=r"neigh\.grid=4: images of 3 x 3 px allow neigh\.grid=3"):
+    with pytest.raises(ConfigError, match=r"lime\.grid=4: images of 3 x 3 px allow lime\.grid=3"):
         blank(torch.ones(1, 3, 3, 3), torch.ones(1, 1, 16).bool())
 
 
@@ -137,10 +137,10 @@ def test_settings_name_all_problems_with_their_remedy():
         Neighbourhood.of(node)
     assert len(caught.value.problems) == len(node) - 1
     message = str(caught.value)
-    for part in ("did you mean neigh.output", "try neigh.num_fit=130", "try neigh.num_train=1", "neigh.alpha=1.0"):
+    for part in ("did you mean lime.output", "try lime.num_fit=130", "try lime.num_train=1", "lime.alpha=1.0"):
         assert part in message
     assert Neighbourhood.of({"grid": 8, "num_fit": 130}).patches == 64
-    with pytest.raises(ConfigError, match=r"neigh\.grid=2\.5: an integer of at least 2"):
+    with pytest.raises(ConfigError, match=r"lime\.grid=2\.5: an integer of at least 2"):
         Neighbourhood(grid=2.5)
     assert Neighbourhood.of(Neighbourhood()) == Neighbourhood.of({})
 

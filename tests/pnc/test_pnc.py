@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from PIL import Image
 
-from scripts import predict
-from src import data as datasets
-from src import models, pnc
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import check, launch
-from src.models.frozen import digest
-from src.pnc import recipe, sources
-from src.pnc.workbench import Workbench, chosen_classes
+from recombine import data as datasets
+from recombine import models, pnc
+from recombine.cli import predict
+from recombine.cli.search_path import initialize_entry
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.models.freeze import digest
+from recombine.pnc import recipe, sources
+from recombine.pnc.workbench import Workbench, chosen_classes
+from recombine.run.launch import check, launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "neigh.num_fit=40", "optimizer.lr=0.003"]
+QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "lime.num_fit=40", "optimizer.lr=0.003"]
 QUICK += ["similarity={images:4,vectors:40}"]
 SHORT = ["method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4", "method.positions=[1,2]"]
 METRICS = ["accuracy_original", "accuracy_cloned", "accuracy_average", "agreement", "intrusion", "logit_shift"]
@@ -36,7 +37,7 @@ def composed(folder, weights, *overrides):
         f"output_root={folder / 'o'}",
     ]
     networks = ["model@target=any", "target.name=high", "model@source=any", "source.name=low"]
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("pnc"):
         return compose("pnc/pnc", [*roots, *networks, *QUICK, *overrides])
 
 
@@ -127,12 +128,12 @@ def test_similarity_to_the_source_around_each_of_its_classes(tmp_path, weights):
 
 
 def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, weights):
-    row = launched(tmp_path, weights, *SHORT, "use_original=false")
-    assert row.metrics["logit_shift"] == 0 and row.cell["use_original"] is False and row.cell["head"] == "concat"
+    row = launched(tmp_path, weights, *SHORT, "use_target_data=false")
+    assert row.metrics["logit_shift"] == 0 and row.cell["use_target_data"] is False and row.cell["head"] == "concat"
     assert row.metrics["samples_original"] == 0 < row.metrics["samples_cloned"]
 
 
-BASELINES = ["direct_ensemble", "tune", "lwf", "lwf_source", "ewc", "joint_full", "joint_subset"]
+BASELINES = ["direct_ensemble", "finetune", "lwf", "lwf_source", "ewc", "joint_full", "joint_subset"]
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -182,12 +183,12 @@ def test_labels_and_shares_of_the_data(tmp_path, weights):
 
 
 def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
-    wrong = ["method.mask=best", "neigh.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
+    wrong = ["method.mask=best", "lime.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
     problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong, "method.positions=first")))
     for words in (
         "method.positions=first: a list such as",
         "method.mask=best: one of learned, ones",
-        "try neigh.num_fit=34",
+        "try lime.num_fit=34",
         "select_fraction=2: between 0",
     ):
         assert words in problems
@@ -202,7 +203,7 @@ def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
 
 @pytest.mark.parametrize("method", [*BASELINES, "pnc", "pnc_whole", "pnc_random", "pnc_fixed", "pnc_not_joint"])
 def test_every_method_of_the_experiment_composes(method):
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("pnc"):
         cfg = compose("pnc/pnc", ["experiment=pnc/mnist", f"method={method}", "data_root=nowhere"])
     assert cfg.method.name == method and cfg.source.name == "lenet5-mnist_low-s0"
     problems = check(recipe, cfg)

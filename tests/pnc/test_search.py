@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.core.errors import ConfigError
-from src.models.cuts import cuts
-from src.pnc.candidates import Candidates
-from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, presence, ridge
-from src.pnc.positions import places, positions
-from src.pnc.search import Search, chosen, similarities
+from recombine.core.errors import ConfigError
+from recombine.models.cuts import cuts
+from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.network import Clone, ClonedNetwork
+from recombine.pnc.clone.positions import places, positions
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, presence, ridge
+from recombine.pnc.search import PositionSearch, chosen, similarities
 from tests.pnc.test_clone import OWN, branch_of, graph, network
 
 VALUES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=7)
@@ -23,7 +23,7 @@ VALUES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=7)
 
 @given(VALUES)
 def test_the_best_of_all_and_of_equals_the_last(values):
-    best = chosen(Search(), values)
+    best = chosen(PositionSearch(), values)
     assert values[best] == max(values) and max(values) not in values[best + 1 :]
 
 
@@ -38,19 +38,19 @@ def test_greedy_is_the_loop_of_the_procedure(values, patience, min_delta):
             bad += 1
         if bad >= patience:
             break
-    assert chosen(Search("greedy", patience=patience, min_delta=min_delta), values) == best
+    assert chosen(PositionSearch("greedy", patience=patience, min_delta=min_delta), values) == best
 
 
 def test_greedy_stops_where_exhaustive_goes_on():
     values = [9.0, 1.0, 5.0, 4.0]
-    assert chosen(Search("greedy"), values) == 2 and chosen(Search(), values) == 0
-    assert chosen(Search("greedy", patience=2), values) == 0
-    assert chosen(Search(min_delta=4.5), values) == 0 and chosen(Search(min_delta=5), values) == 3
+    assert chosen(PositionSearch("greedy"), values) == 2 and chosen(PositionSearch(), values) == 0
+    assert chosen(PositionSearch("greedy", patience=2), values) == 0
+    assert chosen(PositionSearch(min_delta=4.5), values) == 0 and chosen(PositionSearch(min_delta=5), values) == 3
 
 
 def test_settings_of_the_search_are_checked_together():
     with pytest.raises(ConfigError) as error:
-        Search("best", "loss", 0, -1.0)
+        PositionSearch("best", "loss", 0, -1.0)
     words = "\n".join(error.value.problems)
     for key in ("mode=best: one of exhaustive, greedy", "metric=loss: one of average, similarity"):
         assert f"method.search.{key} is needed" in words

@@ -11,17 +11,19 @@ from PIL import Image
 from scipy.optimize import minimize
 from torch.nn import functional as F
 
-from scripts import clones, predict
-from src import data as datasets
-from src import models, pnc
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import check, launch
-from src.models.frozen import digest
-from src.pnc import file, pictures, recipe, sources
-from src.pnc.calibration import Calibration, calibrate, offsets
-from src.pnc.cloned import Clone, ClonedNetwork
-from src.pnc.workbench import Workbench
+from recombine import data as datasets
+from recombine import models, pnc
+from recombine.cli import clones, predict
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.models.freeze import digest
+from recombine.pnc import recipe, sources
+from recombine.pnc import run_plots as pictures
+from recombine.pnc.calibration import Calibration, calibrate, offsets
+from recombine.pnc.clone import file
+from recombine.pnc.clone.network import Clone, ClonedNetwork
+from recombine.pnc.workbench import Workbench
+from recombine.run.launch import check, launch
 from tests.core.fitting import SmallRun
 from tests.pnc.test_clone import branch_of
 from tests.pnc.test_pnc import SHORT, composed, launched
@@ -152,11 +154,11 @@ def training_images(benches):
     return [torch.cat(values) for values in zip(*batches, strict=True)]
 
 
-@pytest.mark.parametrize("use_original", [True, False])
-def test_calibration_finds_the_scales_and_biases_that_scipy_finds(tmp_path, weights, cloned, use_original):
+@pytest.mark.parametrize("use_target_data", [True, False])
+def test_calibration_finds_the_scales_and_biases_that_scipy_finds(tmp_path, weights, cloned, use_target_data):
     """All classes are compared, or without the target's own images the cloned ones among themselves."""
-    benches = benches_of(tmp_path, weights, TWO, f"use_original={str(use_original).lower()}")
-    first = 0 if use_original else 5
+    benches = benches_of(tmp_path, weights, TWO, f"use_target_data={str(use_target_data).lower()}")
+    first = 0 if use_target_data else 5
     before = {key: value.clone() for key, value in cloned.state_dict().items()}
     images, labels = training_images(benches)
     images, labels = images[labels >= first], labels[labels >= first]
@@ -184,7 +186,7 @@ def test_calibration_finds_the_scales_and_biases_that_scipy_finds(tmp_path, weig
 
 def test_a_file_is_measured_again_and_only_with_its_classes(two, tmp_path, weights):
     _, row, path = two
-    again = ["method=saved", f"method.files=[{path}]", TWO]
+    again = ["method=from_file", f"method.files=[{path}]", TWO]
     measured = launched(tmp_path, weights, *again)
     for name in ("accuracy_original", "accuracy_cloned", "accuracy_cloned_2", "accuracy_average_without_1"):
         assert measured.metrics[name] == row.metrics[name]
@@ -195,7 +197,7 @@ def test_a_file_is_measured_again_and_only_with_its_classes(two, tmp_path, weigh
         ConfigError, match=r"holds clones of the classes \[\['0', '1'\], \['4'\]\] and .* \[\['0', '1'\]\]"
     ):
         launched(tmp_path, weights, *again[:2])
-    problems = check(recipe, composed(tmp_path, weights, "method=saved", "method.files=[none.safetensors]"))
+    problems = check(recipe, composed(tmp_path, weights, "method=from_file", "method.files=[none.safetensors]"))
     assert problems == ["method.files: there is no none.safetensors"]
 
 
@@ -277,7 +279,7 @@ def test_mistakes_in_the_list_of_sources_are_said_together(tmp_path, weights):
     assert "sources, entry 3: 7 is no source" in problems
     more = composed(tmp_path, weights, TWO.replace("class_subset", "class_subst"), "on_collision=last", "method=lwf")
     problems = "\n".join(check(recipe, more))
-    assert "sources, entry 2: dataset.class_subst is unknown: did you mean dataset.class_subset?" in problems
+    assert "sources, entry 2: unknown setting dataset.class_subst: did you mean" in problems
     assert "on_collision=last: error, or first" in problems and "method=lwf takes one source; method=pnc" in problems
 
 

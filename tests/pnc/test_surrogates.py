@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from src.core.errors import ConfigError
-from src.pnc.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence, ridge
-from src.pnc.similarity import coefficients, similarity
-from src.pnc.surrogates import Surrogates, fit_local, localization_loss
+from recombine.core.errors import ConfigError
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence, ridge
+from recombine.pnc.local.similarity import coefficients, similarity
+from recombine.pnc.local.surrogates import LimeModels, fit_local, localization_loss
 
 SMALL = Neighbourhood(grid=2, num_fit=12)
 
@@ -27,7 +27,7 @@ def some(digits):
 def surrogates(digits, source, some):
     """Of two classes around those images."""
     loader = digits.loader("train", 10, train=False, indices=some)
-    return Surrogates.fit(source, loader, [7, 2], SMALL, seed=3)
+    return LimeModels.fit(source, loader, [7, 2], SMALL, seed=3)
 
 
 def images_of(digits, indices):
@@ -52,7 +52,7 @@ def test_the_source_stays_as_it_was(digits, build):
     source = build(1).train()
     before = {key: value.clone() for key, value in source.state_dict().items()}
     loader = digits.loader("train", 4, train=False, indices=[0, 1, 2, 3])
-    fitted = Surrogates.fit(source, loader, [0], SMALL, seed=0)
+    fitted = LimeModels.fit(source, loader, [0], SMALL, seed=0)
     assert source.training and source.net.bn1.training and not fitted.theta.requires_grad
     assert all(torch.equal(value, before[key]) for key, value in source.state_dict().items())
 
@@ -141,5 +141,5 @@ def test_similarity_refuses_what_cannot_be_compared(digits, source):
     with pytest.raises(ValueError, match="not of the same models"):
         similarity(torch.ones(2, 5, 3), torch.ones(2, 5, 2))
     batch = images_of(digits, [0])
-    with pytest.raises(ConfigError, match=r"neigh\.num_fit=9"):
+    with pytest.raises(ConfigError, match=r"lime\.num_fit=9"):
         coefficients(source.net, source.preprocess(batch.images), batch.index, SMALL, 0, count=9)

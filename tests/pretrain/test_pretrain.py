@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss
 
-from src import data as datasets
-from src import models as zoo
-from src.core.method import Supervised
-from src.core.results import read_rows
-from src.core.run import launch
-from src.models.model import find_head
-from src.pretrain import recipe
+from recombine import data as datasets
+from recombine import models as zoo
+from recombine.cli.search_path import initialize_entry
+from recombine.core.results import read_rows
+from recombine.engine.method import Supervised
+from recombine.models.model import find_head
+from recombine.pretrain import recipe
+from recombine.run.launch import check, launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 SMALL = [
@@ -24,7 +25,7 @@ SMALL = [
     "engine.epochs=2",
     "loader=torch",
     "loader.workers=0",
-    "wandb=none",
+    "wandb=disabled",
     "device=cpu",
     "optimizer.lr=0.05",
 ]
@@ -32,7 +33,7 @@ SMALL = [
 
 def composed(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("pretrain"):
         return compose("pretrain/pretrain", [*roots, *SMALL, *overrides])
 
 
@@ -75,7 +76,7 @@ def test_curves_have_a_point_for_each_epoch(trained):
 def test_checkpoint_says_what_it_is(trained):
     _, row, path = trained
     model = zoo.build(str(path))
-    assert (model.name, model.classes, model.claimed_top1) == (path.stem, 10, row.metrics["accuracy"])
+    assert (model.name, model.classes, model.claimed_accuracy) == (path.stem, 10, row.metrics["accuracy"])
     with safe_open(path, "pt") as file:
         card = json.loads(file.metadata()["card"])
     assert card["dataset"] == "digits" and card["config"]["engine"]["epochs"] == 2
@@ -106,7 +107,7 @@ def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
 
 def test_every_loader_trains_the_same_network(tmp_path):
     kept = []
-    for loader in ("torch", "ffcv", "resident"):
+    for loader in ("torch", "ffcv", "device"):
         launch(
             recipe, composed(tmp_path, f"loader={loader}", f"save_as={loader}", "engine.max_steps=8", "batch_size=32")
         )
@@ -159,10 +160,10 @@ def test_learning_rate_is_scaled_as_said(tmp_path, scaling, expected):
 
 
 def test_problems_are_found_together(tmp_path):
-    problems = recipe.check(composed(tmp_path, "lr_scaling=cubic", "freeze=true", "loader.kind=tape"))
+    problems = check(recipe, composed(tmp_path, "lr_scaling=cubic", "freeze=true", "loader.kind=tape"))
     text = "\n".join(problems)
     assert all(word in text for word in ("lr_scaling=cubic", "none, linear, linear_twice", "freeze=false", "tape"))
-    assert recipe.check(composed(tmp_path)) == []
+    assert check(recipe, composed(tmp_path)) == []
 
 
 def test_names_of_library_networks_make_file_names(tmp_path):

@@ -18,7 +18,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.tree import DecisionTreeClassifier
 
-from src.core.types import Row
+from recombine.cli.entries import register_papers
+from recombine.core.types import Row
+
+register_papers()
 
 CLASSIFIERS = {
     "naive_bayes": GaussianNB(),

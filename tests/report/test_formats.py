@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from src.core.errors import ConfigError
-from src.core.results import write_rows
-from src.core.types import Row
-from src.report.formats import latex_escape, render, terminal
-from src.report.spec import load_specs, pick
-from src.report.tables import Table, build
+from recombine.core.errors import ConfigError
+from recombine.core.results import write_rows
+from recombine.core.types import Row
+from recombine.report.formats import latex_escape, render, terminal
+from recombine.report.spec import load_specs, pick
+from recombine.report.tables import Table, build
 
 ROOT = Path(__file__).resolve().parents[2]
 

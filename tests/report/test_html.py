@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report.html import page
-from src.report.spec import load_specs
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.report.html import page
+from recombine.report.spec import load_specs
 
 SPECS = load_specs(Path(__file__).resolve().parents[2] / "config" / "table")
 VOID = {"meta", "img", "br"}

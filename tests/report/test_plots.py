@@ -6,12 +6,14 @@ from PIL import Image
 from scipy.cluster.hierarchy import cophenet, leaves_list, linkage
 from scipy.spatial.distance import pdist
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report import figures, patch
-from src.report.layout import natural
-from src.report.plots import PICTURES, save
-from src.report.style import PNG_LIMIT, svg
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.flips import plots as figures
+from recombine.patch import plots as patch
+from recombine.pretrain.plots import training_curves
+from recombine.report.layout import natural
+from recombine.report.registry import PLOTS
+from recombine.report.style import PNG_LIMIT, save, svg
 
 
 def test_clustering_is_scipys_on_what_the_models_get_right(flip_rows, chances, digits):
@@ -85,7 +87,7 @@ def test_ensemble_bars_are_gains_over_the_better_one(flip_rows):
 
 
 def test_curves_are_means_over_seeds(pretrain_rows):
-    axes = figures.training_curves(pretrain_rows).axes[1]
+    axes = training_curves(pretrain_rows).axes[1]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     curves = [r.series["accuracy"] for r in pretrain_rows if r.status == "ok" and r.cell["model"] == "linear"]
     np.testing.assert_allclose(lines["linear (n = 3)"], np.mean(curves, axis=0))
@@ -97,13 +99,13 @@ def test_curves_with_epochs_that_were_not_evaluated(pretrain_rows):
     row = pretrain_rows[0]
     gaps = [None if i % 2 else value for i, value in enumerate(row.series["accuracy"])]
     sparse = type(row)(row.cell, row.metrics, {**row.series, "accuracy": gaps})
-    assert list(figures.training_curves([sparse]).axes[1].lines[0].get_xdata()) == [1, 3, 5, 7]
+    assert list(training_curves([sparse]).axes[1].lines[0].get_xdata()) == [1, 3, 5, 7]
 
 
-@pytest.mark.parametrize("entry", PICTURES)
+@pytest.mark.parametrize("entry", PLOTS)
 def test_rows_that_hold_nothing_are_an_error_not_an_empty_plot(entry, pretrain_rows):
     failed = [row for row in pretrain_rows if row.status != "ok"]
-    for picture in PICTURES[entry].values():
+    for picture in PLOTS[entry].values():
         with pytest.raises(ConfigError, match="nothing to plot"):
             picture.draw(failed)
 
@@ -128,5 +130,5 @@ def test_pictures_are_small_and_repeatable(flip_rows, tmp_path):
 
 def test_a_large_picture_gets_a_palette(tmp_path, monkeypatch, flip_rows):
     plain = save(figures.heat_map(flip_rows), tmp_path / "plain.png").stat().st_size
-    monkeypatch.setattr("src.report.style.PNG_LIMIT", 1000)
+    monkeypatch.setattr("recombine.report.style.PNG_LIMIT", 1000)
     assert save(figures.heat_map(flip_rows), tmp_path / "small.png").stat().st_size < plain

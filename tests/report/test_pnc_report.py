@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report import pnc as plots
-from src.report.claims import claims
-from src.report.html import page
-from src.report.spec import load_specs
-from src.report.tables import build
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.pnc import plots as plots
+from recombine.pnc.claims import claims
+from recombine.report.html import page
+from recombine.report.spec import load_specs
+from recombine.report.tables import build
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 USUAL = {"keep_ratio": 0.5, "head": "rows", "positions": "all", "adapter": "conv1x1_bn"}
@@ -25,16 +25,20 @@ LAYERS = ["conv3", "conv4"]
 def row(method, average, lost, seed=0, **cell):
     own = USUAL if method == "pnc" else NONE
     where = {"dataset": "mnist_high", "target": "cnn-mnist_high-s0", "source": "cnn-mnist_low-s1000", "clone": "0 1"}
-    where |= {"classes": 2, "fraction": 0.3, "use_original": True, "method": method, **own, **cell}
+    where |= {"classes": 2, "fraction": 0.3, "use_target_data": True, "method": method, **own, **cell}
     metrics = {"accuracy_average": average, "locality_drop": lost, "position": 2.0, "kept_filters": 50.0}
     metrics |= {"accuracy_original": average + 1, "accuracy_cloned": average - 1}
     return Row(where, metrics, entry="pnc", seed=seed, run=f"{method}-{seed}-{sorted(cell.items())}")
 
 
 def compared():
-    found = [row("pnc", 90.0 + s, 2.0, s) for s in range(3)] + [row("tune", 84.0, 9.0, s) for s in range(3)]
+    found = [row("pnc", 90.0 + s, 2.0, s) for s in range(3)] + [row("finetune", 84.0, 9.0, s) for s in range(3)]
     found += [row("lwf", 80.0, 4.0, s) for s in range(3)] + [row("ewc", 82.0, 0.0, s) for s in range(3)]
-    return [*found, row("pnc", 92.0, 1.0, fraction=1.0), row("tune", 99.0, 0.0, fraction=1.0, use_original=False)]
+    return [
+        *found,
+        row("pnc", 92.0, 1.0, fraction=1.0),
+        row("finetune", 99.0, 0.0, fraction=1.0, use_target_data=False),
+    ]
 
 
 def test_claims_are_against_the_best_of_the_same_task_and_seed():
@@ -49,7 +53,7 @@ def test_ablations_are_no_part_of_the_claims_and_nothing_lost_is_no_gain():
     ablations = [
         row("pnc", 10.0, 50.0, **other) for other in ({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"})
     ]
-    (found,) = claims([row("pnc", 90.0, 2.0), row("tune", 84.0, 0.0), *ablations])
+    (found,) = claims([row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0), *ablations])
     assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0}
     old = row("pnc", 70.0, 1.0)
     (found,) = claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from src.core.errors import ConfigError
-from src.report.readme import fill, write_pictures
-from src.report.spec import load_specs
+from recombine.core.errors import ConfigError
+from recombine.report.readme import fill, write_pictures
+from recombine.report.spec import load_specs
 
 SPECS = load_specs(Path(__file__).resolve().parents[2] / "config" / "table")
 TEXT = """# Title

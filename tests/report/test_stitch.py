@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from pymoo.indicators.hv import HV
 from scipy.stats import mannwhitneyu
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report import stitch
-from src.report.derived import derive
-from src.report.formats import latex
-from src.report.significance import holm, not_worse
-from src.report.spec import TableSpec, load_specs, pick
-from src.report.tables import build
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.report.derived import derive
+from recombine.report.formats import latex
+from recombine.report.significance import holm, not_worse
+from recombine.report.spec import TableSpec, load_specs, pick
+from recombine.report.tables import build
+from recombine.stitch import plots as stitch
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 MEASURES = ("ece", "ece_scaled", "loss", "loss_scaled")

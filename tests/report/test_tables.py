@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.errors import ConfigError
-from src.core.results import write_rows
-from src.core.types import Row
-from src.report.aggregate import aggregate
-from src.report.rows import distinct
-from src.report.spec import MetricColumn, TableSpec, load_specs, pick
-from src.report.tables import build, gather
+from recombine.core.errors import ConfigError
+from recombine.core.results import write_rows
+from recombine.core.types import Row
+from recombine.report.aggregate import aggregate
+from recombine.report.rows import distinct
+from recombine.report.spec import MetricColumn, TableSpec, load_specs, pick
+from recombine.report.tables import build, gather
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 NODE = {

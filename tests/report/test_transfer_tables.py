@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.core.types import Row
-from src.report.aggregate import aggregate
-from src.report.spec import MetricColumn, TableSpec, load_specs, pick
-from src.report.tables import build
+from recombine.core.types import Row
+from recombine.report.aggregate import aggregate
+from recombine.report.spec import MetricColumn, TableSpec, load_specs, pick
+from recombine.report.tables import build
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src import models
-from src.models import Model
-from src.stitch.matching import match
-from src.stitch.parents import Parent
-from src.stitch.stitches import problem
-from src.stitch.supernetwork import Pair, Supernetwork
+from recombine import models
+from recombine.models import Model
+from recombine.stitch.matching import match
+from recombine.stitch.parents import Parent
+from recombine.stitch.stitches import problem
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 from tests.networks import shaken
 
 NORMAL = {"mean": [0.5] * 3, "std": [0.25] * 3}
@@ -34,7 +34,7 @@ def joined():
     def make(a: Model, b: Model, granularity: str = "op", max_matches: int | None = None) -> Supernetwork:
         parents = (Parent(a, granularity), Parent(b, granularity))
         found = match(problem(parents), max_matches=max_matches)
-        pairs = [Pair(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
+        pairs = [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return Supernetwork(parents, pairs).eval()

@@ -7,7 +7,7 @@ step of one for the other.
 
 import numpy as np
 
-from src.stitch.search.space import Evaluated, Space
+from recombine.stitch.search.space import Evaluated, Space
 
 
 def space(bits, stitches=6.2):

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from src.stitch.search.acceptance import Scale, accepts, assign, farthest_first, spread_weights, tchebycheff
-from src.stitch.search.space import Individuals
+from recombine.stitch.search.acceptance import (
+    ObjectiveScale,
+    accepts,
+    assign,
+    farthest_first,
+    spread_weights,
+    tchebycheff,
+)
+from recombine.stitch.search.space import Individuals
 
 FOUR = np.array([[-0.875, 50.0], [-0.625, 20.0], [-0.5, 10.0], [-0.375, 30.0]])
 """In 0..1: (0, 1), (0.5, 0.25), (0.75, 0), (1, 0.5)."""
@@ -18,14 +25,14 @@ def individual(objectives, accuracy=1.0):
 
 
 def test_objectives_are_scaled_over_the_population():
-    scale = Scale.of(FOUR)
+    scale = ObjectiveScale.of(FOUR)
     assert scale(FOUR) == pytest.approx(np.array([[0, 1], [0.5, 0.25], [0.75, 0], [1, 0.5]]))
     assert scale(np.array([-1.0, 0.0])) == pytest.approx([-0.25, -0.25]), "a child may lie outside"
-    assert Scale.of(np.ones((3, 2)))(np.ones((3, 2))).tolist() == [[0, 0]] * 3
+    assert ObjectiveScale.of(np.ones((3, 2)))(np.ones((3, 2))).tolist() == [[0, 0]] * 3
 
 
 def test_tchebycheff_by_hand():
-    scaled = Scale.of(FOUR)(FOUR)
+    scaled = ObjectiveScale.of(FOUR)(FOUR)
     assert tchebycheff(scaled, np.array([1, 0])) == pytest.approx([0, 0.5, 0.75, 1])
     assert tchebycheff(scaled, np.array([0.25, 0.75])) == pytest.approx([0.75, 0.1875, 0.1875, 0.375])
 
@@ -33,7 +40,7 @@ def test_tchebycheff_by_hand():
 def test_each_vector_goes_to_the_best_of_those_without_one():
     """The first is best by (1, 0), the third by (0, 1), the second by (0.5, 0.5) with 0.25; the last takes the rest."""
     vectors = np.array([[1, 0], [0, 1], [0.5, 0.5], [0.9, 0.1]])
-    scaled = Scale.of(FOUR)(FOUR)
+    scaled = ObjectiveScale.of(FOUR)(FOUR)
     assert assign(vectors, scaled).tolist() == vectors[[0, 2, 1, 3]].tolist()
     # (0.9, 0.1) is served first and takes the first, with 0.1; (1, 0) then has 0.5 at best
     assert assign(vectors[::-1], scaled).tolist() == [[0.9, 0.1], [0.5, 0.5], [0, 1], [1, 0]]
@@ -60,7 +67,7 @@ def test_farthest_first_against_brute_force():
 
 
 def test_acceptance_is_by_the_threshold_then_by_the_scalarization():
-    scale, weights = Scale.of(FOUR), np.array([0.25, 0.75])
+    scale, weights = ObjectiveScale.of(FOUR), np.array([0.25, 0.75])
     good, cheap, plain = individual(FOUR[0], 0.8), individual(FOUR[2], 0.5), individual(FOUR[1], 0.6)
     assert not accepts(good, plain, weights, scale, 0.0), "0.75 > 0.1875"
     assert accepts(plain, good, weights, scale, 0.0)

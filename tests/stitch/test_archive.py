@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from src.stitch.search.archive import Archive
-from src.stitch.search.space import Individuals
+from recombine.stitch.search.archive import Archive
+from recombine.stitch.search.space import Individuals
 
 clouds = st.integers(1, 40).flatmap(lambda n: arrays(float, (n, 2), elements=st.integers(0, 7)))
 

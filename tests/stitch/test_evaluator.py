@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.core.errors import Interrupted
-from src.core.run import Run
-from src.core.signals import StopSignals
-from src.core.tracking import Tracker
-from src.stitch.evaluator import Evaluator, Scores
-from src.stitch.search.random import RandomSearch
-from src.stitch.search.space import Budget, Space
-from src.stitch.search.sweep import references
+from recombine.core.errors import Interrupted
+from recombine.run.run import Run
+from recombine.run.signals import StopSignals
+from recombine.run.tracking import Tracker
+from recombine.stitch.evaluator import Evaluator, Scores
+from recombine.stitch.search.random import RandomSearch
+from recombine.stitch.search.space import Budget, Space
+from recombine.stitch.search.sweep import references
 from tests.stitch.test_training import Images
 
 
@@ -54,7 +54,7 @@ def random_genotypes(net, count: int) -> np.ndarray:
 
 @torch.no_grad()
 def test_scores_are_those_of_each_network_alone(net, many, run):
-    evaluator = made(net, many, run, together=3)
+    evaluator = made(net, many, run, eval_batch_networks=3)
     genotypes = random_genotypes(net, 10)
     found = evaluator(genotypes)
     labels = torch.arange(len(many)) % 4
@@ -123,7 +123,7 @@ def test_other_stitches_or_images_are_measured_anew(net, many, run):
 
 def test_a_signal_stops_between_passes_and_loses_nothing(net, many, run):
     file = run.dir / "evaluations.jsonl"
-    evaluator = made(net, many, run, file=file, together=2)
+    evaluator = made(net, many, run, file=file, eval_batch_networks=2)
     genotypes = random_genotypes(net, 8)
     inner, passes = evaluator._scores, []
 

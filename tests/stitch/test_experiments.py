@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from src import models
-from src.core.config import build, plain
-from src.core.results import read_rows
-from src.core.run import launch
-from src.report.spec import load_specs, matches
-from src.stitch import recipe
-from src.stitch.search.space import Space
-from src.stitch.searching import budget
+from recombine import models
+from recombine.cli.entries import register_papers
+from recombine.cli.search_path import initialize_entry
+from recombine.core.results import read_rows
+from recombine.report.spec import load_specs, matches
+from recombine.run.config import build, plain
+from recombine.run.launch import launch
+from recombine.stitch import recipe
+from recombine.stitch.run_search import budget
+from recombine.stitch.search.space import Space
 from tests import sweeps
+
+register_papers()
 
 FOLDER = sweeps.CONFIG / "experiment" / "stitch"
 EXPERIMENTS = sweeps.experiments("stitch")
@@ -26,7 +30,7 @@ OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn"}
 def config(experiment, changes=None, more=()):
     """The first job of the sweep with these values instead, and more overrides."""
     job = {key: values[0] for key, values in sweeps.choices("stitch", experiment).items()} | (changes or {})
-    with initialize_config_dir(str(sweeps.CONFIG), version_base="1.3"):
+    with initialize_entry("stitch"):
         return compose(
             "stitch/stitch", [f"experiment=stitch/{experiment}", *(f"{k}={v}" for k, v in job.items()), *more]
         )
@@ -103,10 +107,10 @@ def test_two_steps(tmp_path, experiment):
     few = 60 if whole.get("search_data") else 200  # a tenth of a fifth of them is searched on
     sizes = ["dataset.classes=3", f"dataset.samples={few}", f"dataset.image_size={whole.a.size or 32}"]
     more = ["dataset=fake", "dataset.fraction=1", *sizes, "loader=torch", "loader.workers=0"]
-    more += ["wandb=none", "device=cpu"]
+    more += ["wandb=disabled", "device=cpu"]
     more += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
-    more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1", "keep=0"]
-    more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "together=4"]
+    more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1", "num_saved=0"]
+    more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "eval_batch_networks=4"]
     if whole.get("search_data"):
         more += ["dataset@search_data=fake", "search_data.test_fraction=1"]
         more += [size.replace("dataset", "search_data") for size in sizes]

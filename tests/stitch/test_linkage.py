@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
-from src.stitch.search.linkage import linkage_tree, mutual_information
+from recombine.stitch.search.linkage import linkage_tree, mutual_information
 
 
 def population(count=200, seed=0):

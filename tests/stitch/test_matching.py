@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.core.errors import ConfigError
-from src.stitch.matching import Problem, is_acyclic, match
-from src.stitch.quotient import depths
+from recombine.core.errors import ConfigError
+from recombine.stitch.matching import Problem, is_acyclic, match
+from recombine.stitch.merged_graph import depths
 
 FIXTURES = {"voc": 62, "imagenet_a": 335}
 """Total pairs, input and output included (our section 4.3)."""

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
-from src.core.evaluate import Predictions
-from src.stitch.measures import BINS, comparison, network_measures, temperature
+from recombine.engine.evaluate import Predictions
+from recombine.stitch.metrics import BINS, comparison, network_measures, temperature
 
 
 def said(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src import stitch
-from src.core.errors import ConfigError
-from src.stitch.search.sweep import references
+from recombine import stitch
+from recombine.core.errors import ConfigError
+from recombine.stitch.search.sweep import references
 
 
 def genotypes(net, count: int = 5, rate: float = 0.2) -> list[np.ndarray]:
@@ -55,14 +55,14 @@ def test_an_offspring_is_a_copy(net, images):
 def test_files_give_the_same_network_without_its_parents(net, images, tmp_path):
     for k, genotype in enumerate(genotypes(net)):
         net.set_genotype(genotype)
-        path = stitch.save(net, genotype, tmp_path / f"{k}.safetensors", name="child", metrics={"top1": 1.0})
+        path = stitch.save(net, genotype, tmp_path / f"{k}.safetensors", name="child", metrics={"accuracy": 1.0})
         model = stitch.load(path)
         assert torch.equal(model(images), net(images))
         assert model.name == "child" and model.classes == 4
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
     card = stitch.read_card(path)
-    assert card["metrics"] == {"top1": 1.0} and [p["name"] for p in card["parents"]] == ["resnet8", "cnn"]
+    assert card["metrics"] == {"accuracy": 1.0} and [p["name"] for p in card["parents"]] == ["resnet8", "cnn"]
 
 
 @torch.no_grad()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from src import models
-from src.stitch.parents import Parent
-from src.stitch.search.sweep import references
+from recombine import models
+from recombine.stitch.parents import Parent
+from recombine.stitch.search.sweep import references
 
 ALIKE = {"weights": None, "size": 224, "crop_pct": 0.875, "interpolation": "bilinear"}
 

@@ -9,11 +9,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.models import Model
-from src.models.model import Preprocess
-from src.stitch.layers import compatible, make_stitch, rows
-from src.stitch.parents import Parent, common_preprocessing
+from recombine.core.errors import ConfigError
+from recombine.models import Model
+from recombine.models.model import Preprocess
+from recombine.stitch.layers import compatible, make_stitch, rows
+from recombine.stitch.parents import Parent, common_preprocessing
 
 
 def wrapped(net: nn.Module, size: int = 32, classes: int = 5) -> Model:

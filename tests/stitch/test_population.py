@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from src.stitch.search.population import initial, mutate, two_point
-from src.stitch.search.space import Space
+from recombine.stitch.search.population import initial, mutate, two_point
+from recombine.stitch.search.space import Space
 from tests.stitch.lotz import space
 
 

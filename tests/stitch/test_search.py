@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from src.core.config import build, plain
-from src.core.errors import ConfigError, RecombineError
-from src.core.fronts import front, hypervolume
-from src.stitch.search.ga import FamilialGa
-from src.stitch.search.gomea import Gomea, LkGomea
-from src.stitch.search.nsga2 import Nsga2
-from src.stitch.search.random import RandomSearch
-from src.stitch.search.space import Budget, Evaluated, phenotypes
-from src.stitch.search.sweep import SingleStitchSweep
+from recombine.core.errors import ConfigError, RecombineError
+from recombine.run.config import build, plain
+from recombine.stitch.pareto import front, hypervolume
+from recombine.stitch.search.ga import FamilialGa
+from recombine.stitch.search.gomea import Gomea, LkGomea
+from recombine.stitch.search.nsga2 import Nsga2
+from recombine.stitch.search.random import RandomSearch
+from recombine.stitch.search.space import Budget, Evaluated, phenotypes
+from recombine.stitch.search.sweep import SingleStitchSweep
 from tests.stitch.lotz import evaluate, known_front, reference, space
 
 EVOLVING = [FamilialGa, Nsga2, Gomea, LkGomea]

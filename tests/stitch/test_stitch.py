@@ -12,20 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from PIL import Image
 
-from scripts import predict
-from src import data as datasets
-from src import models, stitch
-from src.core.errors import ConfigError
-from src.core.results import read_rows
-from src.core.run import check, launch
-from src.stitch import recipe
-from src.stitch.workbench import Workbench
+from recombine import data as datasets
+from recombine import models, stitch
+from recombine.cli import predict
+from recombine.cli.search_path import initialize_entry
+from recombine.core.errors import ConfigError
+from recombine.core.results import read_rows
+from recombine.run.launch import check, launch
+from recombine.stitch import recipe
+from recombine.stitch.workbench import Workbench
 
 CONFIG = str(Path(__file__).parents[2] / "config")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "budget=60", "keep=2"]
+QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "budget=60", "num_saved=2"]
 FEW = "search.population=12"
 
 
@@ -54,7 +55,7 @@ def composed(folder, weights, *overrides):
     roots = {"data": folder, "weights": weights, "cache": folder / "c", "output": folder / "o"}
     networks = ["model@a=any", "a.name=first", "model@b=any", "b.name=second"]
     given = [f"{name}_root={path}" for name, path in roots.items()]
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry("stitch"):
         return compose("stitch/stitch", [*given, *networks, *QUICK, *overrides])
 
 
@@ -99,9 +100,9 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
 
 
 def _run(folder):
-    from src.core.run import Run
-    from src.core.signals import StopSignals
-    from src.core.tracking import Tracker
+    from recombine.run.launch import Run
+    from recombine.run.signals import StopSignals
+    from recombine.run.tracking import Tracker
 
     where = {"dir": folder, "id": "r", "group": "g", "entry": "stitch", "cache": folder / "c", "seed": 0}
     return Run(**where, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
@@ -110,12 +111,12 @@ def _run(folder):
 @pytest.mark.parametrize("search", ["random", "nsga2", "gomea", "lk_gomea", "single_stitch_sweep"])
 def test_every_search_runs(tmp_path, weights, search):
     few = [] if search == "single_stitch_sweep" else [FEW]
-    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "keep=0", *few)
+    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "num_saved=0", *few)
     assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
 
 
 def test_a_sweep_says_how_good_each_single_stitch_is(tmp_path, weights):
-    few = ["search=single_stitch_sweep", "matching.max_matches=4", "budget=19", "keep=0"]
+    few = ["search=single_stitch_sweep", "matching.max_matches=4", "budget=19", "num_saved=0"]
     (row,) = launched(tmp_path, weights, *few)
     (folder,) = (tmp_path / "o" / "stitch").iterdir()
     _, *lines = map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines())
@@ -154,10 +155,24 @@ def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
 
 
 def test_problems_are_told_together(tmp_path, weights):
-    wrong = ["b.name=third", "search_fraction=1", "performance=speed", "together=0", "search.population=1", "budget=0"]
+    wrong = [
+        "b.name=third",
+        "search_fraction=1",
+        "performance=speed",
+        "eval_batch_networks=0",
+        "search.population=1",
+        "budget=0",
+    ]
     wrong += ["matching.method=best", "matching.granularity=net", "method.init=good", "expected_stitches=0"]
     problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
-    for sign in ("third", "search_fraction=1", "performance=speed", "together=0", "method.init=good", "budget=0"):
+    for sign in (
+        "third",
+        "search_fraction=1",
+        "performance=speed",
+        "eval_batch_networks=0",
+        "method.init=good",
+        "budget=0",
+    ):
         assert sign in problems
     assert "matching.method=best" in problems and "granularity=net" in problems
 
@@ -174,7 +189,7 @@ def test_parents_without_a_common_size_are_refused(tmp_path, weights):
 
 @pytest.mark.parametrize("what", ["stitches", "all"])
 def test_offspring_are_trained_further(tmp_path, weights, what):
-    quick = ["search=random", FEW, "keep=3", "retrain.max_steps=3", "retrain.optimizer.lr=0.001"]
+    quick = ["search=random", FEW, "num_saved=3", "retrain.max_steps=3", "retrain.optimizer.lr=0.001"]
     (row,) = launched(tmp_path, weights, *quick, f"retrain.what={what}")
     (folder,) = (tmp_path / "o" / "stitch").iterdir()
     on, again = row.series["front_on"], row.series["retrained_test_accuracy"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.core.errors import ConfigError
-from src.stitch.plan import Plan
-from src.stitch.search.sweep import references
-from src.stitch.supernetwork import Pair, Supernetwork
+from recombine.core.errors import ConfigError
+from recombine.stitch.execution_plan import ExecutionPlan
+from recombine.stitch.search.sweep import references
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 
 
 def random_genotypes(net, count: int, rate: float = 0.3, seed: int = 0) -> list[np.ndarray]:
@@ -76,9 +76,9 @@ def test_many_at_once_are_each_alone_and_share_what_they_have_in_common(net, ima
     for genotype, logits in zip(genotypes, together, strict=True):
         net.set_genotype(genotype)
         assert torch.equal(net(images), logits)
-    alone = sum(len(Plan(net, [genotype]).steps) for genotype in genotypes)
-    assert len(Plan(net, genotypes).steps) < alone
-    assert len(Plan(net, genotypes + genotypes).steps) == len(Plan(net, genotypes).steps)
+    alone = sum(len(ExecutionPlan(net, [genotype]).steps) for genotype in genotypes)
+    assert len(ExecutionPlan(net, genotypes).steps) < alone
+    assert len(ExecutionPlan(net, genotypes + genotypes).steps) == len(ExecutionPlan(net, genotypes).steps)
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def test_a_cycle_is_refused(joined, model):
     net = joined(model("resnet8", 0), model("cnn", 1))
     first, *_, last = net.pairs
     with pytest.raises(ConfigError, match="close a cycle"):
-        Supernetwork(net.parents, [Pair(first.a, last.b), Pair(last.a, first.b)])
+        Supernetwork(net.parents, [StitchPoint(first.a, last.b), StitchPoint(last.a, first.b)])
 
 
 @pytest.mark.parametrize("wrong", [[0, 1], "longer", "high"])

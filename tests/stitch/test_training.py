@@ -10,14 +10,14 @@ import torch
 from sklearn.linear_model import LinearRegression
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.core.types import Batch
-from src.models.frozen import digest
-from src.stitch.initial import initialise
-from src.stitch.layers import rows
-from src.stitch.offspring import export
-from src.stitch.retraining import Branches, Retraining
-from src.stitch.training import Stitching, StitchTraining, relative_errors
+from recombine.core.errors import ConfigError
+from recombine.core.types import Batch
+from recombine.models.freeze import digest
+from recombine.stitch.init import initialise
+from recombine.stitch.layers import rows
+from recombine.stitch.offspring import export
+from recombine.stitch.retraining import Branches, Retraining
+from recombine.stitch.training import Stitching, StitchTraining, relative_errors
 
 
 class Images:

@@ -5,11 +5,11 @@ import pytest
 from pymoo.core.population import Population
 from scipy.stats import binomtest
 
-from src.stitch.search.acceptance import Scale
-from src.stitch.search.ga import FamilialGa
-from src.stitch.search.gomea import Generation, Gomea, LkGomea, single_objectives
-from src.stitch.search.nsga2 import _SamePhenotype
-from src.stitch.search.space import Budget, Individuals, phenotypes
+from recombine.stitch.search.acceptance import ObjectiveScale
+from recombine.stitch.search.ga import FamilialGa
+from recombine.stitch.search.gomea import Generation, Gomea, LkGomea, single_objectives
+from recombine.stitch.search.nsga2 import _SamePhenotype
+from recombine.stitch.search.space import Budget, Individuals, phenotypes
 from tests.stitch.lotz import evaluate, space
 
 
@@ -27,14 +27,14 @@ def test_a_child_replaces_a_random_one_of_the_parents_it_is_not_worse_than():
     child, weights, replaced = individuals("11000").take(0), np.array([[1.0, 0], [1, 0]]), []
     for seed in range(200):
         search, population = FamilialGa(space(4), Budget(9), seed=seed, population=2), individuals("10000", "11001")
-        search._compete(child, population, np.array([0, 1]), weights, Scale.of(population.objectives))
+        search._compete(child, population, np.array([0, 1]), weights, ObjectiveScale.of(population.objectives))
         replaced.append([text(genotype) for genotype in population.genotypes].index("11000"))
     assert binomtest(sum(replaced), 200).pvalue > 0.001, "worse than neither in accuracy: either goes"
     population = individuals("11100", "11001")
-    search._compete(child, population, np.array([0, 1]), weights, Scale.of(population.objectives))
+    search._compete(child, population, np.array([0, 1]), weights, ObjectiveScale.of(population.objectives))
     assert text(population.genotypes[1]) == "11000", "less accurate than the first, so only the second goes"
     population = individuals("11100", "11110")
-    search._compete(child, population, np.array([0, 1]), weights, Scale.of(population.objectives))
+    search._compete(child, population, np.array([0, 1]), weights, ObjectiveScale.of(population.objectives))
     assert [text(genotype) for genotype in population.genotypes] == ["11100", "11110"]
 
 

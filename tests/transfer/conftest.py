@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import models as zoo
+from recombine import models as zoo
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)  # nets this small only wait for a second thread

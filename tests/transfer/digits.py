@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
-from src import data as datasets
-from src import models as zoo
-from src.core.config import identify
-from src.core.results import read_rows
-from src.core.run import launch
-from src.models.model import find_head
+from recombine import data as datasets
+from recombine import models as zoo
+from recombine.cli.search_path import initialize_entry
+from recombine.core.results import read_rows
+from recombine.models.model import find_head
+from recombine.run.config import run_id
+from recombine.run.launch import launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 NODES = {
@@ -27,13 +28,13 @@ def composed(folder, *overrides, config="transfer/transfer", student="narrow"):
     names = [f"model@student=any student.name={student}"]
     if config.startswith("transfer"):
         names.append("model@teacher=any teacher.name=wide")
-    small = ["engine.epochs=2", "loader=torch", "loader.workers=0", "wandb=none", "device=cpu", "optimizer.lr=0.02"]
+    small = ["engine.epochs=2", "loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "optimizer.lr=0.02"]
     # classifiers are fitted to BatchNorm statistics that no training has seen
     small.append("method.batchnorm=keep")
     if {"method=ensemble", "method=supervised"} & {*overrides}:
         small.pop()
     chosen = {text.partition("=")[0]: text for text in [*" ".join(names).split(), *roots, *small, *overrides]}
-    with initialize_config_dir(CONFIG, version_base="1.3"):
+    with initialize_entry(config.split("/")[0]):
         return compose(config, list(chosen.values()))
 
 
@@ -41,7 +42,7 @@ def run_rows(recipe, cfg):
     """Launch, and read the rows of exactly this run."""
     launch(recipe, cfg)
     entry = recipe.__name__.replace(".recipe", "").rpartition(".")[2]
-    return read_rows(Path(cfg.output_root) / entry / identify(cfg, entry).run)
+    return read_rows(Path(cfg.output_root) / entry / run_id(cfg, entry).run)
 
 
 def opened(folder, seed=0):

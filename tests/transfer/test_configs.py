@@ -1,21 +1,25 @@
 """Every option, experiment and table of transfer composes, and names settings that exist."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src.core.config import validate
-from src.core.evaluate import Predictions
-from src.core.problems import compose_all
-from src.report.spec import load_specs
-from src.transfer.measures import transfer_measures
-from src.transfer.ranking import outlook
-from src.transfer.recipe import routing
+from recombine.cli.entries import ENTRIES, register_papers
+from recombine.cli.overrides import compose_all
+from recombine.cli.search_path import initialize_entry
+from recombine.engine.evaluate import Predictions
+from recombine.report.spec import load_specs
+from recombine.run.config import validate
+from recombine.transfer.metrics import transfer_measures
+from recombine.transfer.ranking import outlook
+from recombine.transfer.recipe import routing
 
+register_papers()
 CONFIG = Path(__file__).parents[2] / "config"
 PRIMARY = {"transfer": "transfer/transfer", "multi_teacher": "multi_teacher/multi_teacher"}
 LABELS = np.arange(12) % 3
@@ -38,8 +42,8 @@ def test_every_choice_of_an_experiment_composes(experiment):
     entry = experiment.partition("/")[0]
     found = compose_all(str(CONFIG), PRIMARY[entry], [f"experiment={experiment}"])
     assert found.problems == []
-    assert validate(found.cfg) == []
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+    assert validate(found.cfg, resolve_name(ENTRIES[entry].settings), rules=False) == []
+    with initialize_entry(entry):
         hydra = compose(PRIMARY[entry], [f"experiment={experiment}"], return_hydra_config=True).hydra
         for key, value in (hydra.sweeper.params or {}).items():
             (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.core.types import Batch
-from src.transfer.contrastive import ContrastiveMemory, CosineDistillation, Samples, similarity_loss
-from src.transfer.frozen import Frozen
+from recombine.core.types import Batch
+from recombine.transfer.contrastive import ContrastiveMemory, ContrastiveSamples, CosineDistillation, similarity_loss
+from recombine.transfer.teacher_cache import FrozenTeachers
 
 
 def test_similarity_of_features_by_loop(networks, batch):
@@ -25,7 +25,7 @@ def test_similarity_of_features_by_loop(networks, batch):
 
 
 def test_memory_draws_other_classes_and_remembers():
-    samples = Samples(torch.arange(0, 80, 2), torch.arange(40) % 4)
+    samples = ContrastiveSamples(torch.arange(0, 80, 2), torch.arange(40) % 4)
     memory = ContrastiveMemory(samples, dimensions=6, negatives=500, temperature=0.07, momentum=0.5)
     drawn = memory.draw(torch.tensor([0, 3]))
     labels = samples.labels[drawn]
@@ -43,7 +43,7 @@ def test_memory_draws_other_classes_and_remembers():
 def test_contrast_with_the_memory_by_loop(monkeypatch):
     """Noise contrastive estimation against n stored samples, K of them negatives, both ways; Z from the first batch."""
     torch.manual_seed(0)
-    samples = Samples(torch.arange(40), torch.arange(40) % 4)
+    samples = ContrastiveSamples(torch.arange(40), torch.arange(40) % 4)
     memory = ContrastiveMemory(samples, dimensions=6, negatives=7, temperature=0.5, momentum=0.5)
     own, other = (F.normalize(torch.randn(3, 6), dim=1) for _ in range(2))
     drawn = memory.draw(samples.labels[:3])
@@ -62,7 +62,7 @@ def test_contrast_with_the_memory_by_loop(monkeypatch):
 
 def test_features_are_compared_in_full_precision(networks, batch):
     student, _, (teacher, _) = networks
-    method = CosineDistillation(student, Frozen([teacher]), name="", xe_weight=0.0, contrast_weight=1.0).train()
+    method = CosineDistillation(student, FrozenTeachers([teacher]), name="", xe_weight=0.0, contrast_weight=1.0).train()
     seen = []
     method.contrast = lambda own, wanted, batch: seen.append((own @ own.T).dtype) or own.sum()
     with torch.autocast("cpu", torch.bfloat16):

@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from src import models as zoo
-from src.core.errors import ConfigError
-from src.core.run import launch
-from src.transfer import recipe
-from src.transfer.frozen import Frozen
-from src.transfer.heads import logistic_regression
+from recombine import models as zoo
+from recombine.core.errors import ConfigError
+from recombine.run.launch import launch
+from recombine.transfer import recipe
+from recombine.transfer.heads import logistic_regression
+from recombine.transfer.teacher_cache import FrozenTeachers
 
 SMALL = ["dataset=folder", "dataset.augment=flip", "batch_size=16", "engine.max_steps=2", "optimizer.lr=0.001"]
 
@@ -97,13 +97,19 @@ def test_missing_labels_are_explained(folder, half_labelled, method):
         launch(recipe, cfg)
 
 
-@pytest.mark.parametrize("remember", ["true", "false"])
-def test_images_without_labels_serve_methods_that_read_none(folder, half_labelled, remember, monkeypatch):
+@pytest.mark.parametrize("cache_teacher_logits", ["true", "false"])
+def test_images_without_labels_serve_methods_that_read_none(folder, half_labelled, cache_teacher_logits, monkeypatch):
     seen = set()
-    forward = Frozen.forward
+    forward = FrozenTeachers.forward
     monkeypatch.setattr(
-        Frozen, "forward", lambda self, batch: seen.update(batch.index.tolist()) or forward(self, batch)
+        FrozenTeachers, "forward", lambda self, batch: seen.update(batch.index.tolist()) or forward(self, batch)
     )
-    options = ["method=kl_dp_u", "fit_heads=true", "engine.max_steps=null", "engine.epochs=1", f"remember={remember}"]
+    options = [
+        "method=kl_dp_u",
+        "fit_heads=true",
+        "engine.max_steps=null",
+        "engine.epochs=1",
+        f"cache_teacher_logits={cache_teacher_logits}",
+    ]
     (row,) = run_rows(recipe, configured(folder, half_labelled, *options, "batch_size=45"))
     assert seen == set(range(90)) and row.status == "ok"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from digits import opened
 
-from src.transfer.frozen import Frozen, views
+from recombine.transfer.teacher_cache import FrozenTeachers, views
 
 
 @pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("flip_crop", None), ("crop_resize", None)])
@@ -31,7 +31,7 @@ def test_remembered_logits_are_the_live_ones(folder, networks, tmp_path):
     _, _, teachers = networks
     data = opened(folder, seed=1)
     loader = data.loader("train", 64, train=True, augment="flip")
-    live, remembered = Frozen(teachers), Frozen(teachers)
+    live, remembered = FrozenTeachers(teachers), FrozenTeachers(teachers)
     view, count = views(loader)
     remembered.remember(data.loader("train", 64, train=False), view, count, tmp_path, "fp32")
     for epoch in (0, 1):

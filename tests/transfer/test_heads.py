@@ -5,10 +5,10 @@ import timm
 import torch
 from digits import composed, opened, run_rows
 
-from src import models as zoo
-from src.core.errors import ConfigError
-from src.transfer import networks, recipe
-from src.transfer.heads import find_heads, fit_heads
+from recombine import models as zoo
+from recombine.core.errors import ConfigError
+from recombine.transfer import networks, recipe
+from recombine.transfer.heads import find_heads, fit_heads
 
 SMALL = {"weights": None, "size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
@@ -53,7 +53,7 @@ def test_a_teacher_of_fixed_size_sees_the_students_crop_at_its_own_size(folder):
     free = zoo.build("wide", weights_root=folder / "weights")
     assert networks.as_seen_by_student(free, student).size == student.size
     zoo.save(transformer(), folder / "weights" / "fixed.safetensors", {})
-    options = ["teacher.name=fixed", "teacher_view=student", "engine.max_steps=1", "dataset.test_fraction=0.1"]
+    options = ["teacher.name=fixed", "teacher_preprocessing=student", "engine.max_steps=1", "dataset.test_fraction=0.1"]
     (row,) = run_rows(recipe, composed(folder, *options))
     assert row.status == "ok"
 

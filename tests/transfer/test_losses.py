@@ -5,8 +5,8 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from src.transfer.losses import cross_entropy, kl_divergence, masked_mean
-from src.transfer.partition import confidence, flips, most_confident, select
+from recombine.transfer.assignment import confidence, flips, most_confident, select
+from recombine.transfer.losses import cross_entropy, kl_divergence, masked_mean
 
 LABELS = torch.tensor([0, 0])
 STUDENT = torch.tensor([[1, 0, -1], [0.5, 0.2, 0.1]], dtype=torch.float64)

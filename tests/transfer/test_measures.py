@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from src.core.holders import holders
-from src.transfer.measures import SHARES, transfer_measures
+from recombine.flips.top_classes import holders
+from recombine.transfer.metrics import SHARES, transfer_measures
 
 
 @pytest.fixture(scope="module")

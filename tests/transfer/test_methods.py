@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from src.core.errors import ConfigError
-from src.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
-from src.transfer.frozen import Frozen
-from src.transfer.losses import cross_entropy, kl_divergence
-from src.transfer.partitioning import BiDirectional, DataPartition, FlipPartition, GatedPartition
+from recombine.core.errors import ConfigError
+from recombine.transfer.data_partition import BiDirectional, DataPartition, FlipPartition, GatedPartition
+from recombine.transfer.distillation import Distillation, MomentumDistillation, SelfDistillation
+from recombine.transfer.losses import cross_entropy, kl_divergence
+from recombine.transfer.teacher_cache import FrozenTeachers
 
 
 def loss(method, batch, training=False):
@@ -24,7 +24,7 @@ def test_kl_and_cross_entropy_mix(networks, batch):
     kl = F.kl_div(said.log_softmax(1), knew.softmax(1), reduction="batchmean")
     xe = F.cross_entropy(said, batch.labels)
     for weight in (0.0, 0.5, 1.0):
-        method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=weight)
+        method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=weight)
         torch.testing.assert_close(loss(method, batch), weight * kl + (1 - weight) * xe)
         assert method.reads_labels == (weight < 1)
 
@@ -37,7 +37,7 @@ def test_kl_of_chosen_flips(networks, batch, samples):
     kept = ~(right & ~teacher_right) if samples == "not_negative" else teacher_right & ~right
     assert 0 < kept.sum() < len(kept)
     expected = F.kl_div(said[kept].log_softmax(1), knew[kept].softmax(1), reduction="batchmean")
-    method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0, kl_samples=samples)
+    method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0, kl_samples=samples)
     torch.testing.assert_close(loss(method, batch), expected)
 
 
@@ -45,7 +45,9 @@ def test_kl_of_chosen_flips(networks, batch, samples):
 @pytest.mark.parametrize("count", [1, 2])
 def test_partition_by_loop(networks, batch, supervised, count):
     student, initial, teachers = networks
-    method = DataPartition(student, Frozen(teachers[:count]), Frozen([initial]), name="", supervised=supervised)
+    method = DataPartition(
+        student, FrozenTeachers(teachers[:count]), FrozenTeachers([initial]), name="", supervised=supervised
+    )
     candidates = [model(batch.images).softmax(1) for model in (initial, *teachers[:count])]
     total = 0.0
     said = student(batch.images).log_softmax(1)
@@ -59,9 +61,9 @@ def test_partition_by_loop(networks, batch, supervised, count):
 
 def test_partition_with_the_same_teacher_is_self_distillation(networks, batch):
     student, initial, _ = networks
-    method = DataPartition(student, Frozen([deepcopy(initial)]), Frozen([initial]), name="")
+    method = DataPartition(student, FrozenTeachers([deepcopy(initial)]), FrozenTeachers([initial]), name="")
     assert loss(method, batch).abs() < 1e-6
-    own = SelfDistillation(student, Frozen([initial]), name="")
+    own = SelfDistillation(student, FrozenTeachers([initial]), name="")
     torch.testing.assert_close(loss(method, batch, training=True), loss(own, batch, training=True))
 
 
@@ -69,8 +71,10 @@ def test_partition_where_the_teacher_always_wins_is_kl(networks, batch):
     student, initial, teachers = networks
     for parameter in initial.parameters():
         torch.nn.init.zeros_(parameter)  # uniform predictions: nobody is less sure
-    partition = DataPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", supervised=False)
-    kl = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0)
+    partition = DataPartition(
+        student, FrozenTeachers(teachers[:1]), FrozenTeachers([initial]), name="", supervised=False
+    )
+    kl = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0)
     torch.testing.assert_close(loss(partition, batch), loss(kl, batch))
     assert partition(batch).logs["to_teacher"] == 100
 
@@ -79,7 +83,7 @@ def test_initial_weight(networks, batch):
     student, initial, teachers = networks
 
     def value(weight):
-        parts = Frozen(teachers[:1]), Frozen([initial])
+        parts = FrozenTeachers(teachers[:1]), FrozenTeachers([initial])
         return loss(DataPartition(student, *parts, name="", initial_weight=weight), batch, training=True)
 
     one, two, three = value(1.0), value(2.0), value(3.0)
@@ -90,7 +94,7 @@ def test_initial_weight(networks, batch):
 @pytest.mark.parametrize("rule", ["teacher_on_positive", "initial_on_negative", "average"])
 def test_flip_rules_by_loop(networks, batch, rule):
     student, initial, teachers = networks
-    method = FlipPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", rule=rule)
+    method = FlipPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([initial]), name="", rule=rule)
     now, was, knew = (model(batch.images).detach() for model in (teachers[1], initial, teachers[0]))
     target, routed = method.target(now, [was, knew], batch.labels)
     for i, label in enumerate(batch.labels.tolist()):
@@ -108,7 +112,7 @@ def test_flip_rules_by_loop(networks, batch, rule):
 def test_a_gate_on_features_by_loop(networks, batch):
     student, initial, teachers = networks
     torch.manual_seed(0)
-    method = GatedPartition(student, Frozen([teachers[1]]), Frozen([initial]), name="", dimensions=7)
+    method = GatedPartition(student, FrozenTeachers([teachers[1]]), FrozenTeachers([initial]), name="", dimensions=7)
     with torch.no_grad():
         for value in student.parameters():
             value.mul_(1.1)  # a student that has gone on from where it was
@@ -131,7 +135,7 @@ def test_a_gate_on_features_by_loop(networks, batch):
 
 def test_frozen_networks_stay_as_they_are(networks, batch):
     student, initial, teachers = networks
-    method = DataPartition(student, Frozen(teachers), Frozen([initial]), name="").train()
+    method = DataPartition(student, FrozenTeachers(teachers), FrozenTeachers([initial]), name="").train()
     before = {k: v.clone() for k, v in method.state_dict().items()}
     optimizer = torch.optim.SGD(method.parameter_groups(), lr=0.1)
     method(batch).loss.backward()
@@ -148,7 +152,7 @@ def test_batchnorm_keeps_its_statistics(networks, batch):
     student, initial, teachers = networks
     buffers = {k: v.clone() for k, v in student.named_buffers()}
     for policy, moved in (("keep", False), ("adapt", True)):
-        method = DataPartition(student, Frozen(teachers), Frozen([initial]), name="", batchnorm=policy)
+        method = DataPartition(student, FrozenTeachers(teachers), FrozenTeachers([initial]), name="", batchnorm=policy)
         loss(method, batch, training=True)
         assert any(not torch.equal(v, buffers[k]) for k, v in student.named_buffers()) == moved
 
@@ -170,15 +174,15 @@ def test_terms_take_their_settings(networks, batch):
     kl = kl_divergence(said, knew, **softened).mean()
     assert (kl - kl_divergence(said, knew).mean()).abs() > 1e-3
     torch.testing.assert_close(
-        loss(Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0, **softened), batch), kl
+        loss(Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0, **softened), batch), kl
     )
-    partition = DataPartition(student, Frozen(teachers[:1]), Frozen([initial]), name="", **softened)
+    partition = DataPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([initial]), name="", **softened)
     target, _ = partition.target(said, [initial(batch.images), knew], batch.labels)
     torch.testing.assert_close(loss(partition, batch), kl_divergence(said, target, **softened).mean())
-    own = SelfDistillation(student, Frozen([teachers[0]]), name="", temperature=3.0)
+    own = SelfDistillation(student, FrozenTeachers([teachers[0]]), name="", temperature=3.0)
     torch.testing.assert_close(loss(own, batch), kl_divergence(said, knew, 3.0).mean())
     for smooth in ({"label_smoothing": 0.2}, {"label_smoothing": 0.2, "xe_on_probabilities": True}):
-        method = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=0.0, **smooth)
+        method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=0.0, **smooth)
         on = smooth.get("xe_on_probabilities", False)
         expected = cross_entropy(said, batch.labels, label_smoothing=0.2, on_probabilities=on).mean()
         torch.testing.assert_close(loss(method, batch), expected)
@@ -186,14 +190,14 @@ def test_terms_take_their_settings(networks, batch):
 
 def test_without_weight_the_teacher_is_never_asked(networks, batch):
     student, _, teachers = networks
-    method = Distillation(student, Frozen(teachers), name="xe", kl_weight=0.0)
+    method = Distillation(student, FrozenTeachers(teachers), name="xe", kl_weight=0.0)
     assert method.frozen == () and not hasattr(method, "teachers")
     assert loss(method, batch) > 0
 
 
 def test_logs_say_what_was_learnt_and_what_is_left(networks, batch):
     student, _, teachers = networks
-    method = DataPartition(student, Frozen(teachers[:1]), Frozen([teachers[1]]), name="").eval()
+    method = DataPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([teachers[1]]), name="").eval()
     logs = method(batch).logs
     now, was, knew = (model(batch.images).argmax(1) == batch.labels for model in (student, teachers[1], teachers[0]))
     expected = {"knowledge_gain": now & ~was, "knowledge_loss": was & ~now, "positive_flips": knew & ~was}
@@ -203,14 +207,14 @@ def test_logs_say_what_was_learnt_and_what_is_left(networks, batch):
     assert float(logs["transfer_delta"]) == pytest.approx(
         100 * float(now.float().mean() - was.float().mean()), abs=1e-4
     )
-    mixed = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=0.5).eval()(batch).logs
+    mixed = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=0.5).eval()(batch).logs
     assert float(mixed["positive_flips"]) == pytest.approx(100 * float((knew & ~now).float().mean()), abs=1e-4)
-    blind = Distillation(student, Frozen(teachers[:1]), name="", kl_weight=1.0).eval()(batch).logs
+    blind = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0).eval()(batch).logs
     assert blind.keys() == {"loss", "kl"}, "without labels nobody is right or wrong"
 
 
 def momentum(student, teacher, **options):
-    return MomentumDistillation(student, Frozen([teacher]), 256, name="", kl_weight=0.5, **options)
+    return MomentumDistillation(student, FrozenTeachers([teacher]), 256, name="", kl_weight=0.5, **options)
 
 
 def test_slow_weights(networks):
@@ -263,7 +267,8 @@ def test_slow_weights_with_full_decay_stay_as_they_were(networks):
 def test_interval_follows_the_batch_size(networks):
     student, _, (teacher, _) = networks
     intervals = [
-        MomentumDistillation(student, Frozen([teacher]), size, name="", kl_weight=0.5).every for size in (64, 256, 1024)
+        MomentumDistillation(student, FrozenTeachers([teacher]), size, name="", kl_weight=0.5).every
+        for size in (64, 256, 1024)
     ]
     assert intervals == [8, 2, 1]
 
@@ -285,4 +290,4 @@ def test_both_directions(networks, batch):
 def test_one_teacher_methods_refuse_many(networks):
     student, _, teachers = networks
     with pytest.raises(ConfigError, match="takes one teacher at a time, not 2"):
-        Distillation(student, Frozen(teachers), name="kl", kl_weight=1.0)
+        Distillation(student, FrozenTeachers(teachers), name="kl", kl_weight=1.0)

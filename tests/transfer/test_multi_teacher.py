@@ -11,12 +11,12 @@ import torch
 from digits import composed, run_rows
 from safetensors.torch import load_file
 
-from src import models as zoo
-from src.core.config import identify
-from src.core.errors import ConfigError, Interrupted
-from src.core.run import exit_code, launch
-from src.transfer import multi_teacher as recipe
-from src.transfer import training
+from recombine import models as zoo
+from recombine.core.errors import ConfigError, Interrupted
+from recombine.run.config import run_id
+from recombine.run.launch import exit_code, launch
+from recombine.transfer import multi_teacher as recipe
+from recombine.transfer import training
 
 CONFIG = "multi_teacher/multi_teacher"
 TEACHERS = "teachers=[wide,letters]"
@@ -27,7 +27,7 @@ def configured(folder, *overrides):
 
 
 def place(cfg):
-    return cfg.output_root + "/multi_teacher/" + identify(cfg, "multi_teacher").run
+    return cfg.output_root + "/multi_teacher/" + run_id(cfg, "multi_teacher").run
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loa
         ("teachers=null", "teachers=None: a list of at least two networks"),
         ("teachers=wide", "teachers=wide: a list of at least two networks"),
         ("teachers=[3,4]", "a list of at least two networks"),
-        ("remember=maybe", "remember=maybe: true or false"),
+        ("cache_teacher_logits=maybe", "cache_teacher_logits=maybe: true or false"),
         ("teachers=[wide,wide]", "wide is named twice"),
         ("teachers=[wide,narrow]", "same network"),
         ("teachers=[wide,nobody_knows_this]", "nobody_knows_this: unknown model"),

@@ -3,16 +3,17 @@
 import pytest
 from digits import composed
 
-from src.core.config import validate
-from src.transfer import checks
+from recombine.run.config import validate
+from recombine.transfer import checks
+from recombine.transfer.settings import TransferSettings
 
 
 @pytest.mark.parametrize("method", ["xekl_mcl", "dp_flip_st", "cd", "crd"])
 def test_settings_a_method_does_not_have_are_told(folder, method):
     cfg = composed(folder, f"method={method}", "+method.momentun=1")
-    (problem,) = validate(cfg)
+    (problem,) = validate(cfg, TransferSettings, rules=False)
     assert "unknown setting method.momentun" in problem
-    assert validate(composed(folder, f"method={method}")) == []
+    assert validate(composed(folder, f"method={method}"), TransferSettings, rules=False) == []
 
 
 @pytest.mark.parametrize(

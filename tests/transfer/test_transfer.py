@@ -9,10 +9,10 @@ from digits import composed, opened, run_rows
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
-from src import models as zoo
-from src.core.errors import ConfigError
-from src.core.run import launch
-from src.transfer import recipe, training
+from recombine import models as zoo
+from recombine.core.errors import ConfigError
+from recombine.run.launch import launch
+from recombine.transfer import recipe, training
 
 METHODS = ["xe", "kl", "xekl", "xekl_mcl", "kl_dp", "kl_dp_u", "self_dist", "cd", "crd", "bi_kd", "kl_not_negative"]
 METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg", "dp_adaptive"]
@@ -107,7 +107,7 @@ def test_labels_are_taken_away():
         batch_size, samples, digest = 2, 2, ""
 
         def epoch(self, epoch, start):
-            from src.core.types import Batch
+            from recombine.core.types import Batch
 
             yield Batch(torch.zeros(2), torch.tensor([3, 4]), torch.arange(2))
 
@@ -119,7 +119,7 @@ def test_labels_are_taken_away():
 def test_remembered_logits_change_nothing(folder, augment):
     students = []
     for remember in (True, False):
-        cfg = composed(folder, f"remember={remember}", f"dataset.augment={augment}")
+        cfg = composed(folder, f"cache_teacher_logits={remember}", f"dataset.augment={augment}")
         (row,) = run_rows(recipe, cfg)
         students.append(load_file(folder / "output" / "transfer" / row.run / "student.safetensors"))
     for key, value in students[0].items():
@@ -128,8 +128,8 @@ def test_remembered_logits_change_nothing(folder, augment):
 
 def test_logits_too_large_to_remember_are_computed_anew(folder, transferred, caplog):
     _, row, place = transferred
-    (anew,) = run_rows(recipe, composed(folder, "remember_gib=1e-6"))
-    assert "would take 0.000112 GiB, more than remember_gib=1e-06: they are computed anew" in caplog.text
+    (anew,) = run_rows(recipe, composed(folder, "cache_limit_gib=1e-6"))
+    assert "would take 0.000112 GiB, more than cache_limit_gib=1e-06: they are computed anew" in caplog.text
     states = [load_file(place.parent / run / "student.safetensors") for run in (row.run, anew.run)]
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-4, atol=1e-6)
@@ -172,7 +172,7 @@ def test_a_student_of_timms_loads_in_plain_timm(folder):
 
 def test_the_teacher_sees_its_own_size_or_the_students(folder, transferred):
     _, own, _ = transferred
-    (shared,) = run_rows(recipe, composed(folder, "teacher_view=student"))
+    (shared,) = run_rows(recipe, composed(folder, "teacher_preprocessing=student"))
     assert own.metrics["accuracy_teacher"] != shared.metrics["accuracy_teacher"]
     assert own.metrics["accuracy_before"] == shared.metrics["accuracy_before"]
 
@@ -196,8 +196,8 @@ def test_ranking_counts_what_the_student_lacks(folder, transferred):
         ("teacher.name=resnet18d_of_nobody", "teacher: unknown model"),
         ("+student.weights=null", "student: .*random weights"),
         ("lr_scaling=square", "lr_scaling=square: one of none, linear"),
-        ("teacher_view=both", "teacher_view=both: one of own, student"),
-        ("method=supervised", "no transfer method"),
+        ("teacher_preprocessing=both", "teacher_preprocessing=both: one of own, student"),
+        ("method._target_=recombine.engine.method.Supervised", "no transfer method"),
         ("candidates=wide", "a list of networks is needed, such as 'candidates="),
         ("candidates=3", "candidates=3: a list of networks"),
         ("candidates=[3]", "a list of networks"),

@@ -6,11 +6,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from src.core.errors import ConfigError
-from src.core.types import Row
-from src.report import rates, teachers
-from src.report import transfer as plots
-from src.report.methods import frame_of
+from recombine.core.errors import ConfigError
+from recombine.core.types import Row
+from recombine.transfer import plots as plots
+from recombine.transfer import rate_plots as rates
+from recombine.transfer import stage_plots as teachers
+from recombine.transfer.method_names import frame_of
 
 LABELS = ("t0", "t1", "t2")
 

@@ -1,6 +1,7 @@
 """An entry for tests."""
 
-from src.core.entry import main
+from recombine.cli.entries import Entry
+from recombine.cli.main import main
 
 if __name__ == "__main__":
-    main("tests.core.fit.recipe", "fit")
+    main(Entry("fit", "tests.core.fit.recipe", "fit", "tests.core.fit.settings:FitSettings"))

@@ -4,15 +4,13 @@ import time
 
 import torch
 
-from src.core.config import build
-from src.core.errors import ConfigError, Diverged, Interrupted
-from src.core.types import Row
+from recombine.core.errors import ConfigError, Diverged, Interrupted
+from recombine.core.types import Row
+from recombine.run.config import build
+from tests.core.fit.settings import FitSettings
 
 OBJECTIVE = "loss"
-
-
-def check(cfg):
-    return [f"noise={cfg.noise}: must not be negative; noise=0"] if cfg.noise < 0 else []
+SETTINGS = FitSettings
 
 
 def cell(cfg):

@@ -1,0 +1,71 @@
+"""`recombine`: one command for all experiments and tools, so that its help shows what there is.
+
+recombine transfer model@student=resnet20 ...     an experiment; the same as `python main_transfer.py ...` in a clone
+recombine predict --model resnet20 images/        a tool
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from recombine.cli.entries import ENTRIES
+from recombine.core.errors import ConfigError, RecombineError, did_you_mean
+
+__all__ = ["main"]
+
+TOOLS = {
+    "predict": "classify images with a network, and with patches and clones on it",
+    "clones": "put clone files together, take them apart, store them small",
+    "table": "a table of a paper from the rows of finished runs",
+    "report": "everything the rows of finished runs hold, as one page",
+    "prepare": "find or download datasets and convert them for FFCV",
+    "doctor": "what this machine has; part of every bug report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start what the first word names, with the others; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["-sc"] and "COMP_LINE" in os.environ:  # Hydra's completion asks without the first word
+        given = [*os.environ["COMP_LINE"].split()[1:2], *given]
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if given else ConfigError.exit_code
+    if given[0] == "--version":
+        from recombine import __version__
+
+        print(f"recombine {__version__}")
+        return 0
+    name, sys.argv[1:] = given[0], given[1:]
+    try:
+        return start(name)
+    except RecombineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def start(name: str) -> int:
+    """Run an experiment or a tool with the words in sys.argv."""
+    if name in ENTRIES:
+        from recombine.cli.main import main as run_entry
+
+        run_entry(name)
+        return 0
+    if name not in TOOLS:
+        raise ConfigError(f"there is no command '{name}'; {did_you_mean(name, [*ENTRIES, *TOOLS], show=99)}")
+    return import_module(f"recombine.cli.{name}").main() or 0
+
+
+def usage() -> str:
+    """What `recombine --help` prints."""
+    experiments = [f"  {entry.name:14} {entry.about}" for entry in ENTRIES.values()]
+    tools = [f"  {name:14} {about}" for name, about in TOOLS.items()]
+    lines = ["usage: recombine <command> ...", "", "experiments (recombine <command> --help lists their settings)"]
+    return "\n".join([*lines, *experiments, "", "tools (recombine <command> -h)", *tools])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

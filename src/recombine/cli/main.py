@@ -1,0 +1,168 @@
+"""From the shell to a run: the `main` of every entry file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+import traceback
+from argparse import Namespace
+from pathlib import Path
+from pkgutil import resolve_name
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from recombine.cli.entries import ENTRIES, Entry
+from recombine.cli.help import program, register_help
+from recombine.cli.overrides import compose_all
+from recombine.cli.search_path import use_groups
+from recombine.core.errors import ConfigError, RecombineError
+from recombine.core.files import CONFIG_DIR, use_config_dirs
+from recombine.run.config import validate
+from recombine.run.console import first_rank, show_jobs, show_problems
+
+__all__ = ["JobReport", "main"]
+
+
+def main(entry: str | Entry) -> None:
+    """Run an entry, given by name or as an `Entry` of somebody's own, as the command line says.
+
+    Everything Hydra's command line offers works; the procedure (and with it torch) is imported when a run starts.
+    """
+    entry = ENTRIES[entry] if isinstance(entry, str) else entry
+    recipe, config_name = entry.recipe, entry.config
+    use_groups(entry.groups)
+    register_help()
+    typed = shlex.join(sys.argv[1:])
+    # Overrides may stand before and after flags, as in `seed=0,1 -m wandb=disabled`; argparse wants them in one piece.
+    sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
+    arguments = get_args_parser().parse_args()
+    config_dir = _config_dir(arguments.config_path)
+    if arguments.config_path:
+        # Hydra reads a relative path from the module that defines the job, a user from where the command is typed.
+        sys.argv.append(f"--config-path={config_dir}")
+
+    def job(cfg: DictConfig) -> float | None:
+        return _job(recipe, cfg, typed, arguments)
+
+    # Hydra names the job after the module of its function.
+    job.__module__ = entry.name
+    # Hydra then hands exceptions to us, where it would print a part of them and exit with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _check_command(entry, config_dir, arguments)
+        hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if first_rank():
+            show_problems(getattr(error, "problems", [str(error)]))
+        sys.exit(ConfigError.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _config_dir(given: str | None) -> str:
+    """The folder of --config-path, from where the command is typed or else beside the script; without one, ours."""
+    if given is None:
+        return str(CONFIG_DIR)
+    beside = Path(sys.argv[0]).resolve().parent / given
+    return str(beside if beside.is_dir() and not Path(given).is_dir() else Path(given).resolve())
+
+
+def _is_override(word: str) -> bool:
+    return word.startswith("~") or ("=" in word and not word.startswith("-"))
+
+
+def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
+    """Raise ConfigError with every problem of the command line, those of its working part included."""
+    if arguments.shell_completion or arguments.hydra_help or arguments.experimental_rerun:
+        return
+    overrides = list(arguments.overrides)
+    if arguments.config_dir and not any(text.startswith("hydra.searchpath") for text in overrides):
+        overrides.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
+    name = arguments.config_name or entry.config
+    composition = compose_all(config_dir, name, overrides, sweep=arguments.multirun)
+    use_config_dirs(composition.folders)
+    problems, schema = composition.problems, resolve_name(entry.settings)
+    asks = arguments.cfg or arguments.info or arguments.help  # about the config, whatever networks are there
+    if composition.cfg is not None and (problems or not asks):
+        problems += validate(composition.cfg, schema, rules=not asks)
+    for cfg in composition.others.values():  # what does not go together in one job leaves the others alone
+        problems += validate(cfg, schema, rules=False)
+    if problems:
+        raise ConfigError(dict.fromkeys(problems))
+
+
+def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
+    """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
+    from recombine.run.launch import exit_code, launch, record_problems
+
+    context = HydraConfig.get()
+    use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
+    sweeping = context.mode == RunMode.MULTIRUN
+    command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
+    code, message, objective = 0, "", None
+    try:
+        objective = launch(recipe, cfg, command)
+    except BaseException as error:
+        code, message = exit_code(error), _report(error)
+        if sweeping and isinstance(error, ConfigError):
+            # Alone, a slip of the keyboard leaves nothing behind; in a multirun it is a cell that a table must show.
+            record_problems(recipe, cfg, command, error)
+    if sweeping and first_rank():
+        _note(Path(context.sweep.dir), job=context.job.num, exit_code=code, error=message, command=command)
+    if code and (not sweeping or code > 128):
+        sys.exit(code)
+    # Sweepers that optimise take nan as a failed trial.
+    return math.nan if code else objective
+
+
+def _alone(context: DictConfig, arguments: Namespace) -> str:
+    """The arguments that run this job of a multirun alone."""
+    given = {"--config-path": arguments.config_path, "--config-name": arguments.config_name}
+    flags = [word for flag, value in given.items() if value for word in (flag, value)]
+    # Where an experiment file asked for the multirun, it would ask again.
+    mode = [] if arguments.multirun else ["hydra.mode=RUN"]
+    return shlex.join([*flags, *context.overrides.task, *mode])
+
+
+def _report(error: BaseException) -> str:
+    """Tell what ended a run, and return it in one line."""
+    known = isinstance(error, RecombineError)
+    if isinstance(error, ConfigError) and first_rank():
+        show_problems(error.problems, started=error.started)
+    elif known and first_rank():
+        print(error, file=sys.stderr)
+    elif not known and not isinstance(error, SystemExit | KeyboardInterrupt):
+        traceback.print_exception(error)
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if known else f"{type(error).__name__}: {line}"
+
+
+def _note(folder: Path, **job: object) -> None:
+    # One short line in append mode: jobs of a parallel launcher do not tear each other's.
+    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(job) + "\n")
+
+
+class JobReport(Callback):
+    """Ends a multirun: says which jobs failed and how to repeat them, and exits with the first one's code."""
+
+    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
+        """Called by Hydra after the last job."""
+        if not first_rank():
+            return
+        notes = Path(config.hydra.sweep.dir) / "jobs.jsonl"
+        jobs = sorted(map(json.loads, notes.read_text(encoding="utf-8").splitlines()), key=lambda job: job["job"])
+        show_jobs(jobs)
+        failures = [job["exit_code"] for job in jobs if job["exit_code"]]
+        if failures:
+            sys.exit(failures[0])

@@ -1,0 +1,260 @@
+"""What is wrong with a command's overrides: all of it at once, where Hydra would stop at the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from recombine.cli import renamed
+from recombine.cli.entries import find_entry
+from recombine.cli.search_path import use_groups
+from recombine.core.errors import did_you_mean
+from recombine.run.config import accepts
+
+__all__ = ["Composition", "compose_all"]
+
+FAULTS = (HydraException, OmegaConfBaseException)
+
+
+@dataclass
+class Composition:
+    """What became of a command line: the config of its good overrides, and what is wrong with the others."""
+
+    cfg: DictConfig | None = None
+    """Of a sweep, the first job's; None if nothing can be composed at all."""
+    problems: list[str] = field(default_factory=list)
+    others: dict[str, DictConfig] = field(default_factory=dict)
+    """Of a sweep, the config of each further choice of a swept override."""
+    folders: list[Path] = field(default_factory=list)
+    """Where configs were looked for, somebody's own folders included."""
+
+
+def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool = False) -> Composition:
+    """Compose `config_name` of `config_dir` with as many `overrides` as work, and explain the rest.
+
+    With `sweep`, or where the config itself asks for a multirun, each choice of a swept override is tried.
+    """
+    entry = find_entry(config_name)
+    if entry is not None:
+        use_groups(entry.groups)
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        composer = _Composer(config_name, sweep)
+        places = [text for text in overrides if text.startswith("hydra.searchpath")]
+        try:
+            base = composer.start(places)
+        except FAULTS as error:
+            return Composition(problems=[_first_lines(error)])
+        composer.add_all([text for text in overrides if text not in places])
+        cfg = composer.compose(composer.accepted)
+        composer.find_unknown_keys(base, cfg)
+        others = {choice: _without_hydra(other) for choice, other in composer.others.items()}
+        return Composition(_without_hydra(cfg), composer.problems, others, composer.folders)
+
+
+class _Composer:
+    """Tries overrides one by one, groups before values; works inside `initialize_config_dir`."""
+
+    def __init__(self, config_name: str, sweep: bool) -> None:
+        self.config_name = config_name
+        self.sweep = sweep
+        self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
+        self.parser = OverridesParser.create(config_loader=self.loader)
+        self.accepted: list[str] = []
+        """What the reported config is composed of: of a sweep, the first good choice."""
+        self.problems: list[str] = []
+        # Composing takes a quarter of a second and listing a group a tenth: nothing is done twice.
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.listed: dict[str, list[str]] = {}
+        self.others: dict[str, DictConfig] = {}
+        self.folders: list[Path] = []
+
+    def start(self, places: Sequence[str]) -> DictConfig:
+        """The config without overrides but those of the search path, from which groups are listed from now on."""
+        self.accepted = list(places)
+        base = self.compose(self.accepted)
+        path = ConfigSearchPathImpl()
+        for source in base.hydra.runtime.config_sources:
+            path.append(source.provider, f"{source.schema}://{source.path}")
+            if source.schema == "file":
+                self.folders.append(Path(source.path))
+        self.loader = ConfigLoaderImpl(path)
+        return base
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        key = tuple(overrides)
+        if key not in self.composed:
+            self.composed[key] = compose(self.config_name, list(overrides), return_hydra_config=True)
+        return self.composed[key]
+
+    def add_all(self, texts: Sequence[str]) -> None:
+        overrides = [override for text in texts for override in self.parse(text)]
+        overrides.sort(key=lambda override: (override.key_or_group != "experiment", not self.is_group(override)))
+        experiments = [override for override in overrides if override.key_or_group == "experiment"]
+        for override in experiments:
+            self.add(override)
+        overrides = overrides[len(experiments) :]
+        overrides += self.swept_by_file({override.get_key_element() for override in overrides})
+        firsts = [choices[0] for override in overrides if (choices := self.choices(override))]
+        try:
+            self.compose([*self.accepted, *firsts])
+        except FAULTS:
+            firsts = []
+        for override in overrides:
+            self.add(override, known_good=firsts)
+
+    def parse(self, text: str) -> list[Override]:
+        try:
+            return [self.parser.parse_override(text)]
+        except HydraException as error:
+            detail = str(error).splitlines()[0].removeprefix(f"Error parsing override '{text}'").strip(" :")
+            detail = detail or " ".join(str(error).splitlines()[1:2])
+            self.problems.append(f"{text}: not of the form key=value ({detail}); quote what the shell or Hydra reads")
+            return []
+
+    def is_group(self, override: Override) -> bool:
+        return bool(self.options(override.key_or_group))
+
+    def options(self, group: str) -> list[str]:
+        """Names of all options of a group, those of its sub-folders with their folder."""
+        if group not in self.listed:
+            folders = self.loader.list_groups(group)
+            below = (f"{folder}/{option}" for folder in folders for option in self.options(f"{group}/{folder}"))
+            names = (*self.loader.get_group_options(group), *below)
+            self.listed[group] = [name for name in names if not name.startswith("_")]
+        return self.listed[group]
+
+    def swept_by_file(self, given: set[str]) -> list[Override]:
+        """The sweep an experiment file asks for, without what the command line decides itself."""
+        hydra = self.compose(self.accepted).hydra
+        self.sweep = self.sweep or hydra.mode == RunMode.MULTIRUN
+        params = (hydra.sweeper.get("params") or {}) if self.sweep else {}
+        return [o for key, value in params.items() if key not in given for o in self.parse(f"{key}={value}")]
+
+    def choices(self, override: Override) -> list[str]:
+        """The plain overrides that a swept one stands for; of an interval, which has no end of them, none."""
+        if not override.is_sweep_override():
+            return [override.input_line]
+        if not self.sweep or not override.is_discrete_sweep():
+            return []
+        return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+    def add(self, override: Override, known_good: Sequence[str] = ()) -> None:
+        if override.is_sweep_override() and not self.sweep:
+            name, value = override.get_key_element(), override.get_value_string()
+            self.problems.append(
+                f"{override.input_line}: several values; add -m to run one job for each, "
+                f"or write '{name}=[{value}]' for a list"
+            )
+            return
+        good = []
+        for choice in self.choices(override):
+            others = [text for text in known_good if _key(text) != _key(choice) and text not in self.accepted]
+            problem = self.unknown_option(choice, override)
+            try:
+                if not problem and choice not in known_good:
+                    self.others[choice] = self.compose([*self.accepted, *others, choice])
+            except FAULTS as error:
+                problem = self.explain(choice, override, error)
+            if problem:
+                self.problems.append(problem)
+            else:
+                good.append(choice)
+        self.accepted += good[:1]
+        self.others.pop(good[0] if good else "", None)
+
+    def unknown_option(self, text: str, override: Override) -> str | None:
+        """Asked of every group, as Hydra passes over a missing option of an optional one."""
+        group, value = override.key_or_group, text.partition("=")[2]
+        if not self.is_group(override) or override.is_delete() or value in ("null", *self.options(group)):
+            return None
+        if value.startswith("["):
+            return None
+        now = renamed.OPTIONS.get((group, value))
+        if now in self.options(group):
+            return f"{text}: {group} '{value}' is called '{now}' since version 0.2; give {_key(text)}={now}"
+        return f"{text}: there is no {group} '{value}'; {did_you_mean(value, self.options(group))}"
+
+    def explain(self, text: str, override: Override, error: Exception) -> str:
+        group, slot, cfg = override.key_or_group, override.get_key_element(), self.compose(self.accepted)
+        if self.is_group(override) and slot not in _choices(cfg):
+            return f"{text}: this entry has no {slot}; {did_you_mean(slot, _choices(cfg))}"
+        if override.package is not None:
+            return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
+        if isinstance(error.__cause__, ConfigKeyError | AttributeError):
+            return self.unknown_key(text, _without_hydra(cfg), _choices(cfg))
+        return f"{text}: {_first_lines(error)}"
+
+    def unknown_key(self, text: str, cfg: DictConfig, chosen: dict[str, str]) -> str:
+        key = _key(text)
+        for old, now in renamed.KEYS.items():
+            if f"{key}.".startswith(f"{old}.") and now in _paths(cfg):
+                return f"unknown setting {key}: it is called {now}{key.removeprefix(old)} since version 0.2"
+        *parents, last = key.split(".")
+        node: Any = cfg
+        path = ""
+        for position, part in enumerate(parents):
+            inner = OmegaConf.select(node, part) if OmegaConf.is_dict(node) else None
+            if inner is None:
+                last = part
+                break
+            node, path = inner, ".".join(parents[: position + 1])
+        if not OmegaConf.is_dict(node):
+            return f"{text}: {path} is a single value and has no settings of its own"
+        elsewhere = [name for name in _paths(cfg) if name.split(".")[-1] == last]
+        if elsewhere and not path:
+            return f"unknown setting {key}: did you mean {' or '.join(elsewhere[:3])}?"
+        known = [str(name) for name in node if not str(name).startswith("_")]
+        if not path:
+            groups = [group for group in self.loader.list_groups("") if group != "hydra"]
+            return f"unknown setting {key}: {did_you_mean(last, {*known, *groups})}"
+        if accepts(node, last):
+            return f"{text}: {path} has no default for {last}; +{text} adds it"
+        choice = f" (of {path}={chosen[path]})" if path in chosen else ""
+        return f"unknown setting {key}{choice}: {did_you_mean(last, known)}"
+
+    def find_unknown_keys(self, base: DictConfig, cfg: DictConfig) -> None:
+        """Top-level keys that no config of this entry defines: a `+key=`, or a slip in an experiment file."""
+        packages = {key.split("@")[-1] for key in _choices(cfg)} - {"experiment"}
+        known = ({str(key) for key in base} | packages) - {"hydra"}
+        for key in _without_hydra(cfg):
+            if str(key) not in known:
+                self.problems.append(f"unknown setting {key}: {did_you_mean(str(key), known)}")
+
+
+def _choices(cfg: DictConfig) -> dict[str, str]:
+    choices = cfg.hydra.runtime.choices
+    return {str(group): str(option) for group, option in choices.items() if not str(group).startswith("hydra/")}
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].lstrip("+~")
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [str(cause).strip().splitlines()[0] for cause in (error, error.__cause__) if cause and str(cause).strip()]
+    return ": ".join(lines) or type(error).__name__
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+
+
+def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
+    for key in cfg if OmegaConf.is_dict(cfg) else ():
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+            yield from _paths(cfg[key], f"{prefix}{key}.")

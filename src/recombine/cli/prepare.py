@@ -1,0 +1,76 @@
+"""Find or download datasets, verify every image, convert them to .beton files, and print what there is.
+
+recombine prepare dataset=cifar10 data_root=data          one set
+recombine prepare dataset=mnist,cifar10,svhn -m           several, one after the other
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from recombine.cli.overrides import compose_all
+from recombine.core.errors import ConfigError
+from recombine.core.files import CONFIG_DIR
+from recombine.data import Data, open_data
+from recombine.run.config import unresolved
+from recombine.run.console import show_problems
+
+CONFIG = str(CONFIG_DIR)
+FAILED: list[str] = []
+
+
+def prepare(cfg: DictConfig) -> None:
+    """One dataset; a ConfigError is shown and noted, so that the other jobs of a multirun go on."""
+    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
+    try:
+        if problems := unresolved(cfg):
+            raise ConfigError(problems)
+        node = OmegaConf.to_container(cfg.dataset, resolve=True)
+        data = open_data(node, loader={"kind": "ffcv", "workers": "auto"}, **roots, seed=0, device="cpu")
+        _show(data, cfg.rewrite)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        FAILED.append(str(error))
+
+
+def _show(data: Data, rewrite: bool) -> None:
+    table = Table("split", "samples", "official", "classes", "pixels", "storage", "MiB", title=data.name)
+    files = []
+    for name in data.source.splits:
+        split = data.split(name)
+        official = {"train": data.source.known.train, "test": data.source.known.test}.get(name)
+        try:
+            path = import_module("recombine.data.write").ensure(split, rewrite=rewrite)
+            size, file = f"{path.stat().st_size / 2**20:,.1f}", str(path)
+        except (ImportError, OSError) as error:
+            size, file = "-", f"FFCV does not load ({error}): found, but nothing converted"
+        files.append(file)
+        pixels = str(split.size) if split.size else "vary"
+        counts = f"{len(split.samples):,}", f"{official:,}" if official else "-", str(split.classes)
+        table.add_row(name, *counts, pixels, split.storage.kind, size)
+    print(f"{data.name}: found in {data.source.place}")
+    Console().print(table)
+    print("\n".join(dict.fromkeys(files)))
+    if data.partial:
+        print(f"partial: {data.partial}")
+
+
+def main() -> None:
+    """Check the command line as the entries do, then one job after the other; exits with 2 if a set is absent."""
+    # overrides may stand before and after flags, as in `dataset=mnist,usps -m data_root=...`; argparse wants one piece
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and not word.startswith("-"))
+    arguments = get_args_parser().parse_args()
+    if not (arguments.shell_completion or arguments.hydra_help):
+        problems = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun).problems
+        if problems:
+            show_problems(problems)
+            sys.exit(ConfigError.exit_code)
+    hydra.main(version_base="1.3", config_path=CONFIG, config_name="prepare/prepare")(prepare)()
+    sys.exit(ConfigError.exit_code if FAILED else 0)

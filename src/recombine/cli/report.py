@@ -1,0 +1,59 @@
+"""Everything the rows of finished runs hold as one HTML page, or as the tables and pictures of a Markdown file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recombine.cli.entries import register_papers
+from recombine.core.files import CONFIG_DIR
+from recombine.core.results import publish
+from recombine.report.html import page
+from recombine.report.readme import fill, write_pictures
+from recombine.report.spec import load_specs
+from recombine.report.tables import gather
+
+TABLES = CONFIG_DIR / "table"
+EXAMPLES = """examples:
+  recombine report --rows outputs results --out report.html
+  recombine report --rows results --readme README.md --pictures docs/images
+  recombine report --rows outputs --publish results"""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (report.html unless something else is asked for)"
+    )
+    parser.add_argument("--title", default="Recombine: results", help="heading of the page")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file whose marked blocks are filled")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: the Markdown file's, else all")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="copies of the rows, without paths, to commit")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write what was asked for and say where it is."""
+    options = arguments()
+    register_papers()
+    rows = gather(options.rows)
+    specs = load_specs(TABLES)
+    if options.readme:
+        print(f"{options.readme}: {fill(options.readme, rows, specs, options.pictures)} blocks filled")
+    elif options.pictures:
+        print(f"{options.pictures}: {len(write_pictures(rows, options.pictures))} pictures")
+    if options.publish:
+        for entry in dict.fromkeys(row.entry for row in rows):
+            files = publish([row for row in rows if row.entry == entry], options.publish / entry)
+            print(f"{options.publish / entry}: {len(files)} runs")
+    if options.out or not (options.readme or options.pictures or options.publish):
+        out = options.out or Path("report.html")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page(rows, specs, options.title), encoding="utf-8")
+        print(f"{out}: {len(rows)} rows, {out.stat().st_size / 1e6:.1f} MB")

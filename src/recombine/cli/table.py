@@ -1,0 +1,89 @@
+"""A table of config/table from the rows of finished runs: on the terminal, as Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from recombine.cli.entries import register_papers
+from recombine.core.errors import ConfigError
+from recombine.core.files import CONFIG_DIR
+from recombine.report.formats import FORMATS, render, terminal
+from recombine.report.spec import load_specs, pick
+from recombine.report.tables import Table, build, gather
+
+TABLES = CONFIG_DIR / "table"
+EXAMPLES = """examples:
+  recombine table --list
+  recombine table flips/pairs --where dataset=cifar10
+  recombine table flips/matrix --format latex --out matrix.tex
+  recombine table pretrain/accuracies --missing | sh"""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("table", nargs="?", help="its name, as flips/pairs")
+    parser.add_argument("--list", action="store_true", help="show all tables")
+    parser.add_argument(
+        "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
+    )
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only cells with these values")
+    parser.add_argument("--format", metavar="|".join(FORMATS), help="default: a table for the terminal")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there; its suffix may say the format")
+    parser.add_argument("--missing", action="store_true", help="print the commands of cells without a value")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print or write what was asked for."""
+    options = arguments()
+    register_papers()
+    specs = load_specs(TABLES)
+    if options.list or not options.table:
+        for name, spec in specs.items():
+            print(f"{name:28} {spec.title}")
+        return
+    spec = pick(specs, options.table)
+    wrong = [pair for pair in options.where if "=" not in pair]
+    if wrong:
+        raise ConfigError(f"--where takes KEY=VALUE, not {', '.join(wrong)} (--where dataset=cifar10)")
+    table = build(spec, gather(options.rows), dict(pair.split("=", 1) for pair in options.where))
+    if options.missing:
+        show_missing(table)
+    elif not table.lines:
+        asked = f" with {' '.join(options.where)}" if options.where else ""
+        raise ConfigError(f"none of the rows below {', '.join(options.rows)} belongs to {options.table}{asked}")
+    else:
+        show(table, options)
+
+
+def show(table: Table, options: argparse.Namespace) -> None:
+    """Print the table, or write it to --out."""
+    suffixes = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+    chosen = options.format or (suffixes.get(options.out.suffix, options.out.suffix) if options.out else None)
+    if chosen is None:
+        Console(width=None if sys.stdout.isatty() else 200).print(terminal(table))
+        return
+    text = render(table, chosen)
+    if options.out is None:
+        print(text, end="")
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(f"{options.out}: {len(table.lines)} lines")
+
+
+def show_missing(table: Table) -> None:
+    """A command a line, the reason behind it as a comment: fit for a shell."""
+    for gap in table.missing:
+        cell = ", ".join(f"{key}={value}" for key, value in gap.cell.items())
+        seed = "" if gap.seed is None else f", seed={gap.seed}"
+        print(f"{gap.command}  # {gap.reason}: {cell}{seed}")
+    if not table.missing:
+        print("# nothing is missing")

@@ -1,0 +1,58 @@
+"""Errors a user can mend, each with the exit code the command ends with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["ConfigError", "Diverged", "Interrupted", "LockedError", "RecombineError", "did_you_mean"]
+
+
+class RecombineError(Exception):
+    """Shown as one message without a traceback; ends the command with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(RecombineError, ValueError):
+    """Settings, files or choices that cannot work: what was given, what is allowed, the override that mends it."""
+
+    exit_code = 2
+    started = False
+    """Whether the run had begun when it showed: then there is a folder with a failed row."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class LockedError(RecombineError):
+    """Another process is working in the same run directory."""
+
+    exit_code = 3
+
+
+class Diverged(RecombineError):
+    """A loss or gradient stopped being finite."""
+
+    exit_code = 4
+
+
+class Interrupted(RecombineError):
+    """SIGINT or SIGTERM arrived; the state is saved and repeating the command continues."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.exit_code = 128 + signal_number
+        super().__init__(f"stopped by signal {signal_number}; repeat the command to continue")
+
+
+def did_you_mean(given: str, known: Iterable[str], *, show: int = 12) -> str:
+    """The end of a message about an unknown name: the nearest known ones, or else `show` of all (0: none)."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    if not show:
+        return ""
+    more = f", ... ({len(known)} in all)" if len(known) > show else ""
+    return f"known are: {', '.join(known[:show])}{more}" if known else "there are none"

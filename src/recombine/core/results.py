@@ -1,0 +1,104 @@
+"""Rows on disk: one small JSON file for each run, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from recombine.core.errors import RecombineError
+from recombine.core.files import write_atomically
+from recombine.core.types import Row
+
+__all__ = ["publish", "read_rows", "write_rows"]
+
+FORMAT = Row.__dataclass_fields__["format"].default
+RUN_LEVEL = ("entry", "seed", "run", "group", "provenance", "format")
+CELL_KEYS = {"use_original": "use_target_data"}
+PNC_METHODS = {"tune": "finetune", "saved": "from_file"}
+"""Cell keys, and methods of cloning, by their names in format 1."""
+ROOTS = {"data_root": "$DATA", "weights_root": "$WEIGHTS", "cache_root": "$CACHE", "output_root": "$OUTPUT"}
+ABSOLUTE_PATH = re.compile(r"(?<![\w.$~/:*-])(?:~/|/)[^\s'\",;:\]\[(){}=]+")
+
+
+def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Path:
+    """Write all rows of one run to `folder/name`; what the rows have in common is stored once, under `shared`."""
+    rows = [row.as_dict() for row in rows]
+    shared = {key: rows[0][key] for key in RUN_LEVEL if rows and all(row[key] == rows[0][key] for row in rows)}
+    content = {"shared": shared, "rows": [{k: v for k, v in row.items() if k not in shared} for row in rows]}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    return folder / name
+
+
+def read_rows(roots: str | Path | Iterable[str | Path]) -> list[Row]:
+    """All rows below `roots` (folders, or single row files), in the order of the file names.
+
+    Files named `row.json` or ending in `.row.json` are read; what `engine.resume=never` put aside is not.
+    Raises RecombineError for a file that is no row file, or one of a newer format.
+    """
+    roots = [roots] if isinstance(roots, str | Path) else roots
+    files: set[Path] = set()
+    for root in map(Path, roots):
+        found = [root] if root.is_file() else root.rglob("*row.json")
+        files.update(
+            file
+            for file in found
+            if (file.name == "row.json" or file.name.endswith(".row.json")) and "previous" not in file.parts
+        )
+    return [row for file in sorted(files) for row in _read(file)]
+
+
+def _read(file: Path) -> list[Row]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [{**content["shared"], **row} for row in content["rows"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecombineError(f"{file} is not a row file ({error}); remove it and repeat its run") from error
+    known = {field.name for field in fields(Row)}
+    rows = [_upgraded(row) if row.get("format") == 1 else row for row in rows]
+    for row in rows:
+        if row.get("format") != FORMAT or not known.issuperset(row):
+            raise RecombineError(f"{file} has row format {row.get('format')}; this version reads format {FORMAT}")
+    return [Row(**row) for row in rows]
+
+
+def _upgraded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of format 1 (before version 0.2) with the names of today in its cell."""
+    cell = {CELL_KEYS.get(key, key): value for key, value in row["cell"].items()}
+    if row["entry"] == "pnc":
+        cell["method"] = PNC_METHODS.get(cell.get("method"), cell.get("method"))
+    return {**row, "cell": cell, "format": FORMAT}
+
+
+def publish(rows: Iterable[Row], folder: Path) -> list[Path]:
+    """Write rows for others to read: one file per run, with no path of the machine they were measured on.
+
+    Values of `data_root` and its kin become `$DATA`, `$WEIGHTS`, `$CACHE` and `$OUTPUT`, also inside the command;
+    any other absolute path keeps only its last part.
+    """
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row.run, []).append(_without_paths(row))
+    return [write_rows(folder, group, f"{run}.row.json") for run, group in runs.items()]
+
+
+def _without_paths(row: Row) -> Row:
+    config = row.provenance.get("config", {})
+    roots = {str(config[key]): name for key, name in ROOTS.items() if "/" in str(config.get(key, ""))}
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        for root in sorted(roots, key=len, reverse=True):
+            value = re.sub(rf"(?<![\w./-]){re.escape(root)}(?![\w-])", roots[root].replace("\\", ""), value)
+        return ABSOLUTE_PATH.sub(lambda match: f".../{Path(match[0]).name}", value)
+
+    return replace(row, cell=clean(row.cell), error=clean(row.error), provenance=clean(row.provenance))

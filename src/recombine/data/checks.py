@@ -1,0 +1,44 @@
+"""What is wrong with data before anything is opened: absent files, splits and label maps. Reads names, imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recombine.core.errors import ConfigError
+from recombine.core.settings import find_problems
+from recombine.data.settings import DatasetSettings
+from recombine.data.sources import problems, splits_of
+
+__all__ = ["check", "check_node"]
+
+
+def check(
+    settings: DatasetSettings, data_root: str | Path, split: str | None = None, *, path: str = "dataset"
+) -> list[str]:
+    """What is wrong with the files of a data set and with the `split` of it that is asked for, as messages."""
+    folder, root = settings.folder or settings.name, Path(data_root)
+    absent = problems(settings.source or settings.name, folder, root, settings.download)
+    wrong = absent or _unknown_split(split, settings, folder, root)
+    if settings.label_map and not (root / folder / settings.label_map).exists():
+        wrong.append(f"{path}.label_map={settings.label_map}: there is no {root / folder / settings.label_map}")
+    return wrong
+
+
+def check_node(node: Mapping[str, Any], data_root: str | Path, path: str) -> list[str]:
+    """Everything wrong with a dataset node in a list of several: its settings and its files."""
+    wrong = find_problems(DatasetSettings, node, path)
+    return wrong or check(DatasetSettings.of(node), data_root, path=path)
+
+
+def _unknown_split(split: str | None, settings: DatasetSettings, folder: str, root: Path) -> list[str]:
+    """Judged by the files; of a set that is yet to be fetched, by what every such set has."""
+    if split is None:
+        return []
+    try:
+        there = splits_of(settings.source or settings.name, folder, root)
+    except ConfigError as error:
+        return error.problems
+    there = (*there, *(["val"] if settings.val_fraction and "train" in there else []))
+    return [] if split in there else [f"split={split}: {settings.name} has {', '.join(there)}"]

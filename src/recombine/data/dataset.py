@@ -1,0 +1,223 @@
+"""Data sets by name, and their loaders: uint8 batches on the device, the same from every loader."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from recombine.core.errors import ConfigError
+from recombine.data import augment as operations
+from recombine.data.loading import BatchLoader, Split
+from recombine.data.device import DeviceLoader
+from recombine.data.storage import Samples, Storage
+from recombine.data.settings import DatasetSettings, LoaderSettings, cores
+from recombine.data.sources import open_source, problems, splits_of
+from recombine.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
+from recombine.data.torch import TorchLoader
+
+__all__ = ["Data", "open_data", "open_data_for"]
+
+log = logging.getLogger(__name__)
+RAW_UP_TO = 128  # pixels: a raw image of one size up to this is small enough to keep uncompressed
+PROBES = 256
+_said: set[str] = set()
+
+
+class Data:
+    """A data set with its splits; positions in a split never change, whatever subset is taken.
+
+    name: str; classes: outputs a network needs; class_names: one per class; size: pixels if all images are stored at
+    one square size, else None; splits: names that are there (train, test, and val if `val_fraction` > 0).
+    """
+
+    def __init__(self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple) -> None:
+        self.settings, self.name = settings, settings.name
+        self._kind, self._workers = kind, workers
+        self._seed, self._device, self._rank, self._world = run
+        self._betons = Path(cache_root) / "betons"
+        folder = settings.folder or settings.name
+        fake = {"samples": settings.samples, "size": settings.image_size, "classes": settings.classes or 10}
+        self.source = open_source(settings.source or settings.name, folder, Path(data_root), settings.download, **fake)
+        mapping = read_label_map(Path(data_root) / folder / settings.label_map) if settings.label_map else None
+        self._relabel = Relabel(self.source.class_names, mapping, settings.classes, settings.class_subset)
+        self.classes, self.class_names = self._relabel.classes, self._relabel.names
+        self.splits = (
+            *self.source.splits,
+            *(["val"] if settings.val_fraction and "train" in self.source.splits else []),
+        )
+        self._opened: dict[str, Split] = {}
+        self._loaders: list[BatchLoader] = []
+
+    def split(self, name: str) -> Split:
+        """The stored split behind `name` (`val` is a part of train). Raises ConfigError if there is none."""
+        if name not in self.splits:
+            raise ConfigError(f"{self.name} has no split {name}: it has {', '.join(self.splits)}")
+        stored = "train" if name == "val" else name
+        if stored not in self._opened:
+            samples = self.source.samples(stored)
+            if not len(samples):
+                raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
+            kind, size = _storage(samples, self.settings.storage)
+            storage, place = Storage(kind, None if size else self.settings.max_side), self.source.place
+            classes = len(self.source.class_names)
+            parts = (self.name, stored, samples, storage, size, place, self._betons, classes)
+            self._opened[stored] = Split(*parts)
+            missing = int((samples.labels < 0).sum())
+            if missing and stored == "train":
+                log.warning("%s: %d of %d training images have no label", self.name, missing, len(samples))
+            incomplete = self.source.partial(stored)
+            if incomplete and incomplete not in _said:
+                _said.add(incomplete)
+                log.warning("%s: results are not those of the whole set", incomplete)
+        return self._opened[stored]
+
+    @cached_property
+    def size(self) -> int | None:
+        """Pixels if all images are stored at one square size, else None (read off the test split if there is one)."""
+        return self.split("test" if "test" in self.splits else self.splits[0]).size
+
+    @property
+    def partial(self) -> str | None:
+        """Which of the splits opened so far are smaller than officially, in words; None if none is."""
+        sentences = [self.source.partial(name) for name in self._opened]
+        return "; ".join(sentence for sentence in sentences if sentence) or None
+
+    def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
+        """Positions of the samples in use, ascending int64: after class subset, val, fraction.
+
+        Images without a label are among them only if asked for, and only for training.
+        """
+        labels, settings = self._labels(split), self.settings
+        keep = np.flatnonzero(labels >= 0)
+        if split == "test":
+            return keep[_part(labels[keep], settings.test_fraction, settings.fraction_seed, "dataset.test_fraction")]
+        if settings.val_fraction:
+            rest = stratified(labels[keep], settings.val_fraction, settings.fraction_seed, "dataset.val_fraction")
+            if split == "val":
+                return keep[rest[1]]
+            keep = keep[rest[0]]
+        if unlabelled:
+            keep = np.union1d(keep, np.flatnonzero(labels == UNLABELLED))
+        return keep[_part(labels[keep], settings.fraction, settings.fraction_seed, "dataset.fraction")]
+
+    def labels(self, split: str) -> np.ndarray:
+        """Labels int64 of `indices(split)`, in the same order."""
+        return self._labels(split)[self.indices(split)]
+
+    def _labels(self, split: str) -> np.ndarray:
+        return self._relabel(self.split(split).samples.labels)
+
+    def loader(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        train: bool,
+        indices: Sequence[int] | None = None,
+        size: int | None = None,
+        augment: bool | str | Sequence | None = None,
+    ) -> BatchLoader:
+        """A loader of `split`, or of the positions `indices` of it.
+
+        `batch_size` counts over all ranks. `size`: pixels of the square images, needed unless the set has one size.
+        `augment`: None takes `dataset.augment` when training, False none, else a preset's name or a list of nodes.
+        """
+        stored = self.split(split)
+        chosen = self.indices(split) if indices is None else np.sort(np.asarray(indices, np.int64))
+        labels = self._labels(split)
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels) or (labels[chosen] == LEFT_OUT).any()):
+            raise ConfigError(f"indices of {self.name} {split} name samples that are not in use")
+        if stored.size is None and size is None:
+            raise ConfigError(f"images of {self.name} differ in size: a loader needs size=<pixels>")
+        nodes = (self.settings.augment if train else None) if augment is None or augment is True else augment
+        steps = operations.build(nodes or None)
+        common = {
+            "split": stored,
+            "indices": chosen,
+            "labels": labels,
+            "batch_size": int(batch_size),
+            "train": train,
+            "size": stored.size or int(size),
+            "augment": operations.Augment(steps, self._seed) if steps else None,
+            "seed": self._seed,
+            "rank": self._rank,
+            "world": self._world,
+            "device": self._device,
+            "workers": self._workers,
+        }
+        self._loaders.append(self._make(common))
+        return self._loaders[-1]
+
+    def _make(self, common: dict[str, Any]) -> BatchLoader:
+        filler = TorchLoader if self._kind == "torch" else _ffcv_or_torch(self._kind)
+        return DeviceLoader(**common, filler=filler) if self._kind == "device" else filler(**common)
+
+    def close(self) -> None:
+        """Close all loaders made here; may be called twice."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+
+def open_data(
+    cfg_dataset: Mapping, *, loader: Mapping, data_root, cache_root, seed: int, device, rank: int = 0, world: int = 1
+) -> Data:
+    """Open the data set of a `dataset` node with the loader of a `loader` node {kind, workers}.
+
+    Nothing is decoded or written before the first batch is asked for. Raises ConfigError.
+    """
+    settings = DatasetSettings.of(cfg_dataset, "dataset")
+    chosen = LoaderSettings.of(loader, "loader")
+    run = (int(seed), torch.device(device), rank, world)
+    options = {"kind": chosen.kind, "workers": cores() if chosen.workers == "auto" else chosen.workers}
+    return Data(settings, **options, data_root=data_root, cache_root=cache_root, run=run)
+
+
+def open_data_for(cfg, run) -> Data:
+    """`open_data` with everything taken from a run's config and the run."""
+    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
+    where = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
+    return open_data(cfg.dataset, loader=cfg.loader, **roots, **where)
+
+
+def _ffcv_or_torch(kind: str) -> type[BatchLoader]:
+    try:
+        return import_module("recombine.data.ffcv").FFCVLoader
+    except (ImportError, OSError) as error:  # not installed, or its system libraries are not
+        if kind == "ffcv" and "ffcv" not in _said:
+            _said.add("ffcv")
+            reason = "the torch loader gives the same batches, slower; bash scripts/setup.sh builds FFCV"
+            log.warning("FFCV does not load (%s): %s", error, reason)
+        return TorchLoader
+
+
+def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarray:
+    return np.arange(len(labels)) if fraction == 1 else stratified(labels, fraction, seed, name)[1]
+
+
+def _storage(samples: Samples, asked: str) -> tuple[str, int | None]:
+    """(raw or jpeg, the one square size or None), judged by up to 256 images spread over the split."""
+    probes = np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int))
+    sizes = {_size(samples[i], samples.where(i)) for i in probes}
+    width, height = next(iter(sizes))
+    one = len(sizes) == 1 and width == height <= RAW_UP_TO and asked != "jpeg"
+    kind = asked if asked != "auto" else ("raw" if one else "jpeg")
+    return kind, width if one else None
+
+
+def _size(item: np.ndarray | bytes, where: str) -> tuple[int, int]:
+    if isinstance(item, np.ndarray):
+        return item.shape[1], item.shape[0]
+    try:
+        return Image.open(io.BytesIO(item)).size
+    except OSError as error:
+        raise ConfigError(f"{where} is not a readable image ({error}): replace or remove it") from error

@@ -1,0 +1,188 @@
+"""What the three loaders share: which samples a step has, labels, moving to the device, augmentation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recombine.core.counter_rng import permutation
+from recombine.core.errors import ConfigError
+from recombine.core.types import Batch
+from recombine.data.augment import Augment, RandomResizedCrop
+from recombine.data.settings import cores
+from recombine.data.storage import Samples, Storage, decode, stored
+
+__all__ = ["BatchLoader", "Split"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One stored split: where its samples come from and how they are kept."""
+
+    dataset: str
+    name: str
+    samples: Samples
+    storage: Storage
+    size: int | None
+    """Pixels, if all images are stored at one square size."""
+    place: Path
+    """Folder of the source files."""
+    betons: Path
+    classes: int
+    """How many classes the source numbers."""
+
+    def image(self, i: int) -> np.ndarray:
+        """Sample `i` as every loader sees it before cutting: uint8 [H, W, 3]."""
+        where = self.samples.where(i)
+        image = decode(stored(self.samples[i], where, self.storage), where)
+        self.check_size(i, *image.shape[:2])
+        return image
+
+    def check_size(self, i: int, height: int, width: int) -> None:
+        """Raise ConfigError if sample `i` has not the one size that the others have."""
+        if self.size is not None and (height, width) != (self.size, self.size):
+            odd = f"{self.samples.where(i)} is {width} x {height} px while others are {self.size} x {self.size}"
+            raise ConfigError(f"{odd}: dataset.storage=jpeg treats them as images of different sizes")
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """All images of a split with one size, decoded once: uint8 [N, size, size, 3]."""
+        images = np.empty((len(self.samples), self.size, self.size, 3), np.uint8)
+        with ThreadPoolExecutor(cores()) as pool:
+            for i, image in enumerate(pool.map(self.image, range(len(images)))):
+                images[i] = image
+        return images
+
+
+@dataclass(eq=False)
+class BatchLoader:
+    """Batches of one split; a subclass says how pixels are fetched. See `recombine.core.types.Loader`.
+
+    Yielded tensors are owned by the caller: no buffer behind them is used again. An evaluation batch that leaves no
+    sample for this rank is not yielded.
+    """
+
+    split: Split
+    indices: np.ndarray
+    """Positions in the split, ascending."""
+    labels: np.ndarray
+    """int64 [stored samples]: the label of each stored position, negative where it has none or is not in use."""
+    batch_size: int
+    train: bool
+    size: int
+    """Images are yielded at size x size pixels."""
+    augment: Augment | None
+    seed: int
+    rank: int
+    world: int
+    device: torch.device
+    workers: int
+
+    def __post_init__(self) -> None:
+        if self.train and self.batch_size % self.world:
+            raise ConfigError(f"batch_size={self.batch_size} does not divide over {self.world} processes")
+        if self.train and len(self.indices) < self.batch_size:
+            have = f"{self.split.dataset} {self.split.name} has {len(self.indices)} samples"
+            raise ConfigError(f"{have}, less than one batch: batch_size={len(self.indices)}")
+        self._live: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+    @property
+    def samples(self) -> int:
+        """Samples of one epoch over all ranks together."""
+        return len(self) * self.batch_size if self.train else len(self.indices)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of stored samples, their indices and the size."""
+        split = self.split
+        parts = (split.samples.identity, split.name, str(split.storage), str(self.size))
+        return hashlib.blake2b("\0".join(parts).encode() + self.indices.tobytes(), digest_size=16).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches from step `start` on."""
+        batches = self.epoch_batches(epoch, start)
+        generator = self._batches(epoch, batches) if batches else iter(())
+        if batches:
+            self._live.add(generator)
+        return generator
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+        """Positions of this rank's samples, one int64 array per step."""
+        order = self.indices
+        if self.train:
+            order = order[permutation(self.seed, epoch, len(order))]
+        steps = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(start, len(self))]
+        mine = [np.array_split(step, self.world)[self.rank] for step in steps]
+        return [batch for batch in mine if len(batch)]
+
+    @property
+    def crop(self) -> RandomResizedCrop | None:
+        """The random crop made while decoding; None for the largest centred square."""
+        return self.augment.crop if self.augment else None
+
+    def close(self) -> None:
+        """End unfinished epochs with their threads."""
+        for generator in list(self._live):
+            generator.close()
+
+    def _pixels(self, epoch: int, batches: list[np.ndarray]) -> Generator[Tensor]:
+        """Host uint8 [b, size, size, 3] of each batch; its memory may be reused once the next one is asked for."""
+        raise TypeError(f"{type(self).__name__} fetches no pixels")
+
+    @cached_property
+    def _label_table(self) -> Tensor:
+        return torch.from_numpy(self.labels).to(self.device)
+
+    def _batches(self, epoch: int, batches: list[np.ndarray]) -> Generator[Batch]:
+        order = torch.from_numpy(np.concatenate(batches).astype(np.int64)).to(self.device)
+        first = 0
+        with closing(self._pixels(epoch, batches)) as pixels, closing(_moved(pixels, self.device)) as moved:
+            for images in moved:
+                index = order[first : first + len(images)]
+                first += len(images)
+                batch = self._batch(images.permute(0, 3, 1, 2), index, epoch)
+                if batch.images.data_ptr() == images.data_ptr() and images.device.type == "cpu":
+                    batch = batch._replace(images=batch.images.clone())  # still the loader's own buffer
+                yield batch
+
+    def _batch(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
+        if self.augment is not None:
+            images = self.augment(images, index, epoch)
+        return Batch(images, self._label_table[index], index)
+
+
+def _moved(pixels: Iterator[Tensor], device: torch.device) -> Generator[Tensor]:
+    """The pixels on `device`; on a GPU copied by a stream of their own, beside the running step."""
+    if device.type != "cuda":
+        for images in pixels:
+            yield images.to(device)
+        return
+    stream, event = torch.cuda.Stream(device), None
+    try:
+        for images in pixels:
+            pinned = images if images.is_pinned() else images.pin_memory()
+            with torch.cuda.stream(stream):
+                copy = pinned.to(device, non_blocking=True)
+                event = stream.record_event()
+            consumer = torch.cuda.current_stream(device)
+            consumer.wait_event(event)
+            copy.record_stream(consumer)
+            yield copy
+            event.synchronize()  # waits for the copy alone: only then may the loader write into its buffer again
+    finally:
+        if event is not None:
+            event.synchronize()

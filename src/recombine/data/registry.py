@@ -1,0 +1,26 @@
+"""The data sets that have a config of their own, for entries that name several of them in one list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from recombine.core.errors import ConfigError, did_you_mean
+from recombine.core.files import config_files
+
+__all__ = ["names", "node"]
+
+
+def names() -> list[str]:
+    """Every name that `dataset=` takes."""
+    return list(config_files("dataset"))
+
+
+def node(name: str) -> dict[str, Any]:
+    """The dataset node of config/dataset/<name>.yaml, without the defaults that `DatasetSettings` has; ConfigError."""
+    if name not in names():
+        raise ConfigError(f"there is no dataset '{name}'; {did_you_mean(name, names())}")
+    own = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
+    own.pop("defaults", None)
+    return {"source": own["name"], "folder": own["name"], **own}

@@ -1,0 +1,74 @@
+"""Settings of data sets and loaders."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from recombine.core.builds import Node
+from recombine.core.settings import Settings
+from recombine.data.augment_settings import problems_of
+
+__all__ = ["LOADERS", "DatasetSettings", "LoaderSettings", "cores"]
+
+LOADERS = ("ffcv", "device", "torch")
+Part = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def cores() -> int:
+    """CPU cores this process may use, divided among the processes torchrun started on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+class LoaderSettings(Settings):
+    """Which loader gives the batches; all give the same ones."""
+
+    kind: Literal["ffcv", "device", "torch"] = "ffcv"
+    """ffcv: compiled decoding, the torch loader where FFCV is not installed. device: a small split kept on the device."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=cores())] = "auto"
+    """Threads; auto: the cores that this process may use."""
+
+
+class DatasetSettings(Settings):
+    """A data set: which one, and which part of it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """How rows and files call the set."""
+    source: str = ""
+    """Which known set it is; default: `name`."""
+    folder: str = ""
+    """Below data_root; default: `name`."""
+    classes: Count | None = None
+    """Outputs a network needs; null: as many as there are."""
+    label_map: str | None = None
+    """JSON file in the folder: stored label or class name -> label."""
+    class_subset: Annotated[list[int | str], Field(min_length=1, examples=[[0, 1, 2]])] | None = None
+    """Classes (labels or names) to keep, renumbered 0.. in this order."""
+    fraction: Part = 1.0
+    """Stratified part of train, drawn with `fraction_seed`."""
+    fraction_seed: Annotated[int, Field(ge=0)] = 1234
+    """Seed of all parts."""
+    test_fraction: Part = 1.0
+    """Stratified part of test, drawn with `fraction_seed`."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stratified part of train held out as split `val`, drawn with `fraction_seed`."""
+    augment: str | list[Node] = "none"
+    """A preset's name or a list of operation nodes, for training batches."""
+    download: bool = True
+    """Whether an absent set may be fetched."""
+    storage: Literal["auto", "raw", "jpeg"] = "auto"
+    """How images are stored; auto: raw for images of one size up to 128 px, else jpeg."""
+    max_side: Annotated[int, Field(ge=8)] | None = 512
+    """Larger images are shrunk to this longer side when stored; null keeps them."""
+    samples: Count = 512
+    """Training images of source fake."""
+    image_size: Count = 32
+    """Pixels of source fake."""
+
+    def check(self, path: str) -> list[str]:
+        """Augmentation that cannot be made."""
+        return problems_of(self.augment, f"{path}.augment")

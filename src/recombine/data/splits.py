@@ -1,0 +1,102 @@
+"""Subsets by index: stratified parts, class subsets with relabelling, label maps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from recombine.core.errors import ConfigError
+
+__all__ = ["LEFT_OUT", "UNLABELLED", "Relabel", "read_label_map", "stratified", "stratified_halves"]
+
+HELD_OUT = 1 / 6
+HELD_OUT_SEED = 123
+UNLABELLED, LEFT_OUT = -1, -2
+"""The labels of images that have none, and of those of classes that are not in use."""
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of (the rest, a stratified part of size `fraction`), both ascending.
+
+    One draw of scikit-learn's StratifiedShuffleSplit with `test_size=fraction`, `random_state=seed` on the labels in
+    stored order. Raises ConfigError naming the setting `name` where a class is too small for it.
+    """
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    try:
+        split = StratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
+        rest, part = next(split.split(np.zeros(len(labels)), labels))
+    except ValueError as error:
+        raise ConfigError(f"{name}={fraction} of {len(labels)} samples cannot be stratified: {error}") from error
+    return np.sort(rest), np.sort(part)
+
+
+def stratified_halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(train, test) positions of a set without an official split: one sixth is test, always the same."""
+    return stratified(labels, HELD_OUT, HELD_OUT_SEED, "the held-out part")
+
+
+class Relabel:
+    """From the numbers a source gives its classes to the labels a task uses.
+
+    `mapping` (a label map) comes first, then `subset`: only these classes stay, numbered 0.. in the order given.
+    """
+
+    def __init__(self, names: Sequence[str], mapping: Mapping | Sequence | None, classes: int | None, subset) -> None:
+        self.table = _table(names, mapping) if mapping is not None else np.arange(len(names))
+        if (self.table < 0).any():
+            missing = [str(names[i]) for i in np.flatnonzero(self.table < 0)[:5]]
+            raise ConfigError(f"dataset.label_map says nothing about {', '.join(missing)}")
+        self.classes = classes or int(self.table.max()) + 1
+        if self.table.max() >= self.classes:
+            raise ConfigError(f"labels reach {self.table.max()}: dataset.classes={self.table.max() + 1} at least")
+        self.names = [f"class {i}" for i in range(self.classes)]
+        for stored, label in enumerate(self.table):
+            self.names[label] = str(names[stored])
+        if subset is not None:
+            self._keep(list(subset))
+
+    def _keep(self, subset: list) -> None:
+        lookup = {name: i for i, name in enumerate(self.names)}
+        wrong = [c for c in subset if not (c in lookup or (isinstance(c, int) and 0 <= c < self.classes))]
+        if wrong or not subset:
+            raise ConfigError(f"dataset.class_subset={subset}: {wrong or 'empty'} not among {self.classes} classes")
+        chosen = [c if isinstance(c, int) else lookup[c] for c in subset]
+        if len(set(chosen)) != len(chosen):
+            raise ConfigError(f"dataset.class_subset={subset} names a class twice")
+        new = {old: i for i, old in enumerate(chosen)}
+        self.table = np.array([new.get(int(label), LEFT_OUT) for label in self.table])
+        self.names = [self.names[i] for i in chosen]
+        self.classes = len(chosen)
+
+    def __call__(self, stored: np.ndarray) -> np.ndarray:
+        """Labels of stored class numbers; negative ones stand for images without a label."""
+        if len(stored) and stored.max() >= len(self.table):
+            raise ConfigError(f"the files hold label {stored.max()} but only {len(self.table)} classes are named")
+        return np.where(stored < 0, UNLABELLED, self.table[stored])
+
+
+def read_label_map(path: Path) -> Mapping | list[int]:
+    """A label map from JSON: {stored label or class name: label}, a list by label, or an object with one list."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"dataset.label_map={path.name}: cannot read {path} ({error})") from error
+    if isinstance(content, dict):
+        lists = [v for v in content.values() if isinstance(v, list) and v and all(isinstance(i, int) for i in v)]
+        if len(lists) == 1:
+            return lists[0]
+        if not all(isinstance(v, int) for v in content.values()):
+            raise ConfigError(f"{path} is no label map: needs {{label or name: label}} or one list of integers")
+    return content
+
+
+def _table(names: Sequence[str], mapping: Mapping | Sequence) -> np.ndarray:
+    if not isinstance(mapping, Mapping):
+        if len(mapping) != len(names):
+            raise ConfigError(f"dataset.label_map lists {len(mapping)} labels for {len(names)} classes")
+        return np.asarray(mapping, np.int64)
+    return np.array([mapping.get(str(i), mapping.get(name, -1)) for i, name in enumerate(names)], np.int64)

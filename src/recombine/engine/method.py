@@ -1,0 +1,68 @@
+"""Method: the one thing a paper has to supply to the training loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recombine.core.types import Batch, Step
+
+__all__ = ["Method", "Supervised"]
+
+
+class Method(nn.Module):
+    """A loss with its networks; it knows which parts train, which are frozen and what is published.
+
+    Sub-modules named in `frozen` stay in eval mode without gradients (parameters and BatchNorm statistics are
+    bit-identical afterwards) and take no place in a checkpoint. Build them before `fit`, never from resumed weights.
+    """
+
+    frozen: tuple[str, ...] = ()
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of one batch (`batch.images` uint8 [B, 3, H, W])."""
+        raise TypeError(f"{type(self).__name__} defines no forward(batch)")
+
+    def train(self, mode: bool = True) -> Method:
+        """Switch to training, but leave the frozen parts in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval().requires_grad_(False)
+        return self
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict without the frozen parts: what a checkpoint holds."""
+        prefixes = tuple(f"{name}." for name in self.frozen)
+        return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}
+
+    def parameter_groups(self) -> list[dict]:
+        """Trainable parameters in optimizer groups; default: one group, so weight decay is on all as in the papers."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [{"params": trainable}] if trainable else []
+
+    def after_update(self, step: int) -> None:
+        """Called after each optimizer step (slow weights, mask schedules); `step` counts from 0."""
+
+    def on_epoch(self, epoch: int) -> None:
+        """Called before the first batch of each epoch, also when resuming inside it."""
+
+
+class Supervised(Method):
+    """Cross entropy on the labels."""
+
+    def __init__(self, net: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__(net)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, batch: Batch) -> Step:
+        """Mean cross entropy of the batch, and the share of right predictions."""
+        logits = self.net(batch.images).float()
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():
+            accuracy = (logits.argmax(1) == batch.labels).float().mean() * 100
+        return Step(loss, {"loss": loss.detach(), "accuracy": accuracy})

@@ -1,0 +1,131 @@
+"""Flips: N models cost N evaluations, then every ordered pair is arithmetic (section 2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from recombine import data as datasets
+from recombine import models as zoo
+from recombine.core.types import Row
+from recombine.data import Data
+from recombine.engine.evaluate import predict_many
+from recombine.flips import models as lineup
+from recombine.flips.comparison import Comparison, ordered_pairs, pair_rows
+from recombine.flips.plots import PLOTS
+from recombine.flips.semantics import class_similarity
+from recombine.flips.settings import FlipsSettings
+from recombine.models import Model
+from recombine.report.plots import save_plots
+from recombine.run.config import build
+from recombine.run.console import show
+from recombine.run.run import Run
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["SETTINGS", "cell", "files", "run"]
+
+SETTINGS = FlipsSettings
+"""The class that declares the config."""
+
+log = logging.getLogger(__name__)
+
+CLAIM_TOLERANCE = 0.3
+"""Points by which a measured accuracy may miss the published one before it is said."""
+
+
+def cell(cfg: DictConfig) -> dict[str, Any]:
+    """What is known of the pairs before there are any, for the row of a failed run."""
+    return {"dataset": cfg.dataset.name, "split": cfg.split}
+
+
+def files(cfg: DictConfig) -> list[Path]:
+    """The checkpoints that are compared: with other weights the same command is not done yet."""
+    return lineup.checkpoints(cfg)
+
+
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """Evaluate every model once, compare all ordered pairs, leave matrices and pictures, yield a row for each pair."""
+    data = datasets.open_data_for(cfg, run)
+    try:
+        models = lineup.open_models(cfg, data)
+        pairs = ordered_pairs(len(models), cfg.pairs, cfg.seed, cfg.random_baseline)
+        if cfg.random_baseline:
+            models |= {f"{name}-random": lineup.random_copy(model, cfg.seed) for name, model in models.items()}
+        comparison = _evaluate(cfg, run, data, models)
+    finally:
+        data.close()
+    claimed = {name: model.claimed_accuracy for name, model in models.items()}
+    if _is_whole_split(cfg, data):
+        _compare_with_claims(comparison, claimed)
+    encoder = build(cfg.text_encoder) if cfg.text_encoder else None
+    rows = pair_rows(
+        comparison,
+        pairs,
+        cell(cfg),
+        class_names=data.class_names,
+        claimed=claimed,
+        similarity=class_similarity(encoder, data.class_names),
+        legacy=cfg.legacy_class_count,
+    )
+    run.stats["weights"] = {name: f"{model.tag}, digest {model.digest()}" for name, model in models.items()}
+    if run.main:
+        show(zoo.describe(models.values(), dict(zip(comparison.names, comparison.accuracy, strict=True))))
+        _leave_matrices(comparison, data.class_names, run.dir)
+        save_plots(PLOTS, rows, run)
+        accuracies = [[name, comparison.accuracy[i], claimed[name]] for i, name in enumerate(models)]
+        run.tracker.table("models", ["model", "accuracy", "claimed"], accuracies)
+    yield from rows
+
+
+def _evaluate(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> Comparison:
+    """Every model on the split, each with its own input size and normalisation; what is cached is not run again."""
+    predictions = predict_many(
+        {name: model.to(run.device) for name, model in models.items()},
+        lambda canvas: data.loader(cfg.split, cfg.eval_batch_size, train=False, size=canvas),
+        run.cache,
+        precision=cfg.engine.precision,
+    )
+    first = next(iter(predictions.values()))
+    return Comparison(list(models), [predictions[name].logits for name in models], first.labels)
+
+
+def _is_whole_split(cfg: DictConfig, data: Data) -> bool:
+    """Whether published accuracies can be expected: the dataset's own test images and labels, none left out."""
+    changed = (
+        cfg.dataset.get("test_fraction", 1.0) != 1.0,
+        cfg.dataset.get("class_subset"),
+        cfg.dataset.get("label_map"),
+    )
+    return cfg.split == "test" and data.partial is None and not any(changed)
+
+
+def _compare_with_claims(comparison: Comparison, claimed: Mapping[str, float | None]) -> None:
+    for name, measured in zip(comparison.names, comparison.accuracy, strict=True):
+        if claimed[name] is not None and abs(measured - claimed[name]) > CLAIM_TOLERANCE:
+            log.warning(
+                "%s: top-1 is %.2f %% here and %.2f %% as published; is its preprocessing right?",
+                name,
+                measured,
+                claimed[name],
+            )
+
+
+def _leave_matrices(comparison: Comparison, class_names: Sequence[str], folder: Path) -> None:
+    """Write each matrix as CSV (teachers down, students across) and the flips of every class as one NumPy archive."""
+    for name, matrix in comparison.matrices.items():
+        table = pd.DataFrame(matrix, index=pd.Index(comparison.names, name="teacher"), columns=comparison.names)
+        table.to_csv(folder / f"{name}.csv", float_format="%.6g")
+    np.savez_compressed(
+        folder / "flips_per_class.npz",
+        positive_flips=comparison.flips,
+        images_per_class=comparison.images_per_class,
+        models=np.array(comparison.names),
+        classes=np.array([class_names[c] for c in comparison.present]),
+    )

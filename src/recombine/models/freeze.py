@@ -1,0 +1,45 @@
+"""A network that must not change: frozen while something is built on it, and told apart bit by bit."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+from recombine.models.model import Model
+
+__all__ = ["Standing", "digest", "freeze", "thaw"]
+
+
+def digest(net: nn.Module) -> str:
+    """SHA-256 of a network's state: names, types, shapes and every bit."""
+    net = net.net if isinstance(net, Model) else net
+    value = hashlib.sha256()
+    for key, tensor in sorted(net.state_dict().items()):
+        value.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        value.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return value.hexdigest()
+
+
+Standing = tuple[dict[str, bool], dict[str, bool]]
+"""Which modules of a network are in training mode, and which parameters take gradients, by name."""
+
+
+def freeze(net: nn.Module) -> Standing:
+    """Put `net` in eval mode without gradients; returns what `thaw` gives it back."""
+    before = (
+        {name: module.training for name, module in net.named_modules()},
+        {name: parameter.requires_grad for name, parameter in net.named_parameters()},
+    )
+    net.eval().requires_grad_(False)
+    return before
+
+
+def thaw(net: nn.Module, before: Standing) -> None:
+    """Give every part of `net` back its own mode and gradient flag."""
+    modes, flags = before
+    for name, module in net.named_modules():
+        module.training = modes[name]
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(flags[name])

@@ -1,0 +1,149 @@
+"""Adapted baselines of Table 1 as removable patches: residual adapters and BatchNorm adaptation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from recombine.core.errors import ConfigError
+from recombine.models.graph import Traced
+from recombine.patch.patched import Edit, Patch, Patched
+
+__all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
+
+POSITIONS = ("parallel", "series")
+MODES = ("affine", "dua")
+DUA_IMAGES, DUA_VIEWS, DUA_PADDING = 80, 64, 4
+DUA_FIRST, DUA_DECAY, DUA_FLOOR = 0.1, 0.94, 0.005
+
+
+class _WithNorms(Patch):
+    """Every BatchNorm of the network gets a copy of the task's own, which starts as the pretrained one."""
+
+    def __init__(self, traced: Traced, classes: int, **options) -> None:
+        super().__init__(traced, classes, **options)
+        self._norm_calls = _calls(traced, nn.BatchNorm2d)
+        if not self._norm_calls:
+            raise ConfigError(
+                f"{type(traced.net).__name__} has no BatchNorm to adapt; choose another method or network"
+            )
+        self.norms = nn.ModuleList(copy.deepcopy(traced.net.get_submodule(node.target)) for node in self._norm_calls)
+        self.norms.requires_grad_(True)
+
+    def insert(self, edit: Edit) -> None:
+        """Replace the network's BatchNorms by the task's."""
+        for number, node in enumerate(self._norm_calls):
+            place = edit.at(node)
+            edit.replace(node, edit.call(f"norms.{number}", place.args[0], after=place))
+
+
+class ResidualAdapters(_WithNorms):
+    """Residual adapters at every 3x3 convolution (Rebuffi et al. 2017, 2018) with task-specific BatchNorm.
+
+    parallel: conv(x) + A x;  series: v + A BN'(v) with v = conv(x);  A is a 1x1 convolution without bias, drawn from
+    N(0, 2 / channels out).
+    """
+
+    def __init__(self, traced: Traced, classes: int, *, position: str = "parallel") -> None:
+        if problems := self.problems(position):
+            raise ConfigError(problems)
+        super().__init__(traced, classes, position=position)
+        calls = _calls(traced, nn.Conv2d)
+        self._convolutions = [n for n in calls if traced.net.get_submodule(n.target).kernel_size == (3, 3)]
+        convolutions = [traced.net.get_submodule(node.target) for node in self._convolutions]
+        if not convolutions:
+            raise ConfigError(f"{type(traced.net).__name__} has no 3x3 convolution, where adapters are attached")
+        self.adapters = nn.ModuleList(_adapter(conv, position) for conv in convolutions)
+
+    @staticmethod
+    def problems(position: str = "parallel", **_: object) -> list[str]:
+        """What is wrong with the options."""
+        known = position in POSITIONS
+        return [] if known else [f"method.position={position}: one of {', '.join(POSITIONS)} is needed"]
+
+    def insert(self, edit: Edit) -> None:
+        """Add the adapters, then exchange the BatchNorms."""
+        for number, node in enumerate(self._convolutions):
+            place = edit.at(node)
+            source = place.args[0] if self.options["position"] == "parallel" else place
+            added = edit.call(f"adapters.{number}", source, after=place)
+            edit.add(node, added)
+        super().insert(edit)
+
+
+class NormAdaptation(_WithNorms):
+    """BatchNorm adaptation: `affine` trains scales, shifts and statistics of the task with labels; `dua` adapts the
+    statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
+
+    Deviation: the images are training images of the task, where DUA takes the test images as they come in: a patch is
+    finished, and its classifier trained, before anything is asked of it.
+    Deviation: what is left after the last image counts, where DUA's code reports the best step on the test images.
+    """
+
+    def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
+        if problems := self.problems(mode):
+            raise ConfigError(problems)
+        super().__init__(traced, classes, mode=mode)
+        self.norms.requires_grad_(mode == "affine")
+
+    @staticmethod
+    def problems(mode: str = "affine", **_: object) -> list[str]:
+        """What is wrong with the options."""
+        return [] if mode in MODES else [f"method.mode={mode}: one of {', '.join(MODES)} is needed"]
+
+    def train(self, mode: bool = True) -> NormAdaptation:
+        """Statistics found by DUA stay as they are while the classifier is trained."""
+        super().train(mode)
+        if self.options["mode"] == "dua":
+            self.norms.eval()
+        return self
+
+    @torch.no_grad()
+    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+        """DUA's pass over the images, one after the other."""
+        if self.options["mode"] != "dua":
+            return
+        generator = torch.Generator().manual_seed(seed)
+        patched.eval()
+        stream = images(DUA_IMAGES)
+        for image, momentum in zip(stream, dua_momenta(len(stream)), strict=True):
+            for norm in self.norms:
+                norm.train()
+                norm.momentum = momentum
+            patched(_views(image, generator))
+        self.norms.eval()
+
+
+def dua_momenta(count: int) -> list[float]:
+    """DUA's share of each new image: m_k = 0.94 m_{k-1} with m_0 = 0.1, plus 0.005."""
+    return [DUA_FIRST * DUA_DECAY**k + DUA_FLOOR for k in range(1, count + 1)]
+
+
+def _views(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Shifted by up to 4 pixels, mirrored, rotated by quarter turns: [64, 3, H, W] of one [3, H, W]."""
+    padded = nn.functional.pad(image, [DUA_PADDING] * 4)
+    height, width = image.shape[-2:]
+    views = []
+    for _ in range(DUA_VIEWS):
+        top, left, mirror, turns = (int(torch.randint(n, (), generator=generator)) for n in (9, 9, 2, 4))
+        view = padded[:, top : top + height, left : left + width]
+        views.append(torch.rot90(view.flip(-1) if mirror else view, turns, (1, 2)))
+    return torch.stack(views)
+
+
+def _calls(traced: Traced, kind: type[nn.Module]) -> list[Node]:
+    calls = (node for node in traced.graph.nodes if node.op == "call_module")
+    return [node for node in calls if isinstance(traced.net.get_submodule(node.target), kind)]
+
+
+def _adapter(conv: nn.Conv2d, position: str) -> nn.Module:
+    parallel = position == "parallel"
+    inputs, stride = (conv.in_channels, conv.stride) if parallel else (conv.out_channels, 1)
+    adapter = nn.Conv2d(inputs, conv.out_channels, 1, stride, bias=False)
+    nn.init.normal_(adapter.weight, std=math.sqrt(2 / conv.out_channels))
+    return adapter if parallel else nn.Sequential(nn.BatchNorm2d(inputs), adapter)

@@ -1,0 +1,181 @@
+"""A frozen network with the additions of one task: the graph is copied and edited, the network itself never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from recombine.core.errors import ConfigError
+from recombine.models.freeze import freeze, thaw
+from recombine.models.graph import Traced, frontier, segment
+from recombine.models.model import Model
+
+__all__ = ["Edit", "HeadOnly", "Patch", "Patched"]
+
+
+class Edit:
+    """A copy of a network's graph into which a patch puts calls of its own modules."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.graph, self._new = traced.copy(prefix="base.")
+
+    def at(self, node: Node) -> Node:
+        """The node of the copy that now gives the value of the traced `node`."""
+        return self._new[node]
+
+    def call(self, module: str, *inputs: Node, after: Node) -> Node:
+        """Call `patch.<module>` on `inputs`, directly after a node of the copy."""
+        with self.graph.inserting_after(after):
+            return self.graph.call_module(f"patch.{module}", inputs)
+
+    def function(self, function: Any, *arguments: Any, after: Node) -> Node:
+        """Call a function, directly after a node of the copy."""
+        with self.graph.inserting_after(after):
+            return self.graph.call_function(function, arguments)
+
+    def replace(self, node: Node, by: Node) -> None:
+        """Let everything that uses the traced `node` use `by` instead (but `by` itself, if it is made from it)."""
+        value = self._new[node]
+        value.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
+        # where a value has no activation after it, it stands for several traced nodes (the sum and the output)
+        self._new.update({old: by for old, new in self._new.items() if new is value})
+
+    def add(self, node: Node, added: Node) -> None:
+        """Let everything that uses the traced `node` use its sum with `added`, which may be made from it."""
+        value = self._new[node]
+        total = self.function(torch.add, value, added, after=added)
+        value.replace_all_uses_with(total, delete_user_cb=lambda user: user not in (total, added))
+        self._new[node] = total
+
+
+class Patch(nn.Module):
+    """What one task adds to a network: modules between its layers, and a classifier of its own.
+
+    A subclass says in `insert` where its modules are called. `options` are the arguments that build it again.
+    """
+
+    def __init__(self, traced: Traced, classes: int, **options: Any) -> None:
+        super().__init__()
+        self.traced, self.classes, self.options = traced, classes, options
+        self.head_name = traced.head
+        old = traced.net.get_submodule(self.head_name)
+        if isinstance(old, nn.Linear):
+            self.head: nn.Module = nn.Linear(old.in_features, classes)
+        else:
+            self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
+
+    @staticmethod
+    def problems(**options: Any) -> list[str]:
+        """What is wrong with the options of this kind of patch, whatever the network; default: nothing."""
+        return []
+
+    def insert(self, edit: Edit) -> None:
+        """Put this patch's calls (the classifier left out) into the copied graph."""
+
+    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+        """What a patch learns of its task before any label is used; default: nothing.
+
+        `images(count)` gives at most so many training images in random order, uint8 [N, 3, H, W].
+        """
+
+    def parameters_without_head(self) -> int:
+        """Trainable parameters as the paper counts them (Table 2): the classifier left out."""
+        head = {id(parameter) for parameter in self.head.parameters()}
+        return sum(p.numel() for p in self.parameters() if p.requires_grad and id(p) not in head)
+
+
+class HeadOnly(Patch):
+    """The network as it is with a new classifier: the row `+ FC` of Table 8."""
+
+
+class Patched(nn.Module):
+    """The network `base` with one patch: images (or cached prefix values) in, logits of the patch's task out.
+
+    What lies before the first patched place runs without gradients; `prefix` gives its values for keeping. A frozen
+    base is in eval mode without gradients, whatever is trained around it, until `detach`.
+    """
+
+    def __init__(self, model: nn.Module, patch: Patch, *, frozen: bool = True) -> None:
+        """`model`: a `Model` (uint8 images) or any network (floats as it wants them); `frozen`: it does not train."""
+        super().__init__()
+        self.base = model.net if isinstance(model, Model) else model
+        self.preprocess = model.preprocess if isinstance(model, Model) else nn.Identity()
+        self.patch, self.frozen = patch, frozen
+        edit = Edit(patch.traced)
+        patch.insert(edit)
+        _replace_head(edit, patch)
+        self._graph = edit.graph
+        self._cut()
+        self._before = freeze(self.base) if frozen else None
+
+    def train(self, mode: bool = True) -> Patched:
+        """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
+        super().train(mode)
+        if self.frozen:
+            self.base.eval()
+        return self
+
+    def detach(self) -> nn.Module:
+        """The network as it was, with the modes and gradient flags it came with; the patch is not used afterwards."""
+        if self._before is not None:
+            thaw(self.base, self._before)
+        return self.base
+
+    def _cut(self) -> None:
+        """Cut the edited graph where the first patched places are."""
+        graph = self._graph
+        images = next(node for node in graph.nodes if node.op == "placeholder")
+        live: set[Node] = set()
+        for node in graph.nodes:
+            own = node.op == "call_module" and node.target.startswith("patch.")
+            if own or live.intersection(node.all_input_nodes):
+                live.add(node)
+        (result,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
+        border = frontier(graph, live)
+        if odd := [node.name for node in border if "shape" not in node.meta]:
+            raise ConfigError(
+                f"{type(self.base).__name__} cannot be patched here: what the patch needs from before it is no tensor "
+                f"({', '.join(odd)}); choose another number of modules, or a network such as a ResNet or ConvNeXt"
+            )
+        self._shapes = [tuple(node.meta["shape"][1:]) for node in border]
+        # in a tuple: the segments share the modules of `base` and `patch`, which must be registered only once
+        self._segments = segment(self, graph, [images], border), segment(self, graph, border, [result])
+
+    def _apply(self, function, recurse: bool = True):
+        moved = super()._apply(function, recurse)
+        self._cut()  # constants of the graph are copied references, which a move to another device can replace
+        return moved
+
+    @property
+    def prefix_floats(self) -> int:
+        """Numbers per image that `prefix` gives."""
+        return sum(torch.Size(shape).numel() for shape in self._shapes)
+
+    @torch.no_grad()
+    def prefix(self, images: Tensor) -> Tensor:
+        """The values before the first patched places: [B, prefix_floats], to be given to `forward` later."""
+        return torch.cat([value.flatten(1) for value in self._segments[0](self.preprocess(images))], 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] float32 of images [B, 3, H, W], or of what `prefix` gave for them [B, prefix_floats]."""
+        if images.ndim == 2:
+            parts = images.split([torch.Size(shape).numel() for shape in self._shapes], 1)
+            values: Sequence[Tensor] = [part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)]
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+                values = self._segments[0](self.preprocess(images))
+        return self._segments[1](*values)[0].float()
+
+
+def _replace_head(edit: Edit, patch: Patch) -> None:
+    old = patch.traced.node(patch.head_name)
+    place = edit.at(old)
+    new = edit.call("head", place.args[0], after=place)
+    edit.replace(old, new)
+    for node in reversed(edit.graph.nodes):
+        if not node.users and node.op not in ("output", "placeholder"):
+            edit.graph.erase_node(node)

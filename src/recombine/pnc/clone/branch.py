@@ -1,0 +1,202 @@
+"""A part of the source hung into the target: adapter, upper layers of the source, new outputs (eq. 7).
+
+Which layers, masks and heads the paper uses could not be read; what stands here is section 5 of our specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recombine.core.errors import ConfigError
+from recombine.models.channels import channel_groups, gated, without_channels
+from recombine.models.graph import Traced, segment
+from recombine.pnc.clone.adapters import make_adapter
+from recombine.pnc.clone.batchnorm import own_statistics, running
+from recombine.pnc.clone.masks import ChannelMask
+from recombine.pnc.clone.positions import Position
+
+__all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_of", "joined", "linear_head"]
+
+
+class RowsHead(nn.Module):
+    """New classifier rows that see the features of both branches; they start as the source's own rows."""
+
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+        super().__init__()
+        self.fc = self._start(nn.Linear(own.in_features + rows.in_features, rows.out_features), rows)
+
+    @staticmethod
+    def _start(fc: nn.Linear, rows: nn.Linear) -> nn.Linear:
+        """The last rows and columns of `fc` become the source's, all else 0."""
+        fc.weight.data.zero_()
+        fc.weight.data[-rows.out_features :, -rows.in_features :] = rows.weight.data
+        fc.bias.data.zero_()
+        fc.bias.data[-rows.out_features :] = rows.bias.data
+        return fc
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Features [B, C_t] and [B, C_s] -> logits of the cloned classes [B, n]."""
+        return self.fc(torch.cat([target, features], 1))
+
+    @torch.no_grad()
+    def narrow(self, kept: Tensor) -> None:
+        """Forget the source's features outside a bool mask [C_s]."""
+        own = self.fc.in_features - len(kept)
+        columns = torch.cat([torch.ones(own, dtype=torch.bool, device=kept.device), kept])
+        self.fc.weight = nn.Parameter(self.fc.weight[:, columns])
+        self.fc.in_features = int(columns.sum())
+
+
+class FullHead(RowsHead):
+    """A classifier of all classes over the features of both branches; it starts as both own classifiers side by side.
+
+    The only head that answers for the target's classes too, and so changes their logits while the clone is attached.
+    """
+
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        width, classes = own.in_features, own.out_features
+        self.fc = self._start(nn.Linear(width + rows.in_features, classes + rows.out_features), rows)
+        self.fc.weight.data[:classes, :width] = own.weight.data
+        self.fc.bias.data[:classes] = own.bias.data if own.bias is not None else 0
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Features [B, C_t] and [B, C_s] -> logits of all classes [B, T + n]."""
+        return super().forward(target, features, logits)
+
+
+class ScaleHead(nn.Module):
+    """The source's own logits, each with a factor and a bias: the fewest parameters."""
+
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(rows.out_features))
+        self.bias = nn.Parameter(torch.zeros(rows.out_features))
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, n] -> [B, n]."""
+        return self.factor * logits + self.bias
+
+
+class ConcatHead(nn.Module):
+    """The source's own logits as they are."""
+
+    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+        super().__init__()
+
+    def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the cloned classes [B, n] -> the same."""
+        return logits
+
+
+HEADS: dict[str, type[nn.Module]] = {"rows": RowsHead, "scale": ScaleHead, "full": FullHead, "concat": ConcatHead}
+"""Section 5.4; each is built of the source's rows for the cloned classes and the target's classifier."""
+
+
+def joined(own: Tensor, new: Tensor, head: nn.Module) -> Tensor:
+    """Logits of all classes [B, T + n]: the target's own [B, T] before what the head says, unless that is all."""
+    return new if isinstance(head, FullHead) else torch.cat([own, new], 1)
+
+
+class Branch(nn.Module):
+    """Features of the target at one position in, logits of the cloned classes out.
+
+    The source is not a part of the module (it is frozen and shared by all branches), its gates, the adapter and the
+    head are.
+    """
+
+    def __init__(
+        self,
+        position: Position,
+        source: Traced,
+        outputs: Sequence[int],
+        own: nn.Linear,
+        *,
+        adapter: str,
+        head: str,
+        recalibrated: bool = False,
+    ) -> None:
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head.
+
+        `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`.
+        """
+        super().__init__()
+        self.position, self.outputs = position, list(outputs)
+        self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
+        source = own_statistics(source) if recalibrated else source
+        self.groups = channel_groups(source, after=position.source.node)
+        self.gates = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        self.adapter = make_adapter(position, adapter)
+        rows = linear_head(source)
+        cloned = nn.Linear(rows.in_features, len(self.outputs))
+        cloned.weight.data.copy_(rows.weight.data[self.outputs])
+        cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
+        self.head = HEADS[head](cloned, own)
+        self.source = (source,)  # in a tuple: it is shared, and no part of this module
+        self._cut()
+
+    def _cut(self) -> None:
+        """Cut the gated source above the position."""
+        (source,) = self.source
+        root = nn.Module()
+        root.source, root.gates = source.net, self.gates
+        graph, new = gated(source, self.groups, "source.", "gates")
+        wanted = [new[features_of(source)], new[source.node(source.head)]]
+        # in a tuple: what is in it must not be registered as a part of this module
+        self._upper = (segment(root, graph, [new[self.position.source.node]], wanted),)
+
+    def _apply(self, function, recurse: bool = True):
+        moved = super()._apply(function, recurse)
+        self._cut()  # constants of the graph are copied references, which a move to another device can replace
+        return moved
+
+    def upper(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """From the source's value at the position to its features [B, C_s] and its logits of all classes [B, S]."""
+        return self._upper[0](value)
+
+    def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
+        """The target's value at the position and its features [B, C_t] -> new logits [B, n], or what `joined` takes."""
+        features, logits = self.upper(self.adapter(value))
+        return self.head(target_features, features, logits[:, self.outputs])
+
+    def norms(self) -> list[_BatchNorm]:
+        """The BatchNorms of the source's layers above the position."""
+        return running(self._upper[0])
+
+    def masks(self) -> list[Tensor]:
+        """Which filters of each group are kept, bool [C] each."""
+        return [gate.kept() for gate in self.gates]
+
+    def kept_features(self) -> Tensor | None:
+        """Which of the features that enter the classifier are kept, bool [C_s]; None if all are."""
+        head = self.source[0].head
+        for group, gate in zip(self.groups, self.gates, strict=True):
+            spread = dict(group.consumers).get(head)
+            if spread:
+                return gate.kept().repeat_interleave(spread)
+        return None
+
+    def extracted(self) -> nn.Module:
+        """The source with the masked filters physically gone (section 4.7); its layers below the cut are whole."""
+        return without_channels(self.source[0], self.groups, self.masks())
+
+
+def features_of(traced: Traced) -> Node:
+    """What enters the classifier."""
+    return traced.node(traced.head).args[0]
+
+
+def linear_head(traced: Traced) -> nn.Linear:
+    """The classifier; ConfigError if it is no linear layer."""
+    head = traced.net.get_submodule(traced.head)
+    if not isinstance(head, nn.Linear):
+        raise ConfigError(
+            f"{type(traced.net).__name__} ends in a {type(head).__name__}; cloning needs a linear classifier, as "
+            f"ResNets, MobileNets and plain networks have"
+        )
+    return head

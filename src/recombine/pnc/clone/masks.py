@@ -1,0 +1,139 @@
+"""Which filters of the source belong to a clone: one learned score each, a hard budget (sections 4.2 and 4.6).
+
+The paper's text that was at hand does not say how masks are made binary; hard top-k with a straight-through gradient is
+our default, as it keeps the budget of eq. (3) exactly. The softer kinds end in the same hard top-k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recombine.core.errors import ConfigError
+
+__all__ = [
+    "MASK_KINDS",
+    "SCOPES",
+    "ChannelMask",
+    "annealed",
+    "budget_penalty",
+    "harden",
+    "one_budget",
+    "ramp",
+    "set_keep",
+]
+
+MASK_KINDS = {"topk_ste": 0.5, "sigmoid": 3.0, "gumbel": 3.0}
+"""How masks are learned, each with the score at which filters start.
+
+topk_ste: the best filters are on, gradients pass the step unchanged. sigmoid: filters fade, m = sigmoid(a). gumbel:
+filters are on with probability sigmoid(a), drawn in every step, with the gradient of the binary concrete relaxation
+(Maddison et al., ICLR 2017). The last two are held to the budget by `budget_penalty`.
+"""
+SCOPES = ("layer", "global")
+"""Whether the budget holds for the filters of each layer, or for those of a module together."""
+TEMPERATURE = 2 / 3
+"""Of gumbel; 2/3 is the value its inventors advise for binary variables."""
+SETTLED = 0.7
+"""Share of the steps after which the budget is the final one."""
+
+
+class ChannelMask(nn.Module):
+    """Multiplies the channels of a value by 0 or 1: the share `keep` with the largest scores stays.
+
+    In training the kinds sigmoid and gumbel differ from that; evaluated, all kinds are the same. All filters are on
+    at the start.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.kind = "topk_ste"
+        self.scores = nn.Parameter(MASK_KINDS[self.kind] + 0.01 * torch.rand(channels))
+        self.register_buffer("keep", torch.ones(()))
+        self.peers: tuple[ChannelMask, ...] = (self,)
+        """The gates whose channels compete for one budget; in a tuple, as they are no parts of this one."""
+
+    def start(self, kind: str) -> None:
+        """Learn the mask in another way, from that way's starting scores."""
+        self.scores.data += MASK_KINDS[kind] - MASK_KINDS[self.kind]
+        self.kind = kind
+
+    def kept(self) -> Tensor:
+        """Which channels are on, bool [C]; at least one of each gate is."""
+        scores = torch.cat([_with_a_winner(gate.scores.detach()) for gate in self.peers])
+        count = (self.keep * len(scores)).round().clamp(min=len(self.peers))
+        on = scores.argsort(descending=True, stable=True).argsort() < count
+        return on.split([len(gate.scores) for gate in self.peers])[self.peers.index(self)]
+
+    @torch.no_grad()
+    def fix(self, mask: Tensor) -> None:
+        """Keep exactly the channels of a bool mask [C]."""
+        self.scores.copy_(mask)
+        self.keep.copy_(mask.float().mean())
+
+    def mask(self) -> Tensor:
+        """What the channels are multiplied by, with a gradient to all scores: float [C]."""
+        if self.kind == "topk_ste" or not self.training:
+            return self.kept().to(self.scores.dtype) + (self.scores - self.scores.detach())
+        if self.kind == "sigmoid":
+            return self.scores.sigmoid()
+        noise = torch.rand_like(self.scores).logit(1e-6)
+        soft = ((self.scores + noise) / TEMPERATURE).sigmoid()
+        return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
+
+    def forward(self, value: Tensor) -> Tensor:
+        """[B, C, ...] -> the same with masked channels 0."""
+        return value * self.mask().to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
+
+
+def _with_a_winner(scores: Tensor) -> Tensor:
+    """Scores whose largest is infinite, so that it is among the best of any number of layers."""
+    return scores.index_fill(0, scores.argmax(0, keepdim=True), torch.inf)
+
+
+def one_budget(gates: Sequence[ChannelMask]) -> None:
+    """Let the channels of all gates compete for one budget (mask.scope=global)."""
+    for gate in gates:
+        gate.peers = tuple(gates)
+
+
+def budget_penalty(gates: Sequence[ChannelMask], keep_ratio: float) -> Tensor:
+    """What holds soft masks to the budget and drives them to 0 and 1 (section 4.6), 0-d.
+
+    30 sum_l relu(mean(m^l) - keep_ratio) + 2 sum_l mean(m^l (1 - m^l)) over the gates, m = sigmoid(a); under a common
+    budget the first mean is over all gates that share it.
+    """
+    total = torch.zeros((), device=gates[0].scores.device)
+    for gate in gates:
+        mask = gate.scores.sigmoid()
+        share = torch.cat([peer.scores for peer in gate.peers]).sigmoid().mean()
+        total = total + 30 * F.relu(share - keep_ratio) + 2 * (mask * (1 - mask)).mean()
+    return total
+
+
+def ramp(step: int, steps: int) -> float:
+    """From 0 to 1 over the steps after which the budget is the final one."""
+    return min(1.0, step / (SETTLED * max(1, steps)))
+
+
+def annealed(step: int, steps: int, keep_ratio: float) -> float:
+    """The share of channels that stays after `step` of `steps`: from 1 to `keep_ratio` along a cubic (section 4.6)."""
+    return keep_ratio + (1 - keep_ratio) * (1 - ramp(step, steps)) ** 3
+
+
+def set_keep(gates: Iterable[ChannelMask], keep: float) -> None:
+    """Give all gates the same budget, without waiting for the device."""
+    if not 0 < keep <= 1:
+        raise ConfigError(f"method.keep_ratio={keep}: above 0 and at most 1 is needed, such as method.keep_ratio=0.5")
+    for gate in gates:
+        gate.keep.fill_(keep)
+
+
+def harden(gates: Sequence[ChannelMask], keep: float) -> None:
+    """End the first stage: whatever the kind, the best filters of the budget are on, and go on as topk_ste."""
+    set_keep(gates, keep)
+    for gate in gates:
+        gate.kind = "topk_ste"

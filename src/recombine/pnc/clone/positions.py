@@ -1,0 +1,74 @@
+"""Where a part of the source can be hung into the target: the candidates (R_t, R_s) of a pair (section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from recombine.core.errors import ConfigError
+from recombine.models.cuts import Cut, cuts
+from recombine.models.graph import Traced
+
+__all__ = ["ALIGNMENTS", "Position", "places", "positions"]
+
+ALIGNMENTS = ("scale", "all", "whole")
+"""scale: the source is entered where it has scaled the image down as much as the target; all: at every cut of the same
+kind, so that both cuts are searched; whole: all of the source runs on the target's features, made an image."""
+
+
+class Position(NamedTuple):
+    """Where a branch leaves the target and enters the source."""
+
+    number: int
+    """R_t: how many of the target's blocks are shared; 0 is the image itself, which shares nothing."""
+    target: Cut
+    source: Cut
+    source_number: int
+    """R_s: how many of the source's blocks are left out."""
+
+    @property
+    def label(self) -> str:
+        """R3, or R3-2 where the source is entered at another cut than the target is left."""
+        own = f"R{self.number}"
+        return own if self.number == self.source_number else f"{own}-{self.source_number}"
+
+
+def places(traced: Traced) -> tuple[Cut, ...]:
+    """The images, then the cuts R = 1..L from input to output."""
+    image = next(node for node in traced.graph.nodes if node.op == "placeholder")
+    return (Cut("images", image, tuple(image.meta["shape"][1:]), 1.0), *cuts(traced))
+
+
+def positions(target: Traced, source: Traced, align: str = "scale") -> tuple[Position, ...]:
+    """The candidate positions R_t = 0..L of a pair from input to output, of one R_t by R_s; ConfigError if only 0 is.
+
+    The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
+    target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
+    only a feature vector. Ours: of several cuts of one scale our specification takes the last, which would enter a copy
+    of the target a block too late. `align` takes other rules (`ALIGNMENTS`).
+    """
+    own, others = places(target), places(source)
+    found = [Position(0, own[0], others[0], 0)]
+    for number, cut in enumerate(own[1:], start=1):
+        entries = [place for place, other in enumerate(others) if place and len(other.shape) == len(cut.shape)]
+        if align == "whole":
+            entries = [0] if len(cut.shape) == 3 else []
+        elif align == "scale" and entries:
+            entries = [_of_scale(own[1:number], cut, others, entries)]
+        found += [Position(number, cut, others[place], place) for place in entries]
+    if len(found) == 1:
+        raise ConfigError(
+            f"{type(target.net).__name__} and {type(source.net).__name__} have no place where one can be joined to the "
+            f"other; choose two convolutional networks"
+        )
+    return tuple(found)
+
+
+def _of_scale(before: Sequence[Cut], cut: Cut, others: Sequence[Cut], entries: Sequence[int]) -> int:
+    """The one of the source's `entries` that has scaled the image down as much as the target has at `cut`."""
+    reached = min((others[place].factor for place in entries if others[place].factor >= cut.factor), default=None)
+    alike = [place for place in entries if others[place].factor == reached] or entries[-1:]
+    if reached != cut.factor:
+        return alike[-1]
+    same = [other for other in before if (other.factor, len(other.shape)) == (cut.factor, len(cut.shape))]
+    return alike[min(len(same), len(alike) - 1)]

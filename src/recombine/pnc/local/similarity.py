@@ -1,0 +1,50 @@
+"""How alike two networks behave around the same images: the cosine of their local linear models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, presence
+from recombine.pnc.local.surrogates import CHUNK, fit_local
+
+__all__ = ["IMAGES", "VECTORS", "coefficients", "similarity"]
+
+IMAGES, VECTORS = 128, 1000
+"""Zest's defaults; those of the paper are not known to us."""
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Sim = cos(vec a, vec b) in [-1, 1], 0-d, of coefficients [N, Np + 1, O] without their intercepts.
+
+    Both are of the same images, vectors and classes, in the same order. Ours: the paper's formula is not known to us,
+    and 1 - cosine is one of the distances between models in Zest (Jia et al., ICLR 2022). ValueError if shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"coefficients of shapes {tuple(a.shape)} and {tuple(b.shape)} are not of the same models")
+    return F.cosine_similarity(a[:, :-1].double().flatten(), b[:, :-1].double().flatten(), dim=0)
+
+
+def coefficients(
+    net: Callable[[Tensor], Tensor],
+    images: Tensor,
+    index: Tensor,
+    settings: Neighbourhood,
+    seed: int,
+    *,
+    count: int = VECTORS,
+    columns: Sequence[int] | None = None,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None), for `similarity`.
+
+    `net` maps normalised images to logits and must be in eval mode; `images` normalised [B, 3, H, W] at positions
+    `index` [B] of their split. Two networks asked with one seed see the same `count` vectors of each image, also where
+    their input sizes differ. ConfigError if `count` is too small to fit.
+    """
+    settings = replace(settings, num_fit=count)
+    vectors = presence((seed, 0, Purpose.SIMILARITY), index, settings.num_fit, settings.patches)
+    return fit_local(net, images, vectors, settings, columns=columns, chunk=chunk)

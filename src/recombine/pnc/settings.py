@@ -1,0 +1,26 @@
+"""Settings of Partial Network Cloning."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict
+
+from recombine.data.checks import check as check_data
+from recombine.data.settings import DatasetSettings, LoaderSettings
+from recombine.engine.settings import TrainingSettings
+
+__all__ = ["PncSettings"]
+
+
+class PncSettings(TrainingSettings):
+    """Partial Network Cloning."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dataset: DatasetSettings
+    """The images."""
+    loader: LoaderSettings = LoaderSettings()
+    """The loader."""
+
+    def check(self, path: str) -> list[str]:
+        """Absent files, and a split that is not there."""
+        return check_data(self.dataset, self.data_root)

@@ -1,0 +1,171 @@
+"""What a config means: which settings exist, what is wrong with them, which run they are, what they construct."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recombine.core.builds import load_target, parameters_of
+from recombine.core.errors import ConfigError
+from recombine.core.settings import find_problems
+from recombine.run.settings import EntrySettings
+
+__all__ = [
+    "VOLATILE",
+    "RunId",
+    "accepts",
+    "build",
+    "plain",
+    "register_resolvers",
+    "run_id",
+    "validate",
+]
+
+VOLATILE = (
+    *("output_root", "cache_root", "data_root", "weights_root", "device", "name", "wandb", "loader.workers"),
+    *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
+)
+"""Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
+logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
+identified by digests in its provenance, so two users with other folders get the same run name). Somebody's own images
+(dataset=folder) have no other name than their place, which then counts too."""
+
+
+class RunId(NamedTuple):
+    """The names a config gives its run."""
+
+    run: str
+    """Name of the run's directory: readable part, seed and hash of the resolved config."""
+    group: str
+    """The same without the seed."""
+    digest: str
+    """Eight hexadecimal digits."""
+
+
+def register_resolvers() -> None:
+    """Make resolvers known.
+
+    `${join:...}`: the names of a list of models, joined by hyphens. `${first:a,b}`: the first that is not empty.
+    """
+    OmegaConf.register_new_resolver("first", lambda *values: next(filter(None, values), ""), replace=True)
+    OmegaConf.register_new_resolver("join", _join, replace=True)
+
+
+def _join(items: Iterable[Any] | str) -> str:
+    items = [items] if isinstance(items, str) or not isinstance(items, Iterable | ListConfig) else list(items)
+    names = [PurePath(str(item["name"] if isinstance(item, DictConfig | dict) else item)).stem for item in items]
+    return "-".join(names[:3]) + (f"-and-{len(names) - 3}-more" if len(names) > 3 else "")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain dictionaries and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def run_id(cfg: DictConfig, entry: str) -> RunId:
+    """Name the run of `cfg`: the same for a single run, a multirun job, `compose()` and every rank."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    for key in VOLATILE:
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda node, part: node.get(part) or {}, parents, raw)
+        if isinstance(node, dict) and not isinstance(node.get(last, {}), dict):
+            # A placeholder and not a gap: other settings may be built from it by interpolation.
+            node[last] = f"<{key}>"
+    stable = OmegaConf.create(raw)
+    # Sub-tree by sub-tree, as `name` may use resolvers that only exist inside a Hydra job.
+    tree = {str(key): _resolved(stable, str(key)) for key in stable if key not in VOLATILE}
+    if _own_images(tree):
+        tree["data_root"] = os.path.abspath(str(cfg.data_root))
+    readable = re.sub(r"[^a-z0-9._]+", "-", str(cfg.get("name") or entry).lower()).strip("-.")[:80]
+    digest = _digest({"entry": entry, **tree})
+    unseeded = _digest({"entry": entry, **{key: value for key, value in tree.items() if key != "seed"}})
+    return RunId(f"{readable}-s{cfg.seed}-{digest}", f"{readable}-{unseeded}", digest)
+
+
+def _own_images(tree: Mapping[str, Any]) -> bool:
+    """Whether a data set is somebody's own folder, which nothing tells from another one but its place."""
+    nodes = [tree.get("dataset"), tree.get("source_data"), *(tree.get("tasks") or []), *(tree.get("sources") or [])]
+    named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
+    return any("folder" in (node.get("source"), node.get("dataset"), node.get("name")) for node in named)
+
+
+def _resolved(cfg: DictConfig, key: str) -> Any:
+    value = cfg[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _digest(tree: Any) -> str:
+    def canonical(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): canonical(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [canonical(item) for item in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    text = json.dumps(canonical(tree), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def unresolved(cfg: DictConfig) -> list[str]:
+    """Settings of a config that have no value: none was given, or an interpolation leads nowhere."""
+    problems = []
+
+    def visit(node: DictConfig | ListConfig, prefix: str) -> None:
+        for key in node if isinstance(node, DictConfig) else range(len(node)):
+            path = f"{prefix}{key}"
+            if OmegaConf.is_missing(node, key):
+                problems.append(f"{path}: a value is needed; give {path}=...")
+                continue
+            try:
+                value = node[key]
+            except OmegaConfBaseException as error:
+                problems.append(f"{path}: cannot be resolved ({str(error).splitlines()[0]})")
+            else:
+                if OmegaConf.is_config(value) and not OmegaConf.is_interpolation(node, key):
+                    visit(value, f"{path}.")
+
+    visit(cfg, "")
+    return problems
+
+
+def validate(cfg: DictConfig, schema: type[EntrySettings], *, rules: bool = True) -> list[str]:
+    """Everything wrong with a config: gaps, unknown settings, wrong values, by `rules` what does not fit."""
+    problems = unresolved(cfg)
+    if problems:
+        return problems
+    return find_problems(schema, {key: value for key, value in plain(cfg).items() if key != "hydra"}, rules=rules)
+
+
+def accepts(node: DictConfig, name: str) -> bool:
+    """Whether the constructor that `node` names takes an argument `name`."""
+    try:
+        known = parameters_of(load_target("", node.get("_target_", "")))
+    except ConfigError:
+        return False
+    return known is None or name in known
+
+
+def build(node: DictConfig | dict, **late: Any) -> Any:
+    """Construct what `node` names by `_target_`, with its settings and the `late` arguments that no file can hold.
+
+    A node with `_partial_: true` gives a callable that waits for its remaining arguments.
+    Raises ConfigError for a target that does not exist and for settings that it does not take.
+    """
+    node = node if isinstance(node, DictConfig) else OmegaConf.create(node)
+    load_target("config", node["_target_"])
+    # Late arguments stay outside Hydra, which would copy tensors and modules into its own containers.
+    construct = instantiate(node, _partial_=True, _convert_="all")
+    return functools.partial(construct, **late) if node.get("_partial_") else construct(**late)
+
+
+register_resolvers()

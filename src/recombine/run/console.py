@@ -1,0 +1,121 @@
+"""What a person sees at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from recombine.core.types import Row
+
+__all__ = ["first_rank", "show", "show_jobs", "show_problems", "show_rows"]
+
+MOST_ROWS = 20
+MOST_METRICS = 8
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes and prints; known before the process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    # Files and pipes have no width; the default of 80 would cut columns.
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def show(table: Table) -> None:
+    """Print a table, at full width where there is no terminal."""
+    _console().print(table)
+
+
+def show_problems(problems: Sequence[str], *, started: bool = False) -> None:
+    """Print what is wrong with a config, all at once, on stderr; `started`: it took a run to notice."""
+    console = _console(stderr=True)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    console.print(f"[bold red]{count} in the config[/]" + ("" if started else "; nothing was run"), soft_wrap=True)
+    for problem in problems:
+        first, *more = escape(problem).splitlines()
+        console.print(f"  [red]-[/] {first}", soft_wrap=True)
+        for line in more:
+            console.print(f"    {line}", soft_wrap=True)
+
+
+def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapping[str, float]] | None = None) -> None:
+    """Print a run's rows, what they cost, the command that makes them and where they are.
+
+    `published` gives the published metrics of a row's cell, empty where there are none.
+    """
+    console = _console()
+    if rows:
+        common = [
+            f"{key} {value}" for key, value in rows[0].cell.items() if all(r.cell.get(key) == value for r in rows)
+        ]
+        cells = [f"{len(rows)} cells"] if len(rows) > 1 else []
+        console.print(f"\n{rows[0].entry}: {escape(', '.join([*common, *cells]))}", soft_wrap=True)
+        console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
+    if len(rows) > MOST_ROWS:
+        console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
+    facts = rows[0].provenance if rows else {}
+    if "seconds" in facts:
+        speed = facts.get("images_per_second")
+        console.print(f"time     {facts['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
+    if facts.get("command"):
+        console.print(f"command  {escape(facts['command'])}", soft_wrap=True)
+    console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
+
+
+def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Table:
+    reference = published(row) if published else {}
+    table = Table()
+    table.add_column("metric")
+    for column in ("ours", *(("published", "difference") if reference else ())):
+        table.add_column(column, justify="right")
+    for name, value in row.metrics.items():
+        beside = []
+        if reference:
+            known = name in reference
+            beside = [_number(reference[name]), f"{value - reference[name]:+.2f}"] if known else ["", ""]
+        table.add_row(name, _number(value), *beside)
+    return table
+
+
+def _several(rows: Sequence[Row]) -> Table:
+    names = dict.fromkeys(key for row in rows for key in row.cell)
+    cell = [name for name in names if any(row.cell.get(name) != rows[0].cell.get(name) for row in rows)]
+    metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
+    table = Table()
+    for name in cell:
+        table.add_column(name, no_wrap=True)
+    for name in metrics:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows[:MOST_ROWS]:
+        absent = "" if row.status == "ok" else row.status
+        values = [_number(row.metrics[name]) if name in row.metrics else absent for name in metrics]
+        table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
+
+
+def show_jobs(jobs: Sequence[Mapping]) -> None:
+    """Print how the jobs of a multirun ended, with the command of each that failed."""
+    console = _console()
+    failed = [job for job in jobs if job["exit_code"]]
+    console.print(f"multirun: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded", style="red" if failed else "")
+    for job in failed:
+        console.print(
+            f"  job {job['job']} failed (exit code {job['exit_code']}): {escape(job['error'])}", soft_wrap=True
+        )
+        console.print(f"    {escape(job['command'])}", soft_wrap=True)
+    if failed:
+        console.print("Repeat the multirun to run only what is missing.")

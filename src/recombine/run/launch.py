@@ -1,0 +1,195 @@
+"""From a composed config to the rows of its run.
+
+Exit codes of every command: 0 ok; 1 failed; 2 config problem; 3 another process holds the run directory; 4 diverged;
+128 + signal number when stopped (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1), after the state was saved. A multirun ends
+with the code of its first failing job.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from recombine.core.errors import ConfigError, Diverged, Interrupted, RecombineError
+from recombine.core.files import write_atomically
+from recombine.core.random_state import seed_everything
+from recombine.core.results import write_rows
+from recombine.core.types import Row
+from recombine.run import provenance
+from recombine.run.config import RunId, plain, run_id, unresolved, validate
+from recombine.run.console import first_rank, show_rows
+from recombine.run.device import opened
+from recombine.run.directory import finished, locked, note_files, prepare
+from recombine.run.run import Run
+from recombine.run.settings import EntrySettings
+from recombine.run.signals import StopSignals
+from recombine.run.tracking import Tracker
+
+__all__ = ["check", "exit_code", "launch", "record_problems"]
+
+
+def exit_code(error: BaseException | None) -> int:
+    """The code a command ends with after `error` (None: success)."""
+    if isinstance(error, RecombineError):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0 if error is None else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def entry_name(recipe: ModuleType) -> str:
+    """`recombine.flips.recipe` is the entry `flips`; `recombine.transfer.multi_teacher` is `multi_teacher`."""
+    *_, package, module = f".{recipe.__name__}".split(".")
+    return package if module == "recipe" and package else module
+
+
+def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
+    """Every problem of a composed config that shows before data are opened or a device is touched."""
+    problems = validate(cfg, getattr(recipe, "SETTINGS", EntrySettings))
+    problems += recipe.check(cfg) if hasattr(recipe, "check") and not unresolved(cfg) else []
+    return list(dict.fromkeys(problems))
+
+
+def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None) -> float | None:
+    """Run `recipe` as `cfg` says, or show its rows if that was done before; returns the objective for sweepers.
+
+    The recipe module has `run(cfg, run) -> Iterator[Row]` and SETTINGS, the class that declares its config, and may
+    have `check(cfg) -> list[str]`, `cell(cfg) -> dict`
+    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric) and
+    `files(cfg) -> list[Path]` (what it reads or leaves outside its folder: if these change, it is not done any more).
+    Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
+    signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
+    """
+    job = _Job(import_module(recipe) if isinstance(recipe, str) else recipe, cfg, command)
+    problems = check(job.recipe, cfg)
+    if problems:
+        raise ConfigError(problems)
+    with locked(job.folder) if first_rank() else nullcontext(), StopSignals() as signals:
+        rows = finished(job.folder, job.files()) if job.resume != "never" else None
+        if rows is None:
+            if first_rank():
+                prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), job.resume)
+            rows = _execute(job, signals)
+            if first_rank():
+                note_files(job.folder, job.files())
+        elif first_rank():
+            print(f"finished before (engine.resume=never runs it again): {job.folder}")
+        if first_rank():
+            show_rows(rows, job.folder, getattr(job.recipe, "published", None))
+        if signals.received:
+            # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
+            raise Interrupted(signals.received)
+    return rows[-1].metrics.get(getattr(job.recipe, "OBJECTIVE", "")) if rows else None
+
+
+def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigError) -> None:
+    """Leave a failed row for a config that `launch` refused, unless its directory holds rows already."""
+    job = _Job(import_module(recipe), cfg, command)
+    if first_rank() and not (job.folder / "row.json").exists():
+        write_rows(job.folder, [job.complete(job.failed(error), job.facts())])
+
+
+class _Job:
+    """A recipe with its config: what is known of a run before it starts."""
+
+    def __init__(self, recipe: ModuleType, cfg: DictConfig, command: str | None) -> None:
+        self.recipe = recipe
+        self.cfg = cfg
+        self.command = command
+        self.entry = entry_name(recipe)
+        self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
+
+    @cached_property
+    def identity(self) -> RunId:
+        return run_id(self.cfg, self.entry)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.output_root) / self.entry / self.identity.run
+
+    def files(self) -> list[Path]:
+        return self.recipe.files(self.cfg) if hasattr(self.recipe, "files") else []
+
+    def facts(self) -> dict[str, Any]:
+        code = {**provenance.commit(), "versions": provenance.versions()}
+        return {"command": self.command, "config": plain(self.cfg), **code}
+
+    def failed(self, error: BaseException) -> Row:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
+        cell = self.recipe.cell(self.cfg) if hasattr(self.recipe, "cell") else {}
+        text = str(error) if isinstance(error, RecombineError) else f"{type(error).__name__}: {error}"
+        return Row(cell=cell, status=status, error=text.strip())
+
+    def complete(self, row: Row, facts: dict[str, Any]) -> Row:
+        run, group, _ = self.identity
+        return replace(row, entry=self.entry, seed=self.cfg.seed, run=run, group=group, provenance=facts)
+
+    def tracker(self, facts: dict[str, Any]) -> Tracker:
+        settings = self.cfg.get("wandb") or {}
+        choices = [OmegaConf.select(self.cfg, f"{group}.name") for group in ("method", "dataset")]
+        tags = [self.entry, *(str(choice)[:64] for choice in choices if choice), *settings.get("tags", [])]
+        code = {key: value for key, value in facts.items() if key != "config"}
+        return Tracker.open(
+            self.folder,
+            settings,
+            name=self.identity.run,
+            group=self.identity.group,
+            job_type=self.entry,
+            tags=tags,
+            config={**facts["config"], "provenance": code},
+        )
+
+
+def _execute(job: _Job, signals: StopSignals) -> list[Row]:
+    facts = job.facts()
+    deterministic = OmegaConf.select(job.cfg, "engine.deterministic", default=False)
+    rows: list[Row] = []
+    error: BaseException | None = None
+    with opened(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
+        seed_everything(job.cfg.seed)
+        run, group, _ = job.identity
+        tracker = job.tracker(facts) if rank == 0 else Tracker.silent()
+        watch = provenance.Stopwatch(device)
+        run = Run(
+            *(job.folder, run, group, job.entry, job.cfg.seed, device, tracker, signals),
+            *(Path(job.cfg.cache_root), rank, world, job.resume),
+        )
+        try:
+            for row in job.recipe.run(job.cfg, run):
+                rows.append(row)
+        except BaseException as raised:
+            error = raised
+            if isinstance(raised, ConfigError):
+                raised.started = True
+            rows.append(job.failed(raised))
+            raise
+        finally:
+            facts |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
+            rows = [job.complete(row, facts) for row in rows]
+            _close(run, rows, error)
+    return rows
+
+
+def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:
+    """Leave what the run found, or how it failed, in its folder and with the tracker."""
+    if run.main:
+        write_rows(run.dir, rows)
+        if error is not None:
+            write_atomically(run.dir / "traceback.txt", "".join(traceback.format_exception(error)))
+            print(f"ended early; row.json and traceback.txt are in {run.dir}", file=sys.stderr)
+    if len(rows) == 1:
+        run.tracker.summary({**rows[0].metrics, "status": rows[0].status})
+    elif rows:
+        names = list(dict.fromkeys(name for row in rows for name in (*row.cell, *row.metrics)))
+        run.tracker.table("rows", names, [[{**row.cell, **row.metrics}.get(name) for name in names] for row in rows])
+    run.tracker.finish(exit_code(error))

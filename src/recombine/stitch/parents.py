@@ -1,0 +1,110 @@
+"""A trained network as a graph of single operations, without effects in place (section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch.fx import Node
+
+from recombine.core.errors import ConfigError
+from recombine.models import Model
+from recombine.models.blocks import ancestors, channels_last
+from recombine.models.graph import trace
+
+__all__ = ["GRANULARITIES", "Parent", "common_preprocessing"]
+
+GRANULARITIES = ("op", "block")
+
+
+class Parent:
+    """A frozen copy of a model, its graph, and the nodes whose values can be handed to another network."""
+
+    def __init__(self, model: Model, granularity: str = "op") -> None:
+        """`granularity`: op takes every operation's value (the paper), block the ends of residual or dense blocks.
+
+        Raises ConfigError for networks that cannot be traced, whose graph computes something else than they do, or
+        whose output is no single tensor.
+        """
+        if granularity not in GRANULARITIES:
+            raise ConfigError(f"granularity={granularity}: one of {', '.join(GRANULARITIES)} is needed")
+        self.model, self.name = model, model.name
+        self.net = deepcopy(model.net).eval().requires_grad_(False)
+        self.traced = trace(self.net, model.size, operations=True)
+        self.graph = self.traced.graph
+        self.input = next(node for node in self.graph.nodes if node.op == "placeholder")
+        self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        if not isinstance(self.output, Node) or len(self.output.meta.get("shape", ())) != 2:
+            raise ConfigError(f"{self.name} gives no single tensor of logits [images, classes]; choose a classifier")
+        self._modules = dict(self.net.named_modules())
+        self._compare()
+        self.nodes = tuple(self._candidates(granularity))
+        """The nodes that may be joined with nodes of another parent, in the order of their execution."""
+
+    def _compare(self) -> None:
+        """The graph has to compute what the network computes."""
+        like = next(self.net.parameters())
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(0)
+            images = torch.randn(2, 3, self.model.size, self.model.size).to(like)
+            said = torch.fx.GraphModule(self.net, self.graph)(images)
+            if not torch.equal(said, deepcopy(self.model.net).eval()(images)):
+                raise ConfigError(
+                    f"{self.name} computes in a way that its graph does not show (values changed in place behind "
+                    f"views, or randomness); it cannot be stitched"
+                )
+
+    def _candidates(self, granularity: str) -> list[Node]:
+        made_of_images = {self.input}
+        for node in self.graph.nodes:
+            if made_of_images.intersection(node.all_input_nodes):
+                made_of_images.add(node)
+        needed = ancestors([self.output])
+        ends = {block.output for block in self.traced.blocks} | {p.output for b in self.traced.blocks for p in b.parts}
+        return [
+            node
+            for node in self.graph.nodes
+            if node in made_of_images & needed
+            and node not in (self.input, self.output)
+            and node.op != "output"
+            and (granularity == "op" or node in ends)
+            and self.layout(node) is not None
+        ]
+
+    def layout(self, node: Node) -> str | None:
+        """How the value of a node is laid out: NCHW, NC, BNC (tokens) or NHWC; None if it cannot be stitched."""
+        shape = node.meta.get("shape", ())
+        if not 2 <= len(shape) <= 4 or shape[0] != 1 or not node.meta["floating"]:
+            return None
+        if len(shape) == 4:
+            return "NHWC" if channels_last(node, self._modules) else "NCHW"
+        return {2: "NC", 3: "BNC"}[len(shape)]
+
+    def edges(self, nodes: Sequence[Node]) -> list[tuple[int, int]]:
+        """Edges of the graph between `nodes`, by their positions; paths through other nodes count as edges."""
+        number = {node: k for k, node in enumerate(nodes)}
+        nearest: dict[Node, set[int]] = {}
+        found = []
+        for node in self.graph.nodes:
+            above = set().union(*(nearest[source] for source in node.all_input_nodes))
+            if node in number:
+                found += [(source, number[node]) for source in sorted(above)]
+                above = {number[node]}
+            nearest[node] = above
+        return found
+
+
+def common_preprocessing(models: Sequence[Model]) -> list[str]:
+    """Why two parents cannot look at the same pixels; normalisation may differ, size, crop and resizing may not.
+
+    Deviation: the authors give both parents one normalisation too (section 10.2); here each keeps its own, so that it
+    scores as it does alone.
+    """
+    first, second = (model.preprocess.settings() for model in models)
+    return [
+        f"the parents look at different pixels: {key} is {first[key]} for {models[0].name} and {second[key]} for "
+        f"{models[1].name}; set a.{key}={second[key]} or b.{key}={first[key]}"
+        for key in ("size", "crop_pct", "interpolation")
+        if first[key] != second[key]
+    ]

@@ -1,0 +1,97 @@
+"""All stitches trained at once: each repeats the other network's features, no labels are used (section 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recombine.core.distributed import all_reduce_sum
+from recombine.core.errors import ConfigError
+from recombine.core.types import Batch, Loader, Step
+from recombine.engine.evaluate import autocast
+from recombine.engine.method import Method
+from recombine.stitch.init import INITIALISATIONS
+from recombine.stitch.layers import rows
+from recombine.stitch.supernetwork import Supernetwork
+
+__all__ = ["StitchTraining", "Stitching", "relative_errors"]
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """How stitches get their weights (the `method` node)."""
+
+    name: str = "stitch"
+    init: str = "default"
+    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: the exact optimum on `init_images`."""
+    init_images: int = 1024
+    """Training images that std and lstsq look at."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.init not in INITIALISATIONS:
+            problems.append(f"method.init={self.init}: one of {', '.join(INITIALISATIONS)} is needed")
+        if type(self.init_images) is not int or self.init_images < 1:
+            problems.append(f"method.init_images={self.init_images}: an integer of at least 1 is needed")
+        if problems:
+            raise ConfigError(problems)
+
+
+class StitchTraining(Method):
+    """The sum over all stitches of their mean squared errors, from one forward pass of each parent.
+
+    Stitches read what the frozen parents compute and feed nothing but their own losses, so that their gradients do not
+    mix: it is a set of independent regressions.
+    """
+
+    frozen = ("net.nets",)
+
+    def __init__(self, net: Supernetwork) -> None:
+        super().__init__(net)
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of a batch; its labels are not read."""
+        features = self.net.features(batch.images)
+        losses, spreads = [], []
+        for gene, stitch in enumerate(self.net.stitches):
+            target = features[gene].float()
+            losses.append(F.mse_loss(stitch(features[gene ^ 1]).float(), target))
+            spreads.append(target.var(correction=0))
+        errors = torch.stack(losses)
+        loss = errors.sum()
+        relative = (errors.detach() / torch.stack(spreads).clamp(min=TINY)).mean()
+        return Step(loss, {"loss": loss.detach(), "relative_error": relative})
+
+
+TINY = 1e-12
+"""Least variance of a target; a constant one has none."""
+
+
+@torch.no_grad()
+def relative_errors(net: Supernetwork, loader: Loader, precision: str) -> Tensor:
+    """For each stitch its mean squared error over all samples / the variance of its target within channels [2m].
+
+    0 repeats the features, 1 is as good as the mean of each channel.
+    """
+    sums: list[list[Tensor]] = []
+    for batch in loader.epoch(0):
+        with autocast(precision, batch.images.device):
+            features = net.features(batch.images)
+            given = [stitch(features[gene ^ 1]) for gene, stitch in enumerate(net.stitches)]
+        fresh = []
+        for gene, (value, target) in enumerate(zip(given, features, strict=True)):
+            said, wanted = (rows(v, net.layout(gene)).double() for v in (value, target))
+            count = wanted.new_full((1,), len(wanted))
+            fresh.append([(said - wanted).square().sum().view(1), wanted.square().sum().view(1), wanted.sum(0), count])
+        if sums:
+            sums = [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, fresh, strict=True)]
+        else:
+            sums = fresh
+    found = []
+    for parts in sums:
+        error, squares, total, count = (all_reduce_sum(part.cpu()) for part in parts)
+        found.append(error / (squares - total.square().sum() / count).clamp(min=TINY))
+    return torch.cat(found)

@@ -1,0 +1,116 @@
+"""Classifiers for somebody's own classes: any two networks of a library can be compared on any folder of images.
+
+Distilled networks have two classifiers, whose mean are the logits: each is fitted on what enters it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recombine.core.errors import ConfigError
+from recombine.core.types import Loader
+from recombine.engine.evaluate import autocast, evaluating
+from recombine.models import Model
+from recombine.models.model import head_names
+
+__all__ = ["find_heads", "fit_heads", "logistic_regression"]
+
+
+def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
+    """Fit the classifiers of `model` to the samples of `loader` on its frozen features, in place; deterministic."""
+    heads: list[nn.Module] = []
+    entered: dict[nn.Module, Tensor] = {}
+    features, labels = [], []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        entered[layer] = _pooled(inputs[0])
+
+    with evaluating(model):
+        for batch in loader.epoch(0):
+            heads = heads or find_heads(model, batch.images[:2])
+            with autocast(precision, batch.images.device), _hooked(heads, keep):
+                model(batch.images)
+            features.append([entered[head] for head in heads])
+            labels.append(batch.labels.clone())
+    for head, parts in zip(heads, zip(*features, strict=True), strict=True):
+        weight, bias = logistic_regression(torch.cat(parts), torch.cat(labels), model.classes)
+        with torch.no_grad():
+            head.weight.copy_(weight.view_as(head.weight))
+            if head.bias is not None:
+                head.bias.copy_(bias)
+    model.tag = f"{model.tag}, fitted"
+    return model
+
+
+def find_heads(model: Model, images: Tensor) -> list[nn.Module]:
+    """The last layers with an output for each class whose outputs' mean are the logits, whatever these outputs are.
+
+    Raises ConfigError for a network that makes its logits in another way: fitted layers would not fit its logits.
+    """
+    layers = [model.net.get_submodule(name) for name in head_names(model.net, model.classes)]
+    random = torch.Generator().manual_seed(0)
+    said: dict[nn.Module, Tensor] = {}
+
+    def say(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        said[layer] = torch.randn(output.shape, generator=random).to(output)
+        return said[layer].clone()  # what follows may work in place
+
+    with evaluating(model), _hooked(layers, say):
+        logits = model(images)
+    called = [layer for layer in layers if layer in said]
+    for first in reversed(range(len(called))):
+        outputs = [_pooled(said[layer]) for layer in called[first:]]
+        alike = all(output.shape == logits.shape for output in outputs)
+        if alike and torch.allclose(torch.stack(outputs).mean(0), logits, rtol=1e-3, atol=1e-4):
+            return called[first:]
+    raise ConfigError(
+        f"fit_heads=true cannot fit the classifier of {model.name}: its logits are not the mean of its layers with "
+        f"{model.classes} outputs; train it instead (main_pretrain.py model=any model.name={model.name} freeze=true) "
+        "and name the result, or choose another network"
+    )
+
+
+@contextmanager
+def _hooked(layers: Sequence[nn.Module], hook: Callable) -> Iterator[None]:
+    """Call `hook(layer, inputs, output)` in each forward pass of the block; what it returns is the layer's output."""
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pooled(values: Tensor) -> Tensor:
+    """float32 [B, D], averaged over space where it is a map."""
+    return (values.mean((2, 3)) if values.ndim == 4 else values).float()
+
+
+def logistic_regression(
+    features: Tensor, labels: Tensor, classes: int, penalty: float = 1e-3, steps: int = 100
+) -> tuple[Tensor, Tensor]:
+    """Weight [C, D] and bias [C] of a softmax regression on features [n, D] by L-BFGS.
+
+    `penalty` is half the weight of ||W||^2 for standardised features, in a mean over the samples.
+    """
+    mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(classes, x.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(x @ weight.T + bias, labels) + penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        plain = weight / std
+        return plain, bias - plain @ mean
