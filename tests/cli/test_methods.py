@@ -18,6 +18,7 @@ METHODS = {
     for entry in TRAINING
 }
 
+
 @pytest.mark.parametrize("entry", TRAINING, ids=lambda entry: entry.name)
 def test_every_method_of_every_other_entry_is_refused_in_one_sentence(entry):
     foreign = sorted({name for names in METHODS.values() for name in names} - set(METHODS[entry.name]))

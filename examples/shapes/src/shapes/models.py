@@ -1,5 +1,7 @@
 """A small network."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 __all__ = ["ShapeNet"]
@@ -13,7 +15,7 @@ class ShapeNet(nn.Module):
         widths = (3, width, 2 * width, 4 * width)
         blocks = [
             nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         ]
         self.features = nn.Sequential(*blocks)
         self.fc = nn.Linear(widths[-1], classes)
