@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recombine.core.types import Batch, Loader
+from recombine.data.mixed import LoaderWrapper
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.engine.method import Supervised
 from recombine.patch.patched import Patched
@@ -27,7 +28,7 @@ class TaskTraining(Supervised):
             self.frozen = ("net.base",)
 
 
-class CachedFeatureLoader:
+class CachedFeatureLoader(LoaderWrapper):
     """A training loader whose batches hold what the frozen prefix makes of the images, computed once.
 
     Only for data that are not augmented: order, labels and digest are those of the loader it stands for.
@@ -35,11 +36,8 @@ class CachedFeatureLoader:
 
     def __init__(self, train: Loader, every: Loader, patched: Patched, precision: str) -> None:
         """`train` gives the order, `every` all its samples once, in ascending order."""
-        self.train, self.every, self.patched, self.precision = train, every, patched, precision
-        self.batch_size, self.samples, self.digest = train.batch_size, train.samples, train.digest
-
-    def __len__(self) -> int:
-        return len(self.train)
+        super().__init__(train)
+        self.every, self.patched, self.precision = every, patched, precision
 
     @cached_property
     def _store(self) -> tuple[Tensor, Tensor]:
@@ -54,7 +52,7 @@ class CachedFeatureLoader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Batches in the order of the loader it stands for."""
         values, labels = self._store
-        batches = self.train.epoch_batches(epoch, start)
+        batches = self.loader.epoch_batches(epoch, start)
         if not batches:
             return
         # moved once an epoch: in the loop the host must not wait for the device
@@ -66,6 +64,3 @@ class CachedFeatureLoader:
             part = slice(first, first + len(batch))
             first += len(batch)
             yield Batch(values[rows[part]], labels[rows[part]], index[part])
-
-    def close(self) -> None:
-        """Nothing is open."""
