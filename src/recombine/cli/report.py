@@ -33,7 +33,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
     parser.add_argument(
-        "--readme", nargs="+", type=Path, default=[], metavar="FILE", help="Markdown files whose marked blocks are filled"
+        "--readme",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="Markdown files; their marked blocks are filled",
     )
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: of the Markdown files, else all")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copies of the rows, without paths, to commit")
