@@ -12,12 +12,11 @@ from torch.fx import Node
 
 from recombine.core.errors import ConfigError
 from recombine.models.graph import Traced
-from recombine.patch.patched import Edit, Patch, Patched
+from recombine.patch.patched import Edit, Patch, TaskNetwork
+from recombine.patch.settings import NormAdaptationSettings, ResidualAdaptersSettings
 
 __all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
 
-POSITIONS = ("parallel", "series")
-MODES = ("affine", "dua")
 DUA_IMAGES, DUA_VIEWS, DUA_PADDING = 80, 64, 4
 DUA_FIRST, DUA_DECAY, DUA_FLOOR = 0.1, 0.94, 0.005
 
@@ -50,8 +49,7 @@ class ResidualAdapters(_WithNorms):
     """
 
     def __init__(self, traced: Traced, classes: int, *, position: str = "parallel") -> None:
-        if problems := self.problems(position):
-            raise ConfigError(problems)
+        ResidualAdaptersSettings.of({"position": position}, "method")
         super().__init__(traced, classes, position=position)
         calls = _calls(traced, nn.Conv2d)
         self._convolutions = [n for n in calls if traced.net.get_submodule(n.target).kernel_size == (3, 3)]
@@ -59,12 +57,6 @@ class ResidualAdapters(_WithNorms):
         if not convolutions:
             raise ConfigError(f"{type(traced.net).__name__} has no 3x3 convolution, where adapters are attached")
         self.adapters = nn.ModuleList(_adapter(conv, position) for conv in convolutions)
-
-    @staticmethod
-    def problems(position: str = "parallel", **_: object) -> list[str]:
-        """What is wrong with the options."""
-        known = position in POSITIONS
-        return [] if known else [f"method.position={position}: one of {', '.join(POSITIONS)} is needed"]
 
     def insert(self, edit: Edit) -> None:
         """Add the adapters, then exchange the BatchNorms."""
@@ -86,15 +78,9 @@ class NormAdaptation(_WithNorms):
     """
 
     def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
-        if problems := self.problems(mode):
-            raise ConfigError(problems)
+        NormAdaptationSettings.of({"mode": mode}, "method")
         super().__init__(traced, classes, mode=mode)
         self.norms.requires_grad_(mode == "affine")
-
-    @staticmethod
-    def problems(mode: str = "affine", **_: object) -> list[str]:
-        """What is wrong with the options."""
-        return [] if mode in MODES else [f"method.mode={mode}: one of {', '.join(MODES)} is needed"]
 
     def train(self, mode: bool = True) -> NormAdaptation:
         """Statistics found by DUA stay as they are while the classifier is trained."""
@@ -104,7 +90,7 @@ class NormAdaptation(_WithNorms):
         return self
 
     @torch.no_grad()
-    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+    def prepare(self, patched: TaskNetwork, images: Callable[[int], Tensor], seed: int) -> None:
         """DUA's pass over the images, one after the other."""
         if self.options["mode"] != "dua":
             return

@@ -14,7 +14,7 @@ from recombine.models.freeze import freeze, thaw
 from recombine.models.graph import Traced, frontier, segment
 from recombine.models.model import Model
 
-__all__ = ["Edit", "HeadOnly", "Patch", "Patched"]
+__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork"]
 
 
 class Edit:
@@ -68,15 +68,10 @@ class Patch(nn.Module):
         else:
             self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
 
-    @staticmethod
-    def problems(**options: Any) -> list[str]:
-        """What is wrong with the options of this kind of patch, whatever the network; default: nothing."""
-        return []
-
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
 
-    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+    def prepare(self, patched: TaskNetwork, images: Callable[[int], Tensor], seed: int) -> None:
         """What a patch learns of its task before any label is used; default: nothing.
 
         `images(count)` gives at most so many training images in random order, uint8 [N, 3, H, W].
@@ -92,11 +87,11 @@ class HeadOnly(Patch):
     """The network as it is with a new classifier: the row `+ FC` of Table 8."""
 
 
-class Patched(nn.Module):
+class TaskNetwork(nn.Module):
     """The network `base` with one patch: images (or cached prefix values) in, logits of the patch's task out.
 
     What lies before the first patched place runs without gradients; `prefix` gives its values for keeping. A frozen
-    base is in eval mode without gradients, whatever is trained around it, until `detach`.
+    base is in eval mode without gradients, whatever trains around it, until `restore`.
     """
 
     def __init__(self, model: nn.Module, patch: Patch, *, frozen: bool = True) -> None:
@@ -112,14 +107,14 @@ class Patched(nn.Module):
         self._cut()
         self._before = freeze(self.base) if frozen else None
 
-    def train(self, mode: bool = True) -> Patched:
+    def train(self, mode: bool = True) -> TaskNetwork:
         """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
         super().train(mode)
         if self.frozen:
             self.base.eval()
         return self
 
-    def detach(self) -> nn.Module:
+    def restore(self) -> nn.Module:
         """The network as it was, with the modes and gradient flags it came with; the patch is not used afterwards."""
         if self._before is not None:
             thaw(self.base, self._before)
@@ -131,8 +126,8 @@ class Patched(nn.Module):
         images = next(node for node in graph.nodes if node.op == "placeholder")
         live: set[Node] = set()
         for node in graph.nodes:
-            own = node.op == "call_module" and node.target.startswith("patch.")
-            if own or live.intersection(node.all_input_nodes):
+            added = node.op == "call_module" and str(node.target).startswith("patch.")
+            if added or live.intersection(node.all_input_nodes):
                 live.add(node)
         (result,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         border = frontier(graph, live)
