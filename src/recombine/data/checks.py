@@ -1,4 +1,4 @@
-"""What is wrong with data before anything is opened: absent files, splits and label maps. Reads names, imports no torch."""
+"""What is wrong with data before anything is opened: absent files, splits and label maps. Imports no torch."""
 
 from __future__ import annotations
 

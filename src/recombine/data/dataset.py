@@ -16,12 +16,12 @@ from PIL import Image
 
 from recombine.core.errors import ConfigError
 from recombine.data import augment as operations
-from recombine.data.loading import BatchLoader, Split
 from recombine.data.device import DeviceLoader
-from recombine.data.storage import Samples, Storage
+from recombine.data.loading import BatchLoader, Split
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
-from recombine.data.sources import open_source, problems, splits_of
+from recombine.data.sources import open_source
 from recombine.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
+from recombine.data.storage import Samples, Storage
 from recombine.data.torch import TorchLoader
 
 __all__ = ["Data", "open_data", "open_data_for"]
@@ -39,7 +39,9 @@ class Data:
     one square size, else None; splits: names that are there (train, test, and val if `val_fraction` > 0).
     """
 
-    def __init__(self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple) -> None:
+    def __init__(
+        self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple
+    ) -> None:
         self.settings, self.name = settings, settings.name
         self._kind, self._workers = kind, workers
         self._seed, self._device, self._rank, self._world = run

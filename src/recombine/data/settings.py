@@ -28,7 +28,7 @@ class LoaderSettings(Settings):
     """Which loader gives the batches; all give the same ones."""
 
     kind: Literal["ffcv", "device", "torch"] = "ffcv"
-    """ffcv: compiled decoding, the torch loader where FFCV is not installed. device: a small split kept on the device."""
+    """ffcv: compiled decoding, or torch where FFCV is not installed; device: a small split kept on the device."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=cores())] = "auto"
     """Threads; auto: the cores that this process may use."""
 
