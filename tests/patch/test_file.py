@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from recombine import patch
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.models import artifact
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
 from recombine.patch.delta import Delta
@@ -185,12 +184,12 @@ def test_a_network_in_another_precision_is_told_so(resnet20, tmp_path):
         patch.load(copy.deepcopy(resnet20).half(), tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("name", ["a.b", "keys", "base", "auto", "my cars"])
+@pytest.mark.parametrize("name", ["a.b", "base", "auto", "my cars"])
 def test_names_no_patch_can_have(resnet20, tmp_path, name):
     made(resnet20, "head", tmp_path / "p.safetensors", name)
     with pytest.raises(ConfigError, match=f"'{name}' .*; give the patch another name: attach"):
         patch.attach(resnet20, tmp_path / "p.safetensors")
-    assert list(patch.attach(resnet20, tmp_path / "p.safetensors", "cars").list()) == ["cars"]
+    assert list(patch.attach(resnet20, tmp_path / "p.safetensors", "keys").list()) == ["keys"]
 
 
 def test_a_name_is_given_once(resnet20, tmp_path):
@@ -221,7 +220,7 @@ def test_a_failed_save_leaves_the_file_before(resnet20, tmp_path, monkeypatch):
         path.write_bytes(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(artifact, "save_file", failing)
+    monkeypatch.setattr("safetensors.torch.save_file", failing)
     with pytest.raises(OSError, match="no space"):
         made(resnet20, "head", tmp_path / "p.safetensors")
     assert (tmp_path / "p.safetensors").read_bytes() == before

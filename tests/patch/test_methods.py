@@ -162,7 +162,16 @@ def test_every_method_of_the_config_is_declared():
         assert validate(composed(f"method={path.stem}"), settings.PatchSettings, rules=False) == []
 
 
-def test_settings_need_no_torch():
-    code = "import sys, recombine.patch.settings, recombine.patch as p; print('torch' in sys.modules, len(p.__all__))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False")
+def test_a_wrong_command_is_answered_without_torch():
+    code = """
+import sys
+from recombine.cli.main import main
+sys.argv = ["patch", "tasks=mnits", "method.modules=0", "routing=guess"]
+try:
+    main("patch")
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "4 problems" in done.stderr, done.stderr
+    assert done.stdout.rstrip().endswith("torch: False"), done.stderr

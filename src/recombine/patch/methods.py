@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recombine.core.settings import plain
+from recombine.core.settings import to_dict
 from recombine.patch.settings import ALPHAS
 
 __all__ = ["row_names"]
@@ -13,7 +13,7 @@ __all__ = ["row_names"]
 
 def row_names(node: Mapping[str, Any]) -> dict[str, str]:
     """Cells of a method node: its family, and every setting in which it differs from the default."""
-    settings = plain(node)
+    settings = to_dict(node)
     target = str(settings.get("_target_", "")).rpartition(".")[2]
     if target == "Delta":
         return _delta(settings)

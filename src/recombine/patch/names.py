@@ -1,4 +1,4 @@
-"""What patches may be called."""
+"""What patches may be called. No torch here."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ RESERVED = ("base", "auto", "patched", "base_before", "base_after")
 
 def name_problem(name: str) -> str | None:
     """Why a patch cannot be called `name`, if so."""
-    from torch import nn  # settings import this file, and they need no torch
-
     if name in RESERVED:
         return f"{name!r} means something else"
-    if not re.fullmatch(r"\w[\w+=-]*", name, re.ASCII) or hasattr(nn.ModuleDict(), name):
-        return f"{name!r} is no possible name: letters, digits, _ and - are, but no method of a module"
+    if not re.fullmatch(r"\w[\w+=-]*", name, re.ASCII):
+        return f"{name!r} is no possible name: letters, digits, _ and - are"
     return None

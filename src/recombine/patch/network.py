@@ -1,4 +1,4 @@
-"""A network with any number of patches, each used when its task is asked for."""
+"""A network with any number of patches, one for each task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PatchedNetwork(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.patches = nn.ModuleDict()
+        self._patches = nn.ModuleDict()  # keys begin with @, as a key that is a method's name, such as keys, is refused
         self._cards: dict[str, dict[str, Any]] = {}
         self._before: Standing | None = None
         self._attached_to: tuple[str, str] | None = None
@@ -38,16 +38,16 @@ class PatchedNetwork(nn.Module):
         return self
 
     def forward(self, images: Tensor, task: str | None = None) -> Tensor:
-        """Logits of `task`, by the name of its patch; None is the base, through its own untouched code."""
+        """Logits of `task`, by the name of its patch; None is the base, through its unchanged code."""
         if task is None:
             return self.base(images)
-        if task not in self.patches:
-            known = ", ".join(self.patches) or "none"
+        if task not in self._cards:
+            known = ", ".join(self._cards) or "none"
             raise ConfigError(f"there is no patch for task {task!r}; attached are: {known} (None is the base)")
-        return self.patches[task](images)
+        return self._patches[f"@{task}"](images)
 
     def attach(self, path: str | Path, name: str | None = None) -> PatchedNetwork:
-        """Add the patch of a file under `name` (its own name by default).
+        """Add the patch of a file under `name` (by default that of its card).
 
         Raises ConfigError for a name that is taken or impossible, and for a patch of another network.
         """
@@ -59,7 +59,7 @@ class PatchedNetwork(nn.Module):
         before = freeze(self.base)
         with ExitStack() as undo:
             undo.callback(thaw, self.base, before)
-            self.patches[name] = put_on(self.base, found, path)
+            self._patches[f"@{name}"] = put_on(self.base, found, path)
             undo.pop_all()
         if not self._cards:
             self._before, self._attached_to = before, (found.card["base"], dtype_of(self.base))
@@ -75,7 +75,7 @@ class PatchedNetwork(nn.Module):
         if name not in self._cards:
             known = ", ".join(self._cards) or "none"
             raise ConfigError(f"there is no patch {name!r} to detach; attached are: {known}")
-        del self.patches[name], self._cards[name]
+        del self._patches[f"@{name}"], self._cards[name]
         if not self._cards and self._before is not None:
             thaw(self.base, self._before)
             self._before = None
