@@ -14,7 +14,7 @@ from benches.timing import clock, compare, now, the_device
 from recombine.core.types import Row
 from recombine.models.graph import trace
 from recombine.patch.delta import Delta
-from recombine.patch.patched import Patched
+from recombine.patch.patched import TaskNetwork
 
 __all__ = ["measure"]
 
@@ -29,7 +29,7 @@ def measure() -> Iterator[Row]:
     for name in ("resnet18", "resnet50"):
         torch.manual_seed(0)
         net = getattr(torchvision.models, name)().eval().requires_grad_(False).to(device)
-        patched = Patched(net, Delta(trace(net, SIDE), CLASSES, modules=1)).to(device)
+        patched = TaskNetwork(net, Delta(trace(net, SIDE), CLASSES, modules=1)).to(device)
         images = torch.randn(batch, 3, SIDE, SIDE, device=device)
         labels = torch.randint(CLASSES, (batch,), device=device)
         kept = patched.eval().prefix(images)
@@ -43,7 +43,7 @@ def measure() -> Iterator[Row]:
 
 
 def _step_seconds(
-    patched: Patched, optimizer: torch.optim.Optimizer, labels: torch.Tensor, inputs: torch.Tensor
+    patched: TaskNetwork, optimizer: torch.optim.Optimizer, labels: torch.Tensor, inputs: torch.Tensor
 ) -> float:
     """One step; given images, the whole network is run as an ordinary frozen network would be."""
     patched.patch.train()
