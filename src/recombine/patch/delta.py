@@ -77,7 +77,7 @@ class Constant(nn.Module):
 
 
 class Random(nn.Module):
-    """Weights uniform in (0, 1), drawn for each sample, connection and pass, in training and in evaluation."""
+    """Weights uniform in (0, 1), drawn for each sample, connection and forward pass, in training and in evaluation."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Delta(Patch):
             edit.replace(block.output, edit.call(f"{path}.norms.0", value, after=value))
 
 
-def weighted_sum(start: Tensor | None, alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Tensor:
+def weighted_sum(start: Tensor | None, alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Tensor | None:
     """start + sum_k alpha[:, columns[k]] sources[k]; [B, C, H, W]."""
     for column, source in zip(columns, sources, strict=True):
         weight = alpha[:, column, None, None, None]

@@ -35,7 +35,7 @@ def base_accuracy(engine: Engine, base: Task, model: Model) -> float:
 
 
 def evaluate_base(engine: Engine, base: Task) -> float:
-    """Top-1 accuracy of the base before anything is learnt; shows the network."""
+    """Top-1 accuracy of the base before training; shows the network."""
     found = base_accuracy(engine, base, base.model)
     if engine.run.main:
         show(zoo.describe([base.model], {base.model.name: found}))

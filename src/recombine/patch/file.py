@@ -41,7 +41,7 @@ def save(patched: TaskNetwork, path: str | Path, *, name: str, class_names: list
     kind = next((kind for kind, cls in KINDS.items() if type(patch) is cls), None)
     if kind is None:
         raise ConfigError(f"{type(patch).__name__} has no name in files; add it to recombine.patch.file.KINDS")
-    card = {"name": name, "base": digest(patched.base), "kind": kind, "options": patch.options}
+    card: dict[str, Any] = {"name": name, "base": digest(patched.base), "kind": kind, "options": patch.options}
     card |= {"classes": patch.classes, "class_names": class_names, "network": type(patched.base).__name__}
     card |= {"parameters_without_head": patch.parameters_without_head(), "dtype": dtype_of(patched.base), **info}
     return write_artifact(path, "patch", card, patch.state_dict(), version=FORMAT)

@@ -46,7 +46,7 @@ def _delta(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _paint(settings: Mapping[str, Any]) -> dict[str, str]:
-    """`select` is a key of its own: the paper selects by another mean in each protocol."""
+    """`select` is a cell key: the paper selects by another mean in each protocol."""
     select, alpha = settings.get("select", "harmonic_mean"), settings.get("alpha", 1.0)
     alphas = settings.get("alphas", ALPHAS)
     if select == "fixed":

@@ -106,5 +106,5 @@ def recalibrate(model: nn.Module, loader: Loader) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         for value in (norm.running_mean, norm.running_var):
-            all_reduce_sum(value).div_(world())  # each process saw a part of the batches
+            all_reduce_sum(value).div_(world())  # type: ignore[arg-type]  # each process saw a part of the batches
     model.eval()

@@ -39,7 +39,7 @@ class Tuned(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a search came to."""
+    """The outcome of a search."""
 
     backbone: Backbone
     alpha: float
@@ -59,7 +59,7 @@ def finetune(trainer: Trainer, base: Model, name: str, tasks: Sequence[Task], st
 
 
 class AlphaSearch:
-    """Chooses PAINT's mixing weight between two backbones by held-out images of base and tasks."""
+    """Chooses PAINT's interpolation weight between two backbones by held-out images of base and tasks."""
 
     def __init__(self, method: Paint, trainer: Trainer, base: Task) -> None:
         self.method, self.trainer, self.base = method, trainer, base
@@ -69,8 +69,8 @@ class AlphaSearch:
     def choose(self, name: str, start: Backbone, tuned: Sequence[Tuned], *, joint: bool = False) -> Choice:
         """The backbone between `start` and that of the last network.
 
-        `tuned`: every task so far. `joint`: the tasks were learnt together and count as one set; else the last task is
-        the one just learnt.
+        `tuned`: every task so far. `joint`: the tasks were trained together and count as one set; else the last task is
+        the one just trained.
         """
         tasks = [each.task for each in tuned]
         between = self._backbones(start, tuned[-1].model, tasks if joint else tasks[-1:])

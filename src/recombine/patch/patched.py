@@ -18,7 +18,7 @@ __all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork"]
 
 
 class Edit:
-    """A copy of a network's graph into which a patch puts calls of its own modules."""
+    """A copy of a network's graph into which a patch puts calls of its modules."""
 
     def __init__(self, traced: Traced) -> None:
         self.graph, self._new = traced.copy(prefix="base.")
@@ -27,7 +27,7 @@ class Edit:
         """The node of the copy that now gives the value of the traced `node`."""
         return self._new[node]
 
-    def call(self, module: str, *inputs: Node, after: Node) -> Node:
+    def call(self, module: str, *inputs: Any, after: Node) -> Node:
         """Call `patch.<module>` on `inputs`, directly after a node of the copy."""
         with self.graph.inserting_after(after):
             return self.graph.call_module(f"patch.{module}", inputs)
@@ -53,7 +53,7 @@ class Edit:
 
 
 class Patch(nn.Module):
-    """What one task adds to a network: modules between its layers, and a classifier of its own.
+    """What one task adds to a network: modules between its layers, and a new classifier.
 
     A subclass says in `insert` where its modules are called. `options` are the arguments that build it again.
     """
@@ -65,8 +65,8 @@ class Patch(nn.Module):
         old = traced.net.get_submodule(self.head_name)
         if isinstance(old, nn.Linear):
             self.head: nn.Module = nn.Linear(old.in_features, classes)
-        else:
-            self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
+        elif isinstance(old, nn.Conv2d):
+            self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
 
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
@@ -137,7 +137,7 @@ class TaskNetwork(nn.Module):
                 f"({', '.join(odd)}); choose another number of modules, or a network such as a ResNet or ConvNeXt"
             )
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border]
-        # in a tuple: the segments share the modules of `base` and `patch`, which must be registered only once
+        # in a tuple: the segments use the same modules of `base` and `patch`, which must be registered only once
         self._segments = segment(self, graph, [images], border), segment(self, graph, border, [result])
 
     def _apply(self, function, recurse: bool = True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -50,7 +51,7 @@ def parameters(rows: Sequence[Row]) -> Figure:
     size = (1 + 3.1 * len(tasks), 1 + 2.7 * len(models))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(models), len(tasks), squeeze=False)
-    named: dict[str, object] = {}
+    named: dict[str, Any] = {}
     for line, model in zip(panels, models, strict=True):
         for axes, task in zip(line, tasks, strict=True):
             cell = frame[(frame["model"] == model) & (frame["task"] == task)]

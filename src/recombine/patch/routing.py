@@ -20,7 +20,7 @@ ROUTED_IMAGES = 1000
 
 
 class Experts(nn.Module):
-    """The base and its patches in one pass: the class each predicts, its confidence, and the base's features."""
+    """Base and patches in one forward pass: the class that each predicts, its confidence, and the base's features."""
 
     def __init__(self, base: Model, patches: Sequence[TaskNetwork]) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ __all__ = ["TaskResult", "body_parameters", "cell", "joined", "joint_row", "row"
 
 @dataclass
 class TaskResult:
-    """What learning some tasks came to: accuracies in percent, counts for the row, curves for its plots."""
+    """The outcome of learning tasks: accuracies in percent, counts for the row, curves for its plots."""
 
     base: float
     """Accuracy of the base afterwards."""
@@ -56,7 +56,7 @@ def row(
 
 
 def joint_row(cfg: DictConfig, tasks: Sequence[Task], before: float, result: TaskResult, seconds: float) -> Row:
-    """The row of tasks learnt together, which count as one: top-1 on the concatenated test sets."""
+    """The row of tasks trained together, which count as one: top-1 on the concatenated test sets."""
     sizes = [len(task.data.indices("test")) for task in tasks]
     together = pooled(list(result.accuracies.values()), sizes)
     return row(cfg, {"tasks": joined(tasks)}, before, result, seconds, [together])

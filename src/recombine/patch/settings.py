@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 HELD_OUT = 0.1
-"""Fraction of a task's training images on which PAINT's mixing weight is chosen, as in its authors' code."""
+"""Fraction of a task's training images on which PAINT's interpolation weight is chosen, as in its authors' code."""
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""The mixing weights that PAINT tries by default."""
+"""The interpolation weights that PAINT tries by default."""
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Routing = Literal["confidence", "features"]
@@ -53,7 +53,7 @@ class DeltaSettings(PatchMethodSettings, target="recombine.patch.delta.Delta"):
     strides: Annotated[list[Count], Field(min_length=2, max_length=2)] = [2, 2]
     """Strides of the two convolutions of a Delta-module."""
     alpha_init: Literal["default", "base"] = "default"
-    """base: start near the unpatched network."""
+    """base: start close to the unpatched network."""
     input_projection: Literal["reuse_frozen", "drop"] = "reuse_frozen"
     """drop: no skip connections from a block's input where its shape changes."""
 
@@ -88,11 +88,11 @@ class Paint(PatchMethodSettings):
     """
 
     alphas: Annotated[list[Fraction], Field(min_length=1, examples=[[0, 0.5, 1]])] = list(ALPHAS)
-    """Mixing weights to choose from: 0 is the original network, 1 the fine-tuned one."""
+    """Interpolation weights to choose from: 0 is the original network, 1 the fine-tuned one."""
     select: Literal["harmonic_mean", "mean", "fixed"] = "harmonic_mean"
     """Choose by this mean of the accuracies on held-out images, or take `alpha`."""
     alpha: Fraction = 1.0
-    """The mixing weight of select=fixed."""
+    """The interpolation weight of select=fixed."""
     statistics: Literal["interpolated", "recalibrated"] = "interpolated"
     """BatchNorm statistics: interpolated like the weights (the paper's), or recalibrated on images of the task."""
 
@@ -102,7 +102,7 @@ class TaskOverlay(DatasetSettings):
 
     name: str = ""
     """Given by each task."""
-    val_fraction: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = "auto"
+    val_fraction: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = "auto"  # type: ignore[assignment]
     """auto: 0.1 where the method chooses by held-out images, else 0."""
 
 
@@ -125,7 +125,7 @@ class PatchSettings(TrainingSettings):
             late=("traced", "classes"),
         ),
     ]
-    """How the tasks are learnt."""
+    """How a network learns the tasks."""
     tasks: str | list[str | Node] = Field(examples=[["mnist", "usps"]])
     """Datasets by name, or nodes such as {name: cars_half, dataset: stanford_cars, fraction: 0.5}."""
     task: TaskOverlay = TaskOverlay()
@@ -189,7 +189,7 @@ def chooses(method: Mapping[str, Any]) -> bool:
 def task_nodes(tasks: str | Sequence[str | Node], overlay: Node, method: Node) -> list[Node]:
     """The dataset node of every task, `overlay` included; ConfigError with every problem of the names.
 
-    A task is a dataset's name, or a node {name, dataset, ...} with settings of its own.
+    A task is a dataset's name, or a node {name, dataset, ...} with other settings of that dataset.
     """
     nodes: list[Node] = []
     problems: list[str] = []

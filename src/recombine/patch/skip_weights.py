@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ __all__ = ["record_skip_weights", "save_skip_weights"]
 @contextmanager
 def record_skip_weights(network: TaskNetwork) -> Iterator[list[list[Tensor]]]:
     """Keep the skip weights of every sample that `network` sees meanwhile: a list of [B, K] for each block."""
-    blocks = network.patch.blocks if isinstance(network.patch, Delta) else []
-    kept: list[list[Tensor]] = [[] for _ in blocks]
+    modules: list[Any] = list(network.patch.blocks) if isinstance(network.patch, Delta) else []
+    kept: list[list[Tensor]] = [[] for _ in modules]
     handles = [
         block.weights.register_forward_hook(lambda _, __, alpha, k=k: kept[k].append(alpha.detach().float()))
-        for k, block in enumerate(blocks)
+        for k, block in enumerate(modules)
     ]
     try:
         yield kept
@@ -39,18 +40,17 @@ def save_skip_weights(
     run: Run, network: TaskNetwork, name: str, recorded: Sequence[Sequence[Tensor]]
 ) -> dict[str, list]:
     """Weights over all test samples: plot, arrays and table of this run; their means by block for the row."""
-    if not recorded:
+    if not isinstance(network.patch, Delta):
         return {}
-    weights = [_together(batches, len(edges)) for batches, edges in zip(recorded, network.patch.pairs, strict=True)]
-    blocks = network.patch.block_names
+    blocks, pairs = network.patch.block_names, network.patch.pairs
+    weights = [_gather_batches(batches, len(edges)) for batches, edges in zip(recorded, pairs, strict=True)]
     means = {f"alpha_{block}": value.mean(0).tolist() for block, value in zip(blocks, weights, strict=True)}
     if run.main:
-        pairs = network.patch.pairs
         path = save(plot_skip_weights(blocks, pairs, weights), run.dir / "plots" / f"skip_weights_{name}.png")
         run.tracker.image(f"skip_weights_{name}", path)
-        arrays = {f"{k}": value.numpy() for k, value in enumerate(weights)}
-        edges = {f"edges{k}": np.array(value) for k, value in enumerate(pairs)}
-        np.savez_compressed(run.dir / f"skip_weights_{name}.npz", blocks=np.array(blocks), **arrays, **edges)
+        arrays: dict[str, Any] = {f"{k}": value.numpy() for k, value in enumerate(weights)}
+        arrays |= {f"edges{k}": np.array(value) for k, value in enumerate(pairs)}
+        np.savez_compressed(run.dir / f"skip_weights_{name}.npz", blocks=np.array(blocks), **arrays)
         rows = [
             [block, j, i, float(value[:, k].mean()), float(value[:, k].std(correction=0))]
             for block, edges_, value in zip(blocks, pairs, weights, strict=True)
@@ -60,7 +60,7 @@ def save_skip_weights(
     return means
 
 
-def _together(batches: Sequence[Tensor], count: int) -> Tensor:
+def _gather_batches(batches: Sequence[Tensor], count: int) -> Tensor:
     """What all processes recorded of a block, [N, K] on the CPU."""
     here = torch.cat([torch.zeros(0, count), *(batch.cpu() for batch in batches)])
     return torch.cat(gather(here))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,8 +67,8 @@ class Task:
 def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     """Open every task for `model`."""
     settings = plain(cfg)
-    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
-    place = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
+    roots: dict[str, Any] = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
+    place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])
     opened = [datasets.open_data(node, **roots, **place) for node in nodes]
     return [Task(data.name, data, model, cfg.eval_batch_size) for data in opened]
