@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recombine.core.types import Batch, Loader
+from recombine.data.mixed import LoaderWrapper
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.tasks import Task
@@ -27,7 +28,7 @@ def cache_features(
     """
     samples = sum(len(task.data.indices("train")) for task in tasks)
     fits = network.prefix_floats * samples * 4 <= limit_gib * 2**30
-    if not fits or not network.frozen or any(getattr(loader, "augment", None) is not None for loader in loaders):
+    if not fits or not network.frozen or any(loader.augment is not None for loader in loaders):
         return loaders
     return [
         CachedFeatureLoader(loader, task.eval_loader("train"), network, precision)
@@ -35,7 +36,7 @@ def cache_features(
     ]
 
 
-class CachedFeatureLoader:
+class CachedFeatureLoader(LoaderWrapper):
     """A training loader whose batches hold the values of the frozen prefix, computed once.
 
     Only for data that are not augmented: order, labels and digest are those of the loader of images.
@@ -43,11 +44,8 @@ class CachedFeatureLoader:
 
     def __init__(self, train: Loader, every: Loader, network: TaskNetwork, precision: str) -> None:
         """`train` gives the order, `every` all its samples once, in ascending order."""
-        self.train, self.every, self.network, self.precision = train, every, network, precision
-        self.batch_size, self.samples, self.digest = train.batch_size, train.samples, train.digest
-
-    def __len__(self) -> int:
-        return len(self.train)
+        super().__init__(train)
+        self.every, self.network, self.precision = every, network, precision
 
     @cached_property
     def _store(self) -> tuple[Tensor, Tensor]:
@@ -62,7 +60,7 @@ class CachedFeatureLoader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Batches of prefix values in the order of the loader of images."""
         values, labels = self._store
-        batches = self.train.epoch_batches(epoch, start)
+        batches = self.loader.epoch_batches(epoch, start)
         if not batches:
             return
         # moved once an epoch: in the loop the host must not wait for the device
@@ -74,6 +72,3 @@ class CachedFeatureLoader:
             part = slice(first, first + len(batch))
             first += len(batch)
             yield Batch(values[rows[part]], labels[rows[part]], index[part])
-
-    def close(self) -> None:
-        """Nothing is open."""

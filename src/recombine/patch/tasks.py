@@ -48,7 +48,7 @@ class Task:
     def train_loader(self, batch_size: int, augment: bool = True) -> Loader:
         """Training batches in random order; without a random crop, the network sees what it sees in evaluation."""
         loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas, augment=augment)
-        if getattr(loader, "crop", None) is None:
+        if loader.crop is None:
             return loader
         return self.data.loader("train", batch_size, train=True, size=self.model.size)
 
@@ -58,8 +58,8 @@ class Task:
             self._loaders[split] = self.subset(split, None)
         return self._loaders[split]
 
-    def subset(self, split: str, indices: np.ndarray | None) -> Loader:
-        """The images of a split at these positions (None: all) once, not augmented."""
+    def subset(self, split: str, indices: Any) -> Loader:
+        """The images of a split at these positions (an array; None: all) once, not augmented."""
         size = self.model.canvas
         return self.data.loader(split, self.eval_batch_size, train=False, indices=indices, size=size)
 
@@ -108,7 +108,8 @@ def random_images(tasks: Sequence[Task], run: Run, count: int) -> Tensor:
     turns: list[int] = []
     for task in tasks:
         indices = np.random.default_rng(run.seed).permutation(task.data.indices("train"))[: count // len(tasks)]
-        loader = task.data.loader("train", len(indices), train=False, indices=indices, size=task.model.canvas)
+        canvas, positions = task.model.canvas, indices.tolist()
+        loader = task.data.loader("train", len(indices), train=False, indices=positions, size=canvas)
         with closing(loader.epoch(0)) as batches:
             columns = [(batch.index, batch.images) for batch in batches]
         # every process needs all of them; a loader gives each process its part, in ascending order
