@@ -68,7 +68,7 @@ def test_with_neutral_weights_the_network_is_the_base_exactly(network, name):
 
 
 def written_out(net, patched, h):
-    """What the last block of a ResNet-18 (two sub-blocks, a projection) makes of its input `h`, as in section 3.4."""
+    """What the last block of a ResNet-18 (two sub-blocks, a projection) makes of its input `h`, written out."""
     first, second = net.layer4
     block, options = patched.patch.blocks[0], patched.patch.options
     norms, norm = block.norms, options["norm"]

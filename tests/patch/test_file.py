@@ -208,8 +208,8 @@ def test_every_class_has_a_name(resnet20, tmp_path):
 def test_the_file_holds_the_patch_alone(resnet20, tmp_path):
     patched = made(resnet20, "delta", tmp_path / "p.safetensors")
     size = (tmp_path / "p.safetensors").stat().st_size
-    own = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
-    assert own < size < own + 6000
+    tensors = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
+    assert tensors < size < tensors + 6000
 
 
 def test_a_failed_save_leaves_the_file_before(resnet20, tmp_path, monkeypatch):

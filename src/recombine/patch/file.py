@@ -70,7 +70,7 @@ def read(path: str | Path) -> Artifact:
 def load(model: nn.Module, path: str | Path, size: int | None = None) -> TaskNetwork:
     """The network with the patch of a file, in eval mode; the network is frozen (see `TaskNetwork`), and not changed.
 
-    `model`: a `Model`, or a plain timm or torchvision network (at `size` pixels; None: its own default). Raises
+    `model`: a `Model`, or a timm or torchvision network (at `size` pixels; None: its own default). Raises
     ConfigError if it is not, bit for bit, the network the patch was made for.
     """
     return put_on(model, read(path), path, size)

@@ -102,7 +102,7 @@ class PatchedNetwork(nn.Module):
 def attach(network: nn.Module, path: str | Path, name: str | None = None) -> PatchedNetwork:
     """The network with the patch of a file, or one more on a `PatchedNetwork`; `name`: another one than the card's.
 
-    `network`: a `Model`, or a plain timm or torchvision network. Raises ConfigError if it is not, bit for bit, the
+    `network`: a `Model`, or a timm or torchvision network. Raises ConfigError if it is not, bit for bit, the
     network the patch was made for.
     """
     return (network if isinstance(network, PatchedNetwork) else PatchedNetwork(network)).attach(path, name)

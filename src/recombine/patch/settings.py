@@ -136,7 +136,7 @@ class PatchSettings(TrainingSettings):
     choice_split: str = "train"
     """Split of the base's data on which held-out choices measure the base: 5,000 of its images."""
     feature_cache_gib: Annotated[float, Field(ge=0)] = 4.0
-    """Values before the first patched place are kept up to this size, where images are not augmented."""
+    """Size up to which values before the first patched place are cached; only where images are not augmented."""
     routing: Routing | list[Routing] | None = Field([], examples=[["confidence", "features"]])
     """Also find the task of each image without its id; sequential protocol, patches only."""
 
