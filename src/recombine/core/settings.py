@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -96,13 +96,19 @@ def _node_problems(schema: type[Settings], given: dict[str, Any], path: str) -> 
     """What is wrong with the nodes that construct something."""
     problems = []
     for name, field in schema.model_fields.items():
-        for rule in field.metadata:
+        for rule in (*field.metadata, *_rules(field.annotation)):
             if isinstance(rule, NodeRule) and isinstance(given.get(name), Mapping):
                 problems += rule.problems(given[name], f"{path}.{name}" if path else name)
         inner = _nested(field.annotation)
         if inner is not None and isinstance(given.get(name), Mapping):
             problems += _node_problems(inner, given[name], f"{path}.{name}" if path else name)
     return problems
+
+
+def _rules(annotation: Any) -> Iterator[Any]:
+    """What is noted beside the members of a union, as in `Annotated[Node, Builds(...)] | None`."""
+    for member in get_args(annotation):
+        yield from getattr(member, "__metadata__", ())
 
 
 def given_settings(node: Settings | Mapping[str, Any]) -> dict[str, Any]:

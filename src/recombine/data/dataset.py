@@ -19,7 +19,7 @@ from recombine.data import augment as operations
 from recombine.data.device import DeviceLoader
 from recombine.data.loading import BatchLoader, Split
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
-from recombine.data.sources import open_source
+from recombine.data.sources import open_own, open_source
 from recombine.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
 from recombine.data.storage import Samples, Storage
 from recombine.data.torch import TorchLoader
@@ -48,7 +48,11 @@ class Data:
         self._betons = Path(cache_root) / "betons"
         folder = settings.folder or settings.name
         fake = {"samples": settings.samples, "size": settings.image_size, "classes": settings.classes or 10}
-        self.source = open_source(settings.source or settings.name, folder, Path(data_root), settings.download, **fake)
+        if settings.reader is not None:
+            self.source = open_own(settings.name, settings.reader, Path(data_root) / folder)
+        else:
+            name = settings.source or settings.name
+            self.source = open_source(name, folder, Path(data_root), settings.download, **fake)
         mapping = read_label_map(Path(data_root) / folder / settings.label_map) if settings.label_map else None
         self._relabel = Relabel(self.source.class_names, mapping, settings.classes, settings.class_subset)
         self.classes, self.class_names = self._relabel.classes, self._relabel.names

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from recombine.core.builds import Builds
 from recombine.core.errors import did_you_mean
 from recombine.core.settings import Settings, find_problems
 from recombine.models.libraries import name_problems
@@ -134,14 +135,20 @@ BUILT_IN: dict[str, type[ArchitectureSettings]] = {
 """Architecture -> its options; their `target` is the constructor, which takes `classes` too."""
 
 
+OWN = Builds("a network", "model=cnn", ArchitectureSettings, base="torch.nn.Module", late=("classes",))
+"""A class of somebody's own, by its dotted name: `Class(classes, **options)` takes normalised images [B, 3, H, W]."""
+
+
 def option_problems(architecture: str, options: Mapping[str, Any]) -> list[str]:
     """What is wrong with an architecture and its options, without building it; a library is asked for its own names."""
     if is_library(architecture):
         return name_problems(architecture)
+    if "." in architecture:
+        return OWN.problems({"_target_": architecture, **options}, "model")
     if architecture not in BUILT_IN:
         return [
             f"unknown architecture {architecture!r}; {did_you_mean(architecture, BUILT_IN)} "
-            f"allowed: {', '.join(BUILT_IN)}, timm:<name>, torchvision:<name>"
+            f"allowed: {', '.join(BUILT_IN)}, timm:<name>, torchvision:<name>, package.module.Class of your own"
         ]
     known = BUILT_IN[architecture].model_fields
     unknown = [_unknown_option(architecture, key, list(known)) for key in options if key not in known]

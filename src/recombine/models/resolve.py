@@ -25,7 +25,8 @@ class Spec:
 
     name: str
     architecture: str
-    """A built-in one (see `architectures.BUILT_IN`), `timm:<name>`, `torchvision:<name>` or `hf-hub:<repository>`."""
+    """A built-in one (see `architectures.BUILT_IN`), `timm:<name>`, `torchvision:<name>`, `hf-hub:<repository>`, or the
+    dotted name of somebody's own class, which a node gives as `_target_`."""
     weights: str | None = None
     """None: random; `pretrained`: the file of that name in weights_root, else the library's own; or a file."""
     classes: int | None = None
@@ -109,6 +110,8 @@ def resolve(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, dict[str,
         return from_name(node, root), {}
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise ConfigError(f"a model is a name or a node with a name, not {node!r}; such as model=resnet20")
+    if own := node.pop("_target_", None):
+        node["architecture"] = own
     if node.get("architecture"):
         return from_mapping(node), {}
     spec = from_name(node.pop("name"), root)

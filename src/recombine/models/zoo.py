@@ -101,7 +101,8 @@ def create(
 def _create_built_in(architecture: str, options: dict[str, Any], classes: int | None) -> Created:
     if classes is None:
         raise ConfigError(f"{architecture} needs a number of classes: model.classes=<number>")
-    constructor = load_target("model.architecture", BUILT_IN[architecture].target)
+    own = architecture not in BUILT_IN  # somebody's class, which is a network: option_problems has looked at it
+    constructor = load_target("model.architecture", architecture if own else BUILT_IN[architecture].target)
     return Created(constructor(classes, **options), classes)
 
 

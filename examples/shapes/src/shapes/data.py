@@ -9,7 +9,7 @@ from recombine.data import Arrays, Found
 __all__ = ["draw_shapes"]
 
 
-def draw_shapes(folder: Path, *, images: int = 600, noise: float = 60.0) -> Found:
+def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> Found:
     """`images` training images and a third as many test images, uint8 [N, 32, 32]; `folder` (data_root) is not read."""
 
     def draw(seed: int, count: int) -> Arrays:
