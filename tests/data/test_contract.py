@@ -8,9 +8,9 @@ from recombine.core.types import Loader
 from recombine.data.mixed import LabelOffsetLoader, LoaderWrapper, MixedLoader, RepeatedLoader
 from recombine.models import build
 from recombine.models.graph import traced
+from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.patch.delta import Delta
-from recombine.patch.patched import Patched
-from recombine.patch.training import CachedFeatureLoader
+from recombine.patch.patched import TaskNetwork
 from recombine.transfer.training import Unlabelled
 
 MEMBERS = [name for name in vars(Loader) if not name.startswith("_")]
@@ -18,7 +18,7 @@ MEMBERS = [name for name in vars(Loader) if not name.startswith("_")]
 
 def cached(train: Loader, every: Loader) -> CachedFeatureLoader:
     model = build({"name": "resnet8", "weights": None, "size": 8}, classes=10)
-    return CachedFeatureLoader(train, every, Patched(model, Delta(traced(model), 10, modules=1)), "fp32")
+    return CachedFeatureLoader(train, every, TaskNetwork(model, Delta(traced(model), 10, modules=1)), "fp32")
 
 
 MAKERS = {
