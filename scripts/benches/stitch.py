@@ -33,7 +33,7 @@ from recombine.stitch.parents import Parent
 from recombine.stitch.search.ga import FamilialGa
 from recombine.stitch.search.population import initial
 from recombine.stitch.search.space import Budget, Evaluated, Space
-from recombine.stitch.stitches import problem
+from recombine.stitch.stitches import matching_problem
 from recombine.stitch.supernetwork import Read, StitchPoint, Supernetwork
 from recombine.stitch.training import StitchTraining
 
@@ -205,7 +205,10 @@ def _supernetwork(data: Data) -> Supernetwork:
     weights = {"weights_root": Path(root) / "weights" / "cifar10"} if root else {}
     nodes = nodes if root else [{**node, "weights": None} for node in nodes]
     parents = tuple(Parent(models.build(node, classes=10, **weights).to(the_device()).eval()) for node in nodes)
-    pairs = [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in match(problem(parents)).pairs.tolist()]
+    pairs = [
+        StitchPoint(parents[0].nodes[i], parents[1].nodes[j])
+        for i, j in match(matching_problem(parents)).pairs.tolist()
+    ]
     torch.manual_seed(0)
     net = Supernetwork(parents, pairs).to(the_device())
     initialise(net, "lstsq", data.loader("train", BATCH, train=True), 4 * BATCH)

@@ -154,27 +154,11 @@ def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
     bench.close()
 
 
-def test_problems_are_told_together(tmp_path, weights):
-    wrong = [
-        "b.name=third",
-        "search_fraction=1",
-        "performance=speed",
-        "eval_batch_networks=0",
-        "search.population=1",
-        "budget=0",
-    ]
-    wrong += ["matching.method=best", "matching.granularity=net", "method.init=good", "expected_stitches=0"]
-    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
-    for sign in (
-        "third",
-        "search_fraction=1",
-        "performance=speed",
-        "eval_batch_networks=0",
-        "method.init=good",
-        "budget=0",
-    ):
-        assert sign in problems
-    assert "matching.method=best" in problems and "granularity=net" in problems
+def test_problems_of_both_parents_and_all_data_are_told_together(tmp_path, weights):
+    wrong = ["a.name=fourth", "b.name=third", "search_fraction=1", "dataset@search_data=cifar10"]
+    problems = check(recipe, composed(tmp_path, weights, *wrong, "search_data.download=false"))
+    for sign in ("fourth", "third", "search_fraction=1", "cifar10"):
+        assert any(sign in problem for problem in problems), problems
 
 
 def test_parents_have_to_be_two(tmp_path, weights):

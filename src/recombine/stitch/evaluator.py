@@ -26,10 +26,9 @@ from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.search.space import Evaluated
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["PERFORMANCES", "Evaluator", "Scores"]
+__all__ = ["Evaluator", "Scores"]
 
 log = logging.getLogger(__name__)
-PERFORMANCES = ("accuracy", "loss")
 
 
 class Scores(NamedTuple):

@@ -13,9 +13,8 @@ from recombine.core.types import Loader
 from recombine.stitch.layers import rows, set_affine
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["INITIALISATIONS", "Moments", "initialise"]
+__all__ = ["Moments", "initialise"]
 
-INITIALISATIONS = ("default", "std", "lstsq")
 RIDGE = 1e-6
 """Added to the diagonal of the normal equations, in units of its mean: dead channels have no variance."""
 

@@ -13,9 +13,7 @@ from recombine.models import Model
 from recombine.models.blocks import ancestors, channels_last
 from recombine.models.graph import trace
 
-__all__ = ["GRANULARITIES", "Parent", "common_preprocessing"]
-
-GRANULARITIES = ("op", "block")
+__all__ = ["Parent", "common_preprocessing"]
 
 
 class Parent:
@@ -27,8 +25,6 @@ class Parent:
         Raises ConfigError for networks that cannot be traced, whose graph computes something else than they do, or
         whose output is no single tensor.
         """
-        if granularity not in GRANULARITIES:
-            raise ConfigError(f"granularity={granularity}: one of {', '.join(GRANULARITIES)} is needed")
         self.model, self.name = model, model.name
         self.net = deepcopy(model.net).eval().requires_grad_(False)
         self.traced = trace(self.net, model.size, operations=True)

@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from recombine import models as zoo
-from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.data.checks import check_node
-from recombine.models.registry import training_hint
 from recombine.report.plots import save_plots
-from recombine.run.config import build, plain
+from recombine.run.config import build
 from recombine.run.run import Run
 from recombine.stitch import offspring, stitches
-from recombine.stitch.evaluator import PERFORMANCES, Evaluator
-from recombine.stitch.matching import Problem, match
+from recombine.stitch.evaluator import Evaluator
 from recombine.stitch.metrics import comparison, network_measures
-from recombine.stitch.parents import GRANULARITIES
 from recombine.stitch.plots import PLOTS
-from recombine.stitch.retraining import WHAT, Retrained, retrained
-from recombine.stitch.run_search import budget, search
-from recombine.stitch.search.space import Space
+from recombine.stitch.retraining import Retrained, retrained
+from recombine.stitch.run_search import search
 from recombine.stitch.search.sweep import references
 from recombine.stitch.settings import StitchSettings
 from recombine.stitch.supernetwork import Supernetwork
@@ -35,57 +28,15 @@ from recombine.stitch.workbench import Workbench
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "run"]
+__all__ = ["OBJECTIVE", "SETTINGS", "cell", "run"]
 
 log = logging.getLogger(__name__)
-SMALLEST = Problem(np.ones((1, 1), bool), np.zeros((0, 2), int), np.zeros((0, 2), int))
-"""Two networks of one node: what a matching is tried on before there are others."""
 OBJECTIVE = "search_hypervolume"
 """What a hyper-parameter search maximises; never anything of the test images."""
 
 
 SETTINGS = StitchSettings
 """The class that declares the config."""
-
-
-def check(cfg: DictConfig) -> list[str]:
-    """Problems of both parents, the images, the matching, the method and the search, without loading any."""
-    problems: list[str] = []
-    if cfg.get("search_data"):
-        problems += [f"search_data: {text}" for text in check_node(plain(cfg.search_data), cfg.data_root, "dataset")]
-    for node in (cfg.a, cfg.b):
-        hint = training_hint(str(node.name), cfg.weights_root)
-        problems += [text + hint for text in zoo.check(node, weights_root=cfg.weights_root, frozen=True)]
-    if not 0 < cfg.search_fraction < 1:
-        problems.append(f"search_fraction={cfg.search_fraction}: between 0 and 1, such as search_fraction=0.1")
-    if cfg.performance not in PERFORMANCES:
-        problems.append(f"performance={cfg.performance}: one of {', '.join(PERFORMANCES)}")
-    if cfg.retrain.what not in WHAT:
-        problems.append(f"retrain.what={cfg.retrain.what}: one of {', '.join(WHAT)}")
-    for key, least in (("eval_batch_networks", 1), ("num_saved", 0)):
-        if type(cfg[key]) is not int or cfg[key] < least:
-            problems.append(f"{key}={cfg[key]}: an integer of at least {least}")
-    return problems + _parts_problems(cfg)
-
-
-def _parts_problems(cfg: DictConfig) -> list[str]:
-    """What the constructors of method, search and matching refuse."""
-    problems = []
-    settings = plain(cfg.matching)
-    granularity = settings.pop("granularity")
-    if granularity not in GRANULARITIES:
-        problems.append(f"matching.granularity={granularity}: one of {', '.join(GRANULARITIES)}")
-    smallest = np.array([2, 2, 3])
-    for make in (
-        lambda: build(cfg.method),
-        lambda: build(cfg.search, space=Space(smallest, cfg.expected_stitches), budget=budget(cfg), seed=0),
-        lambda: match(SMALLEST, **settings),
-    ):
-        try:
-            make()
-        except ConfigError as error:
-            problems += error.problems
-    return problems
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:

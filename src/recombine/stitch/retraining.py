@@ -21,9 +21,7 @@ from recombine.stitch.offspring import export
 from recombine.stitch.supernetwork import Supernetwork
 from recombine.stitch.workbench import Workbench
 
-__all__ = ["WHAT", "Branches", "Retrained", "Retraining", "retrained"]
-
-WHAT = ("none", "stitches", "all")
+__all__ = ["Branches", "Retrained", "Retraining", "retrained"]
 
 
 class Retrained(NamedTuple):

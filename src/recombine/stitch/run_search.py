@@ -24,7 +24,7 @@ LINES = 10
 
 def budget(cfg: DictConfig) -> Budget:
     """How many networks may be asked for."""
-    return Budget(cfg.budget, cfg.budget_counts)
+    return Budget(cfg.budget, cfg.budget_unit)
 
 
 def search(cfg: DictConfig, run: Run, net: Supernetwork, evaluator: Evaluator) -> tuple[np.ndarray, Watch]:

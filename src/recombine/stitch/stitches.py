@@ -21,23 +21,24 @@ from recombine.models.freeze import digest
 from recombine.run.config import build, plain
 from recombine.stitch.init import initialise
 from recombine.stitch.layers import compatible
-from recombine.stitch.matching import Problem, match
+from recombine.stitch.matching import MatchingProblem, match
 from recombine.stitch.parents import Parent
+from recombine.stitch.settings import MatchingSettings, StitchMethodSettings
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
-from recombine.stitch.training import Stitching, StitchTraining
+from recombine.stitch.training import StitchTraining
 from recombine.stitch.workbench import Workbench
 
-__all__ = ["join", "problem", "train"]
+__all__ = ["join", "matching_problem", "train"]
 
 log = logging.getLogger(__name__)
 
 
-def problem(parents: tuple[Parent, Parent]) -> Problem:
+def matching_problem(parents: tuple[Parent, Parent]) -> MatchingProblem:
     """Which nodes of two parents can be stitched, and the graphs between them (section 3)."""
     shapes = [[(p.layout(node), tuple(node.meta["shape"])) for node in p.nodes] for p in parents]
     fits = np.array([[compatible(*a, *b) for b in shapes[1]] for a in shapes[0]], bool)
     edges = [np.array(p.edges(p.nodes), int).reshape(-1, 2) for p in parents]
-    return Problem(fits.reshape(len(shapes[0]), len(shapes[1])), *edges)
+    return MatchingProblem(fits.reshape(len(shapes[0]), len(shapes[1])), *edges)
 
 
 def join(bench: Workbench) -> tuple[Supernetwork, dict[str, float]]:
@@ -65,20 +66,18 @@ def join(bench: Workbench) -> tuple[Supernetwork, dict[str, float]]:
 
 def _matched(bench: Workbench, parents: tuple[Parent, Parent]) -> dict[str, Any]:
     """The names of the matched nodes, and how many there could be at most."""
-    settings = plain(bench.cfg.matching)
-    del settings["granularity"]
     a, b = (parent.name for parent in parents)
-    if not all(parent.nodes for parent in parents) or not (wanted := problem(parents)).compatible.any():
+    if not all(parent.nodes for parent in parents) or not (problem := matching_problem(parents)).compatible.any():
         raise ConfigError(
             f"no node of {a} can be stitched with one of {b}: nowhere are feature maps of one size; take networks that "
             f"shrink their images alike, or matching.granularity=op"
         )
-    found = match(wanted, **settings, seed=bench.training_run.seed)
+    found = match(problem, MatchingSettings.of(plain(bench.cfg.matching), "matching"), seed=bench.training_run.seed)
     pairs = [(parents[0].nodes[i].name, parents[1].nodes[j].name) for i, j in found.pairs.tolist()]
     return {"pairs": pairs, "bound": found.bound, "proven": found.proven}
 
 
-def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, float]:
+def train(bench: Workbench, net: Supernetwork, method: StitchMethodSettings) -> dict[str, float]:
     """Train all stitches, or take those that a run with the same parents, settings and images has left."""
     loader = bench.training_loader(bench.cfg.batch_size)
     path = _place(bench, net, method, loader.digest)
@@ -95,7 +94,7 @@ def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, f
     return {"stitch_seconds": fit.seconds}
 
 
-def _place(bench: Workbench, net: Supernetwork, method: Stitching, data: str) -> Path:
+def _place(bench: Workbench, net: Supernetwork, method: StitchMethodSettings, data: str) -> Path:
     """A file name that is a function of everything the trained stitches depend on."""
     cfg = plain(bench.cfg)
     nodes = [[pair.a.name, pair.b.name] for pair in net.pairs]

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum
-from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.evaluate import autocast
 from recombine.engine.method import Method
-from recombine.stitch.init import INITIALISATIONS
 from recombine.stitch.layers import rows
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["StitchTraining", "Stitching", "relative_errors"]
-
-
-@dataclass(frozen=True)
-class Stitching:
-    """How stitches get their weights (the `method` node)."""
-
-    name: str = "stitch"
-    init: str = "default"
-    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: the exact optimum on `init_images`."""
-    init_images: int = 1024
-    """Training images that std and lstsq look at."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.init not in INITIALISATIONS:
-            problems.append(f"method.init={self.init}: one of {', '.join(INITIALISATIONS)} is needed")
-        if type(self.init_images) is not int or self.init_images < 1:
-            problems.append(f"method.init_images={self.init_images}: an integer of at least 1 is needed")
-        if problems:
-            raise ConfigError(problems)
+__all__ = ["StitchTraining", "relative_errors"]
 
 
 class StitchTraining(Method):

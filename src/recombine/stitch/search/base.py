@@ -33,18 +33,8 @@ class Search(ABC):
         steering: float = 0.5,
     ) -> None:
         """`name` is the search's in rows; `steering` the accuracy asked for by the time all of the budget is spent."""
-        problems = []
         if space.length < 3:
-            problems.append("no layers of the parents match, so there is nothing to search; take other parents")
-        if not space.expected_stitches > 0:
-            value = space.expected_stitches
-            problems.append(f"expected_stitches={value}: more than 0; try expected_stitches=6.2")
-        if type(population) is not int or population < 2:
-            problems.append(f"search.population={population}: an integer of at least 2; try search.population=128")
-        if type(steering) not in (int, float) or not 0 <= steering <= 1:
-            problems.append(f"search.steering={steering}: an accuracy in 0..1; search.steering=0 is none")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError("no layers of the parents match, so there is nothing to search; take other parents")
         self.space, self.budget, self.name = space, budget, name
         self.size, self.steering = population, steering
         self.rng = np.random.default_rng(seed)

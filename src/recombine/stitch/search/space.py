@@ -6,8 +6,6 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from recombine.core.errors import ConfigError
-
 __all__ = ["Budget", "Evaluate", "Evaluated", "Individuals", "Space", "phenotypes"]
 
 
@@ -79,21 +77,14 @@ def phenotypes(genotypes: np.ndarray, active: np.ndarray) -> np.ndarray:
 class Budget:
     """How many requests a search may make, and how many it has made.
 
-    `counts` is what the total counts: `requests`, all of them, as in the paper; or `unique`, the phenotypes that this
+    `unit` is what the total counts: `requests`, all of them, as in the paper; or `unique`, the phenotypes that this
     search asked for the first time. Both are told from the answers alone, never from whether something was measured or
     remembered, so that a search continued from a memo takes the same course. With `unique` a search also ends when as
     many requests as the whole budget brought nothing new.
     """
 
-    def __init__(self, total: int, counts: str = "requests") -> None:
-        problems = []
-        if type(total) is not int or total < 1:
-            problems.append(f"budget={total}: an integer of at least 1; try budget=5000")
-        if counts not in ("requests", "unique"):
-            problems.append(f"budget_counts={counts}: requests or unique; try budget_counts=requests")
-        if problems:
-            raise ConfigError(problems)
-        self.total, self.counts = total, counts
+    def __init__(self, total: int, unit: str = "requests") -> None:
+        self.total, self.unit = total, unit
         self.requests = 0
         self._seen: set[bytes] = set()
         self._idle = 0
@@ -106,7 +97,7 @@ class Budget:
     @property
     def left(self) -> int:
         """How many more requests are certain to be within the budget."""
-        return self.total - (self.requests if self.counts == "requests" else max(self.unique, self._idle))
+        return self.total - (self.requests if self.unit == "requests" else max(self.unique, self._idle))
 
     def spend(self, genotypes: np.ndarray, active: np.ndarray) -> None:
         """Count answered requests: genotypes int8 [n, L] and which of their genes are active, bool [n, L]."""
