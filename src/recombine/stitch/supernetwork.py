@@ -169,7 +169,7 @@ class Supernetwork(nn.Module):
 
     # -------------------------------------------------------------------------------------------- genotypes
 
-    def checked(self, genotype: Sequence[int] | np.ndarray) -> np.ndarray:
+    def check_genotype(self, genotype: Sequence[int] | np.ndarray) -> np.ndarray:
         """The genotype as int8; ConfigError if it has another length or a value out of range."""
         array = np.asarray(genotype)
         if array.shape != self.alphabet.shape or (array < 0).any() or (array >= self.alphabet).any():
@@ -221,7 +221,7 @@ class Supernetwork(nn.Module):
 
     def set_genotype(self, genotype: Sequence[int] | np.ndarray) -> None:
         """Choose which network `forward` is."""
-        self.genotype = self.checked(genotype)
+        self.genotype = self.check_genotype(genotype)
         self._plan = ExecutionPlan(self, [self.genotype])
 
     def forward(self, images: Tensor) -> Tensor:
