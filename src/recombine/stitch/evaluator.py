@@ -22,7 +22,6 @@ from recombine.core.types import Loader
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.models.freeze import digest
 from recombine.run.run import Run
-from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.search.space import Evaluated
 from recombine.stitch.supernetwork import Supernetwork
 
@@ -98,13 +97,13 @@ class Evaluator:
 
     def _scores(self, genotypes: Sequence[np.ndarray]) -> list[Scores]:
         """One pass over all images, each process over its own; the device is waited for once."""
-        plan, device = ExecutionPlan(self.net, genotypes), self.run.device
+        plan, device = self.net.plan(genotypes), self.run.device
         right = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
         loss = torch.zeros_like(right)
         with evaluating(self.net):
             for images, labels in self.batches:
                 with autocast(self.precision, device):
-                    logits = torch.stack(plan.logits(self.net.preprocess(images))).float()
+                    logits = torch.stack(self.net.logits(plan, images))
                 right += (logits.argmax(2) == labels).sum(1)
                 loss += self._cross_entropy(logits, labels)
         values = all_reduce_sum(torch.stack([right, loss]).cpu()) / self.samples

@@ -17,7 +17,8 @@ from recombine.models.artifact import DAMAGE, kind_of, read_artifact, write_arti
 from recombine.models.freeze import digest
 from recombine.models.model import Preprocess
 from recombine.stitch.parents import Parent
-from recombine.stitch.supernetwork import STITCH, Read, StitchPoint, Supernetwork
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
+from recombine.stitch.vertices import Operand
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 
@@ -62,22 +63,22 @@ def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> t
     images = graph.placeholder("images")
     made: dict[int, fx.Node] = {}
 
-    def value(read: Read) -> fx.Node:
-        return made[read.stitched if read.gene >= 0 and genotype[read.gene] else read.own]
+    def value(operand: Operand) -> fx.Node:
+        return made[operand.source(genotype)]
 
-    for vertex in net.needed(genotype)[0]:
-        side, what, reads, _ = net.vertices[vertex]
-        if side == STITCH:
-            made[vertex] = graph.call_module(f"stitches.{places[what]}", (value(reads[0]),))
-        elif what.op == "placeholder":
-            other = side == 1 and not net.renormalise.same
-            made[vertex] = graph.call_module("renormalise", (images,)) if other else images
+    for vertex in net.graph.required(genotype)[0]:
+        side, content, operands, _ = net.graph.vertices[vertex]
+        if isinstance(content, int):
+            made[vertex] = graph.call_module(f"stitches.{places[content]}", (value(operands[0]),))
+        elif content.op == "placeholder":
+            normalise = side == 1 and not net.renormalise.same
+            made[vertex] = graph.call_module("renormalise", (images,)) if normalise else images
         else:
-            values = dict(zip(what.all_input_nodes, map(value, reads), strict=True))
-            made[vertex] = graph.node_copy(what, values.__getitem__)
-            if what.op in ("call_module", "get_attr"):
-                made[vertex].target = f"{'ab'[side]}.{what.target}"
-    return graph, [value(read) for read in net.roots[genotype[-1]]]
+            values = dict(zip(content.all_input_nodes, map(value, operands), strict=True))
+            made[vertex] = graph.node_copy(content, values.__getitem__)
+            if content.op in ("call_module", "get_attr"):
+                made[vertex].target = f"{'ab'[side]}.{content.target}"
+    return graph, [value(operand) for operand in net.graph.outputs[genotype[-1]]]
 
 
 def save(

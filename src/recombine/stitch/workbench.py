@@ -20,7 +20,6 @@ from recombine.models import Model
 from recombine.run.config import DictConfig, plain
 from recombine.run.console import show
 from recombine.run.run import Run
-from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.parents import common_preprocessing
 from recombine.stitch.supernetwork import Supernetwork
 
@@ -119,7 +118,7 @@ class _Many(nn.Module):
 
     def __init__(self, net: Supernetwork, genotypes: Sequence[np.ndarray]) -> None:
         super().__init__()
-        self.net, self.plan = net, ExecutionPlan(net, genotypes)
+        self.net, self.plan = net, net.plan(genotypes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([logits.float() for logits in self.plan.logits(self.net.preprocess(images))], 1)
+        return torch.cat(self.net.logits(self.plan, images), 1)
