@@ -13,7 +13,7 @@ from recombine.stitch.search.ga import FamilialGa
 from recombine.stitch.search.gomea import Gomea, LkGomea
 from recombine.stitch.search.nsga2 import Nsga2
 from recombine.stitch.search.random import RandomSearch
-from recombine.stitch.search.space import Budget, Evaluated, phenotypes
+from recombine.stitch.search.space import Budget, Evaluations, phenotypes
 from recombine.stitch.search.sweep import SingleStitchSweep
 from tests.stitch.lotz import evaluate, known_front, reference, space
 
@@ -96,7 +96,7 @@ def test_an_interrupted_search_takes_the_same_course(kind, unit):
                 measured += 1
                 memo[key.tobytes()] = [field[0] for field in evaluate(genotype[None])]
             rows.append(memo[key.tobytes()])
-        return Evaluated(*map(np.stack, zip(*rows, strict=True)))
+        return Evaluations(*map(np.stack, zip(*rows, strict=True)))
 
     with pytest.raises(InterruptedError):
         searched(kind, answer=remembering, **options)
@@ -115,14 +115,14 @@ def test_the_budget_is_spent_and_never_exceeded(kind, total):
     options = {} if kind is not SingleStitchSweep else {"bits": 400}
     asked, budget = Recorder(), Budget(total)
     (kind(space(options.get("bits", 10)), budget) if options else kind(space(10), budget, population=24)).run(asked)
-    assert len(asked.genotypes) == budget.requests == total and budget.left == 0
+    assert len(asked.genotypes) == budget.requests == total and budget.remaining == 0
     assert budget.unique == len(np.unique(phenotypes(asked.genotypes, evaluate(asked.genotypes).active), axis=0))
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_budget_of_phenotypes(kind):
     _, budget, asked = searched(kind, unit="unique", budget=70)
-    assert budget.unique == 70 <= budget.requests == len(asked.genotypes) and budget.left == 0
+    assert budget.unique == 70 <= budget.requests == len(asked.genotypes) and budget.remaining == 0
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -169,7 +169,7 @@ def test_the_threshold_by_hand():
     assert search.threshold == 0
     search.budget.spend(genotypes, evaluate(genotypes).active)
     assert evaluate(genotypes).active[:2].tolist() == [[True, False, False, True, True]] * 2
-    assert (search.budget.requests, search.budget.unique, search.budget.left) == (4, 3, 4)
+    assert (search.budget.requests, search.budget.unique, search.budget.remaining) == (4, 3, 4)
     assert search.threshold == 0.5 * 3 / 8
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch
 from recombine.models.freeze import digest
-from recombine.stitch.init import initialise
 from recombine.stitch.layers import rows
 from recombine.stitch.offspring import export
 from recombine.stitch.retraining import Branches, Retraining
+from recombine.stitch.stitch_init import initialise
 from recombine.stitch.training import StitchTraining, relative_errors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class ExecutionPlan:
     """
 
     def __init__(
-        self, graph: VertexGraph, genotypes: Sequence[np.ndarray], operands: Sequence[Operand] | None = None
+        self, graph: VertexGraph, genotypes: Iterable[np.ndarray], operands: Sequence[Operand] | None = None
     ) -> None:
         """`operands`: what is computed for each genotype, in place of its output."""
         self.steps: list[tuple[int, tuple[int, ...]]] = []

@@ -111,9 +111,10 @@ def _greedy(problem: MatchingProblem, distance: np.ndarray) -> np.ndarray:
     reach = reachability(problem)
     joined, allowed = remaining_pairs(problem, reach)
     while allowed.any():
-        a, b = np.unravel_index(np.where(allowed, distance, np.inf).argmin(), allowed.shape)
-        add_edge(reach, a, len(allowed) + b)
-        add_edge(reach, len(allowed) + b, a)
+        nearest = np.unravel_index(np.where(allowed, distance, np.inf).argmin(), allowed.shape)
+        a, b = int(nearest[0]), len(allowed) + int(nearest[1])
+        add_edge(reach, a, b)
+        add_edge(reach, b, a)
         joined, allowed = remaining_pairs(problem, reach)
     return joined
 
@@ -159,7 +160,8 @@ class _BranchAndBound:
         or is joined with it: each order of a quotient graph is in exactly one of these branches. An order
         excludes all pairs that cross it, so this closes gaps that forbidding one pair of the cycle each time does not.
         """
-        root, serial, nodes = reachability(self.problem), count(), [(-self.bound, 0, ())]
+        root, serial = reachability(self.problem), count()
+        nodes: list[tuple[int, int, tuple[tuple[int, int], ...]]] = [(-self.bound, 0, ())]
         while nodes and -nodes[0][0] > len(self.best):
             if self.timed_out():
                 return False

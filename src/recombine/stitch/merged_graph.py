@@ -38,8 +38,10 @@ class MatchingProblem:
                 raise ValueError(f"the edges of {name} must be integers [E, 2], not {edges.dtype} {edges.shape}")
             if edges.size and not (edges.min() >= 0 and edges.max() < size):
                 raise ValueError(f"the edges of {name} name a vertex outside 0 to {size - 1}")
-            if _order(edges, np.arange(size)) is None:
-                raise ValueError(f"the edges of {name} close a cycle")
+            try:
+                _order(edges, np.arange(size))
+            except CycleError:
+                raise ValueError(f"the edges of {name} close a cycle") from None
 
 
 def is_acyclic(problem: MatchingProblem, pairs: np.ndarray) -> bool:
@@ -50,19 +52,22 @@ def is_acyclic(problem: MatchingProblem, pairs: np.ndarray) -> bool:
     pairs = np.asarray(pairs, int).reshape(-1, 2)
     if any(len(np.unique(column)) < len(pairs) for column in pairs.T):
         raise ValueError("a vertex is in two pairs")
-    return positions(problem, pairs, np.arange(sum(problem.compatible.shape))) is not None
+    try:
+        positions(problem, pairs, np.arange(sum(problem.compatible.shape)))
+    except CycleError:
+        return False
+    return True
 
 
-def _order(edges: np.ndarray, priority: np.ndarray) -> list[int] | None:
-    """Vertices in topological order, the lowest of `priority` [n] first where several may come; None if cyclic."""
+def _order(edges: np.ndarray, priority: np.ndarray) -> list[int]:
+    """Vertices in topological order, the lowest `priority` [n] first among several; CycleError if cyclic."""
     sorter = TopologicalSorter({vertex: () for vertex in range(len(priority))})
     for source, target in edges.tolist():
         sorter.add(target, source)
-    try:
-        sorter.prepare()
-    except CycleError:
-        return None
-    order, ready, rank = [], [], priority.tolist()
+    sorter.prepare()
+    order: list[int] = []
+    ready: list[tuple[int, int]] = []
+    rank = priority.tolist()
     while sorter:
         for vertex in sorter.get_ready():
             heappush(ready, (rank[vertex], vertex))
@@ -76,16 +81,12 @@ def _union_edges(problem: MatchingProblem) -> np.ndarray:
     return np.concatenate([problem.edges_a, problem.edges_b + len(problem.compatible)])
 
 
-def positions(
-    problem: MatchingProblem, pairs: np.ndarray, priority: np.ndarray
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Positions of A's and B's vertices in a topological order of the quotient graph; None if it has a cycle."""
+def positions(problem: MatchingProblem, pairs: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of A's and B's vertices in a topological order of the quotient graph; CycleError if it has none."""
     count = len(problem.compatible)
     name = np.arange(len(priority))
     name[count + pairs[:, 1]] = pairs[:, 0]
     order = _order(name[_union_edges(problem)], priority)
-    if order is None:
-        return None
     position = np.argsort(order)[name]
     return position[:count], position[count:]
 

@@ -135,10 +135,10 @@ def load(path: str | Path) -> Model:
 
 def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
     """A supernetwork of random weights with the pairs that the offspring uses, and its genotype in it."""
-    parents = tuple(Parent(_random_parent(description)) for description in card["parents"])
-    named = [{node.name: node for node in parent.graph.nodes} for parent in parents]
+    first, second = (Parent(_random_parent(description)) for description in card["parents"])
+    a, b = ({node.name: node for node in parent.graph.nodes} for parent in (first, second))
     pairs = list(dict.fromkeys((gene["a"], gene["b"]) for gene in card["on"]))
-    net = Supernetwork(parents, [StitchPoint(named[0][a], named[1][b]) for a, b in pairs])
+    net = Supernetwork((first, second), [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in pairs])
     genotype = np.zeros_like(net.genotype)
     for gene in card["on"]:
         genotype[2 * pairs.index((gene["a"], gene["b"])) + "ab".index(gene["into"])] = 1

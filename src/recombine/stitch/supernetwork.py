@@ -8,7 +8,7 @@ gene chooses the output: 0 is A's, 1 is B's, 2 the mean of both (logits).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class StitchPoint(NamedTuple):
 
 class Renormalise(nn.Module):
     """Images normalised for one network -> the same normalised for another."""
+
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], to_mean: Sequence[float], to_std: Sequence[float]):
         super().__init__()
@@ -90,7 +93,10 @@ class Supernetwork(nn.Module):
     def layout(self, gene: int) -> str:
         """Layout of the values that the stitch of a gene reads and returns."""
         parent, node = self.node(gene)
-        return parent.layout(node)
+        layout = parent.layout(node)
+        if layout is None:
+            raise ConfigError(f"the value of {node.name} of {parent.name} cannot be stitched")
+        return layout
 
     def channels(self, gene: int) -> int:
         """Channels of the node of a gene, which its stitch returns; it reads `channels(gene ^ 1)`."""
@@ -165,7 +171,7 @@ class Supernetwork(nn.Module):
         """uint8 [B, 3, H, W] -> logits [B, C] of the chosen network."""
         return self.logits(self._plan, images)[0]
 
-    def plan(self, genotypes: Sequence[np.ndarray]) -> ExecutionPlan:
+    def plan(self, genotypes: Iterable[np.ndarray]) -> ExecutionPlan:
         """How to compute the networks of several genotypes in one pass."""
         return ExecutionPlan(self.graph, genotypes)
 
@@ -187,14 +193,14 @@ class Supernetwork(nn.Module):
             return self.stitches[content](*values)
         if content.op == "placeholder":
             return self.renormalise(images) if side else images
-        net = self.nets[side]
+        net, target = self.nets[side], cast(Any, content.target)
         if content.op == "get_attr":
-            owner, _, name = content.target.rpartition(".")
+            owner, _, name = target.rpartition(".")
             return getattr(net.get_submodule(owner), name)
         given = dict(zip(content.all_input_nodes, values, strict=True))
         args, kwargs = map_arg((content.args, content.kwargs), given.__getitem__)
         if content.op == "call_module":
-            return net.get_submodule(content.target)(*args, **kwargs)
+            return net.get_submodule(target)(*args, **kwargs)
         if content.op == "call_method":
-            return getattr(args[0], content.target)(*args[1:], **kwargs)
-        return content.target(*args, **kwargs)
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
