@@ -51,9 +51,12 @@ def test_declared_settings_are_those_of_the_constructor(target):
 
 @pytest.mark.parametrize("file", METHODS, ids=lambda file: str(file.relative_to(CONFIG)))
 def test_every_method_file_has_settings_of_its_method(file):
-    node = yaml.safe_load(file.read_text())["method"]
-    assert METHOD.problems(node, "method") == []
-    assert issubclass(SCHEMAS[node["_target_"]], MethodSettings)
+    cfg = yaml.safe_load(file.read_text())
+    assert METHOD.problems(cfg["method"], "method") == []
+    assert issubclass(SCHEMAS[cfg["method"]["_target_"]], MethodSettings)
+    assert cfg.pop("optimizer", {}).keys() <= {"lr", "weight_decay"}
+    problems = find_problems(TransferSettings, {key: value for key, value in cfg.items() if key != "defaults"})
+    assert all("a value is needed" in problem for problem in problems), "the primary config gives the rest"
 
 
 @pytest.mark.parametrize(("entry", "schema"), [("transfer", TransferSettings), ("multi_teacher", MultiTeacherSettings)])
