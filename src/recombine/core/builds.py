@@ -50,12 +50,28 @@ class Builds(NodeRule):
             return error.problems
         if not self._fits(made):
             return [f"{path}._target_={target} is not {self.what}; {self.example} is one"]
-        known = parameters_of(made)
+        known, gaps = parameters_of(made), self._gaps(made, node)
+        if gaps:
+            told = f"{path}._target_={target} needs {', '.join(gaps)}, which nothing gives it here"
+            return [f"{told}; set it as {path}.{gaps[0]}=..., or choose {self.example}"]
         return [
             f"unknown setting {path}.{key}: {target} does not take it; {did_you_mean(key, known - set(self.late))}"
             for key in given_settings(node)
             if known is not None and key not in known
         ]
+
+    def _gaps(self, made: Any, node: Mapping[str, Any]) -> list[str]:
+        """Arguments without a default that neither the node nor the entry gives."""
+        if not self.late:
+            return []
+        there = {*given_settings(node), *self.late, *self.parameters}
+        needed = (
+            parameter.name
+            for parameter in inspect.signature(made).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        )
+        return [name for name in needed if name not in there]
 
     def _fits(self, made: Any) -> bool:
         if inspect.isclass(made):

@@ -10,7 +10,7 @@ from torch import Tensor
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader
 
-__all__ = ["MixedLoader", "LabelOffsetLoader", "RepeatedLoader", "shares"]
+__all__ = ["LabelOffsetLoader", "MixedLoader", "RepeatedLoader", "shares"]
 
 
 class LabelOffsetLoader:

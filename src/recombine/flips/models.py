@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.data import Data
-from recombine.models import Model
 from recombine.models.artifact import is_kind, read_card
+from recombine.models.files import SUFFIXES, find, stem
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
-from recombine.models.weights import SUFFIXES, find, stem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from recombine.data import Data
+    from recombine.models import Model
 
 __all__ = ["checkpoints", "open_models", "problems", "random_copy"]
 

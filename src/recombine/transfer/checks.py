@@ -12,10 +12,10 @@ from torch import nn
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.models import Model
+from recombine.models.libraries import library_classes
 from recombine.models.model import Preprocess
 from recombine.models.registry import training_hint
 from recombine.models.resolve import locate
-from recombine.models.zoo import own_classes
 from recombine.run.config import accepts
 from recombine.transfer.contrastive import ContrastiveSamples
 from recombine.transfer.method import Transfer
@@ -107,7 +107,7 @@ def network_problems(cfg: DictConfig, nodes: dict[str, Any]) -> list[str]:
         problems += [f"{role}: {text.replace('model.', f'{role}.')}{hint}" for text in found]
         if not found:
             spec, _ = locate(node, Path(cfg.weights_root))
-            counts[role] = spec.classes or own_classes(spec.architecture)
+            counts[role] = spec.classes or library_classes(spec.architecture)
     known = {role: count for role, count in counts.items() if count}
     if len(set(known.values())) > 1 and not cfg.fit_heads:
         listed = ", ".join(f"{role} {count}" for role, count in known.items())
