@@ -108,7 +108,7 @@ def attach_clones(model: Model, names: list[str] | None, options: argparse.Names
 
     `names` of the base, if its file has them.
     """
-    cards = [card for file in options.clone for card in pnc.cards(file).values()]
+    cards = [card for file in options.clone for card in pnc.read_cards(file).values()]
     names = names or next((card.get("target_class_names") for card in cards), None)
     names = names if names and not options.classes else read_class_names(options.classes, model)
     if not options.clone:

@@ -37,13 +37,13 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-    target: ClassVar[str] = ""
+    constructs: ClassVar[str] = ""
     """What a node with these settings constructs, where that is not this class."""
 
     def __init_subclass__(cls, target: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
         if target:
-            cls.target = target
+            cls.constructs = target
             SCHEMAS[target] = cls
 
     def check(self, path: str) -> Iterable[str]:
