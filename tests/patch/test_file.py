@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 
 import pytest
 import timm
@@ -138,6 +139,20 @@ def test_a_damaged_file_is_told_in_one_sentence(resnet20, tmp_path, damage):
     rewritten(path, change)
     with pytest.raises(ConfigError, match=rf"p.safetensors is damaged(.|\n)*{message}"):
         patch.attach(resnet20, path)
+
+
+class Halved(HeadOnly):
+    """A patch of somebody's own."""
+
+
+def test_a_class_of_ones_own_is_found_once_its_module_is_imported(resnet20, tmp_path, monkeypatch):
+    monkeypatch.setitem(MAKERS, "halved", lambda graph: Halved(graph, 4))
+    made(resnet20, "halved", path := tmp_path / "p.safetensors")
+    monkeypatch.setitem(sys.modules, Halved.__module__, sys.modules[__name__])
+    assert isinstance(patch.load(resnet20, path).patch, Halved)
+    rewritten(path, lambda card: card | {"kind": "not_there.Halved"})
+    with pytest.raises(ConfigError, match=r"its kind, not_there.Halved, is none of .* nor a class of a module"):
+        patch.load(resnet20, path)
 
 
 def test_a_later_format_is_refused(resnet20, tmp_path):

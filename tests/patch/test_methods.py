@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose
+from omegaconf import OmegaConf
 
 from recombine.cli.search_path import initialize_entry
 from recombine.core.builds import load_target
-from recombine.core.settings import schema_of
+from recombine.core.settings import schema_of, to_dict
 from recombine.patch import recipe, settings
 from recombine.patch.patched import HeadOnly
 from recombine.run.config import validate
@@ -130,9 +131,11 @@ def test_tasks_and_routing(override, message):
 
 
 def test_all_mistakes_are_told_at_once():
-    words = ["protocol=both", "routing=guess", "tasks=mnits", "method.modules=0", "method.skips=none", "batch_size=0"]
-    found = problems("method=delta", *words)
-    for word in ("protocol=both", "routing=guess", "'mnits'", "method.modules=0", "method.skips=none", "batch_size=0"):
+    words = ["protocol=both", "routing=guess", "method.modules=0", "method.skips=none", "batch_size=0"]
+    assert any("'mnits'" in text for text in problems("tasks=mnits", *words))
+    words += ["tasks=3", "+task.fracton=1"]
+    found = problems("method=delta", "model=resnet20", *words)
+    for word in (*words[:-1], "task.fracton", "no weights for model resnet20"):
         assert len([text for text in found if word in text]) == 1, word
 
 
@@ -175,3 +178,10 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and "no dataset 'mnits'" in done.stderr, done.stderr
     assert done.stdout.rstrip().endswith("torch: False"), done.stderr
+
+
+def test_defaults_of_the_settings_are_those_of_the_config():
+    config = to_dict(OmegaConf.to_container(composed(), resolve=True))
+    found = {name: field.default for name, field in settings.PatchSettings.model_fields.items()}
+    for name in ("tasks", "protocol", "choice_split", "feature_cache_gib", "routing", "batch_size"):
+        assert found[name] == config[name], name

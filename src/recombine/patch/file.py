@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +35,13 @@ def save(patched: TaskNetwork, path: str | Path, *, name: str, class_names: list
     """Write the patch alone, with a card: the digest of its base, how it is built, its classes, and `info`.
 
     `info` is whatever a reader should know: metrics, the dataset, the base's description. The file appears whole or
-    not at all. Raises ConfigError for a wrong number of class names, and for a class of patch that KINDS lacks.
+    not at all. Raises ConfigError for a wrong number of class names.
     """
     patch = patched.patch
     if len(class_names) != patch.classes:
         raise ConfigError(f"{len(class_names)} class names were given for a patch of {patch.classes} classes")
-    kind = next((kind for kind, cls in KINDS.items() if type(patch) is cls), None)
-    if kind is None:
-        raise ConfigError(f"{type(patch).__name__} has no name in files; add it to recombine.patch.file.KINDS")
+    dotted = f"{type(patch).__module__}.{type(patch).__qualname__}"
+    kind = next((kind for kind, cls in KINDS.items() if type(patch) is cls), dotted)
     card: dict[str, Any] = {"name": name, "base": digest(patched.base), "kind": kind, "options": patch.options}
     card |= {"classes": patch.classes, "class_names": class_names, "network": type(patched.base).__name__}
     card |= {"parameters_without_head": patch.parameters_without_head(), "dtype": dtype_of(patched.base), **info}
@@ -58,13 +59,20 @@ def read(path: str | Path) -> Artifact:
     card, problem = found.card, ""
     if max(found.format, card.get("format", FORMAT)) > FORMAT:  # files of version 0.1 have it in their card
         problem = f"its card is not of format {FORMAT}"
-    elif card["kind"] not in KINDS:
-        problem = f"its kind, {card['kind']}, is none of {', '.join(KINDS)}"
+    elif _class_of(card["kind"]) is None:
+        problem = f"its kind, {card['kind']}, is none of {', '.join(KINDS)}, nor a class of a module that was imported"
     elif len(card["class_names"]) != card["classes"]:
         problem = f"its card names {len(card['class_names'])} classes of {card['classes']}"
     if problem:
         raise ConfigError(f"{path} is damaged or of another version: {problem}")
     return found
+
+
+def _class_of(kind: str) -> Any:
+    """The class of a kind of patch; None if there is none. Other people's modules are not imported for a file."""
+    module, _, name = kind.rpartition(".")
+    cls = KINDS.get(kind) or getattr(sys.modules.get(module), name, None)
+    return cls if inspect.isclass(cls) and issubclass(cls, Patch) else None
 
 
 def load(model: nn.Module, path: str | Path, size: int | None = None) -> TaskNetwork:
@@ -82,7 +90,7 @@ def put_on(model: nn.Module, found: Artifact, path: str | Path, size: int | None
     _check_base(model, path, card)
     graph = traced(model, size or card.get("size"))
     try:
-        patch = KINDS[card["kind"]](graph, card["classes"], **card["options"])
+        patch = _class_of(card["kind"])(graph, card["classes"], **card["options"])
         patch.load_state_dict(found.tensors)
     except DAMAGE as error:
         raise ConfigError(f"{path} is damaged or of another version: {error}") from error

@@ -28,6 +28,11 @@ HELD_OUT = 0.1
 """Fraction of a task's training images on which PAINT's interpolation weight is chosen, as in its authors' code."""
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """The interpolation weights that PAINT tries by default."""
+DEFAULT_TASKS: list[str | Node] = [
+    {"name": "low_digits", "dataset": "digits", "class_subset": [0, 1, 2, 3, 4]},
+    {"name": "high_digits", "dataset": "digits", "class_subset": [5, 6, 7, 8, 9]},
+]
+"""These need no download."""
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Routing = Literal["confidence", "features"]
@@ -126,7 +131,7 @@ class PatchSettings(TrainingSettings):
         ),
     ]
     """How a network learns the tasks."""
-    tasks: str | list[str | Node] = Field(examples=[["mnist", "usps"]])
+    tasks: str | list[str | Node] = Field(DEFAULT_TASKS, examples=[["mnist", "usps"]])
     """Datasets by name, or nodes such as {name: cars_half, dataset: stanford_cars, fraction: 0.5}."""
     task: TaskOverlay = TaskOverlay()
     """Laid over the dataset node of every task."""
