@@ -81,7 +81,7 @@ def example(field: FieldInfo) -> Any:
 def _any(annotation: Any, metadata: list[Any]) -> Any:
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
-        return _any(members[0], [*members[1:], *metadata])
+        return _any(members[0], list(_flat([*members[1:], *metadata])))
     if origin in (typing.Union, types.UnionType):
         return _any(next(member for member in members if member is not type(None)), metadata)
     if origin is Literal:

@@ -11,6 +11,7 @@ wrong command is answered before it is imported.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,7 +90,18 @@ def find_problems(schema: type[Settings], node: Mapping[str, Any], path: str = "
         made = _mended(schema, given, error)
     problems += _node_problems(schema, given, path)
     told = tuple(text.partition("=")[0] + "=" for text in problems)  # a rule that sees the default there has no say
-    return problems + [text for text in (made.check(path) if made and rules else ()) if not text.startswith(told)]
+    return problems + [
+        text for text in (_broken_rules(made, path) if made and rules else ()) if not text.startswith(told)
+    ]
+
+
+def _broken_rules(made: Settings, path: str) -> Iterator[str]:
+    """What the rules of a node and of the nodes in it say."""
+    for name in type(made).model_fields:
+        inner = getattr(made, name)
+        if isinstance(inner, Settings):
+            yield from _broken_rules(inner, f"{path}.{name}" if path else name)
+    yield from made.check(path)
 
 
 def _node_problems(schema: type[Settings], given: dict[str, Any], path: str) -> list[str]:
@@ -128,11 +140,18 @@ def to_dict(node: Any) -> Any:
 
 def _mended(schema: type[Settings], given: dict[str, Any], error: ValidationError) -> Settings | None:
     """The node with defaults in the place of what is wrong, so that rules between the others are told too."""
-    wrong = {str(each["loc"][0]) for each in error.errors(include_url=False) if each["loc"]}
-    if any(name in schema.model_fields and schema.model_fields[name].is_required() for name in wrong):
-        return None
+    left = copy.deepcopy(given)
+    for each in error.errors(include_url=False):
+        node: Any = left
+        holder: dict[str, Any] = left
+        place = ""
+        for part in each["loc"]:
+            if not isinstance(node, dict) or part not in node:
+                break
+            holder, place, node = node, str(part), node[part]
+        holder.pop(place, None)
     try:
-        return schema.model_validate({key: value for key, value in given.items() if key not in wrong})
+        return schema.model_validate(left)
     except ValidationError:
         return None
 
