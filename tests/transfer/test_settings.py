@@ -19,7 +19,8 @@ from recombine.run.config import validate
 from recombine.run.launch import check
 from recombine.transfer import multi_teacher, recipe
 from recombine.transfer.method import Transfer, make_step
-from recombine.transfer.settings import METHOD, MultiTeacherSettings, TransferSettings
+from recombine.transfer.method_settings import METHOD
+from recombine.transfer.settings import MultiTeacherSettings, TransferSettings
 
 CONFIG = Path(__file__).parents[2] / "config"
 TARGETS = [target for target in SCHEMAS if target.startswith(("recombine.transfer.", "recombine.flips."))]
