@@ -2,13 +2,10 @@
 
 import inspect
 import math
-import sys
 from pathlib import Path
 from pkgutil import resolve_name
-from types import ModuleType
 
 import pytest
-import torch
 import yaml
 from digits import compose_config, run_rows
 
@@ -19,8 +16,8 @@ from recombine.engine.settings import MethodSettings
 from recombine.flips import settings as flips_settings
 from recombine.run.config import validate
 from recombine.run.launch import check
+from recombine.run.settings import EntrySettings
 from recombine.transfer import multi_teacher, recipe
-from recombine.transfer.method import Transfer, make_step
 from recombine.transfer.method_settings import METHOD
 from recombine.transfer.settings import TransferSettings
 
@@ -67,8 +64,8 @@ def test_the_entry_lists_every_setting_with_its_default(entry):
     schema = resolve_name(ENTRIES[entry].settings)
     cfg = yaml.safe_load((CONFIG / f"{ENTRIES[entry].config}.yaml").read_text())
     groups = {"student", "teacher", "model", "dataset", "loader", "engine", "schedule", "wandb", "optimizer", "method"}
-    roots = {"seed", "device", "eval_batch_size", "data_root", "weights_root", "cache_root", "output_root"}
-    assert schema.model_fields.keys() - groups - roots - {"batch_size"} <= cfg.keys()
+    shared = EntrySettings.model_fields.keys() - {"name"}
+    assert schema.model_fields.keys() - groups - shared <= cfg.keys()
     entrys_choice = {"name", "batch_size", "models", "text_encoder", *groups}
     for name, field in schema.model_fields.items():
         if name in cfg and not field.is_required() and name not in entrys_choice:
@@ -132,9 +129,13 @@ def test_all_mistakes_of_a_command_are_told_together(folder):
         assert text in problems
 
 
-class SquaredError(Transfer):
-    """Somebody's own method."""
+METHOD_FILE = """
+from torch.nn.functional import mse_loss
 
+from recombine.transfer.method import Transfer, make_step
+
+
+class SquaredError(Transfer):
     reads_labels = False
 
     def __init__(self, net, teachers, *, name, scale, batchnorm="adapt"):
@@ -143,20 +144,21 @@ class SquaredError(Transfer):
 
     def forward(self, batch):
         (target,) = self.teachers(batch)
-        return make_step(self.scale * torch.nn.functional.mse_loss(self.net(batch.images), target), {})
+        return make_step(self.scale * mse_loss(self.net(batch.images), target), {})
+"""
 
 
-def test_a_method_of_ones_own(folder, monkeypatch):
-    module = ModuleType("my_methods")
-    module.SquaredError = SquaredError
-    monkeypatch.setitem(sys.modules, "my_methods", module)
-    keep = ["method=self_dist", "~method.temperature", "method.name=mine", "method._target_=my_methods.SquaredError"]
-    assert check(recipe, compose_config(folder, *keep)) == ["method.scale: a value is needed; give +method.scale=..."]
-    wrong = check(recipe, compose_config(folder, *keep, "+method.scale=1", "+method.scales=1"))
+def test_a_method_of_ones_own(folder, tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text(METHOD_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = ["method=self_dist", "~method.temperature", "method.name=mine", "method._target_=my_methods.SquaredError"]
+    (problem,) = check(recipe, compose_config(folder, *mine))
+    assert "my_methods.SquaredError needs scale" in problem and "method.scale=..." in problem
+    wrong = check(recipe, compose_config(folder, *mine, "+method.scale=1", "+method.scales=1"))
     assert wrong == ["unknown setting method.scales: my_methods.SquaredError does not take it; did you mean 'scale'?"]
-    (row,) = run_rows(recipe, compose_config(folder, *keep, "+method.scale=0.1", "engine.max_steps=3"))
+    (row,) = run_rows(recipe, compose_config(folder, *mine, "+method.scale=0.1", "engine.max_steps=3"))
     assert (row.status, row.cell["method"]) == ("ok", "mine")
-    several = ["teachers=[wide,letters]", "combine=parallel", *keep, "+method.scale=1"]
+    several = ["teachers=[wide,letters]", "combine=parallel", *mine, "+method.scale=1"]
     (problem,) = check(multi_teacher, compose_config(folder, *several, config="multi_teacher/multi_teacher"))
     assert "method=mine takes one teacher at a time, not 2" in problem
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.models.artifact import is_kind, read_card
+from recombine.models.files import SUFFIXES, find, stem
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
-from recombine.models.weights import SUFFIXES, find, stem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -11,7 +10,7 @@ from recombine.core.builds import Builds, Node, load_target, parameters_of
 from recombine.core.settings import read, schema_of
 from recombine.engine.settings import MethodSettings
 
-__all__ = ["METHOD", "TransferMethodSettings", "check_combination", "missing_arguments", "takes_one_teacher"]
+__all__ = ["METHOD", "TransferMethodSettings", "check_combination", "takes_one_teacher"]
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -198,20 +197,6 @@ def check_combination(method: Node, teachers: int) -> list[str]:
             "as method=kl_dp, or main_transfer.py"
         ]
     return [] if teachers == 1 or many else [takes_one_teacher(name, teachers)]
-
-
-def missing_arguments(method: Node) -> list[str]:
-    """Arguments that the constructor of a user's method needs and that are not given."""
-    target = method["_target_"]
-    if schema_of(target) or METHOD.problems(method, "method"):
-        return []
-    return [
-        f"method.{name}: a value is needed; give +method.{name}=..."
-        for name, parameter in inspect.signature(load_target("method", target)).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in {*METHOD.late, *method}
-    ]
 
 
 def takes_one_teacher(method: object, teachers: int) -> str:

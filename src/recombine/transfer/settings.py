@@ -14,7 +14,7 @@ from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
-from recombine.transfer.method_settings import METHOD, check_combination, missing_arguments
+from recombine.transfer.method_settings import METHOD, check_combination
 
 __all__ = ["MultiTeacherSettings", "TransferSettings", "name_of", "same_network"]
 
@@ -54,10 +54,6 @@ class _TransferSettings(TrainingSettings):
     variant: str | None = None
     """The form of the method, in the cells of rows where it is not the standard one: method=paper/... sets it."""
 
-    def check(self, path: str) -> list[str]:
-        """Absent files, and a user's method that lacks arguments."""
-        return check_data(self.dataset, self.data_root, self.split) + missing_arguments(self.method)
-
 
 class TransferSettings(_TransferSettings):
     """Transfer what a trained teacher knows to a trained student that keeps its own knowledge."""
@@ -69,7 +65,7 @@ class TransferSettings(_TransferSettings):
 
     def check(self, path: str) -> list[str]:
         """Absent files and weights, networks that do not go together, candidates named twice."""
-        problems = super().check(path)
+        problems = check_data(self.dataset, self.data_root, self.split)
         if self.candidates is not None:
             candidates = {f"candidate {name_of(node)}": node for node in self.candidates}
             problems += _repeated("candidates", self.candidates)
@@ -91,7 +87,7 @@ class MultiTeacherSettings(_TransferSettings):
 
     def check(self, path: str) -> list[str]:
         """Absent files and weights, networks that do not go together, methods that cannot combine teachers."""
-        problems = super().check(path)
+        problems = check_data(self.dataset, self.data_root, self.split)
         problems += check_combination(self.method, len(self.teachers) if self.combine == "parallel" else 1)
         if len(self.teachers) < 2:
             problems.append(f"teachers: at least two are needed, such as teachers=[{','.join(EXAMPLE)}]")
@@ -142,8 +138,8 @@ def _check_networks(settings: _TransferSettings, networks: Mapping[str, Network]
 
 def _count_classes(node: Network, weights_root: str) -> int | None:
     """Outputs of a trained network without building it; None if unknown."""
+    from recombine.models.libraries import library_classes
     from recombine.models.resolve import locate
-    from recombine.models.zoo import own_classes
 
     spec, _ = locate(node if isinstance(node, str) else node.model_dump(exclude_unset=True), Path(weights_root))
-    return spec.classes or own_classes(spec.architecture)
+    return spec.classes or library_classes(spec.architecture)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.data import Data
 from recombine.data.loading import BatchLoader
+from recombine.data.mixed import LoaderWrapper
 from recombine.engine.engine import Engine, Fit
 from recombine.engine.evaluate import Predictions, predict, predict_many
 from recombine.models import Model
@@ -48,25 +48,12 @@ class TransferResult(NamedTuple):
     after: Predictions
 
 
-class UnlabelledLoader:
+class UnlabelledLoader(LoaderWrapper):
     """A training loader without labels: they arrive as -1."""
 
-    def __init__(self, loader: BatchLoader) -> None:
-        self.loader = loader
-        self.batch_size, self.samples, self.digest = loader.batch_size, loader.samples, loader.digest
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
-        """The same batches without their labels."""
-        with closing(self.loader.epoch(epoch, start)) as batches:
-            for batch in batches:
-                yield batch._replace(labels=torch.full_like(batch.labels, -1))
-
-    def close(self) -> None:
-        """Close the loader behind."""
-        self.loader.close()
+    def change(self, batch: Batch) -> Batch:
+        """The same batch without its labels."""
+        return batch._replace(labels=torch.full_like(batch.labels, -1))
 
 
 def predict_split(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
