@@ -1,4 +1,4 @@
-"""All ordered pairs of ten networks from ten evaluations, against evaluating both networks of every pair anew."""
+"""All ordered pairs of ten networks from ten evaluations, against evaluating both networks of every pair again."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ def measure() -> Iterator[Row]:
     nodes = [{"name": "lenet5"}] * 4 + [{"name": "cnn", "widths": [8 * k, 16 * k, 16 * k, 32]} for k in (1, 1, 2, 2)]
     nodes += [{"name": "resnet8", "width": 8}] * 2
     nets = [models.build({**node, "weights": None}, classes=10, seed=seed) for seed, node in enumerate(nodes)]
-    named = {f"{node['name']}-{seed}": net.to(device) for seed, (node, net) in enumerate(zip(nodes, nets, strict=True))}
+    networks = {
+        f"{node['name']}-{seed}": net.to(device) for seed, (node, net) in enumerate(zip(nodes, nets, strict=True))
+    }
     settings = {"loader": {"kind": "device"}, "data_root": "", "seed": 0, "device": device}
     with tempfile.TemporaryDirectory() as folder:
         data = open_data({"name": "digits"}, cache_root=folder, **settings)
         test = data.loader("test", 300, train=False)
-        ours, plain = partial(_all_pairs, named, test), partial(_pair_by_pair, named, test)
-        yield compare("10 networks, 90 pairs", ours, plain, f"{clock(device)} for all pairs", rounds=3)
+        ours, baseline = partial(_all_pairs, networks, test), partial(_pair_by_pair, networks, test)
+        yield compare("10 networks, 90 pairs", ours, baseline, f"{clock(device)} for all pairs", rounds=3)
         data.close()
 
 
 def _all_pairs(nets: dict[str, models.Model], test: Loader) -> float:
     start = now(test.device)
     predictions = predict_many(nets, lambda canvas: test)
-    compared = Comparison(list(nets), [p.logits for p in predictions.values()], predictions["lenet5-0"].labels)
+    comparison = Comparison(list(nets), [p.logits for p in predictions.values()], predictions["lenet5-0"].labels)
     names = [str(label) for label in range(10)]
     options = {"class_names": names, "claimed": {}, "similarity": None, "legacy": False}
-    rows = make_rows(compared, list_pairs(len(nets), "all", 0, False), {}, **options)
+    rows = make_rows(comparison, list_pairs(len(nets), "all", 0, False), {}, **options)
     assert len(rows) == 90
     return now(test.device) - start
 
 
 def _pair_by_pair(nets: dict[str, models.Model], test: Loader) -> float:
-    """Flips in all, per class and their entropy for one pair at a time, nothing kept between pairs."""
+    """Flips in all, per class and their entropy for one pair at a time, nothing reused between pairs."""
     start = now(test.device)
     for teacher, student in itertools.permutations(nets.values(), 2):
         (t, labels, _), (s, _, _) = (predict(net, test) for net in (teacher, student))
         flipped = (t.argmax(1) == labels) & (s.argmax(1) != labels)
-        share = torch.bincount(labels[flipped], minlength=10) / max(1, int(flipped.sum()))
-        torch.special.entr(share).sum()
+        fractions = torch.bincount(labels[flipped], minlength=10) / max(1, int(flipped.sum()))
+        torch.special.entr(fractions).sum()
     return now(test.device) - start

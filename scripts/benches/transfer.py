@@ -1,4 +1,4 @@
-"""Data partitioning by tensors against by sample, and remembered frozen logits."""
+"""Data partitioning by tensors against by sample, and cached logits of frozen networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recombine import models as zoo
 from recombine.core.types import Batch, Row
 from recombine.models import Model
 from recombine.transfer.data_partition import DataPartition
-from recombine.transfer.teacher_cache import FrozenTeachers
+from recombine.transfer.teacher_cache import FrozenTeachers, Mirroring
 
 __all__ = ["measure"]
 
@@ -22,20 +22,20 @@ BATCH = 256
 
 
 def measure() -> Iterator[Row]:
-    """A step of KL+DP against the same arithmetic sample by sample, and with remembered against live frozen logits."""
+    """A step of KL+DP against the same arithmetic sample by sample, and with cached against live frozen logits."""
     device = the_device()
     unit = f"{clock(device)} per step"
     for classes in (10, 1000):
         student, initial, teacher, batch = _networks(device, classes)
         method = DataPartition(student, FrozenTeachers([teacher]), FrozenTeachers([initial]), name="kl_dp").train()
-        plain = _BySample(deepcopy(student), initial, teacher)
-        ours, plain = _timed(method, batch, device), _timed(plain, batch, device)
-        yield compare(f"KL+DP step, {classes} classes", ours, plain, unit)
+        by_sample = _BySample(deepcopy(student), initial, teacher)
+        ours, baseline = _timed(method, batch, device), _timed(by_sample, batch, device)
+        yield compare(f"KL+DP step, {classes} classes", ours, baseline, unit)
     student, initial, teacher, batch = _networks(device, 10)
     live = DataPartition(student, FrozenTeachers([teacher]), FrozenTeachers([initial]), name="kl_dp").train()
-    method = DataPartition(deepcopy(student), _remembered(teacher, batch), _remembered(initial, batch), name="").train()
-    ours, plain = _timed(method, batch, device), _timed(live, batch, device)
-    yield compare("remembered frozen logits, equal nets", ours, plain, unit)
+    method = DataPartition(deepcopy(student), _cached(teacher, batch), _cached(initial, batch), name="").train()
+    ours, baseline = _timed(method, batch, device), _timed(live, batch, device)
+    yield compare("remembered frozen logits, equal nets", ours, baseline, unit)
 
 
 def _networks(device: torch.device, classes: int) -> tuple[Model, Model, Model, Batch]:
@@ -49,11 +49,11 @@ def _networks(device: torch.device, classes: int) -> tuple[Model, Model, Model, 
     return *(net.to(device, memory_format=torch.channels_last) for net in nets), batch
 
 
-def _remembered(model: Model, batch: Batch) -> FrozenTeachers:
+def _cached(model: Model, batch: Batch) -> FrozenTeachers:
     frozen = FrozenTeachers([model])
     with torch.no_grad():
         frozen.tables = [model(batch.images)[None]]
-    frozen.rows, frozen.view = batch.index, lambda index, epoch: torch.zeros_like(index)
+    frozen.rows, frozen.mirroring = batch.index, Mirroring(1, lambda index, epoch: torch.zeros_like(index))
     return frozen
 
 
@@ -86,15 +86,15 @@ class _BySample(torch.nn.Module):
     def forward(self, batch: Batch) -> _Result:
         logits = self.student(batch.images)
         with torch.no_grad():
-            kept, taught = self.initial(batch.images), self.teacher(batch.images)
-        target, chosen = torch.empty_like(logits), torch.empty_like(logits)
+            initial, teacher = self.initial(batch.images), self.teacher(batch.images)
+        target, inputs = torch.empty_like(logits), torch.empty_like(logits)
         for i, label in enumerate(batch.labels):
-            sure = F.softmax(taught[i], 0)[label] > F.softmax(kept[i], 0)[label]
-            source = taught[i] if sure else kept[i]
+            confident = F.softmax(teacher[i], 0)[label] > F.softmax(initial[i], 0)[label]
+            source = teacher[i] if confident else initial[i]
             order = source.topk(len(source)).indices  # the k largest logits, here all
             target[i] = source.index_select(0, order)
-            chosen[i] = logits[i].index_select(0, order)
-        loss = F.kl_div(F.log_softmax(chosen, 1), F.softmax(target, 1), reduction="batchmean")
+            inputs[i] = logits[i].index_select(0, order)
+        loss = F.kl_div(F.log_softmax(inputs, 1), F.softmax(target, 1), reduction="batchmean")
         right = [int(p == y) for p, y in zip(logits.argmax(1).tolist(), batch.labels.tolist(), strict=True)]
         self.accuracy = sum(right) / len(right)
         return _Result(loss)

@@ -25,7 +25,7 @@ CONFIG = str(Path(__file__).parents[2] / "config")
 NAMES = ["wide", "narrow", "letters"]
 
 
-def composed(folder, *overrides):
+def compose_config(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     common = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "text_encoder=null"]
     with initialize_config_dir(CONFIG, version_base="1.3"):
@@ -49,7 +49,7 @@ def fit_head(model, images, labels):
 def digits(tmp_path_factory):
     """A folder with three networks of different size, preprocessing and skill, and the test images as one batch."""
     folder = tmp_path_factory.mktemp("flips")
-    cfg = composed(folder)
+    cfg = compose_config(folder)
     data = datasets.open_data(cfg.dataset, loader=cfg.loader, data_root="", cache_root=folder, seed=0, device="cpu")
     train, test = (
         next(data.loader(split, 1400 if split == "train" else 300, train=False).epoch(0)) for split in ("train", "test")
@@ -71,7 +71,7 @@ def digits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(digits):
     folder, _ = digits
-    cfg = composed(folder, f"models=[{','.join(NAMES)}]")
+    cfg = compose_config(folder, f"models=[{','.join(NAMES)}]")
     launch(recipe, cfg)
     rows = read_rows(folder / "output")
     return folder, rows, folder / "output" / "flips" / rows[0].run
@@ -102,7 +102,7 @@ def test_rows_equal_ten_lines_of_numpy(digits, finished):
     assert max(row.metrics["rho_pos"] for row in rows) > 1
 
 
-def test_matrices_and_counts_are_left_as_files(finished):
+def test_matrices_and_counts_are_written_as_files(finished):
     _, rows, folder = finished
     table = pd.read_csv(folder / "rho_pos.csv", index_col="teacher")
     counts = np.load(folder / "flips_per_class.npz")
@@ -122,14 +122,14 @@ def test_predictions_are_taken_from_the_cache(digits, finished, monkeypatch):
         raise AssertionError("a network was run although its predictions are cached")
 
     monkeypatch.setattr(zoo.Model, "forward", forward)
-    launch(recipe, composed(folder, "models=[letters,wide]", f"output_root={folder / 'second'}"))
+    launch(recipe, compose_config(folder, "models=[letters,wide]", f"output_root={folder / 'second'}"))
     assert len(read_rows(folder / "second")) == 2
 
 
 def test_other_weights_under_the_same_name_are_compared_anew(digits, capsys):
     folder, _ = digits
     root = folder / "changing"
-    cfg = composed(folder, "models=[first,second]", f"weights_root={root}", f"output_root={folder / 'anew'}")
+    cfg = compose_config(folder, "models=[first,second]", f"weights_root={root}", f"output_root={folder / 'anew'}")
     for name in ("wide", "letters"):
         model = zoo.build(name, weights_root=folder / "weights")
         model.name = {"wide": "first", "letters": "second"}[name]
@@ -147,7 +147,8 @@ def test_other_weights_under_the_same_name_are_compared_anew(digits, capsys):
 def test_random_copies_know_little(digits):
     folder, _ = digits
     launch(
-        recipe, composed(folder, "models=[wide,letters]", "random_baseline=true", f"output_root={folder / 'random'}")
+        recipe,
+        compose_config(folder, "models=[wide,letters]", "random_baseline=true", f"output_root={folder / 'random'}"),
     )
     rows = read_rows(folder / "random")
     assert [row.cell["baseline"] for row in rows] == ["none"] * 2 + ["student"] * 2 + ["teacher"] * 2
@@ -182,12 +183,12 @@ def test_all_takes_every_checkpoint_that_fits(digits, caplog):
         zoo.save(model, root / f"{name}.safetensors", {"dataset": dataset})
     (root / "broken.th").write_bytes(b"no network")
     with caplog.at_level(logging.INFO, "recombine.flips"):
-        launch(recipe, composed(folder, "models=all", f"weights_root={root}", f"output_root={folder / 'third'}"))
+        launch(recipe, compose_config(folder, "models=all", f"weights_root={root}", f"output_root={folder / 'third'}"))
     assert {row.cell["teacher"] for row in read_rows(folder / "third")} == {"a", "b"}
     assert all(f"{name} is left out" in caplog.text for name in ("five", "elsewhere", "broken"))
 
 
-def test_a_missed_claim_is_said(digits, caplog):
+def test_a_missed_claim_is_a_warning(digits, caplog):
     folder, test = digits
     for name, offset in (("boastful", 1.0), ("honest", 0.1)):
         model = zoo.build("wide", weights_root=folder / "weights")
@@ -196,12 +197,12 @@ def test_a_missed_claim_is_said(digits, caplog):
         model.name = name
         zoo.save(model, folder / "claims" / f"{name}.safetensors", {})
     with caplog.at_level(logging.WARNING):
-        launch(recipe, composed(folder, "models=[boastful,honest]", f"weights_root={folder / 'claims'}"))
+        launch(recipe, compose_config(folder, "models=[boastful,honest]", f"weights_root={folder / 'claims'}"))
     assert "boastful: top-1 is" in caplog.text and "honest" not in caplog.text
 
 
 def test_missing_default_networks_come_with_their_command(tmp_path):
-    problems = check(recipe, composed(tmp_path))
+    problems = check(recipe, compose_config(tmp_path))
     assert len(problems) == 1
     command = (
         f"python main_pretrain.py -m model=cnn,lenet5,resnet8 dataset=digits seed=0 weights_root={tmp_path / 'weights'}"
@@ -212,17 +213,19 @@ def test_missing_default_networks_come_with_their_command(tmp_path):
 def test_problems_are_found_together(digits):
     folder, _ = digits
     problems = "\n".join(
-        check(recipe, composed(folder, "models=[wide,wide,resnet2O]", "pairs=some", "loader.kind=tape"))
+        check(recipe, compose_config(folder, "models=[wide,wide,resnet2O]", "pairs=some", "loader.kind=tape"))
     )
     for word in ("wide twice", "resnet2O", "resnet20", "pairs=some", "tape"):
         assert word in problems
-    assert "at least 2" in "\n".join(check(recipe, composed(folder, "models=[wide]")))
-    assert check(recipe, composed(folder, "models=[wide,letters]")) == []
+    assert "at least 2" in "\n".join(check(recipe, compose_config(folder, "models=[wide]")))
+    assert check(recipe, compose_config(folder, "models=[wide,letters]")) == []
 
 
 def test_another_number_of_classes_is_refused(digits):
     folder, _ = digits
-    cfg = composed(folder, "models=[wide,letters]", "dataset.class_subset=[0,1,2]", f"output_root={folder / 'fourth'}")
+    cfg = compose_config(
+        folder, "models=[wide,letters]", "dataset.class_subset=[0,1,2]", f"output_root={folder / 'fourth'}"
+    )
     with pytest.raises(ConfigError, match="wide has 10 classes") as caught:
         launch(recipe, cfg)
     assert "letters has 10 classes" in str(caught.value)
@@ -237,7 +240,7 @@ def test_the_command_line_takes_all_for_the_list_of_models():
 
 def test_a_failed_comparison_says_of_which_data(digits, tmp_path):
     folder, _ = digits
-    cfg = composed(folder, "models=[wide,narrow]", "dataset.class_subset=[cat]", f"output_root={tmp_path}")
+    cfg = compose_config(folder, "models=[wide,narrow]", "dataset.class_subset=[cat]", f"output_root={tmp_path}")
     with pytest.raises(ConfigError, match="cat"):
         launch(recipe, cfg)
     (row,) = read_rows(tmp_path)

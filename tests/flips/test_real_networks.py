@@ -13,7 +13,7 @@ from recombine import models as zoo
 from recombine.core.results import read_rows
 from recombine.flips import recipe
 from recombine.run.launch import launch
-from tests.flips.test_flips import composed
+from tests.flips.test_flips import compose_config
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 MEASURED = {"resnet20": 91.73, "resnet32": 92.63, "resnet44": 93.10, "resnet56": 93.39}
@@ -23,13 +23,13 @@ MEASURED |= {"resnet20_optB_distiller": 91.71, "resnet8_mlcommons": 87.19}
 
 def flips_of(data_root, folder, *overrides):
     roots = [f"data_root={data_root}", f"weights_root={data_root / 'weights' / 'cifar10'}"]
-    launch(recipe, composed(folder, "dataset=cifar10", *roots, *overrides))
+    launch(recipe, compose_config(folder, "dataset=cifar10", *roots, *overrides))
     return read_rows(folder / "output")
 
 
 def test_two_residual_networks_by_hand(data_root, tmp_path):
     rows = flips_of(data_root, tmp_path, "models=[resnet20,resnet32]", "dataset.test_fraction=0.03")
-    cfg = composed(tmp_path, "dataset=cifar10", f"data_root={data_root}", "dataset.test_fraction=0.03")
+    cfg = compose_config(tmp_path, "dataset=cifar10", f"data_root={data_root}", "dataset.test_fraction=0.03")
     data = datasets.open_data(
         cfg.dataset, loader=cfg.loader, data_root=data_root, cache_root=tmp_path, seed=0, device="cpu"
     )

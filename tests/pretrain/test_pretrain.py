@@ -31,7 +31,7 @@ SMALL = [
 ]
 
 
-def composed(folder, *overrides):
+def compose_config(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     with initialize_entry("pretrain"):
         return compose("pretrain/pretrain", [*roots, *SMALL, *overrides])
@@ -45,14 +45,14 @@ def rows_in(folder):
 def trained(tmp_path_factory):
     """One short training: its folder, its row and the checkpoint."""
     folder = tmp_path_factory.mktemp("pretrain")
-    launch(recipe, composed(folder))
+    launch(recipe, compose_config(folder))
     (row,) = rows_in(folder)
     return folder, row, folder / "weights" / "cnn-digits-s0.safetensors"
 
 
 def test_row_equals_scikit_learn_on_the_kept_network(trained):
     folder, row, path = trained
-    cfg = composed(folder)
+    cfg = compose_config(folder)
     model = zoo.build(path.stem, weights_root=path.parent)
     data = datasets.open_data(cfg.dataset, loader=cfg.loader, data_root="", cache_root=folder, seed=0, device="cpu")
     images, labels, *_ = zip(*data.loader("test", 50, train=False).epoch(0), strict=True)
@@ -84,12 +84,12 @@ def test_checkpoint_says_what_it_is(trained):
 
 def test_a_lost_checkpoint_is_written_again_without_training(trained, monkeypatch, capsys):
     folder, row, path = trained
-    launch(recipe, composed(folder))
+    launch(recipe, compose_config(folder))
     assert "finished before" in capsys.readouterr().out
     before = load_file(path)
     path.unlink()
     monkeypatch.setattr(Supervised, "forward", None)
-    launch(recipe, composed(folder))
+    launch(recipe, compose_config(folder))
     after = load_file(path)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert row.metrics in [found.metrics for found in rows_in(folder)]
@@ -97,8 +97,8 @@ def test_a_lost_checkpoint_is_written_again_without_training(trained, monkeypatc
 
 def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
     _, _, path = trained
-    launch(recipe, composed(tmp_path))
-    launch(recipe, composed(tmp_path, "seed=1"))
+    launch(recipe, compose_config(tmp_path))
+    launch(recipe, compose_config(tmp_path, "seed=1"))
     again, other = (load_file(tmp_path / "weights" / f"cnn-digits-s{seed}.safetensors") for seed in (0, 1))
     first = load_file(path)
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -109,7 +109,8 @@ def test_every_loader_trains_the_same_network(tmp_path):
     kept = []
     for loader in ("torch", "ffcv", "device"):
         launch(
-            recipe, composed(tmp_path, f"loader={loader}", f"save_as={loader}", "engine.max_steps=8", "batch_size=32")
+            recipe,
+            compose_config(tmp_path, f"loader={loader}", f"save_as={loader}", "engine.max_steps=8", "batch_size=32"),
         )
         kept.append(load_file(tmp_path / "weights" / f"{loader}.safetensors"))
     first, *others = kept
@@ -127,7 +128,7 @@ def test_linear_probe_changes_the_classifier_alone(trained):
         "dataset.class_subset=[0,1,2]",
         "optimizer.lr=0.2",
     ]
-    launch(recipe, composed(folder, *probe))
+    launch(recipe, compose_config(folder, *probe))
     before, after = load_file(path), load_file(folder / "weights" / "probe.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     head = find_head(zoo.build("probe", weights_root=folder / "weights").net, 3)
@@ -154,20 +155,20 @@ def test_any_architecture_can_be_frozen(name):
 
 
 @pytest.mark.parametrize(("scaling", "expected"), [("none", 0.2), ("linear", 0.05), ("linear_twice", 0.0125)])
-def test_learning_rate_is_scaled_as_said(tmp_path, scaling, expected):
-    cfg = composed(tmp_path, "optimizer.lr=0.2", "batch_size=64", f"lr_scaling={scaling}")
+def test_learning_rate_is_scaled_as_configured(tmp_path, scaling, expected):
+    cfg = compose_config(tmp_path, "optimizer.lr=0.2", "batch_size=64", f"lr_scaling={scaling}")
     assert recipe.learning_rate(cfg) == pytest.approx(expected)
 
 
 def test_problems_are_found_together(tmp_path):
-    problems = check(recipe, composed(tmp_path, "lr_scaling=cubic", "freeze=true", "loader.kind=tape"))
+    problems = check(recipe, compose_config(tmp_path, "lr_scaling=cubic", "freeze=true", "loader.kind=tape"))
     text = "\n".join(problems)
     assert all(word in text for word in ("lr_scaling=cubic", "none, linear, linear_twice", "freeze=false", "tape"))
-    assert check(recipe, composed(tmp_path)) == []
+    assert check(recipe, compose_config(tmp_path)) == []
 
 
 def test_names_of_library_networks_make_file_names(tmp_path):
-    cfg = composed(tmp_path, "model.name=hf-hub:timm/resnet18.a1_in1k", "seed=3")
+    cfg = compose_config(tmp_path, "model.name=hf-hub:timm/resnet18.a1_in1k", "seed=3")
     assert recipe.save_name(cfg) == "resnet18.a1_in1k-digits-s3"
-    assert recipe.save_name(composed(tmp_path, "save_as=mine")) == "mine"
-    assert recipe.save_name(composed(tmp_path, "engine=debug")) == "cnn-digits-s0-2-steps"
+    assert recipe.save_name(compose_config(tmp_path, "save_as=mine")) == "mine"
+    assert recipe.save_name(compose_config(tmp_path, "engine=debug")) == "cnn-digits-s0-2-steps"

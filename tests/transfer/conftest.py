@@ -33,9 +33,9 @@ def networks(folder):
 @pytest.fixture(scope="module")
 def batch(folder):
     """128 training images of the digits."""
-    from digits import opened
+    from digits import open_digits
 
-    data = opened(folder)
+    data = open_digits(folder)
     found = next(data.loader("train", 128, train=False).epoch(0))
     data.close()
     return found

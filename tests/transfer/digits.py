@@ -22,7 +22,7 @@ NODES = {
 RIDGE = {"wide": 1e-3, "narrow": 1e-2, "letters": 1e-1}
 
 
-def composed(folder, *overrides, config="transfer/transfer", student="narrow"):
+def compose_config(folder, *overrides, config="transfer/transfer", student="narrow"):
     """The config of an entry with a short training; later overrides win."""
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     names = [f"model@student=any student.name={student}"]
@@ -45,15 +45,15 @@ def run_rows(recipe, cfg):
     return read_rows(Path(cfg.output_root) / entry / run_id(cfg, entry).run)
 
 
-def opened(folder, seed=0):
+def open_digits(folder, seed=0):
     """The digits."""
-    cfg = composed(folder)
+    cfg = compose_config(folder)
     return datasets.open_data(cfg.dataset, loader=cfg.loader, data_root="", cache_root=folder, seed=seed, device="cpu")
 
 
 def make_networks(folder):
     """Save the three networks, whose classifiers are fitted in closed form: real accuracies within a second."""
-    data = opened(folder)
+    data = open_digits(folder)
     batch = next(data.loader("train", 1400, train=False).epoch(0))
     data.close()
     for seed, (name, node) in enumerate(NODES.items()):

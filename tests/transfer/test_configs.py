@@ -18,10 +18,10 @@ from recombine.engine.evaluate import Predictions
 from recombine.models.settings import ModelSettings
 from recombine.report.spec import load_specs
 from recombine.run.config import validate
+from recombine.transfer.method_settings import METHOD
 from recombine.transfer.metrics import transfer_metrics
 from recombine.transfer.ranking import score_candidate
 from recombine.transfer.recipe import routing
-from recombine.transfer.settings import METHOD
 from tests.sweeps import choices, experiments, written
 
 register_papers()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from digits import composed, run_rows
+from digits import compose_config, run_rows
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -39,13 +39,13 @@ def pictures(folder):
     return place
 
 
-def configured(folder, pictures, *overrides):
+def configure(folder, pictures, *overrides):
     names = ["student.name=first", "teacher.name=second", f"data_root={pictures}"]
-    return composed(folder, *names, *SMALL, *overrides)
+    return compose_config(folder, *names, *SMALL, *overrides)
 
 
 def test_the_student_scores_in_plain_timm_what_the_row_says(folder, pictures):
-    (row,) = run_rows(recipe, configured(folder, pictures, "fit_heads=true"))
+    (row,) = run_rows(recipe, configure(folder, pictures, "fit_heads=true"))
     assert row.metrics["accuracy_before"] > 60, "random features and a fitted classifier know digits"
     path = folder / "output" / "transfer" / row.run / "student.safetensors"
     load = json.loads(path.with_suffix(".json").read_text())["load"]
@@ -63,10 +63,10 @@ def test_the_student_scores_in_plain_timm_what_the_row_says(folder, pictures):
 
 def test_other_classes_without_fitting_are_explained(folder, pictures):
     with pytest.raises(ConfigError, match=r"student 1000, teacher 7.*fit_heads=true"):
-        launch(recipe, configured(folder, pictures))
+        launch(recipe, configure(folder, pictures))
     zoo.save(zoo.build({"name": "cnn"}, classes=7), folder / "weights" / "seven_too.safetensors", {})
     with pytest.raises(ConfigError, match=r"has 7 classes and folder has 3.*fit_heads=true"):
-        launch(recipe, configured(folder, pictures, "student.name=second", "teacher.name=seven_too"))
+        launch(recipe, configure(folder, pictures, "student.name=second", "teacher.name=seven_too"))
 
 
 def test_regression_is_scikit_learns():
@@ -92,7 +92,7 @@ def half_labelled(pictures):
 
 @pytest.mark.parametrize("method", ["kl_dp", "crd"])
 def test_missing_labels_are_explained(folder, half_labelled, method):
-    cfg = configured(folder, half_labelled, f"method={method}", "fit_heads=true")
+    cfg = configure(folder, half_labelled, f"method={method}", "fit_heads=true")
     with pytest.raises(ConfigError, match=rf"method={method} reads labels, but 45 training images.*method=kl_dp_u"):
         launch(recipe, cfg)
 
@@ -111,5 +111,5 @@ def test_images_without_labels_serve_methods_that_read_none(folder, half_labelle
         "engine.epochs=1",
         f"cache_teacher_logits={cache_teacher_logits}",
     ]
-    (row,) = run_rows(recipe, configured(folder, half_labelled, *options, "batch_size=45"))
+    (row,) = run_rows(recipe, configure(folder, half_labelled, *options, "batch_size=45"))
     assert seen == set(range(90)) and row.status == "ok"

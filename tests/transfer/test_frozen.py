@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from digits import opened
+from digits import open_digits
 
 from recombine.transfer.teacher_cache import FrozenTeachers, find_mirroring
 
 
 @pytest.mark.parametrize(("augment", "count"), [("none", 1), ("flip", 2), ("flip_crop", None), ("crop_resize", None)])
 def test_mirroring_is_what_the_loader_does(folder, augment, count):
-    data = opened(folder, seed=3)
+    data = open_digits(folder, seed=3)
     options = {"batch_size": 64, "size": 8}
     loader = data.loader("train", **options, train=True, augment=augment)
     stored = next(data.loader("train", 1497, train=False).epoch(0)).images
@@ -30,7 +30,7 @@ def test_mirroring_is_what_the_loader_does(folder, augment, count):
 
 def test_cached_logits_are_the_live_ones(folder, networks, tmp_path):
     _, _, teachers = networks
-    data = opened(folder, seed=1)
+    data = open_digits(folder, seed=1)
     loader = data.loader("train", 64, train=True, augment="flip")
     live, cached = FrozenTeachers(teachers), FrozenTeachers(teachers)
     cached.cache_logits(data.loader("train", 64, train=False), find_mirroring(loader.augment), tmp_path, "fp32")

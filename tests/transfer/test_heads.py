@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from digits import composed, opened, run_rows
+from digits import compose_config, open_digits, run_rows
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
@@ -19,7 +19,7 @@ def transformer(kind="vit_tiny_patch16_224", classes=10):
 
 def test_both_classifiers_of_a_distilled_network_are_fitted(folder):
     model = transformer("deit_tiny_distilled_patch16_224")
-    data = opened(folder)
+    data = open_digits(folder)
     loader = data.loader("train", 300, train=False)
     for name in ("head", "head_dist"):
         torch.nn.init.zeros_(getattr(model.net, name).weight)  # as some networks begin: their logits tell nothing
@@ -54,7 +54,7 @@ def test_a_teacher_of_fixed_size_sees_the_students_crop_at_its_own_size(folder):
     assert networks.match_preprocessing(free, student).size == student.size
     zoo.save(transformer(), folder / "weights" / "fixed.safetensors", {})
     options = ["teacher.name=fixed", "teacher_preprocessing=student", "engine.max_steps=1", "dataset.test_fraction=0.1"]
-    (row,) = run_rows(recipe, composed(folder, *options))
+    (row,) = run_rows(recipe, compose_config(folder, *options))
     assert row.status == "ok"
 
 

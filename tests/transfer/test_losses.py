@@ -1,4 +1,4 @@
-"""The losses against the published golden values, slow twins and properties."""
+"""The losses against the published values, loops and properties."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_golden_cross_entropy():
 
 
 def test_golden_partition():
-    # float32 inside: the masks are compared as probabilities of what the networks said
+    # float32 inside: masks come from softmax probabilities
     torch.testing.assert_close(confidence(TEACHER, LABELS), torch.tensor([0.244728, 0.843795]), atol=1e-6, rtol=0)
     torch.testing.assert_close(confidence(INITIAL, LABELS), torch.tensor([0.708217, 0.289433]), atol=1e-6, rtol=0)
     torch.testing.assert_close(confidence(TEACHER), torch.tensor([0.665241, 0.843795]), atol=1e-6, rtol=0)

@@ -20,9 +20,9 @@ def loss(method, batch, training=False):
 
 def test_kl_and_cross_entropy_mix(networks, batch):
     student, _, teachers = networks
-    said, knew = (model(batch.images) for model in (student, teachers[0]))
-    kl = F.kl_div(said.log_softmax(1), knew.softmax(1), reduction="batchmean")
-    xe = F.cross_entropy(said, batch.labels)
+    student_logits, teacher_logits = (model(batch.images) for model in (student, teachers[0]))
+    kl = F.kl_div(student_logits.log_softmax(1), teacher_logits.softmax(1), reduction="batchmean")
+    xe = F.cross_entropy(student_logits, batch.labels)
     for weight in (0.0, 0.5, 1.0):
         method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=weight)
         torch.testing.assert_close(loss(method, batch), weight * kl + (1 - weight) * xe)
@@ -32,11 +32,11 @@ def test_kl_and_cross_entropy_mix(networks, batch):
 @pytest.mark.parametrize("samples", ["not_negative", "positive"])
 def test_kl_of_chosen_flips(networks, batch, samples):
     student, _, teachers = networks
-    said, knew = (model(batch.images) for model in (student, teachers[0]))
-    right, teacher_right = ((logits.argmax(1) == batch.labels) for logits in (said, knew))
+    student_logits, teacher_logits = (model(batch.images) for model in (student, teachers[0]))
+    right, teacher_right = ((logits.argmax(1) == batch.labels) for logits in (student_logits, teacher_logits))
     kept = ~(right & ~teacher_right) if samples == "not_negative" else teacher_right & ~right
     assert 0 < kept.sum() < len(kept)
-    expected = F.kl_div(said[kept].log_softmax(1), knew[kept].softmax(1), reduction="batchmean")
+    expected = F.kl_div(student_logits[kept].log_softmax(1), teacher_logits[kept].softmax(1), reduction="batchmean")
     method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0, kl_samples=samples)
     torch.testing.assert_close(loss(method, batch), expected)
 
@@ -50,11 +50,11 @@ def test_partition_by_loop(networks, batch, supervised, count):
     )
     candidates = [model(batch.images).softmax(1) for model in (initial, *teachers[:count])]
     total = 0.0
-    said = student(batch.images).log_softmax(1)
+    student_logits = student(batch.images).log_softmax(1)
     for i, label in enumerate(batch.labels.tolist()):
         sure = [float(p[i, label] if supervised else p[i].max()) for p in candidates]
         winner = candidates[max(range(len(sure)), key=lambda k: (sure[k], -k))][i]
-        total += float((winner * (winner.log() - said[i])).sum().detach())
+        total += float((winner * (winner.log() - student_logits[i])).sum().detach())
     torch.testing.assert_close(loss(method, batch).item(), total / len(batch.labels), rtol=1e-4, atol=1e-6)
     assert ("positive_flips" in method(batch).logs) == supervised
 
@@ -95,16 +95,20 @@ def test_initial_weight(networks, batch):
 def test_flip_rules_by_loop(networks, batch, rule):
     student, initial, teachers = networks
     method = FlipPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([initial]), name="", rule=rule)
-    now, was, knew = (model(batch.images).detach() for model in (teachers[1], initial, teachers[0]))
-    target, routed = method.target(now, [was, knew], batch.labels)
+    now, was, teacher_logits = (model(batch.images).detach() for model in (teachers[1], initial, teachers[0]))
+    target, routed = method.target(now, [was, teacher_logits], batch.labels)
     for i, label in enumerate(batch.labels.tolist()):
-        right, teacher_right = now[i].argmax() == label, knew[i].argmax() == label
+        right, teacher_right = now[i].argmax() == label, teacher_logits[i].argmax() == label
         if teacher_right and not right:
-            expected, taught = knew[i], True
+            expected, taught = teacher_logits[i], True
         elif right and not teacher_right:
             expected, taught = was[i], False
         else:
-            neutral = {"teacher_on_positive": was[i], "initial_on_negative": knew[i], "average": (knew[i] + now[i]) / 2}
+            neutral = {
+                "teacher_on_positive": was[i],
+                "initial_on_negative": teacher_logits[i],
+                "average": (teacher_logits[i] + now[i]) / 2,
+            }
             expected, taught = neutral[rule], rule == "initial_on_negative"
         assert torch.equal(target[i], expected) and bool(routed[i]) == taught
 
@@ -118,14 +122,14 @@ def test_a_gate_on_features_by_loop(networks, batch):
             value.mul_(1.1)  # a student that has gone on from where it was
     found = method.train()(batch)
     total, taught = 0.0, 0
-    own, said = student.features_and_logits(batch.images)
-    (kept, was), (new, knew) = (model.features_and_logits(batch.images) for model in (initial, teachers[1]))
+    own, student_logits = student.features_and_logits(batch.images)
+    (kept, was), (new, teacher_logits) = (model.features_and_logits(batch.images) for model in (initial, teachers[1]))
     embedded = own @ method.embed_student, kept @ method.embed_initial, new @ method.embed_teacher
     for i in range(len(batch.labels)):
         own_, kept_, new_ = (e[i] for e in embedded)
         to_teacher = torch.dot(method.gate, new_ * own_) > torch.dot(method.gate, kept_ * own_)
-        target = (knew if to_teacher else was)[i]
-        total += F.kl_div(said[i].log_softmax(0), target.softmax(0), reduction="sum").item()
+        target = (teacher_logits if to_teacher else was)[i]
+        total += F.kl_div(student_logits[i].log_softmax(0), target.softmax(0), reduction="sum").item()
         taught += int(to_teacher)
     assert found.loss.item() == pytest.approx(total / len(batch.labels), rel=1e-4)
     assert found.logs["to_teacher"].item() == pytest.approx(100 * taught / len(batch.labels))
@@ -169,22 +173,22 @@ def test_both_networks_of_a_pair_keep_their_statistics(networks, batch):
 def test_terms_take_their_settings(networks, batch):
     """Temperature, topk, label smoothing and cross entropy of probabilities arrive in the losses of the methods."""
     student, initial, teachers = networks
-    said, knew = (model(batch.images) for model in (student, teachers[0]))
+    student_logits, teacher_logits = (model(batch.images) for model in (student, teachers[0]))
     softened = {"temperature": 3.0, "topk": 4}
-    kl = kl_divergence(said, knew, **softened).mean()
-    assert (kl - kl_divergence(said, knew).mean()).abs() > 1e-3
+    kl = kl_divergence(student_logits, teacher_logits, **softened).mean()
+    assert (kl - kl_divergence(student_logits, teacher_logits).mean()).abs() > 1e-3
     torch.testing.assert_close(
         loss(Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0, **softened), batch), kl
     )
     partition = DataPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([initial]), name="", **softened)
-    target, _ = partition.target(said, [initial(batch.images), knew], batch.labels)
-    torch.testing.assert_close(loss(partition, batch), kl_divergence(said, target, **softened).mean())
+    target, _ = partition.target(student_logits, [initial(batch.images), teacher_logits], batch.labels)
+    torch.testing.assert_close(loss(partition, batch), kl_divergence(student_logits, target, **softened).mean())
     own = SelfDistillation(student, FrozenTeachers([teachers[0]]), name="", temperature=3.0)
-    torch.testing.assert_close(loss(own, batch), kl_divergence(said, knew, 3.0).mean())
+    torch.testing.assert_close(loss(own, batch), kl_divergence(student_logits, teacher_logits, 3.0).mean())
     for smooth in ({"label_smoothing": 0.2}, {"label_smoothing": 0.2, "xe_on_probabilities": True}):
         method = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=0.0, **smooth)
         on = smooth.get("xe_on_probabilities", False)
-        expected = cross_entropy(said, batch.labels, label_smoothing=0.2, on_probabilities=on).mean()
+        expected = cross_entropy(student_logits, batch.labels, label_smoothing=0.2, on_probabilities=on).mean()
         torch.testing.assert_close(loss(method, batch), expected)
 
 
@@ -199,16 +203,20 @@ def test_logs_say_what_was_learnt_and_what_is_left(networks, batch):
     student, _, teachers = networks
     method = DataPartition(student, FrozenTeachers(teachers[:1]), FrozenTeachers([teachers[1]]), name="").eval()
     logs = method(batch).logs
-    now, was, knew = (model(batch.images).argmax(1) == batch.labels for model in (student, teachers[1], teachers[0]))
-    expected = {"knowledge_gain": now & ~was, "knowledge_loss": was & ~now, "positive_flips": knew & ~was}
-    expected |= {"negative_flips": was & ~knew, "neutral_flips": was == knew}
+    now, was, teacher_logits = (
+        model(batch.images).argmax(1) == batch.labels for model in (student, teachers[1], teachers[0])
+    )
+    expected = {"knowledge_gain": now & ~was, "knowledge_loss": was & ~now, "positive_flips": teacher_logits & ~was}
+    expected |= {"negative_flips": was & ~teacher_logits, "neutral_flips": was == teacher_logits}
     for name, mask in expected.items():
         assert float(logs[name]) == pytest.approx(100 * float(mask.float().mean()), abs=1e-4), name
     assert float(logs["transfer_delta"]) == pytest.approx(
         100 * float(now.float().mean() - was.float().mean()), abs=1e-4
     )
     mixed = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=0.5).eval()(batch).logs
-    assert float(mixed["positive_flips"]) == pytest.approx(100 * float((knew & ~now).float().mean()), abs=1e-4)
+    assert float(mixed["positive_flips"]) == pytest.approx(
+        100 * float((teacher_logits & ~now).float().mean()), abs=1e-4
+    )
     blind = Distillation(student, FrozenTeachers(teachers[:1]), name="", kl_weight=1.0).eval()(batch).logs
     assert blind.keys() == {"loss", "kl"}, "without labels nobody is right or wrong"
 
@@ -276,11 +284,11 @@ def test_interval_follows_the_batch_size(networks):
 def test_both_directions(networks, batch):
     student, _, (teacher, _) = networks
     method = BiDirectional(student, teacher, name="")
-    said, knew = student(batch.images), teacher(batch.images)
-    total = F.cross_entropy(said, batch.labels) + F.cross_entropy(knew, batch.labels)
+    student_logits, teacher_logits = student(batch.images), teacher(batch.images)
+    total = F.cross_entropy(student_logits, batch.labels) + F.cross_entropy(teacher_logits, batch.labels)
     for i, label in enumerate(batch.labels.tolist()):
-        teaches = knew[i].softmax(0)[label] > said[i].softmax(0)[label]
-        source, learner = (knew[i], said[i]) if teaches else (said[i], knew[i])
+        teaches = teacher_logits[i].softmax(0)[label] > student_logits[i].softmax(0)[label]
+        source, learner = (teacher_logits[i], student_logits[i]) if teaches else (student_logits[i], teacher_logits[i])
         total = total + F.kl_div(learner.log_softmax(0), source.softmax(0), reduction="sum") / len(batch.labels)
     torch.testing.assert_close(loss(method, batch), total)
     method.train()(batch).loss.backward()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from digits import composed, run_rows
+from digits import compose_config, run_rows
 from safetensors.torch import load_file
 
 from recombine import models as zoo
@@ -22,8 +22,8 @@ CONFIG = "multi_teacher/multi_teacher"
 TEACHERS = "teachers=[wide,letters]"
 
 
-def configured(folder, *overrides):
-    return composed(folder, TEACHERS, "engine.epochs=1", *overrides, config=CONFIG)
+def configure(folder, *overrides):
+    return compose_config(folder, TEACHERS, "engine.epochs=1", *overrides, config=CONFIG)
 
 
 def place(cfg):
@@ -33,7 +33,7 @@ def place(cfg):
 @pytest.fixture(scope="module")
 def sequential(folder):
     """Config and rows of two stages."""
-    cfg = configured(folder)
+    cfg = configure(folder)
     return cfg, run_rows(recipe, cfg)
 
 
@@ -45,7 +45,7 @@ def test_stages_go_from_the_weaker_teacher_to_the_stronger(folder, sequential):
     first, last = (row.metrics["accuracy_after"] for row in rows)
     assert rows[1].metrics["transfer_delta_step"] == pytest.approx(last - first)
     assert rows[1].metrics["transfer_delta"] == pytest.approx(last - rows[0].metrics["accuracy_before"])
-    descending = run_rows(recipe, configured(folder, "order=descending"))
+    descending = run_rows(recipe, configure(folder, "order=descending"))
     assert descending[0].metrics["accuracy_teacher"] == rows[1].metrics["accuracy_teacher"]
 
 
@@ -58,7 +58,7 @@ def test_rows_of_stages_tell_what_single_rows_tell(sequential):
 
 def test_only_what_other_runs_can_use_is_stored(folder, tmp_path):
     """Logits of the student that a stage starts from are of no use elsewhere; networks of the config are."""
-    run_rows(recipe, configured(folder, f"cache_root={tmp_path}", "engine.max_steps=2"))
+    run_rows(recipe, configure(folder, f"cache_root={tmp_path}", "engine.max_steps=2"))
     assert len(list((tmp_path / "predictions").iterdir())) == 3 + 3, "three networks on both splits, no stage's student"
 
 
@@ -73,7 +73,7 @@ def test_a_stage_keeps_what_the_student_knew_at_its_start(folder, monkeypatch):
         return method
 
     monkeypatch.setattr(training, "make_method", make_method)
-    cfg = configured(folder, "seed=4")
+    cfg = configure(folder, "seed=4")
     run_rows(recipe, cfg)
     start = zoo.build("narrow", weights_root=folder / "weights").net.state_dict()
     staged = load_file(f"{place(cfg)}/student_stage1.safetensors")
@@ -86,9 +86,9 @@ def test_a_stage_keeps_what_the_student_knew_at_its_start(folder, monkeypatch):
     "options", [[], ["combine=soup"], ["method=xekl_mcl", "method.decay=0.9"]], ids=["sequential", "soup", "mcl"]
 )
 def test_killed_in_the_second_stage_it_ends_bit_for_bit_the_same(folder, tmp_path, monkeypatch, options):
-    cfg = configured(folder, *options)
+    cfg = configure(folder, *options)
     rows = run_rows(recipe, cfg)
-    interrupted = configured(folder, *options, f"output_root={tmp_path}")
+    interrupted = configure(folder, *options, f"output_root={tmp_path}")
     original, steps = training.make_method, []
 
     def make_method(*arguments):
@@ -117,13 +117,13 @@ def test_killed_in_the_second_stage_it_ends_bit_for_bit_the_same(folder, tmp_pat
 
 
 def test_parallel_teachers(folder):
-    (row,) = run_rows(recipe, configured(folder, "combine=parallel"))
+    (row,) = run_rows(recipe, configure(folder, "combine=parallel"))
     assert row.cell["combine"] == "parallel" and row.cell["teachers"] == "wide+letters"
     assert 0 < row.metrics["to_teacher"] < 100
 
 
 def test_soup_is_the_mean_of_the_single_students(folder):
-    cfg = configured(folder, "combine=soup")
+    cfg = configure(folder, "combine=soup")
     rows = {
         row.cell["combine"] if row.cell["stage"] == "final" else row.cell["stage"]: row for row in run_rows(recipe, cfg)
     }
@@ -148,7 +148,7 @@ def test_soup_of_copies_is_the_copy():
 
 
 def test_other_methods_take_one_teacher_at_a_time(folder):
-    rows = run_rows(recipe, configured(folder, "method=kl", "engine.max_steps=2"))
+    rows = run_rows(recipe, configure(folder, "method=kl", "engine.max_steps=2"))
     assert len(rows) == 2
 
 
@@ -163,7 +163,7 @@ def test_other_methods_take_one_teacher_at_a_time(folder):
     ],
 )
 def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loaded(folder, overrides, message):
-    cfg = configured(folder, *overrides)
+    cfg = configure(folder, *overrides)
     with pytest.raises(ConfigError, match=message) as caught:
         launch(recipe, cfg)
     assert exit_code(caught.value) == 2 and not Path(place(cfg)).exists()
@@ -186,4 +186,4 @@ def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loa
 )
 def test_bad_input_is_one_clear_message(folder, override, message):
     with pytest.raises(ConfigError, match=message):
-        launch(recipe, configured(folder, override))
+        launch(recipe, configure(folder, override))

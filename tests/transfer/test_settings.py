@@ -2,24 +2,24 @@
 
 import inspect
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
+from pkgutil import resolve_name
 
 import pytest
-import torch
 import yaml
-from digits import composed, run_rows
+from digits import compose_config, run_rows
 
+from recombine.cli.entries import ENTRIES
 from recombine.core.builds import load_target
 from recombine.core.settings import SCHEMAS, find_problems
 from recombine.engine.settings import MethodSettings
 from recombine.flips import settings as flips_settings
 from recombine.run.config import validate
 from recombine.run.launch import check
+from recombine.run.settings import EntrySettings
 from recombine.transfer import multi_teacher, recipe
-from recombine.transfer.method import Transfer, make_step
-from recombine.transfer.settings import METHOD, MultiTeacherSettings, TransferSettings
+from recombine.transfer.method_settings import METHOD
+from recombine.transfer.settings import TransferSettings
 
 CONFIG = Path(__file__).parents[2] / "config"
 TARGETS = [target for target in SCHEMAS if target.startswith(("recombine.transfer.", "recombine.flips."))]
@@ -59,23 +59,25 @@ def test_every_method_file_has_settings_of_its_method(file):
     assert all("a value is needed" in problem for problem in problems), "the primary config gives the rest"
 
 
-@pytest.mark.parametrize(("entry", "schema"), [("transfer", TransferSettings), ("multi_teacher", MultiTeacherSettings)])
-def test_the_entry_lists_every_setting_with_its_default(entry, schema):
-    cfg = yaml.safe_load((CONFIG / entry / f"{entry}.yaml").read_text())
-    groups = {"student", "teacher", "dataset", "loader", "engine", "schedule", "wandb", "optimizer", "method"}
-    roots = {"seed", "device", "eval_batch_size", "data_root", "weights_root", "cache_root", "output_root"}
-    assert schema.model_fields.keys() - groups - roots <= cfg.keys()
+@pytest.mark.parametrize("entry", ["transfer", "multi_teacher", "flips", "pretrain"])
+def test_the_entry_lists_every_setting_with_its_default(entry):
+    schema = resolve_name(ENTRIES[entry].settings)
+    cfg = yaml.safe_load((CONFIG / f"{ENTRIES[entry].config}.yaml").read_text())
+    groups = {"student", "teacher", "model", "dataset", "loader", "engine", "schedule", "wandb", "optimizer", "method"}
+    shared = EntrySettings.model_fields.keys() - {"name"}
+    assert schema.model_fields.keys() - groups - shared <= cfg.keys()
+    entrys_choice = {"name", "batch_size", "models", "text_encoder", *groups}
     for name, field in schema.model_fields.items():
-        if name in cfg and not field.is_required() and name not in {"name", "batch_size", "optimizer"}:
+        if name in cfg and not field.is_required() and name not in entrys_choice:
             assert cfg[name] == field.default, name
 
 
 @pytest.mark.parametrize("method", ["xekl_mcl", "dp_flip_st", "cd", "crd"])
 def test_settings_a_method_does_not_have_are_told(folder, method):
-    cfg = composed(folder, f"method={method}", "+method.momentun=1")
+    cfg = compose_config(folder, f"method={method}", "+method.momentun=1")
     (problem,) = validate(cfg, TransferSettings, rules=False)
     assert "unknown setting method.momentun" in problem
-    assert validate(composed(folder, f"method={method}"), TransferSettings, rules=False) == []
+    assert validate(compose_config(folder, f"method={method}"), TransferSettings, rules=False) == []
 
 
 @pytest.mark.parametrize(
@@ -118,18 +120,22 @@ def test_wrong_settings_are_one_clear_message(method, setting, message):
 
 def test_all_mistakes_of_a_command_are_told_together(folder):
     wrong = ["lr_factor=-1", "method.topk=0", "teacher.name=nobody", "optimizer.lr=fast", "engine.epochs=soon"]
-    problems = "\n".join(check(recipe, composed(folder, *wrong)))
+    problems = "\n".join(check(recipe, compose_config(folder, *wrong)))
     for text in ("lr_factor=-1: a number", "method.topk=0", "unknown model 'nobody'", "optimizer.lr", "engine.epochs"):
         assert text in problems
     wrong = ["combine=soup", "method=xe", "teachers=[wide,wide,nobody]", "order=up"]
-    problems = "\n".join(check(multi_teacher, composed(folder, *wrong, config="multi_teacher/multi_teacher")))
+    problems = "\n".join(check(multi_teacher, compose_config(folder, *wrong, config="multi_teacher/multi_teacher")))
     for text in ("method=xe learns", "wide is named twice", "unknown model 'nobody'", "order=up: one of"):
         assert text in problems
 
 
-class SquaredError(Transfer):
-    """Somebody's own method."""
+METHOD_FILE = """
+from torch.nn.functional import mse_loss
 
+from recombine.transfer.method import Transfer, make_step
+
+
+class SquaredError(Transfer):
     reads_labels = False
 
     def __init__(self, net, teachers, *, name, scale, batchnorm="adapt"):
@@ -138,21 +144,22 @@ class SquaredError(Transfer):
 
     def forward(self, batch):
         (target,) = self.teachers(batch)
-        return make_step(self.scale * torch.nn.functional.mse_loss(self.net(batch.images), target), {})
+        return make_step(self.scale * mse_loss(self.net(batch.images), target), {})
+"""
 
 
-def test_a_method_of_ones_own(folder, monkeypatch):
-    module = ModuleType("my_methods")
-    module.SquaredError = SquaredError
-    monkeypatch.setitem(sys.modules, "my_methods", module)
-    keep = ["method=self_dist", "~method.temperature", "method.name=mine", "method._target_=my_methods.SquaredError"]
-    assert check(recipe, composed(folder, *keep)) == ["method.scale: a value is needed; give +method.scale=..."]
-    wrong = check(recipe, composed(folder, *keep, "+method.scale=1", "+method.scales=1"))
+def test_a_method_of_ones_own(folder, tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text(METHOD_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = ["method=self_dist", "~method.temperature", "method.name=mine", "method._target_=my_methods.SquaredError"]
+    (problem,) = check(recipe, compose_config(folder, *mine))
+    assert "my_methods.SquaredError needs scale" in problem and "method.scale=..." in problem
+    wrong = check(recipe, compose_config(folder, *mine, "+method.scale=1", "+method.scales=1"))
     assert wrong == ["unknown setting method.scales: my_methods.SquaredError does not take it; did you mean 'scale'?"]
-    (row,) = run_rows(recipe, composed(folder, *keep, "+method.scale=0.1", "engine.max_steps=3"))
+    (row,) = run_rows(recipe, compose_config(folder, *mine, "+method.scale=0.1", "engine.max_steps=3"))
     assert (row.status, row.cell["method"]) == ("ok", "mine")
-    several = ["teachers=[wide,letters]", "combine=parallel", *keep, "+method.scale=1"]
-    (problem,) = check(multi_teacher, composed(folder, *several, config="multi_teacher/multi_teacher"))
+    several = ["teachers=[wide,letters]", "combine=parallel", *mine, "+method.scale=1"]
+    (problem,) = check(multi_teacher, compose_config(folder, *several, config="multi_teacher/multi_teacher"))
     assert "method=mine takes one teacher at a time, not 2" in problem
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from digits import composed, opened, run_rows
+from digits import compose_config, open_digits, run_rows
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
@@ -21,14 +21,14 @@ METHODS += ["kl_positive", "dp_flip_st", "dp_flip_t", "dp_flip_avg", "dp_adaptiv
 @pytest.fixture(scope="module")
 def transferred(folder):
     """The row of one transfer, and the folder of its run."""
-    cfg = composed(folder)
+    cfg = compose_config(folder)
     (row,) = run_rows(recipe, cfg)
     return cfg, row, folder / "output" / "transfer" / row.run
 
 
 def test_row_equals_scikit_learn_on_the_kept_student(folder, transferred):
     _, row, place = transferred
-    data = opened(folder)
+    data = open_digits(folder)
     batch = next(data.loader("test", 400, train=False).epoch(0))
     data.close()
     weights = folder / "weights"
@@ -40,7 +40,7 @@ def test_row_equals_scikit_learn_on_the_kept_student(folder, transferred):
             assert row.metrics[f"accuracy_{moment}"] == pytest.approx(accuracy)
     assert row.metrics["accuracy_gap"] > 0 and row.metrics["transfer_delta"] > 0, "a stronger teacher teaches digits"
     assert row.metrics["transfer_delta"] == pytest.approx(row.metrics["knowledge_gain"] - row.metrics["knowledge_loss"])
-    assert row.cell == recipe.cell(composed(folder))
+    assert row.cell == recipe.cell(compose_config(folder))
     assert row.series["epoch"] == [1, 2] and len(row.series["gains_per_class"]) == 10
     assert 0 < row.metrics["to_teacher"] < 100
     assert row.metrics["positive_to_teacher"] > row.metrics["negative_to_teacher"]
@@ -63,15 +63,15 @@ def test_the_same_command_shows_the_same_rows(transferred, capsys):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_rows_hold_its_name(folder, method):
     small = ["engine.epochs=1", "engine.max_steps=3", "dataset.test_fraction=0.3"]
-    (row,) = run_rows(recipe, composed(folder, f"method={method}", *small))
+    (row,) = run_rows(recipe, compose_config(folder, f"method={method}", *small))
     assert row.status == "ok" and row.cell["method"] == method
     assert torch.isfinite(torch.tensor(row.series["train_loss"])).all()
     assert ("accuracy_teacher_after" in row.metrics) == (method == "bi_kd")
 
 
 def test_ensemble_needs_no_training(folder):
-    (row,) = run_rows(recipe, composed(folder, "method=ensemble"))
-    data = opened(folder)
+    (row,) = run_rows(recipe, compose_config(folder, "method=ensemble"))
+    data = open_digits(folder)
     batch = next(data.loader("test", 400, train=False).epoch(0))
     data.close()
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_ensemble_needs_no_training(folder):
 
 def test_unsupervised_methods_never_see_a_label(folder, monkeypatch):
     """The student is the same, bit for bit, when every training label is another one."""
-    data = opened(folder)
+    data = open_digits(folder)
     students, spoilt = [], False
     original = type(data.loader("train", 64, train=True))._batch
 
@@ -96,7 +96,7 @@ def test_unsupervised_methods_never_see_a_label(folder, monkeypatch):
     for method, equal in (("kl_dp_u", True), ("kl_dp", False)):
         students = []
         for spoilt in (False, True):
-            cfg = composed(folder, f"method={method}", "engine.epochs=1", f"output_root={folder}/labels-{spoilt}")
+            cfg = compose_config(folder, f"method={method}", "engine.epochs=1", f"output_root={folder}/labels-{spoilt}")
             (row,) = run_rows(recipe, cfg)
             students.append(load_file(folder / f"labels-{spoilt}" / "transfer" / row.run / "student.safetensors"))
         assert all(torch.equal(students[0][key], students[1][key]) for key in students[0]) == equal
@@ -119,7 +119,7 @@ def test_labels_are_taken_away():
 def test_cached_logits_change_nothing(folder, augment):
     students = []
     for cached in (True, False):
-        cfg = composed(folder, f"cache_teacher_logits={cached}", f"dataset.augment={augment}")
+        cfg = compose_config(folder, f"cache_teacher_logits={cached}", f"dataset.augment={augment}")
         (row,) = run_rows(recipe, cfg)
         students.append(load_file(folder / "output" / "transfer" / row.run / "student.safetensors"))
     for key, value in students[0].items():
@@ -128,7 +128,7 @@ def test_cached_logits_change_nothing(folder, augment):
 
 def test_logits_too_large_to_cache_are_computed_in_every_step(folder, transferred, caplog):
     _, row, place = transferred
-    (anew,) = run_rows(recipe, composed(folder, "cache_limit_gib=1e-6"))
+    (anew,) = run_rows(recipe, compose_config(folder, "cache_limit_gib=1e-6"))
     assert "would take 0.000112 GiB, more than cache_limit_gib=1e-06: they are computed in every step" in caplog.text
     states = [load_file(place.parent / run / "student.safetensors") for run in (row.run, anew.run)]
     for key, value in states[0].items():
@@ -144,12 +144,12 @@ def test_what_is_left_to_learn_is_logged_at_each_evaluation(transferred):
 
 
 def test_variants_of_a_method_have_cells_of_their_own(folder):
-    cells = [recipe.cell(composed(folder, f"method={method}")) for method in ("xekl", "paper/xekl")]
+    cells = [recipe.cell(compose_config(folder, f"method={method}")) for method in ("xekl", "paper/xekl")]
     assert cells[1] == {**cells[0], "variant": "paper"} and "variant" not in cells[0]
 
 
 def test_both_directions_train_as_published(folder):
-    cfg = composed(folder, "method=bi_kd", "optimizer.lr=1e-6", "batch_size=128")
+    cfg = compose_config(folder, "method=bi_kd", "optimizer.lr=1e-6", "batch_size=128")
     assert (cfg.optimizer["_target_"], cfg.optimizer.weight_decay) == ("torch.optim.Adam", 1e-5)
     assert training.learning_rate(cfg) == 1e-6, "not scaled with the batch size"
 
@@ -160,7 +160,7 @@ def test_a_student_of_timms_loads_in_plain_timm(folder):
     zoo.save(start, folder / "weights" / "start.safetensors", {})
     options = ["student.name=start", "batch_size=32"]
     small = ["engine.max_steps=2", "dataset.test_fraction=0.1", "eval_batch_size=30"]
-    (row,) = run_rows(recipe, composed(folder, *options, *small))
+    (row,) = run_rows(recipe, compose_config(folder, *options, *small))
     path = folder / "output" / "transfer" / row.run / "student.safetensors"
     assert json.loads(path.with_suffix(".json").read_text())["load"].startswith("timm.create_model('resnet10t'")
     model = timm.create_model("resnet10t", num_classes=10, checkpoint_path=str(path)).eval()
@@ -172,14 +172,14 @@ def test_a_student_of_timms_loads_in_plain_timm(folder):
 
 def test_the_teacher_sees_its_own_size_or_the_students(folder, transferred):
     _, own, _ = transferred
-    (shared,) = run_rows(recipe, composed(folder, "teacher_preprocessing=student"))
+    (shared,) = run_rows(recipe, compose_config(folder, "teacher_preprocessing=student"))
     assert own.metrics["accuracy_teacher"] != shared.metrics["accuracy_teacher"]
     assert own.metrics["accuracy_before"] == shared.metrics["accuracy_before"]
 
 
 def test_ranking_counts_what_the_student_lacks(folder, transferred):
     _, row, _ = transferred
-    cfg = composed(folder, "candidates=[letters,wide]")
+    cfg = compose_config(folder, "candidates=[letters,wide]")
     rows = run_rows(recipe, cfg)
     assert [r.metrics["rank"] for r in rows] == [1, 2]
     flips = {r.cell["teacher"]: r.metrics["positive_flips_before"] for r in rows}
@@ -216,7 +216,7 @@ def test_ranking_counts_what_the_student_lacks(folder, transferred):
 )
 def test_bad_input_is_one_clear_message(folder, override, message):
     zoo.save(zoo.build({"name": "cnn"}, classes=7), folder / "weights" / "seven.safetensors", {})
-    cfg = composed(folder, override.lstrip("+"))
+    cfg = compose_config(folder, override.lstrip("+"))
     with pytest.raises(ConfigError, match=message):
         launch(recipe, cfg)
 
@@ -225,11 +225,11 @@ def test_a_copy_under_another_name_is_the_same_network(folder):
     model = zoo.build("narrow", weights_root=folder / "weights")
     zoo.save(model, folder / "weights" / "copy.safetensors", {})
     with pytest.raises(ConfigError, match=r"same network \(copy and narrow\).*method=self_dist"):
-        launch(recipe, composed(folder, "teacher.name=copy"))
+        launch(recipe, compose_config(folder, "teacher.name=copy"))
 
 
 def test_a_run_begins_with_what_its_networks_are(folder, capsys):
-    rows = run_rows(recipe, composed(folder, "seed=31", "candidates=[wide,letters]"))
+    rows = run_rows(recipe, compose_config(folder, "seed=31", "candidates=[wide,letters]"))
     lines = [line.split("│") for line in capsys.readouterr().out.splitlines() if " px │" in line]
     told = {words[1].strip(): (words[4].strip(), float(words[-2])) for words in lines}
     assert told["narrow"] == ("100 %", pytest.approx(rows[0].metrics["accuracy_before"], abs=0.01))

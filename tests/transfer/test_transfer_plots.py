@@ -15,7 +15,7 @@ from recombine.transfer.plot_frames import mean_frame
 LABELS = ("t0", "t1", "t2")
 
 
-def made(students=4, teachers=10, methods=("kl", "kl_dp")):
+def make_rows(students=4, teachers=10, methods=("kl", "kl_dp")):
     random = np.random.default_rng(0)
     rows = []
     for seed in (0, 1):
@@ -39,22 +39,22 @@ DRAWN += [rates.transfer_rates, rates.rate_by_size]
 
 @pytest.mark.parametrize("draw", DRAWN)
 def test_pictures_are_drawn_and_need_their_metrics(draw, tmp_path):
-    figure = draw(made())
+    figure = draw(make_rows())
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert not plt.get_fignums(), "no figure is left open"
     with pytest.raises(ConfigError, match="nothing to plot"):
         draw([Row(cell={"model": "cnn"}, metrics={"accuracy": 1.0})])
-    whole = [replace(row, cell={**row.cell, "fraction": 1.0}) for row in made()]
-    tenth = [replace(row, cell={**row.cell, "fraction": 0.1}) for row in made()]
+    whole = [replace(row, cell={**row.cell, "fraction": 1.0}) for row in make_rows()]
+    tenth = [replace(row, cell={**row.cell, "fraction": 0.1}) for row in make_rows()]
     with pytest.raises(ConfigError, match=r"mix fraction = 0.1, 1.0 in one picture; add fraction=1.0 or another"):
         draw(whole + tenth)
 
 
 @pytest.mark.parametrize("draw", [plots.gap_curve, plots.success_rates, plots.leaderboard, plots.pair_deltas])
 def test_variants_of_a_method_are_drawn_apart(draw):
-    paper = [replace(row, cell={**row.cell, "variant": "paper"}) for row in made(methods=["xekl"])]
-    figure = draw(made(methods=["xekl"]) + paper)
+    paper = [replace(row, cell={**row.cell, "variant": "paper"}) for row in make_rows(methods=["xekl"])]
+    figure = draw(make_rows(methods=["xekl"]) + paper)
     legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     ticks = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     titles = [axes.get_title("left") for axes in figure.axes]
@@ -62,7 +62,7 @@ def test_variants_of_a_method_are_drawn_apart(draw):
 
 
 def test_pair_deltas_are_means_and_spreads_over_seeds():
-    rows = made(students=1, teachers=3)
+    rows = make_rows(students=1, teachers=3)
     (axes,) = plots.pair_deltas(rows).axes
     kl, _ = axes.containers
     deltas = [[r.metrics["transfer_delta"] for r in rows if r.cell == {**rows[0].cell, "teacher": t}] for t in LABELS]
@@ -73,7 +73,7 @@ def test_pair_deltas_are_means_and_spreads_over_seeds():
 
 
 def test_bins_by_loop():
-    frame = mean_frame(made(), "transfer_delta", "accuracy_gap")
+    frame = mean_frame(make_rows(), "transfer_delta", "accuracy_gap")
     table = plots.gap_table(frame, bins=8)
     mine = frame[frame["method"] == "kl"]
     gaps = mine["accuracy_gap"].to_numpy()
@@ -89,9 +89,9 @@ def test_bins_by_loop():
 
 
 def test_success_is_the_median_over_students():
-    figure = plots.success_rates(made())
+    figure = plots.success_rates(make_rows())
     texts = [text.get_text() for text in figure.axes[0].texts]
-    frame = mean_frame(made(), "transfer_delta")
+    frame = mean_frame(make_rows(), "transfer_delta")
     for method, text in zip(("kl", "kl_dp"), texts, strict=True):
         mine = frame[frame["method"] == method]
         shares = [100 * (part["transfer_delta"] > 0).mean() for _, part in mine.groupby("student")]
@@ -99,7 +99,7 @@ def test_success_is_the_median_over_students():
 
 
 def test_diverged_students_are_in_one_median_and_hollow():
-    rows = made(students=3, methods=["kl"])
+    rows = make_rows(students=3, methods=["kl"])
     lost = [replace(r, metrics={**r.metrics, "transfer_delta": -50.0, "success": 0.0}) for r in rows]
     rows = [bad if row.cell["student"] == "s2" else row for row, bad in zip(rows, lost, strict=True)]
     (axes,) = plots.success_rates(rows).axes
@@ -114,7 +114,7 @@ def test_diverged_students_are_in_one_median_and_hollow():
 
 
 def test_rates_are_over_the_pairs_that_have_them_and_differ_in_accuracy():
-    rows = made(students=1, teachers=6, methods=["kl"])
+    rows = make_rows(students=1, teachers=6, methods=["kl"])
     undefined = {"top2_transfer_rate", "transfer_rate_after"}
     lacking = [{k: v for k, v in row.metrics.items() if k not in undefined} for row in rows]
     equal = rows[0].metrics | {"accuracy_gap": 0.0, "transfer_rate_strict": 1000.0, "transfer_rate_after": 1000.0}
@@ -126,7 +126,7 @@ def test_rates_are_over_the_pairs_that_have_them_and_differ_in_accuracy():
     assert left.lines[0].get_ydata()[0] == np.median(top2)
     strict = [20.0 + k for k in (0, 2, 3, 4, 5)]
     assert right.patches[0].get_width() == pytest.approx(np.mean(strict)), "t0 has it, t1 is equal"
-    larger = [replace(row, metrics=row.metrics | {"parameters": 9e6}) for row in made(students=1, methods=["kl"])]
+    larger = [replace(row, metrics=row.metrics | {"parameters": 9e6}) for row in make_rows(students=1, methods=["kl"])]
     (axes,) = rates.rate_by_size(rows + larger).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [30.0, 30.0])
 

@@ -128,7 +128,7 @@ def make_rows(
     similarity: Similarity | None,
     legacy: bool,
 ) -> list[Row]:
-    """One row for each pair; `cell` says where it was measured, `claimed` are published accuracies in percent."""
+    """One row for each pair; `cell` is common to all, `claimed` are published accuracies in percent."""
     with_series = _pairs_with_series(comparison, pairs)
     rows = []
     for pair in pairs:

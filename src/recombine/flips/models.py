@@ -1,4 +1,4 @@
-"""Which models are compared: named ones, config nodes, or every checkpoint of a folder that fits the data."""
+"""Which models are compared: names, config nodes, or every checkpoint of a folder that fits the data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _problems(node: Any, weights_root: str, classes: int | None) -> list[str]:
 
 
 def _with_training_command(problems: Mapping[str, list[str]], root: str) -> list[str]:
-    """All problems; networks that main_pretrain.py has not made yet are named with the command that does."""
+    """All problems; networks that main_pretrain.py has not made yet come with the command that trains them."""
     names = {name: PRETRAINED.fullmatch(name) for name, those in problems.items() if those}
     absent = {name: parts for name, parts in names.items() if parts and not find(name, Path(root))}
     found = [text for name, those in problems.items() if name not in absent for text in those]
@@ -81,7 +81,7 @@ def list_checkpoints(cfg: DictConfig) -> list[Path]:
 
 
 def open_models(cfg: DictConfig, data: Data) -> dict[str, Model]:
-    """Build the models; `models=all` leaves out those that do not fit the data, otherwise ConfigError names them."""
+    """Build the models; `models=all` leaves out those that do not fit the data, otherwise they are a ConfigError."""
     models: dict[str, Model] = {}
     misfits = []
     for name, node in list_models(cfg.models, cfg.weights_root):

@@ -156,7 +156,7 @@ def class_histogram(rows: Sequence[Row]) -> Figure:
 
 @styled
 def gap_scatter(rows: Sequence[Row]) -> Figure:
-    """Complementary knowledge against the accuracy gap: even much weaker teachers have some."""
+    """Complementary knowledge against the accuracy gap: even much weaker teachers have it."""
     found = real_pairs(rows, "rho_pos", "accuracy_gap")
     gap, rho = (np.array([row.metrics[name] for row in found]) for name in ("accuracy_gap", "rho_pos"))
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")

@@ -85,7 +85,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
 
 
 def _evaluate(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> Comparison:
-    """Every model on the split, each with its own input size and normalisation; predictions are cached."""
+    """Evaluate every model on the split, each at its input size and normalisation; predictions are cached."""
     predictions = predict_many(
         {name: model.to(run.device) for name, model in models.items()},
         lambda canvas: data.loader(cfg.split, cfg.eval_batch_size, train=False, size=canvas),
@@ -97,7 +97,7 @@ def _evaluate(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]
 
 
 def _is_whole_split(cfg: DictConfig, data: Data) -> bool:
-    """Whether published accuracies can be expected: the dataset's own test images and labels, none left out."""
+    """Whether published accuracies can be expected: all test images of the dataset with their labels."""
     changed = (
         cfg.dataset.get("test_fraction", 1.0) != 1.0,
         cfg.dataset.get("class_subset"),

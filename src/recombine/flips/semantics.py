@@ -58,7 +58,7 @@ class Similarity:
 
 
 def class_similarity(encoder: TextEncoder | None, names: Sequence[str]) -> Similarity | None:
-    """The similarity of named classes, or None with one line in the log where no text encoder is available."""
+    """The similarity of classes by their names, or None with a log message where no text encoder is available."""
     if encoder is None or len(names) < 2:
         return None
     try:

@@ -44,7 +44,7 @@ class FlipsSettings(EntrySettings):
     split: str = "test"
     """The images that are compared on."""
     pairs: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
-    """all: every ordered pair. A number: so many pairs drawn at random, for long lists."""
+    """all: every ordered pair. A number: that many pairs drawn at random, for long lists."""
     random_baseline: bool = False
     """Also compare every model with randomly initialised copies, as student and as teacher."""
     legacy_class_count: bool = False
@@ -56,7 +56,7 @@ class FlipsSettings(EntrySettings):
         ]
         | None
     ) = None
-    """Embeds class names, to see whether the classes of one expertise are alike in meaning; null: leave that out."""
+    """Embeds class names, to see whether the classes of one expertise are alike in meaning; null: not computed."""
 
     def check(self, path: str) -> list[str]:
         """Absent files, a split that is not there, models that cannot be compared."""

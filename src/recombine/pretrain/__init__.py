@@ -1,1 +1,1 @@
-"""Pretraining: any network of the zoo on any dataset, kept as a checkpoint that the other entries take by name."""
+"""Pretraining: any network on any dataset, saved as a checkpoint that the other entries take by name."""

@@ -20,7 +20,7 @@ __all__ = ["PLOTS", "training_curves"]
 
 @styled
 def training_curves(rows: Sequence[Row]) -> Figure:
-    """Training loss and test accuracy by epoch, one line for each cell: mean and standard deviation over seeds."""
+    """Training loss and test accuracy by epoch, one curve for each cell: mean and standard deviation over seeds."""
     found = measured(rows, series=["epoch"])
     constant = {key for key in found[0].cell if len({str(row.cell.get(key)) for row in found}) == 1}
     groups: dict[str, list[Row]] = {}

@@ -43,7 +43,7 @@ LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """What identifies the row, known before anything is built."""
     return {
         "model": cfg.model.name,
         "dataset": cfg.dataset.name,

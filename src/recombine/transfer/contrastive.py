@@ -2,7 +2,7 @@
 
 Deviation: features are what enters the last classifier layer (`Model.features`). The authors take timm's networks
 without classifier, which is the same but for distilled networks with two classifiers, whose two tokens they average
-and of which the second is taken here; another place would need a rule for every family of networks.
+and of which the second is taken here; another layer would need a rule for every family of networks.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ class ContrastiveMemory(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """NCE of both directions for unit embeddings [B, d], summed over negatives, mean over the batch, 0-d."""
         rows = self.rows[batch.index]
-        chosen = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
+        contrasted = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
         pairs = ((student, self.teacher), (teacher, self.student))
-        losses = [self._nce(embedding, bank[chosen], side) for side, (embedding, bank) in enumerate(pairs)]
+        losses = [self._nce(embedding, bank[contrasted], side) for side, (embedding, bank) in enumerate(pairs)]
         self._update(rows, student.detach(), teacher.detach())
         return losses[0] + losses[1]
 

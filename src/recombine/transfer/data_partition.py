@@ -123,7 +123,7 @@ class GatedPartition(DataPartition):
 
     Features of the student in training, the initial student and the teacher are embedded in `dimensions` numbers each,
     e_s, e_0 and e_t; the teacher teaches where w (e_t e_s) > w (e_0 e_s). It was meant to be learned, but the choice
-    passes no gradient in the authors' code, so that w and the embeddings stay as they were drawn; so they do here.
+    passes no gradient in the authors' code: w and the embeddings stay as they were initialised, and so they do here.
     Deviation: the loss is KL alone, as in the other partitions; what weight they gave to cross entropy is not known.
     """
 

@@ -73,13 +73,13 @@ class Distillation(Transfer):
         return make_step(loss, losses | logs)
 
     def _kl(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """KL of the chosen samples, 0-d, and percentages of flips where labels are read."""
+        """KL of the samples that `kl_samples` selects, 0-d, and percentages of flips where labels are read."""
         values = kl_divergence(student, teacher, self.temperature, self.topk)
         if not self.reads_labels:
             return values.mean(), {}
         flips = find_flips(student, teacher, labels)
-        chosen = {"not_negative": ~flips.negative, "positive": flips.positive}
-        loss = values.mean() if self.kl_samples == "all" else masked_mean(values, chosen[self.kl_samples])
+        masks = {"not_negative": ~flips.negative, "positive": flips.positive}
+        loss = values.mean() if self.kl_samples == "all" else masked_mean(values, masks[self.kl_samples])
         return loss, flip_percentages(flips)
 
 

@@ -1,4 +1,4 @@
-"""What all transfer methods share, and the one that trains nothing.
+"""The base of all transfer methods, and the one that trains nothing.
 
 A constructor's parameters say what a method needs; the recipe supplies `net` (the student), `teachers`, `initial` (the
 student as it was), `partner` (a teacher that trains too), `samples` and `batch_size` to those that ask for them.
@@ -16,7 +16,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Step
 from recombine.engine.method import Method
 from recombine.models import Model
-from recombine.transfer.settings import takes_one_teacher
+from recombine.transfer.method_settings import takes_one_teacher
 from recombine.transfer.teacher_cache import FrozenTeachers
 
 __all__ = ["Ensemble", "Transfer", "make_step"]
@@ -26,7 +26,7 @@ class Transfer(Method):
     """A student that trains beside frozen networks; a method of your own derives from it.
 
     Deviation: the authors log knowledge gain and loss on the training samples for every method, and flips too. Here a
-    method logs what its own forward passes tell: gain and loss where the initial student is evaluated anyway (kl_dp
+    method logs what its forward passes show: gain and loss where the initial student is evaluated anyway (kl_dp
     and its ablations), flips where a teacher is evaluated and labels are read. Another forward pass in each step would
     only fill a log.
 
@@ -79,7 +79,7 @@ class Transfer(Method):
         return self
 
     def on_epoch(self, epoch: int) -> None:
-        """Tell cached logits which images the epoch mirrors."""
+        """Set the epoch that decides which cached logits are looked up."""
         for part in self.frozen:
             getattr(self, part).epoch = epoch
 

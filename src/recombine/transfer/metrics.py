@@ -64,11 +64,13 @@ def transfer_metrics(
     right). A rate without a denominator, such as that of flips when none are left, is left out.
     `legacy`: see `count_top_classes`.
     """
-    was, now, knew = before == labels, after == labels, teacher == labels
-    gained, offered, remaining = now & ~was, knew & ~was, knew & ~now
-    gains, offers = (count_per_class(mask, labels, classes) for mask in (gained, offered))
+    right_before, right_after, right_teacher = before == labels, after == labels, teacher == labels
+    gained, lost = right_after & ~right_before, right_before & ~right_after
+    offered, remaining = right_teacher & ~right_before, right_teacher & ~right_after
+    gains, losses, offers = (count_per_class(mask, labels, classes) for mask in (gained, lost, offered))
     metrics = accuracy_changes(before, after, labels)
-    metrics |= {"accuracy_teacher": percent(knew), "accuracy_gap": percent(knew) - metrics["accuracy_before"]}
+    metrics["accuracy_teacher"] = percent(right_teacher)
+    metrics["accuracy_gap"] = metrics["accuracy_teacher"] - metrics["accuracy_before"]
     for moment, student in (("before", before), ("after", after)):
         metrics |= {f"{k}_{moment}": v for k, v in complementary_knowledge(student, teacher, labels).items()}
     metrics["success"] = 100.0 * (metrics["transfer_delta"] > 0)
@@ -81,9 +83,8 @@ def transfer_metrics(
     in_offering = gains[offers > 0].sum()
     metrics |= _rate("transfer_rate", in_offering, offered.sum())
     metrics |= _rate("transfer_rate_after", in_offering, remaining.sum())
-    metrics |= _rate("transfer_rate_strict", (offered & now).sum(), offered.sum())
-    lost = count_per_class(was & ~now, labels, classes)
-    series = {"gains_per_class": gains, "losses_per_class": lost, "positive_flips_per_class": offers}
+    metrics |= _rate("transfer_rate_strict", (offered & right_after).sum(), offered.sum())
+    series = {"gains_per_class": gains, "losses_per_class": losses, "positive_flips_per_class": offers}
     return metrics, {name: counts.tolist() for name, counts in series.items()}
 
 

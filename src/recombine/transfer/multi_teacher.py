@@ -38,7 +38,7 @@ SETTINGS = MultiTeacherSettings
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """What identifies the rows, known before anything is built."""
     names = {"student": cfg.student.name, "teachers": _join_names(cfg.teachers)}
     combined = {
         "method": cfg.method.get("name"),

@@ -32,9 +32,9 @@ def open_teacher(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
 
 
 def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
-    """A trained network on the device, with as many classes as the data: its own, or new ones (`fit_heads`).
+    """A trained network on the device, with as many classes as the data; `fit_heads` fits new classifiers.
 
-    Raises ConfigError where it has another number of classes and no new ones are asked for.
+    Raises ConfigError where it has another number of classes and `fit_heads` is false.
     """
     model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
     fits = model.classes == data.classes
@@ -75,7 +75,7 @@ def _device(model: Model) -> torch.device:
 
 
 def _runs(model: Model) -> bool:
-    """Whether the network takes images of its size: tried with one image, as libraries do not tell of all networks."""
+    """Whether the network takes images of its size, tried with one image: libraries do not record it for all."""
     image = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8, device=_device(model))
     try:
         with evaluating(model):

@@ -31,7 +31,7 @@ SETTINGS = TransferSettings
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """What identifies the row, known before anything is built."""
     names = {"student": cfg.student.name, "teacher": cfg.teacher.name, "method": cfg.method.get("name")}
     if cfg.candidates is not None:
         names = {"student": cfg.student.name, "method": "rank"}

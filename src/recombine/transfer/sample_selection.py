@@ -1,7 +1,7 @@
 """Data partitioning as pure functions on logits: which frozen network each sample is learned from.
 
 `candidates` are logits [B, C] of the frozen networks, the initial student first. A winner is a position among them:
-ties go to the initial student, and winner 0 means that the student keeps what it knew.
+ties go to the initial student, and winner 0 means that the initial student is the target.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parts that single and multi-teacher transfer share: predictions, the method, one training."""
+"""The common parts of single and multi-teacher transfer: predictions, the method, one training."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def learning_rate(cfg: DictConfig) -> float:
 
 
 class _Evaluator:
-    """Evaluates a student while it trains, and keeps its latest predictions."""
+    """Evaluates a student while it trains; `latest` are its latest predictions."""
 
     def __init__(
         self, method: Transfer, loader: BatchLoader, before: Predictions, teacher: Predictions, precision: str
