@@ -84,7 +84,7 @@ class Evaluator:
         return Evaluations(np.stack([performance, cost], 1), accuracy, active)
 
     def _evaluate(self, phenotypes: Sequence[np.ndarray]) -> None:
-        """Evaluate new networks; raises Interrupted between two passes."""
+        """Evaluate new networks; raises Interrupted between two passes over the images."""
         ordered = sorted(phenotypes, key=bytes)  # neighbours in this order have a common prefix, and so share layers
         for start in range(0, len(ordered), self.eval_batch_networks):
             (signal,) = maximum(self.run.stop_requested() or 0)

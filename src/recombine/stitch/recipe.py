@@ -47,7 +47,7 @@ Columns = dict[str, list]
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """The cell of the row, known before anything is built."""
     return {
         "a": cfg.a.name,
         "b": cfg.b.name,
