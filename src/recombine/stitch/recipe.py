@@ -71,10 +71,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         if run.main:
             show(zoo.describe((a, b)))
         evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
-        loaders = {"search": images.search(*evaluation), "test": images.test(*evaluation)}
+        loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
         matching = MatchingSettings.of(plain(cfg.matching), "matching")
         net, metrics = join((a, b), matching, stitch_run, channels_last=cfg.engine.channels_last)
-        metrics |= train_stitches(net, images.training(a, cfg.batch_size), cfg, stitch_run)
+        metrics |= train_stitches(net, images.training_loader(a, cfg.batch_size), cfg, stitch_run)
         series = stitch_errors(net, loaders["search"], cfg.engine.precision)
         genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"]))
         front = evaluate_networks(net, genotypes, loaders, cfg)
