@@ -24,7 +24,7 @@ from recombine.data import Data, open_data
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import Evaluator
+from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.matching import match
 from recombine.stitch.offspring import export
@@ -54,14 +54,18 @@ def measure() -> Iterator[Row]:
         run = Run(**where, device=device, tracker=Tracker.silent(), signals=StopSignals())
         net = _supernetwork(data)
         search = data.loader("test", BATCH, train=False, indices=data.indices("test")[:IMAGES])
-        together, alone = (Evaluator(net, search, run, precision="fp32", eval_batch_networks=n) for n in (OFFSPRING, 1))
+        together, alone = (
+            OffspringEvaluator(net, search, run, precision="fp32", eval_batch_networks=n) for n in (OFFSPRING, 1)
+        )
         files = Files(together, Path(folder))
         yield from _offspring(net, together, alone, files)
         yield from _searches(net, together, alone, files)
         yield _training(net, next(data.loader("train", BATCH, train=True).epoch(0)))
 
 
-def _offspring(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
+def _offspring(
+    net: Supernetwork, together: OffspringEvaluator, alone: OffspringEvaluator, files: Files
+) -> Iterator[Row]:
     """New random networks with 6.2 stitches on average: the memo knows none of them."""
     genotypes = initial_population(Space(net.alphabet), OFFSPRING, np.random.default_rng(0))
     unit = f"{clock(the_device())} for {OFFSPRING} offspring and {IMAGES} images"
@@ -71,7 +75,9 @@ def _offspring(net: Supernetwork, together: Evaluator, alone: Evaluator, files: 
     yield compare("offspring, gain of shared layers alone", ours, apart, unit, rounds=3)
 
 
-def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
+def _searches(
+    net: Supernetwork, together: OffspringEvaluator, alone: OffspringEvaluator, files: Files
+) -> Iterator[Row]:
     """The paper's GA, whose children are often networks that were evaluated before."""
 
     def without_memo(genotypes: np.ndarray) -> tuple[float, Evaluations]:
@@ -83,7 +89,7 @@ def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: F
     def exported(genotypes: np.ndarray) -> tuple[float, Evaluations]:
         return _time_exported(net, genotypes, files), together(genotypes)
 
-    def with_memo(evaluator: Evaluator, genotypes: np.ndarray) -> tuple[float, Evaluations]:
+    def with_memo(evaluator: OffspringEvaluator, genotypes: np.ndarray) -> tuple[float, Evaluations]:
         start = now(the_device())
         found = evaluator(genotypes)
         return now(the_device()) - start, found
@@ -97,7 +103,7 @@ def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: F
 
 
 def _time_search(
-    net: Supernetwork, timed: Callable[[np.ndarray], tuple[float, Evaluations]], fresh: Evaluator | None = None
+    net: Supernetwork, timed: Callable[[np.ndarray], tuple[float, Evaluations]], fresh: OffspringEvaluator | None = None
 ) -> float:
     """Seconds that the evaluations of a search took; the memo of `fresh` is cleared first."""
     if fresh is not None:
@@ -113,7 +119,7 @@ def _time_search(
     return sum(spent)
 
 
-def _time_evaluator(evaluator: Evaluator, genotypes: np.ndarray) -> float:
+def _time_evaluator(evaluator: OffspringEvaluator, genotypes: np.ndarray) -> float:
     """Seconds that the evaluator takes with an empty memo."""
     evaluator.memo.clear()
     start = now(the_device())
@@ -124,7 +130,7 @@ def _time_evaluator(evaluator: Evaluator, genotypes: np.ndarray) -> float:
 class Files(Dataset):
     """The images of an evaluator as PNG files, decoded one by one."""
 
-    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+    def __init__(self, evaluator: OffspringEvaluator, folder: Path) -> None:
         self.samples = []
         for images, labels in evaluator.batches:
             for image, label in zip(images.cpu().permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True):

@@ -14,7 +14,7 @@ from recombine.core.errors import Interrupted
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import Evaluator, NetworkScores
+from recombine.stitch.evaluator import NetworkScores, OffspringEvaluator
 from recombine.stitch.search.random import RandomSearch
 from recombine.stitch.search.space import Budget, Space
 from recombine.stitch.search.sweep import references
@@ -40,11 +40,11 @@ def run(tmp_path):
     return Run(**where, seed=0, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
-def make_evaluator(net, many, run, **options) -> Evaluator:
-    return Evaluator(net, Labelled(many, 8), run, precision="fp32", **options)
+def make_evaluator(net, many, run, **options) -> OffspringEvaluator:
+    return OffspringEvaluator(net, Labelled(many, 8), run, precision="fp32", **options)
 
 
-def scores(evaluator: Evaluator, genotype: np.ndarray) -> NetworkScores:
+def scores(evaluator: OffspringEvaluator, genotype: np.ndarray) -> NetworkScores:
     return evaluator.memo[evaluator.net.phenotype(genotype).tobytes()]
 
 

@@ -24,7 +24,7 @@ Deviation: without `search_data` both are parts of one test set; the authors sea
 
 
 class ImageSplits:
-    """Images for training, search and test; no image is in two of them."""
+    """Images for training, for the search and for the test; without `search_data` no image is in two of them."""
 
     def __init__(self, data: Data, search_data: Data | None, search_fraction: float) -> None:
         """Without `search_data`, a stratified `search_fraction` of the test images of `data` is searched on."""

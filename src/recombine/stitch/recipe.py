@@ -18,7 +18,7 @@ from recombine.run.config import plain
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
-from recombine.stitch.evaluator import Evaluator, predict_networks
+from recombine.stitch.evaluator import OffspringEvaluator, predict_networks
 from recombine.stitch.images import check_classes, open_images
 from recombine.stitch.metrics import compare_to_references, network_metrics
 from recombine.stitch.parents import load_parents
@@ -98,9 +98,9 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     yield row
 
 
-def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> Evaluator:
+def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> OffspringEvaluator:
     """Evaluates offspring on the images of the search; its memo is a file in the run's folder."""
-    return Evaluator(
+    return OffspringEvaluator(
         net,
         loader,
         run,
