@@ -1,4 +1,4 @@
-"""What offspring cost to measure, and stitches to train, against one after the other."""
+"""The cost of evaluating offspring and of training stitches, against one after the other."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recombine.data import Data, open_data
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import Evaluator
+from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.matching import match
 from recombine.stitch.offspring import export
@@ -54,58 +54,64 @@ def measure() -> Iterator[Row]:
         run = Run(**where, device=device, tracker=Tracker.silent(), signals=StopSignals())
         net = _supernetwork(data)
         search = data.loader("test", BATCH, train=False, indices=data.indices("test")[:IMAGES])
-        together, alone = (Evaluator(net, search, run, precision="fp32", eval_batch_networks=n) for n in (OFFSPRING, 1))
+        together, alone = (
+            OffspringEvaluator(net, search, run, precision="fp32", eval_batch_networks=n) for n in (OFFSPRING, 1)
+        )
         files = Files(together, Path(folder))
         yield from _offspring(net, together, alone, files)
         yield from _searches(net, together, alone, files)
         yield _training(net, next(data.loader("train", BATCH, train=True).epoch(0)))
 
 
-def _offspring(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
+def _offspring(
+    net: Supernetwork, together: OffspringEvaluator, alone: OffspringEvaluator, files: Files
+) -> Iterator[Row]:
     """New random networks with 6.2 stitches on average: the memo knows none of them."""
     genotypes = initial_population(Space(net.alphabet), OFFSPRING, np.random.default_rng(0))
     unit = f"{clock(the_device())} for {OFFSPRING} offspring and {IMAGES} images"
-    ours, apart = (partial(_measured, evaluator, genotypes) for evaluator in (together, alone))
-    plain = partial(_exported, net, genotypes, files)
+    ours, apart = (partial(_time_evaluator, evaluator, genotypes) for evaluator in (together, alone))
+    plain = partial(_time_exported, net, genotypes, files)
     yield compare("offspring, against each by itself from image files", ours, plain, unit, rounds=3)
     yield compare("offspring, gain of shared layers alone", ours, apart, unit, rounds=3)
 
 
-def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
-    """The paper's GA, whose children are often networks that were measured before."""
+def _searches(
+    net: Supernetwork, together: OffspringEvaluator, alone: OffspringEvaluator, files: Files
+) -> Iterator[Row]:
+    """The paper's GA, whose children are often networks that were evaluated before."""
 
-    def forgetful(genotypes: np.ndarray) -> tuple[float, Evaluations]:
+    def without_memo(genotypes: np.ndarray) -> tuple[float, Evaluations]:
         seconds = 0.0
         for k in range(len(genotypes)):
-            seconds += _measured(alone, genotypes[k : k + 1])
+            seconds += _time_evaluator(alone, genotypes[k : k + 1])
         return seconds, together(genotypes)
 
-    def by_itself(genotypes: np.ndarray) -> tuple[float, Evaluations]:
-        return _exported(net, genotypes, files), together(genotypes)
+    def exported(genotypes: np.ndarray) -> tuple[float, Evaluations]:
+        return _time_exported(net, genotypes, files), together(genotypes)
 
-    def remembering(evaluator: Evaluator, genotypes: np.ndarray) -> tuple[float, Evaluations]:
+    def with_memo(evaluator: OffspringEvaluator, genotypes: np.ndarray) -> tuple[float, Evaluations]:
         start = now(the_device())
         found = evaluator(genotypes)
         return now(the_device()) - start, found
 
     unit = f"{clock(the_device())} for {REQUESTS} requests and {IMAGES} images"
-    ours = partial(_searched, net, partial(remembering, together), together)
-    one = partial(_searched, net, partial(remembering, alone), alone)
-    yield compare("GA, gain of the memo alone", one, partial(_searched, net, forgetful), unit, rounds=1)
-    plain = partial(_searched, net, by_itself)
+    ours = partial(_time_search, net, partial(with_memo, together), together)
+    one = partial(_time_search, net, partial(with_memo, alone), alone)
+    yield compare("GA, gain of the memo alone", one, partial(_time_search, net, without_memo), unit, rounds=1)
+    plain = partial(_time_search, net, exported)
     yield compare("GA, against each by itself from image files", ours, plain, unit, rounds=1)
 
 
-def _searched(
-    net: Supernetwork, answer: Callable[[np.ndarray], tuple[float, Evaluations]], fresh: Evaluator | None = None
+def _time_search(
+    net: Supernetwork, timed: Callable[[np.ndarray], tuple[float, Evaluations]], fresh: OffspringEvaluator | None = None
 ) -> float:
-    """Seconds that the answers of a search took; `fresh` forgets what it knows first."""
+    """Seconds that the evaluations of a search took; the memo of `fresh` is cleared first."""
     if fresh is not None:
         fresh.memo.clear()
     spent = []
 
     def evaluate(genotypes: np.ndarray) -> Evaluations:
-        seconds, found = answer(genotypes)
+        seconds, found = timed(genotypes)
         spent.append(seconds)
         return found
 
@@ -113,8 +119,8 @@ def _searched(
     return sum(spent)
 
 
-def _measured(evaluator: Evaluator, genotypes: np.ndarray) -> float:
-    """Seconds that the evaluator takes when it remembers nothing."""
+def _time_evaluator(evaluator: OffspringEvaluator, genotypes: np.ndarray) -> float:
+    """Seconds that the evaluator takes with an empty memo."""
     evaluator.memo.clear()
     start = now(the_device())
     evaluator(genotypes)
@@ -124,7 +130,7 @@ def _measured(evaluator: Evaluator, genotypes: np.ndarray) -> float:
 class Files(Dataset):
     """The images of an evaluator as PNG files, decoded one by one."""
 
-    def __init__(self, evaluator: Evaluator, folder: Path) -> None:
+    def __init__(self, evaluator: OffspringEvaluator, folder: Path) -> None:
         self.samples = []
         for images, labels in evaluator.batches:
             for image, label in zip(images.cpu().permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True):
@@ -140,10 +146,10 @@ class Files(Dataset):
 
 
 @torch.no_grad()
-def _exported(net: Supernetwork, genotypes: np.ndarray, files: Files) -> float:
-    """Seconds that offspring take one after the other, each a pruned copy with a loader of its own.
+def _time_exported(net: Supernetwork, genotypes: np.ndarray, files: Files) -> float:
+    """Seconds that offspring take one after the other, each a pruned copy with its own loader, without the copying.
 
-    The authors' evaluator works so; what the copying takes is left out.
+    This is how the authors' evaluator works.
     """
     device, seconds = the_device(), 0.0
     for genotype in genotypes:
@@ -158,7 +164,7 @@ def _exported(net: Supernetwork, genotypes: np.ndarray, files: Files) -> float:
 
 
 def _training(net: Supernetwork, batch: Batch) -> Row:
-    """One step of all stitches, from one pass of both parents or from one pass for each stitch up to where it reads."""
+    """One step of all stitches, from one pass of both parents or from one pass for each stitch up to its inputs."""
     untouched = np.zeros_like(net.genotype)
     genes = range(len(net.stitches))
     operands = [[Operand(net.joined[gene ^ 1]), Operand(net.joined[gene])] for gene in genes]

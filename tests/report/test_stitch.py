@@ -192,7 +192,7 @@ def test_switches_are_means_over_the_runs_that_last():
     on, active, *_ = stitch.switches(rows).axes[0].lines
     assert on.get_xdata().tolist() == [10, 20, 30, 40]
     assert on.get_ydata().tolist() == [6, 3, (2 + 6) / 2, 10] and active.get_ydata()[0] == 3
-    with pytest.raises(ConfigError, match="asked more than once"):
+    with pytest.raises(ConfigError, match="more than one batch"):
         stitch.switches([row(RUNS["random", 0], series=curve([10], [1.0]))])
 
 

@@ -1,4 +1,4 @@
-"""Measuring offspring: right, once for each network, and remembered over an interruption."""
+"""Evaluating offspring: correctly, once for each network, and with a memo that survives an interruption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recombine.core.errors import Interrupted
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import Evaluator, NetworkScores
+from recombine.stitch.evaluator import NetworkScores, OffspringEvaluator
 from recombine.stitch.search.random import RandomSearch
 from recombine.stitch.search.space import Budget, Space
 from recombine.stitch.search.sweep import references
@@ -40,11 +40,11 @@ def run(tmp_path):
     return Run(**where, seed=0, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
-def make_evaluator(net, many, run, **options) -> Evaluator:
-    return Evaluator(net, Labelled(many, 8), run, precision="fp32", **options)
+def make_evaluator(net, many, run, **options) -> OffspringEvaluator:
+    return OffspringEvaluator(net, Labelled(many, 8), run, precision="fp32", **options)
 
 
-def scores(evaluator: Evaluator, genotype: np.ndarray) -> NetworkScores:
+def scores(evaluator: OffspringEvaluator, genotype: np.ndarray) -> NetworkScores:
     return evaluator.memo[evaluator.net.phenotype(genotype).tobytes()]
 
 
@@ -75,13 +75,13 @@ def test_loss_may_be_the_objective(net, many, run):
     assert found.objectives[:, 0].tolist() == [scores(evaluator, genotype).loss for genotype in genotypes]
 
 
-def test_a_network_is_measured_once_whatever_it_is_called(net, many, run, monkeypatch):
+def test_a_network_is_evaluated_once_under_any_genotype(net, many, run, monkeypatch):
     evaluator, measured = make_evaluator(net, many, run), []
     inner = evaluator._scores
     monkeypatch.setattr(evaluator, "_scores", lambda genotypes: measured.extend(genotypes) or inner(genotypes))
     genotypes = random_genotypes(net, 12)
-    other_words = np.where([net.active(g) for g in genotypes], genotypes, 1 - np.minimum(genotypes, 1)).astype(np.int8)
-    first, second = evaluator(genotypes), evaluator(np.concatenate([other_words, genotypes]))
+    equivalent = np.where([net.active(g) for g in genotypes], genotypes, 1 - np.minimum(genotypes, 1)).astype(np.int8)
+    first, second = evaluator(genotypes), evaluator(np.concatenate([equivalent, genotypes]))
     assert len(measured) == len({net.phenotype(g).tobytes() for g in genotypes})
     assert np.array_equal(np.tile(first.objectives, (2, 1)), second.objectives)
 
@@ -98,7 +98,7 @@ def test_networks_without_finite_logits_are_worst(net, many, run):
     assert again.memo == evaluator.memo
 
 
-def test_what_was_measured_is_remembered_by_the_next_process(net, many, run, monkeypatch):
+def test_the_next_process_reads_the_memo(net, many, run, monkeypatch):
     file = run.dir / "evaluations.jsonl"
     genotypes = random_genotypes(net, 9)
     first = make_evaluator(net, many, run, file=file)(genotypes)
@@ -111,7 +111,7 @@ def test_what_was_measured_is_remembered_by_the_next_process(net, many, run, mon
     assert all(json.loads(line) for line in lines) and len(lines) == 1 + len(again.memo)
 
 
-def test_other_stitches_or_images_are_measured_anew(net, many, run):
+def test_other_stitches_or_images_have_no_memo(net, many, run):
     file = run.dir / "evaluations.jsonl"
     genotypes = random_genotypes(net, 4)
     make_evaluator(net, many, run, file=file)(genotypes)

@@ -12,7 +12,7 @@ from recombine.engine.evaluate import Predictions
 from recombine.stitch.metrics import BINS, compare_to_references, network_metrics, temperature
 
 
-def said(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
+def predictions(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
     """Logits that are right by chance and `sharp` times as sure as they should be."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, 5, generator=generator)
@@ -21,7 +21,7 @@ def said(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
 
 
 def test_temperature_is_the_best_of_a_grid():
-    one = said(0, sharp=3.0)
+    one = predictions(0, sharp=3.0)
     found = temperature(one.logits, one.labels)
     grid = np.geomspace(0.05, 20, 2000)
     losses = [float(F.cross_entropy(one.logits.double() / t, one.labels)) for t in grid]
@@ -30,7 +30,7 @@ def test_temperature_is_the_best_of_a_grid():
 
 
 def test_network_metrics_are_torchmetrics():
-    search, test = said(1, 2.0), said(2, 2.0)
+    search, test = predictions(1, 2.0), predictions(2, 2.0)
     facts = network_metrics(search, test)
     for purpose, one in (("search", search), ("test", test)):
         metric = MulticlassCalibrationError(5, n_bins=BINS)

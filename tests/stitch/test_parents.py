@@ -144,8 +144,8 @@ def test_a_stitch_is_one_linear_map_of_channels(layout, shape, out):
     stitch, value = make_stitch(layout, 3, 7), torch.randn(shape)
     given = stitch(value)
     assert given.shape == out
-    wanted = rows(value, layout) @ stitch.weight.detach().flatten(1).T + stitch.bias
-    torch.testing.assert_close(rows(given, layout), wanted)
+    expected = rows(value, layout) @ stitch.weight.detach().flatten(1).T + stitch.bias
+    torch.testing.assert_close(rows(given, layout), expected)
 
 
 def test_parents_have_to_see_the_same_pixels(model):

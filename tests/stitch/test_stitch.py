@@ -88,7 +88,7 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     # the file by itself scores what the run measured
     model, hits, total = stitch.load(files[0]), 0, 0
     with opened(tmp_path, weights, FEW) as (images, parent):
-        for batch in images.test(parent, 64).epoch(0):
+        for batch in images.test_loader(parent, 64).epoch(0):
             hits += int((model(batch.images).argmax(1) == batch.labels).sum())
             total += len(batch.labels)
     assert 100 * hits / total == pytest.approx(s["front_test_accuracy"][0])
@@ -124,14 +124,14 @@ def test_every_search_runs(tmp_path, weights, search):
     assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
 
 
-def test_a_sweep_says_how_good_each_single_stitch_is(tmp_path, weights):
+def test_a_sweep_measures_each_single_stitch(tmp_path, weights):
     few = ["search=single_stitch_sweep", "matching.max_matches=4", "budget=19", "num_saved=0"]
     (row,) = launched(tmp_path, weights, *few)
     (folder,) = (tmp_path / "o" / "stitch").iterdir()
     _, *lines = map(json.loads, (folder / "evaluations.jsonl").read_text().splitlines())
-    said = {(*line["on"], line["output"]): 100 * line["accuracy"] for line in lines}
+    known = {(*line["on"], line["output"]): 100 * line["accuracy"] for line in lines}
     families = [[(2 * pair + side, output) for pair in range(4)] for side, output in ((1, 2), (0, 2), (1, 1), (0, 0))]
-    assert row.series["single_stitch_accuracy"] == [said[network] for family in families for network in family]
+    assert row.series["single_stitch_accuracy"] == [known[network] for family in families for network in family]
     assert (folder / "plots" / "single_stitches.png").is_file()
     assert row.cell["population"] == "none"
 
@@ -148,7 +148,7 @@ def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):
 
 def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
     with opened(tmp_path, weights, "search_fraction=0.3") as (images, parent):
-        loaders = images.search(parent, 64), images.test(parent, 64)
+        loaders = images.search_loader(parent, 64), images.test_loader(parent, 64)
         seen = [torch.cat([batch.index.clone() for batch in loader.epoch(0)]) for loader in loaders]
         assert sorted(torch.cat(seen).tolist()) == images.data.indices("test").tolist()
     assert not set(seen[0].tolist()) & set(seen[1].tolist())
@@ -158,12 +158,12 @@ def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
 def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
     other = ["dataset@search_data=digits", "search_data.test_fraction=0.2"]
     with opened(tmp_path, weights, *other) as (images, parent):
-        test, search = images.test(parent, 64), images.search(parent, 64)
+        test, search = images.test_loader(parent, 64), images.search_loader(parent, 64)
         assert test.samples == len(images.data.indices("test"))
         assert search.samples == pytest.approx(0.2 * test.samples, abs=1)
 
 
-def test_problems_of_both_parents_and_all_data_are_told_together(tmp_path, weights):
+def test_problems_of_both_parents_and_all_data_are_reported_together(tmp_path, weights):
     wrong = ["a.name=fourth", "b.name=third", "search_fraction=1", "dataset@search_data=cifar10"]
     problems = check(recipe, composed(tmp_path, weights, *wrong, "search_data.download=false"))
     for sign in ("fourth", "third", "search_fraction=1", "cifar10"):

@@ -21,9 +21,9 @@ def random_genotypes(net, count: int, rate: float = 0.3, seed: int = 0) -> list[
 @torch.no_grad()
 def test_without_stitches_it_is_a_or_b_or_their_mean(net, images):
     a, b = (parent.model(images) for parent in net.parents)
-    for genotype, wanted in zip(references(len(net.alphabet)), (a, b, (a + b) / 2), strict=True):
+    for genotype, expected in zip(references(len(net.alphabet)), (a, b, (a + b) / 2), strict=True):
         net.set_genotype(genotype)
-        assert torch.equal(net(images), wanted)
+        assert torch.equal(net(images), expected)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def test_inactive_genes_change_nothing_and_active_ones_do(net, images):
 def test_phenotypes_are_equal_if_and_only_if_the_networks_are(net, images):
     genotypes = random_genotypes(net, 40, 0.1, seed=2)
     rng = np.random.default_rng(3)
-    # the same networks in other words: inactive genes at random
+    # the same networks: inactive genes at random
     others = [np.where(net.active(g), g, rng.integers(2, size=len(g))).astype(np.int8) for g in genotypes]
     everyone = genotypes + others
     keys = [net.phenotype(genotype).tobytes() for genotype in everyone]
@@ -164,8 +164,8 @@ def test_features_are_what_the_parents_compute_at_the_joined_nodes(net, images):
             if other is node:
                 break
         part.output(new[node])
-        wanted = torch.fx.GraphModule(parent.net, part)(net.preprocess(images))
-        assert torch.equal(value, wanted)
+        expected = torch.fx.GraphModule(parent.net, part)(net.preprocess(images))
+        assert torch.equal(value, expected)
 
 
 def test_a_cycle_is_refused(joined, model):

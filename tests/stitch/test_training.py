@@ -55,8 +55,8 @@ def sides(net, images, gene) -> tuple[np.ndarray, np.ndarray]:
 def test_the_loss_is_the_sum_of_the_stitches_mean_squared_errors(net, images):
     step = StitchTraining(net)(batch(images))
     features = net.features(images)
-    wanted = sum(F.mse_loss(stitch(features[gene ^ 1]), features[gene]) for gene, stitch in enumerate(net.stitches))
-    torch.testing.assert_close(step.loss, wanted)
+    expected = sum(F.mse_loss(stitch(features[gene ^ 1]), features[gene]) for gene, stitch in enumerate(net.stitches))
+    torch.testing.assert_close(step.loss, expected)
 
 
 def test_gradients_do_not_mix_and_reach_nothing_else(net, images):
@@ -158,8 +158,8 @@ def test_relative_errors_by_hand(net, many):
         x, y = sides(net, many, gene)
         stitch = net.stitches[gene]
         given = x @ stitch.weight.detach().double().flatten(1).numpy().T + stitch.bias.detach().double().numpy()
-        wanted = ((given - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
-        assert float(errors[gene]) == pytest.approx(wanted, rel=1e-3)
+        expected = ((given - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+        assert float(errors[gene]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_mean_of_each_channel_has_error_one(net, many):

@@ -34,7 +34,7 @@ def node_costs(parent: Parent) -> dict[Node, int]:
     """Multiply-adds of every node of a parent for one image.
 
     Deviation: operations that are no layers (matrix products of attention, convolutions with computed weights) count
-    as PyTorch counts them; torchinfo leaves them out.
+    as PyTorch counts them; torchinfo ignores them.
     """
     counter = _Counter(fx.GraphModule(parent.net, parent.graph))
     like = next(parent.net.parameters())
@@ -45,7 +45,7 @@ def node_costs(parent: Parent) -> dict[Node, int]:
 
 
 class _Counter(fx.Interpreter):
-    """Counts while it runs; the nodes of its module are copies, so it goes by their names."""
+    """Counts while it runs; keyed by name, as the nodes of its module are copies."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

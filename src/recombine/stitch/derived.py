@@ -1,4 +1,4 @@
-"""Rows of tables that compare searches with each other, made of the measured ones."""
+"""Derived rows, for tables that compare searches."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ NETWORKS = ("A", "B", "ensemble")
 
 
 def hypervolumes(rows: Sequence[Row], above: float = 0.0) -> list[Row]:
-    """Rows of stitching with the normalised hypervolumes of their fronts, by all runs of the same parents (section 13).
+    """Rows of stitching with the normalised hypervolumes of their fronts, on axes common to all runs of the parents.
 
     `normalized_hypervolume_search` and `_test`, each on the images of that name, of the networks whose accuracy is
-    above `above` percent on the images of the search. For each seed there is one more row whose `search` is
-    `references`: both parents and their ensemble, taken as a front. Rows without a front stay as they are.
+    above `above` percent on the search images. For each seed there is one more row whose `search` is `references`: both
+    parents and their ensemble, taken as a front. Rows without a front stay unchanged.
     """
-    found = [row for row in rows if not _searched(row)]
-    for mine in _tasks(rows):
-        by_seed = {row.seed: row for row in mine}
-        metrics: list[dict[str, float]] = [{} for _ in (*mine, *by_seed)]
+    derived = [row for row in rows if not _has_front(row)]
+    for group in _group_by_task(rows):
+        by_seed = {row.seed: row for row in group}
+        metrics: list[dict[str, float]] = [{} for _ in (*group, *by_seed)]
         for purpose in PURPOSES:
-            fronts = [_points(row, "front", purpose, above) for row in mine]
-            three = [_points(row, "reference", purpose) for row in by_seed.values()]
-            volumes = normalized_hypervolumes([*fronts, *three], np.concatenate(three))
-            for own, volume in zip(metrics, volumes.tolist(), strict=True):
-                own[f"normalized_hypervolume_{purpose}"] = volume
-        found += [replace(row, metrics=row.metrics | own) for row, own in zip(mine, metrics, strict=False)]
-        for row, own in zip(by_seed.values(), metrics[len(mine) :], strict=True):
+            fronts = [_points(row, "front", purpose, above) for row in group]
+            references = [_points(row, "reference", purpose) for row in by_seed.values()]
+            volumes = normalized_hypervolumes([*fronts, *references], np.concatenate(references))
+            for of_row, volume in zip(metrics, volumes.tolist(), strict=True):
+                of_row[f"normalized_hypervolume_{purpose}"] = volume
+        derived += [replace(row, metrics=row.metrics | of_row) for row, of_row in zip(group, metrics, strict=False)]
+        for row, of_row in zip(by_seed.values(), metrics[len(group) :], strict=True):
             cell = row.cell | {"search": "references"} | ({"population": "none"} if "population" in row.cell else {})
-            found.append(replace(row, cell=cell, metrics=own, run="references"))
-    return found
+            derived.append(replace(row, cell=cell, metrics=of_row, run="references"))
+    return derived
 
 
 def networks(rows: Sequence[Row]) -> list[Row]:
-    """A row for each parent, the ensemble and the chosen offspring of each search, all measured on the test images.
+    """A row for each parent, the ensemble and the chosen offspring of each search, with metrics on the test images.
 
-    `network` in the cell says which. The chosen offspring is the most accurate one on the images of the search. Rows
-    without a front stay as they are.
+    `network` is its name in the cell. The chosen offspring is the most accurate one on the search images. Rows without
+    a front stay unchanged.
     """
-    found = [row for row in rows if not _searched(row)]
-    for mine in _tasks(rows):
-        for row in {row.seed: row for row in mine}.values():
+    derived = [row for row in rows if not _has_front(row)]
+    for group in _group_by_task(rows):
+        for row in {row.seed: row for row in group}.values():
             cell = {key: value for key, value in row.cell.items() if key not in ("search", "population")}
             for place, name in enumerate(NETWORKS):
-                found.append(_network(row, cell, name, "reference", place))
-        for row in mine:
+                derived.append(_network(row, cell, name, "reference", place))
+        for row in group:
             chosen = int(np.argmax(row.series["front_search_accuracy"]))
-            found.append(_network(row, row.cell, f"offspring of {row.cell['search']}", "front", chosen))
-    return found
+            derived.append(_network(row, row.cell, f"offspring of {row.cell['search']}", "front", chosen))
+    return derived
 
 
 def _network(row: Row, cell: Mapping[str, Any], name: str, columns: str, place: int) -> Row:
-    """One network of a run as a row of its own."""
+    """One network of a run as a row."""
     keys = ("accuracy", "ece", "ece_scaled", "loss", "loss_scaled")
     metrics = {key: float(row.series[f"{columns}_test_{key}"][place]) for key in keys}
     metrics["temperature"] = float(row.series[f"{columns}_temperature"][place])
@@ -70,21 +70,21 @@ def _network(row: Row, cell: Mapping[str, Any], name: str, columns: str, place: 
     return replace(row, cell={**cell, "network": name}, metrics=metrics, series={}, run=run)
 
 
-def _searched(row: Row) -> bool:
+def _has_front(row: Row) -> bool:
     return row.status == "ok" and bool(row.series.get("front_cost"))
 
 
-def _tasks(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows of finished searches that differ in nothing but the search, its population and the seed, together."""
+def _group_by_task(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of finished searches, grouped by everything but the search, its population and the seed."""
     found: dict[tuple, list[Row]] = {}
-    for row in filter(_searched, rows):
+    for row in filter(_has_front, rows):
         rest = sorted((key, str(value)) for key, value in row.cell.items() if key not in ("search", "population"))
         found.setdefault(tuple(rest), []).append(row)
     return list(found.values())
 
 
 def _points(row: Row, columns: str, purpose: str, above: float = -np.inf) -> np.ndarray:
-    """What no other network of a run beats, float64 [f, 2]: minus accuracy, multiply-adds, both to be minimised."""
+    """The front of the networks of a run, float64 [f, 2]: minus accuracy, multiply-adds, both minimised."""
     known = np.array(row.series[f"{columns}_search_accuracy"], float) > above
     points = np.stack([-np.array(row.series[f"{columns}_{purpose}_accuracy"], float), row.series[f"{columns}_cost"]], 1)
     return points[known][front(points[known])]

@@ -25,7 +25,7 @@ from recombine.run.run import Run
 from recombine.stitch.search.space import Evaluations
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["Evaluator", "NetworkScores", "predict_networks"]
+__all__ = ["NetworkScores", "OffspringEvaluator", "predict_networks"]
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class NetworkScores(NamedTuple):
     """Multiply-adds of one image."""
 
 
-class Evaluator:
+class OffspringEvaluator:
     """Genotypes in, objectives out; a network that was evaluated before, under any genotype, is not run again.
 
     The images stay on the device. Scores are appended to a file as they come: an interrupted search is repeated with
@@ -84,7 +84,7 @@ class Evaluator:
         return Evaluations(np.stack([performance, cost], 1), accuracy, active)
 
     def _evaluate(self, phenotypes: Sequence[np.ndarray]) -> None:
-        """Evaluate new networks; raises Interrupted between two passes."""
+        """Evaluate new networks; raises Interrupted between two passes over the images."""
         ordered = sorted(phenotypes, key=bytes)  # neighbours in this order have a common prefix, and so share layers
         for start in range(0, len(ordered), self.eval_batch_networks):
             (signal,) = maximum(self.run.stop_requested() or 0)

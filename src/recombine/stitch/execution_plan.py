@@ -19,8 +19,8 @@ Compute = Callable[[int, Tensor, Sequence[Any]], Any]
 class ExecutionPlan:
     """The steps of several genotypes of a supernetwork.
 
-    Two genotypes share a step if it is the same vertex with the same values going in; so offspring share the parents'
-    layers below their first stitches, and whatever else they have in common.
+    Two genotypes share a step if it is the same vertex with the same inputs; so offspring share the parents' layers
+    below their first stitches, and all else they have in common.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ Deviation: without `search_data` both are parts of one test set; the authors sea
 
 
 class ImageSplits:
-    """Images for training, search and test; no image is in two of them."""
+    """Images for training, for the search and for the test; without `search_data` no image is in two of them."""
 
     def __init__(self, data: Data, search_data: Data | None, search_fraction: float) -> None:
         """Without `search_data`, a stratified `search_fraction` of the test images of `data` is searched on."""
@@ -40,7 +40,7 @@ class ImageSplits:
         for data in self.sets:
             data.close()
 
-    def training(self, model: Model, batch_size: int, *, labelled: bool = False) -> Loader:
+    def training_loader(self, model: Model, batch_size: int, *, labelled: bool = False) -> Loader:
         """All training images, augmented, at the size of `model`; `labelled` leaves out those without a label."""
         indices: Sequence[int] = self.data.indices("train", unlabelled=not labelled)  # type: ignore[assignment]
         loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.size)
@@ -48,18 +48,18 @@ class ImageSplits:
             loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.canvas)
         return loader  # type: ignore[return-value]
 
-    def search(self, model: Model, batch_size: int, max_batches: int | None = None) -> Loader:
+    def search_loader(self, model: Model, batch_size: int, max_batches: int | None = None) -> Loader:
         """The images that offspring are searched on; `max_batches` cuts them short."""
         if self.search_data is not None:
             return _loader(self.search_data, self.search_data.indices(SPLIT), model, batch_size, max_batches)
-        return _loader(self.data, self._halves()[1], model, batch_size, max_batches)
+        return _loader(self.data, self._split_test()[1], model, batch_size, max_batches)
 
-    def test(self, model: Model, batch_size: int, max_batches: int | None = None) -> Loader:
+    def test_loader(self, model: Model, batch_size: int, max_batches: int | None = None) -> Loader:
         """The images that results are reported on; `max_batches` cuts them short."""
-        indices = self._halves()[0] if self.search_data is None else self.data.indices(SPLIT)
+        indices = self._split_test()[0] if self.search_data is None else self.data.indices(SPLIT)
         return _loader(self.data, indices, model, batch_size, max_batches)
 
-    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+    def _split_test(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the test images that are reported on, and of those that are searched on."""
         indices, labels = self.data.indices(SPLIT), self.data.labels(SPLIT)
         seed = self.data.settings.fraction_seed

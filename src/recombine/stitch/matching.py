@@ -1,8 +1,8 @@
 """Which nodes of two networks are joined: as many pairs as leave the union of both graphs acyclic.
 
 A set of pairs that is increasing in a topological order of A and in one of B leaves an acyclic quotient graph, and each
-acyclic set is increasing in some two such orders. So a longest common subsequence (LCS) of two orders is a matching,
-random orders give others, and branch and bound settles what they leave open.
+acyclic set is increasing in two such orders. So a longest common subsequence (LCS) of two orders is a matching,
+random orders give others, and exact branch and bound decides where they do not reach the upper bound.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Matching(NamedTuple):
     bound: int
     """Size of a maximum bipartite matching: no acyclic matching has more."""
     proven: bool
-    """Whether no acyclic matching has more pairs than were found, before `max_matches` took some away."""
+    """Whether no acyclic matching has more pairs than were found, before `max_matches` removed pairs."""
     seconds: float
 
 

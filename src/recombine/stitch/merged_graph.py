@@ -20,8 +20,8 @@ __all__ = [
 class MatchingProblem:
     """Two directed acyclic graphs A and B, their vertices numbered in any order, and which vertices may be joined.
 
-    ValueError if an edge leaves its graph or closes a cycle. Leave constants out: a vertex without an incoming edge
-    counts as an input where depths are measured.
+    ValueError if an edge leaves its graph or closes a cycle. Omit constants: for depths, a vertex without an
+    incoming edge is an input.
     """
 
     compatible: np.ndarray
@@ -92,7 +92,7 @@ def positions(problem: MatchingProblem, pairs: np.ndarray, priority: np.ndarray)
 
 
 def sort(problem: MatchingProblem, pairs: np.ndarray) -> np.ndarray:
-    """Acyclic `pairs` in a topological order of the quotient graph, A's numbering first where it leaves a choice."""
+    """Acyclic `pairs` in a topological order of the quotient graph, by A's numbering where there is a choice."""
     position, _ = positions(problem, pairs, np.arange(sum(problem.compatible.shape)))
     return pairs[np.argsort(position[pairs[:, 0]])]
 

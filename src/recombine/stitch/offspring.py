@@ -1,4 +1,4 @@
-"""Offspring that stand alone: one network of a supernetwork as a model of its own, and as a file."""
+"""Offspring by themselves: one network of a supernetwork as a `Model`, and as a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 KIND = "offspring"
 FORMAT = 1
 CARD = {"parents": list, "on": list, "output": int, "name": str}
-"""What every card says; other keys are for people to read."""
+"""What every card holds; other keys are informative."""
 
 
 def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, merged: bool = True) -> Model:
@@ -147,7 +147,7 @@ def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
 
 
 def _random_parent(description: dict[str, Any]) -> Model:
-    """A parent as its description says, with random weights."""
+    """A parent rebuilt from its description, with random weights."""
     with torch.random.fork_rng(devices=[]):
         net = zoo.create(
             description["architecture"], description["options"], classes=description["classes"], pretrained=False

@@ -112,8 +112,8 @@ def load_parents(cfg: DictConfig, run: Run) -> tuple[Model, Model]:
 def preprocessing_differences(a: Model, b: Model) -> list[str]:
     """Why two parents do not see the same pixels: size, crop and resizing have to be equal, normalisation has not.
 
-    Deviation: the authors give both parents one normalisation too; here each keeps its own, so that it scores as it
-    does alone.
+    Deviation: the authors give both parents one normalisation too; here each keeps that of its training, so that
+    it scores as it does alone.
     """
     first, second = a.preprocess.settings(), b.preprocess.settings()
     return [

@@ -26,21 +26,21 @@ NAMES = {
     "random": "random",
     "single_stitch_sweep": "single stitches",
 }
-"""In the order in which they are shown."""
+"""Names of the searches, in the order in which they are shown."""
 FACETS = ("method", "performance", "max_matches", "budget")
-"""What parts pictures of the same parents; it is said where it differs between them."""
-BELOW = 0.6
-"""How far below the worst parent accuracy is shown, as a share of what lies above it."""
+"""Parts of the cell that separate panels of the same parents; those that differ are in the titles."""
+MARGIN_BELOW = 0.6
+"""How far below the worst parent the accuracy axis starts, as a fraction of the range above it."""
 NAMED_PAIRS = 40
-"""Up to so many pairs are called by their nodes' names."""
+"""Largest number of pairs that are labelled with their nodes' names."""
 
 
 def facets(rows: Sequence[Row], keys: Sequence[str] = FACETS) -> dict[str, list[Row]]:
-    """Rows by their parents and those of `keys` that differ between rows; what they have in common as text."""
-    telling = [key for key in keys if len({str(row.cell.get(key)) for row in rows}) > 1]
+    """Rows grouped by their parents and those of `keys` that differ between rows, by the title of each group."""
+    differing = [key for key in keys if len({str(row.cell.get(key)) for row in rows}) > 1]
     found: dict[str, list[Row]] = {}
     for row in rows:
-        words = [f"{row.cell['a']} × {row.cell['b']}", *(f"{key} {row.cell.get(key)}" for key in telling)]
+        words = [f"{row.cell['a']} × {row.cell['b']}", *(f"{key} {row.cell.get(key)}" for key in differing)]
         found.setdefault(", ".join(words), []).append(row)
     return found
 
@@ -55,16 +55,16 @@ def searches_in(rows: Sequence[Row]) -> dict[str, str]:
 
 @styled
 def fronts(rows: Sequence[Row]) -> Figure:
-    """The front of every run in accuracy and multiply-adds, on search and test images (section 13, figure 1)."""
+    """The front of every run in accuracy and multiply-adds, on search and test images."""
     found = measured(rows, series=["front_cost", "reference_cost"])
     groups, colours = facets(found), searches_in(found)
     figure = Figure(figsize=(9.2, 0.6 + 3.5 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
-    for line, (title, mine) in zip(panels, groups.items(), strict=True):
-        for axes, purpose in zip(line, ("search", "test"), strict=True):
-            _fronts(axes, mine, purpose, colours)
-            axes.set_title(f"{purpose} images" if axes is line[1] else f"{title}\n{purpose} images", size=9.5)
-        line[0].set_ylabel("multiply-adds of an image")
+    for pair, (title, group) in zip(panels, groups.items(), strict=True):
+        for axes, purpose in zip(pair, ("search", "test"), strict=True):
+            _fronts(axes, group, purpose, colours)
+            axes.set_title(f"{purpose} images" if axes is pair[1] else f"{title}\n{purpose} images", size=9.5)
+        pair[0].set_ylabel("multiply-adds of an image")
     for axes in panels[-1]:
         axes.set_xlabel("accuracy (%)")
     handles = [panels[0, 0].plot([], [], color=colour, marker="o", markersize=4)[0] for colour in colours.values()]
@@ -73,14 +73,14 @@ def fronts(rows: Sequence[Row]) -> Figure:
 
 
 def _fronts(axes: Axes, rows: Sequence[Row], purpose: str, colours: Mapping[str, str]) -> None:
-    """One pair of parents on one set of images: fronts as steps, the parents, and what dominates one of them."""
-    three = _points(rows[0], "reference", purpose)
+    """One pair of parents on one set of images: fronts as steps, the parents, the region that dominates one."""
+    references = _points(rows[0], "reference", purpose)
     sides = [_points(row, "front", purpose) for row in rows]
-    highest = max(points[:, 0].max() for points in (three, *sides))
-    lowest = three[:, 0].min()
-    left = lowest - BELOW * max(highest - lowest, 0.5)
+    highest = max(points[:, 0].max() for points in (references, *sides))
+    lowest = references[:, 0].min()
+    left = lowest - MARGIN_BELOW * max(highest - lowest, 0.5)
     right = highest + 0.06 * (highest - left)
-    steps = three[np.argsort(three[:, 0])]
+    steps = references[np.argsort(references[:, 0])]
     reach = np.maximum.accumulate(steps[:, 1])
     edge = [*steps[:, 0], right]
     axes.fill_between(edge, [*reach, reach[-1]], step="post", color=ORANGE, alpha=0.13, linewidth=0, zorder=0)
@@ -92,31 +92,31 @@ def _fronts(axes: Axes, rows: Sequence[Row], purpose: str, colours: Mapping[str,
         steps_x, steps_y = [min(left, best[0, 0]), *best[:, 0]], [best[0, 1], *best[:, 1]]
         axes.plot(steps_x, steps_y, color=colour, drawstyle="steps-pre", linewidth=1 + 0.5 * above)
         axes.scatter(points[:, 0], points[:, 1], s=10 + 6 * above, color=colour, linewidth=0, zorder=2.5)
-    axes.scatter(three[:, 0], three[:, 1], s=90, marker="x", color=ORANGE, linewidth=3, zorder=4)
-    for name, (x, y) in zip(("A", "B", "A + B"), three, strict=True):
+    axes.scatter(references[:, 0], references[:, 1], s=90, marker="x", color=ORANGE, linewidth=3, zorder=4)
+    for name, (x, y) in zip(("A", "B", "A + B"), references, strict=True):
         axes.annotate(name, (x, y), (-7, 5), textcoords="offset points", ha="right", size=9, color=INK)
-    shown = [points[points[:, 0] >= left, 1].max(initial=0) for points in (three, *sides)]
+    shown = [points[points[:, 0] >= left, 1].max(initial=0) for points in (references, *sides)]
     axes.set(xlim=(left, right), ylim=(0, 1.1 * max(shown)))
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _points(row: Row, columns: str, purpose: str) -> np.ndarray:
-    """Accuracy in percent and multiply-adds of some networks of a run, float64 [n, 2]."""
+    """Accuracy in percent and multiply-adds of the networks of a run, float64 [n, 2]."""
     return np.stack([row.series[f"{columns}_{purpose}_accuracy"], row.series[f"{columns}_cost"]], 1).astype(float)
 
 
 @styled
 def switches(rows: Sequence[Row]) -> Figure:
-    """Stitches that are on, and those that are active, in the archive as the search goes on (section 13, figure 3)."""
+    """Stitches that are on, and those that are active, in the archive during the search."""
     found = [row for row in measured(rows, series=["requests", "stitches"]) if len(row.series["requests"]) > 1]
     if not found:
-        raise ConfigError("no search of these rows asked more than once: nothing to plot")
+        raise ConfigError("no search of these rows has more than one batch of requests: nothing to plot")
     groups, colours = facets(found), searches_in(found)
     figure = Figure(figsize=(max(5.4, 0.8 + 4.2 * len(groups)), 3.7), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axes, (title, mine) in zip(panels, groups.items(), strict=True):
+    for axes, (title, group) in zip(panels, groups.items(), strict=True):
         for search, colour in colours.items():
-            runs = [row for row in mine if row.cell["search"] == search]
+            runs = [row for row in group if row.cell["search"] == search]
             for name, dashes in (("stitches", "-"), ("active_stitches", (0, (3, 1.5)))) if runs else ():
                 axes.plot(*mean_curve(runs, name), color=colour, linestyle=dashes, linewidth=1.7)
         axes.set_title(title, size=9.5)
@@ -132,7 +132,7 @@ def switches(rows: Sequence[Row]) -> Figure:
 
 
 def mean_curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Requests, and a series of the search between its points there, mean over the runs that lasted so long."""
+    """All numbers of requests, and a series interpolated there, mean over the runs that lasted so long."""
     grid = np.unique(np.concatenate([row.series["requests"] for row in rows]))
     curves = [np.interp(grid, row.series["requests"], row.series[name], np.nan, np.nan) for row in rows]
     return grid, np.nanmean(curves, axis=0)
@@ -140,25 +140,25 @@ def mean_curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @styled
 def single_stitches(rows: Sequence[Row]) -> Figure:
-    """Accuracy of all networks with a single stitch by its place, beside the networks that receive the features."""
+    """Accuracy of all networks with a single stitch by the position of its pair, and of the networks that receive."""
     found = measured(rows, series=["single_stitch_accuracy", "reference_search_accuracy"])
     groups = facets(found, FACETS[:-1])
     figure = Figure(figsize=(9.2, 0.8 + 3.2 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
-    for line, (title, (row, *_)) in zip(panels, groups.items(), strict=True):
-        shares_a, shares_b, into_b, into_a = np.reshape(row.series["single_stitch_accuracy"], (4, -1))
+    for pair, (title, (row, *_)) in zip(panels, groups.items(), strict=True):
+        shared_a, shared_b, into_b, into_a = np.reshape(row.series["single_stitch_accuracy"], (4, -1))
         a, b, both = row.series["reference_search_accuracy"]
-        _families(line[0], {"A": (a, BLUE), "B": (b, RED)}, {"A takes B's features": into_a, "B takes A's": into_b})
-        _families(line[1], {"A + B": (both, INK)}, {"A takes B's features": shares_b, "B takes A's": shares_a})
-        for axes, what in zip(line, ("one network", "ensembles"), strict=True):
-            axes.set_title(what if axes is line[1] else f"{title}\n{what}", size=9.5)
+        _families(pair[0], {"A": (a, BLUE), "B": (b, RED)}, {"A takes B's features": into_a, "B takes A's": into_b})
+        _families(pair[1], {"A + B": (both, INK)}, {"A takes B's features": shared_b, "B takes A's": shared_a})
+        for axes, what in zip(pair, ("one network", "ensembles"), strict=True):
+            axes.set_title(what if axes is pair[1] else f"{title}\n{what}", size=9.5)
             _places(axes, row)
-        line[0].set_ylabel("accuracy on search images (%)")
+        pair[0].set_ylabel("accuracy on search images (%)")
     return figure
 
 
 def _families(axes: Axes, whole: Mapping[str, tuple[float, str]], stitched: Mapping[str, Sequence[float]]) -> None:
-    """Networks with one stitch by its place, and those without any as lines with their names."""
+    """Networks with one stitch by the position of its pair, and those without any as labelled lines."""
     best = max(accuracy for accuracy, _ in whole.values())
     for name, (accuracy, colour) in whole.items():
         axes.axhline(accuracy, color=colour, linewidth=1, linestyle=(0, (4, 2)))
@@ -171,7 +171,7 @@ def _families(axes: Axes, whole: Mapping[str, tuple[float, str]], stitched: Mapp
 
 @styled
 def stitch_errors(rows: Sequence[Row]) -> Figure:
-    """Relative squared error of every stitch on the images of the search, by the place of its pair."""
+    """Relative squared error of every stitch on the search images, by the position of its pair."""
     groups = facets(measured(rows, series=["stitch_errors", "pair_nodes"]), ("method", "max_matches"))
     figure = Figure(figsize=(max(6.4, 0.8 + 4.6 * len(groups)), 3.9), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
@@ -192,7 +192,7 @@ def stitch_errors(rows: Sequence[Row]) -> Figure:
 
 
 def _places(axes: Axes, row: Row) -> None:
-    """The pairs along the x axis, by the names of their nodes where there are few."""
+    """The pairs along the x axis, with the names of their nodes where there are few."""
     names = row.series["pair_nodes"]
     if len(names) <= NAMED_PAIRS:
         axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", size=6.5)
@@ -204,26 +204,26 @@ def _places(axes: Axes, row: Row) -> None:
 PLOTS = {
     "fronts": Plot(
         "Accuracy and cost of offspring",
-        "A line is the front of one run, on the images that it was searched on and on test images. Crosses: the "
-        "parents A and B and their ensemble. Shaded: as good as one of them or better, and no more expensive. "
+        "Each line is the front of one run, on search images and on test images. Crosses: the "
+        "parents A and B and their ensemble. Shaded: at least as accurate as one of them and no more expensive. "
         "Networks far below both parents are not shown.",
         fronts,
     ),
     "switches": Plot(
         "Stitches in use during the search",
         "Median over the archive, mean over seeds. Solid: all stitches that are switched on; dashed: those that "
-        "have an effect.",
+        "are active.",
         switches,
     ),
     "single_stitches": Plot(
         "What a single stitch costs",
-        "Accuracy of all networks with one stitch by the place of its pair. Lines: the networks that receive the "
+        "Accuracy of all networks with one stitch by the position of its pair. Lines: the networks that receive the "
         "features; the distance to them is the stitching penalty.",
         single_stitches,
     ),
     "stitch_errors": Plot(
         "Errors of the stitches",
-        "Squared error as a share of the variance of the features that a stitch repeats, by the place of its pair. "
+        "Squared error over the variance of the features that a stitch reproduces, by the position of its pair. "
         "1 is no better than the mean of each channel.",
         stitch_errors,
     ),

@@ -18,7 +18,7 @@ from recombine.run.config import plain
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
-from recombine.stitch.evaluator import Evaluator, predict_networks
+from recombine.stitch.evaluator import OffspringEvaluator, predict_networks
 from recombine.stitch.images import check_classes, open_images
 from recombine.stitch.metrics import compare_to_references, network_metrics
 from recombine.stitch.parents import load_parents
@@ -47,7 +47,7 @@ Columns = dict[str, list]
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """The cell of the row, known before anything is built."""
     return {
         "a": cfg.a.name,
         "b": cfg.b.name,
@@ -71,10 +71,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         if run.main:
             show(zoo.describe((a, b)))
         evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
-        loaders = {"search": images.search(*evaluation), "test": images.test(*evaluation)}
+        loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
         matching = MatchingSettings.of(plain(cfg.matching), "matching")
         net, metrics = join((a, b), matching, stitch_run, channels_last=cfg.engine.channels_last)
-        metrics |= train_stitches(net, images.training(a, cfg.batch_size), cfg, stitch_run)
+        metrics |= train_stitches(net, images.training_loader(a, cfg.batch_size), cfg, stitch_run)
         series = stitch_errors(net, loaders["search"], cfg.engine.precision)
         genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"]))
         front = evaluate_networks(net, genotypes, loaders, cfg)
@@ -98,9 +98,9 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     yield row
 
 
-def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> Evaluator:
+def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> OffspringEvaluator:
     """Evaluates offspring on the images of the search; its memo is a file in the run's folder."""
-    return Evaluator(
+    return OffspringEvaluator(
         net,
         loader,
         run,

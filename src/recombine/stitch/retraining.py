@@ -94,7 +94,7 @@ def retrain(
     """
     if cfg.retrain.what == "none":
         return [None] * len(genotypes)
-    train = images.training(net.parents[0].model, cfg.retrain.batch_size, labelled=True)
+    train = images.training_loader(net.parents[0].model, cfg.retrain.batch_size, labelled=True)
     options = {**plain(cfg.engine), "epochs": 1, "max_steps": cfg.retrain.max_steps}
     retrained: list[RetrainedOffspring | None] = []
     for k, genotype in enumerate(genotypes):

@@ -9,7 +9,7 @@ import numpy as np
 from recombine.engine.logging import ProgressBar
 from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
-from recombine.stitch.evaluator import Evaluator
+from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.pareto import front, hypervolume
 from recombine.stitch.search.archive import Archive
 from recombine.stitch.search.space import Budget, Evaluations, Space
@@ -22,7 +22,9 @@ LOG_LINES = 10
 """Log lines of a search where there is no terminal."""
 
 
-def search(cfg: DictConfig, run: Run, net: Supernetwork, evaluator: Evaluator) -> tuple[np.ndarray, SearchMonitor]:
+def search(
+    cfg: DictConfig, run: Run, net: Supernetwork, evaluator: OffspringEvaluator
+) -> tuple[np.ndarray, SearchMonitor]:
     """Run the configured search; the front of all requests, genotypes [f, L], best performance first."""
     space = Space(net.alphabet, cfg.expected_stitches)
     algorithm = build(cfg.search, space=space, budget=Budget(cfg.budget, cfg.budget_unit), seed=run.seed)
@@ -36,7 +38,7 @@ def search(cfg: DictConfig, run: Run, net: Supernetwork, evaluator: Evaluator) -
 class SearchMonitor:
     """Records a search at its evaluator: the requests, the curve over time, and the progress on the console."""
 
-    def __init__(self, run: Run, evaluator: Evaluator, total: int) -> None:
+    def __init__(self, run: Run, evaluator: OffspringEvaluator, total: int) -> None:
         self.run, self.evaluator, self.total = run, evaluator, total
         self.display = ProgressBar("search", total, run.main)
         self.seen: dict[bytes, np.ndarray] = {}

@@ -34,7 +34,7 @@ class MatchingSettings(Settings):
     restarts: Whole = 100
     """Random orders tried where the first matching is not known to be a largest one."""
     time_limit: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds, for what the first matching leaves open."""
+    """Seconds for restarts and branch and bound."""
     max_matches: Annotated[int, Field(ge=1, examples=[168])] | None = None
     """Keep this many pairs, evenly spread in depth; null: all."""
 
@@ -156,7 +156,7 @@ class StitchSettings(TrainingSettings):
     expected_stitches: Annotated[float, Field(gt=0)] = 6.2
     """Stitches that are on in an initial individual, on average."""
     performance: Literal["accuracy", "loss"] = "accuracy"
-    """First objective, beside the cost: accuracy, or loss, which asks for calibration too."""
+    """First objective, beside the cost: accuracy, or loss, which rewards calibration too."""
     eval_batch_networks: Count = 32
     """Networks evaluated in one pass over the images; more share more layers and need more memory."""
     num_saved: Whole = 5

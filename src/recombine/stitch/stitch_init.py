@@ -50,7 +50,7 @@ class Moments:
 
 
 def initialise(net: Supernetwork, init: str, loader: Loader, images: int) -> None:
-    """Set all stitches from the first `images` of a loader; `default` leaves them as they are."""
+    """Set all stitches from the first `images` of a loader; `default` keeps them."""
     if init == "default":
         return
     for pair, moments in enumerate(_moments(net, loader, images)):
@@ -95,7 +95,7 @@ def _std(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Ten
 
 
 def _least_squares(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
-    """The minimum of the training loss over the images seen."""
+    """The minimum of the training loss over these images."""
     ridge = RIDGE * xx.diagonal().mean().clamp(min=1e-12)
     weight = torch.linalg.solve(xx + ridge * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy).T
     set_affine(net.stitches[gene], weight, y - weight @ x)

@@ -53,7 +53,7 @@ class Renormalise(nn.Module):
 
 
 class Supernetwork(nn.Module):
-    """Both parents with the stitches of all pairs; `genotype` says which network `forward` is, at first the ensemble.
+    """Both parents with the stitches of all pairs; `genotype` selects what `forward` computes, at first the ensemble.
 
     The parents are frozen copies in eval mode; only stitches have parameters that train.
     """
@@ -163,7 +163,7 @@ class Supernetwork(nn.Module):
     # -------------------------------------------------------------------------------------------- computing
 
     def set_genotype(self, genotype: Sequence[int] | np.ndarray) -> None:
-        """Choose which network `forward` is."""
+        """Select the network that `forward` computes."""
         self.genotype = self.check_genotype(genotype)
         self._plan = self.plan([self.genotype])
 

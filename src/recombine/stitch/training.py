@@ -19,8 +19,8 @@ __all__ = ["StitchTraining", "relative_errors"]
 class StitchTraining(Method):
     """The sum over all stitches of their mean squared errors, from one forward pass of each parent.
 
-    Stitches read what the frozen parents compute and feed nothing but their own losses, so that their gradients do not
-    mix: it is a set of independent regressions.
+    Stitches read features of the frozen parents and feed only their losses, so that their gradients do not mix:
+    training is a set of independent regressions.
     """
 
     frozen = ("net.nets",)

@@ -1,4 +1,4 @@
-"""The paper's genetic algorithm: no selection of parents, children compete with their own parents."""
+"""The paper's genetic algorithm: no selection of parents, children compete with their parents."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Gomea(Search):
 
 
 class LkGomea(Gomea):
-    """GOMEA whose linkage and donors are those of each individual's own neighbourhood (linkage kernels)."""
+    """GOMEA with linkage kernels: linkage and donors from the neighbourhood of each individual."""
 
     def models(self, genotypes: np.ndarray) -> list[LinkageModel]:
         """From the k = ceil(P / u) nearest by Hamming distance, itself among them, with u ~ U(1, P / 32) for each."""

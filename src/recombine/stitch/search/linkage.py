@@ -27,7 +27,7 @@ def mutual_information(genotypes: np.ndarray) -> np.ndarray:
 
 
 def linkage_tree(similarity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Subsets of genes, bool [2 L - 2, L], from average linkage (UPGMA) of 1 - similarity [L, L], the root left out.
+    """Subsets of genes, bool [2 L - 2, L], from average linkage (UPGMA) of 1 - similarity [L, L], without the root.
 
     Single genes come first, then subsets as they merge. Genes are shuffled before, so that ties are broken at random.
     """
