@@ -58,8 +58,8 @@ def test_tables_ask_for_what_rows_have(entry):
     assert specs
     for spec in specs.values():
         assert spec.command.startswith(f"python main_{entry}.py")
-        asked = {metric.of or name for name, metric in spec.metrics.items()}
-        asked |= {name for metric in spec.metrics.values() for name in metric.above}
+        asked = {metric.metric or name for name, metric in spec.metrics.items()}
+        asked |= {name for metric in spec.metrics.values() for name in metric.min_value}
         assert asked <= MEASURED, f"{spec.name}: no row has {asked - MEASURED}"
         for cell in spec.published:
             assert set(spec.keys) <= set(cell), spec.name
