@@ -27,7 +27,7 @@ from recombine.data.storage import decode
 from recombine.models.model import Model
 from recombine.patch import System
 from recombine.pnc import ClonedNetwork
-from recombine.run.device import opened
+from recombine.run.device import open_device
 
 BASE = "base"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -71,7 +71,7 @@ def main() -> None:
     names |= {name: card["class_names"] for name, card in system.list().items()}
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
-    with opened(options.device) as (device, _, _):
+    with open_device(options.device) as (device, _, _):
         experts = {BASE: whole.to(device)} | {name: partial(system.to(device), task=name) for name in system.list()}
         lines = predicted(experts, model, files, names, options)
         if options.json:

@@ -4,9 +4,9 @@
         padding: int = Field(4, ge=0)
         '''Pixels added on each side.'''          # becomes the help text
 
-`find_problems` tells everything that is wrong with a node, each in one sentence with an override that mends it.
+`find_problems` reports everything that is wrong with a node, each in one sentence with an override that mends it.
 Types, ranges, help texts and the reference page of the documentation all come from these classes. No torch here: a
-wrong command is answered before it is imported.
+wrong command is reported before it is imported.
 """
 
 from __future__ import annotations
@@ -79,17 +79,18 @@ def find_problems(schema: type[Settings], node: Mapping[str, Any], path: str = "
     given = given_settings(node)
     problems: list[str] = []
     try:
-        made = schema.model_validate(given)
+        made: Settings | None = schema.model_validate(given)
     except ValidationError as error:
-        wrong = {}
+        wrong: dict[str, str] = {}
         for each in error.errors(include_url=False):
             place, message = _explain(schema, each, given, path)
             wrong.setdefault(place, message)
         problems += wrong.values()
         made = _mended(schema, given, error)
     problems += _node_problems(schema, given, path)
-    told = tuple(text.partition("=")[0] + "=" for text in problems)  # a rule that sees the default there has no say
-    return problems + [text for text in (made.check(path) if made and rules else ()) if not text.startswith(told)]
+    # a rule sees the default in the place of a wrong value: what it reports about that setting is dropped
+    reported = tuple(text.partition("=")[0] + "=" for text in problems)
+    return problems + [text for text in (made.check(path) if made and rules else ()) if not text.startswith(reported)]
 
 
 def _node_problems(schema: type[Settings], given: dict[str, Any], path: str) -> list[str]:
@@ -121,7 +122,7 @@ def to_dict(node: Any) -> Any:
 
 
 def _mended(schema: type[Settings], given: dict[str, Any], error: ValidationError) -> Settings | None:
-    """The node with defaults in the place of what is wrong, so that rules between the others are told too."""
+    """The node with defaults in the place of what is wrong, so that rules between the others are checked too."""
     wrong = {str(each["loc"][0]) for each in error.errors(include_url=False) if each["loc"]}
     if any(name in schema.model_fields and schema.model_fields[name].is_required() for name in wrong):
         return None
@@ -132,7 +133,7 @@ def _mended(schema: type[Settings], given: dict[str, Any], error: ValidationErro
 
 
 def _explain(schema: type[Settings], error: Any, given: Any, path: str) -> tuple[str, str]:
-    """Where an error of pydantic's is, and the sentence that tells it."""
+    """Where an error of pydantic's is, and the sentence that reports it."""
     names = [str(part) for part in error["loc"]]
     field, depth = _field(schema, names)
     # Behind the field, pydantic names members of a union and items of a list: the field is what a person sets.

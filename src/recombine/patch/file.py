@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing
-from recombine.models.freeze import Standing, digest, freeze, thaw
+from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.models.graph import traced
 from recombine.models.model import Model
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
@@ -156,7 +156,7 @@ class System(nn.Module):
         self.base = base
         self.patches = nn.ModuleDict()
         self._cards: dict[str, dict[str, Any]] = {}
-        self._before: Standing | None = None
+        self._before: ModuleState | None = None
 
     def train(self, mode: bool = True) -> System:
         """Train the patches; the network stays in eval mode while there is one."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.freeze import Standing, digest, freeze, thaw
+from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
 from recombine.pnc.clone.branch import Branch, FullHead, RowsHead, features_of, joined
@@ -70,7 +70,7 @@ class ClonedNetwork(nn.Module):
         self.clones = nn.ModuleDict()
         self.own_class_names = class_names
         self._digest = digest(target)
-        self._before: Standing | None = None
+        self._before: ModuleState | None = None
 
     @property
     def class_names(self) -> list[str]:
