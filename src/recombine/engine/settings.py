@@ -17,7 +17,6 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EngineSettings(Settings):

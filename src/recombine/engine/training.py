@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "Training"]
 
-# settings of an optimizer that choose its implementation, not its result
+# settings of the engine that change its result
 _RESULT = ("precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
-# settings of the engine that choose its result
+# settings of an optimizer that choose its implementation, not its result
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
@@ -281,10 +281,7 @@ def _fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
         "steps per epoch": plan.steps_per_epoch,
         "batch_size": plan.batch_size,
         "training data": train.digest,
-        **{
-            f"engine.{name}": getattr(cfg, name)
-            for name in ("precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
-        },
+        **{f"engine.{name}": getattr(cfg, name) for name in _RESULT},
         **{name: f"{v.dtype} {list(v.shape)}" for name, v in training.method.trained_state().items()},
     }
     return {name: str(value) for name, value in fingerprint.items()}

@@ -45,7 +45,7 @@ class ChannelGroup:
 
 
 def channel_groups(traced: Traced, after: Node | None = None) -> tuple[ChannelGroup, ...]:
-    """The groups of a network from input to output, or of its part above the cut `after` (our own decision).
+    """The groups of a network from input to output, or of its part above the cut `after` (the paper leaves open which).
 
     A group begins at a plain convolution (groups=1) or linear layer but the classifier, and goes through what treats
     each channel for itself: BatchNorm, depth-wise convolutions, activations, pooling, means over space, a flattening.
@@ -82,7 +82,7 @@ def gated(traced: Traced, groups: Sequence[ChannelGroup], prefix: str, gates: st
 
 
 def without_channels(traced: Traced, groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> nn.Module:
-    """A smaller copy of the network that computes what the gated one does (PNC, physical extraction; our own form).
+    """A smaller copy of the network that computes what the gated one does (physical extraction of PNC).
 
     `kept` holds a boolean mask [channels] for each group. Module names and order are those of the network, so that its
     graph serves the copy too; the network itself does not change. Raises ConfigError if a mask keeps no channel.
