@@ -1,4 +1,4 @@
-"""Measures parts of the project against the plain way, in one process and in turns: how many times as fast they are.
+"""Measures parts of the project against a baseline, in one process and in turns: the speedup of each.
 
 python scripts/bench.py                         every section
 python scripts/bench.py engine --rows outputs   one section; its rows also go to outputs/bench/
@@ -41,12 +41,12 @@ def measured(section: str, threads: int | None) -> list[Row]:
     timing = import_module("benches.timing")
     watch = provenance.Stopwatch(timing.the_device())
     rows = list(import_module(f"benches.{section}").measure())
-    facts = {"command": f"python scripts/bench.py {section}" + (f" --threads {threads}" if threads else "")}
-    facts |= {**provenance.commit(), "versions": provenance.versions()}
-    facts |= {"device": provenance.device_name(timing.the_device()), **watch.read()}
+    record = {"command": f"python scripts/bench.py {section}" + (f" --threads {threads}" if threads else "")}
+    record |= {**provenance.commit(), "versions": provenance.versions()}
+    record |= {"device": provenance.device_name(timing.the_device()), **watch.read()}
     name = f"bench-{section}-{timing.the_device().type}"
-    own = {"entry": "bench", "run": name, "group": name, "provenance": facts}
-    return [replace(row, cell={"section": section, **row.cell}, **own) for row in rows]
+    common = {"entry": "bench", "run": name, "group": name, "provenance": record}
+    return [replace(row, cell={"section": section, **row.cell}, **common) for row in rows]
 
 
 def main() -> None:

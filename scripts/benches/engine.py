@@ -29,8 +29,9 @@ def measure() -> Iterator[Row]:
     for name, width, batch in (("small net", 16, 64), ("tiny net", 4, 16)):
         data = _Resident(batch, device)
         with tempfile.TemporaryDirectory() as folder:
-            ours, plain = partial(_engine_seconds, data, width, Path(folder)), partial(_plain_seconds, data, width)
-            yield compare(f"{name}, batch {batch}", ours, plain, f"{clock(device)} per step", rounds=12)
+            ours = partial(_engine_seconds, data, width, Path(folder))
+            baseline = partial(_baseline_seconds, data, width)
+            yield compare(f"{name}, batch {batch}", ours, baseline, f"{clock(device)} per step", rounds=12)
 
 
 def _net(width: int, device: torch.device) -> nn.Module:
@@ -86,7 +87,7 @@ def _engine_seconds(data: _Resident, width: int, folder: Path) -> float:
     return data.seconds
 
 
-def _plain_seconds(data: _Resident, width: int) -> float:
+def _baseline_seconds(data: _Resident, width: int) -> float:
     net = _net(width, data.device).train()
     optimizer = _sgd(net.parameters())
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, data.steps)

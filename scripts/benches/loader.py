@@ -23,7 +23,7 @@ def measure() -> Iterator[Row]:
     """CPU time of a training image: random resized crop and flip, to uint8."""
     with tempfile.TemporaryDirectory() as folder:
         kind = _photographs(Path(folder) / "photos")
-        yield compare(f"FFCV, {kind}", _ours(Path(folder)), _plain(Path(folder)), "CPU ms per image")
+        yield compare(f"FFCV, {kind}", _ours(Path(folder)), _baseline(Path(folder)), "CPU ms per image")
 
 
 def _photographs(folder: Path) -> str:
@@ -74,7 +74,7 @@ def _ours(folder: Path) -> Callable[[], float]:
     return measure
 
 
-def _plain(folder: Path) -> Callable[[], float]:
+def _baseline(folder: Path) -> Callable[[], float]:
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]

@@ -13,16 +13,16 @@ from recombine.core.types import Row
 __all__ = ["clock", "compare", "now", "the_device"]
 
 
-def compare(case: str, ours: Callable[[], float], plain: Callable[[], float], unit: str, rounds: int = 7) -> Row:
-    """Time `ours` and `plain`, which return seconds, in turns after one warm-up each.
+def compare(case: str, ours: Callable[[], float], baseline: Callable[[], float], unit: str, rounds: int = 7) -> Row:
+    """Time `ours` and `baseline`, which return seconds, in turns after one warm-up each.
 
-    The row has the medians in ms and `speed`, the median of plain / ours over neighbours: they share the machine's
-    momentary load, so their ratio is steadier than that of the medians. 2 means twice as fast as the plain way.
+    The row has the medians in ms and `speed`, the median of baseline / ours over neighbours: they share the machine's
+    momentary load, so their ratio is steadier than that of the medians. 2 means a speedup of 2 over the baseline.
     """
-    ours(), plain()
+    ours(), baseline()
     pairs = []
     for number in range(rounds):
-        first, second = (ours, plain) if number % 2 == 0 else (plain, ours)
+        first, second = (ours, baseline) if number % 2 == 0 else (baseline, ours)
         one, two = first(), second()
         pairs.append((one, two) if first is ours else (two, one))
     return Row(

@@ -22,7 +22,7 @@ BROKEN = {
     "seed=1.5": "seed=1.5: a whole number of at least 0 is needed",
     "shuffle=3": "shuffle=3: true or false is needed, such as shuffle=false",
     "widths=3": "widths=3: a list of whole numbers is needed, such as widths=[1,2]",
-    "noise.sigma=1": "noise is a single value and has no settings of its own",
+    "noise.sigma=1": "noise is a single value and has no settings",
     "noise=-1": "noise=-1: must not be negative; noise=0",
     "batch_size=0": "batch_size=0: a whole number of at least 1 is needed",
     "device=gpu": "device=gpu: one of auto, cpu, cuda",

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from recombine import __version__
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
+from recombine.run import provenance
 from recombine.run.launch import launch
 from tests.core.fit import recipe
 
@@ -161,6 +163,14 @@ def test_ctrl_c_stops_the_jobs_that_follow(fit):
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert [row.seed for row in read_rows(fit.folder)] == [0]
+
+
+def test_an_installed_copy_names_its_version(tmp_path, monkeypatch):
+    assert provenance.commit()["version"] == __version__ and len(provenance.commit()["commit"]) == 40
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "site-packages" / "provenance.py"))
+    assert provenance.commit.__wrapped__() == {"version": __version__}
 
 
 @pytest.mark.parametrize(

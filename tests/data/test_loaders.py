@@ -222,7 +222,7 @@ def test_an_image_of_another_size_is_named(opened, tmp_path):
 
 def test_without_ffcv_the_torch_loader_serves_and_says_so_once(opened, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "recombine.data.ffcv", None)
-    monkeypatch.setattr("recombine.data.dataset._said", set())
+    monkeypatch.setattr("recombine.data.dataset._reported", set())
     made = [opened(kind=kind).loader("test", 64, train=False) for kind in ("ffcv", "ffcv", "device")]
     assert [type(loader).__name__ for loader in made] == ["TorchLoader", "TorchLoader", "DeviceLoader"]
     assert [record.message for record in caplog.records if "FFCV does not load" in record.message] != []

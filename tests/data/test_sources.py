@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from recombine.core.errors import ConfigError
-from recombine.data.sources import KNOWN, open_source
+from recombine.data.sources import DATASETS, open_source
 from recombine.data.storage import decode
 
 
@@ -176,7 +176,7 @@ def test_omniglot_reads_zips_and_folders_alike(tmp_path):
             archive.write(path, path.relative_to(tmp_path / "one"))
     one, two = source("omniglot", tmp_path, "one"), source("omniglot", tmp_path, "two")
     assert one.class_names == two.class_names == ["Greek/a", "Greek/b"]
-    assert one.samples("train").blobs == two.samples("train").blobs
+    assert one.samples("train").images == two.samples("train").blobs
     assert (len(one.samples("train")), len(one.samples("test"))) == (10, 2)
 
 
@@ -187,7 +187,7 @@ def test_voc_keeps_images_whose_objects_share_a_class(data_root):
         text = (place / f"Annotations/{path[-10:-4]}.xml").read_text()
         blocks = [block.split("</object>")[0] for block in text.split("<object>")[1:]]
         kinds = {b.split("<name>")[1].split("<")[0] for b in blocks if "<difficult>1<" not in b}
-        assert kinds == {KNOWN["voc"].names[label]}
+        assert kinds == {DATASETS["voc"].names[label]}
 
 
 def test_tree_with_and_without_splits(photos):
@@ -262,7 +262,7 @@ def test_any_image_mode_becomes_rgb(mode):
 def test_absent_and_unknown_sets_say_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match=r"put there torchvision's CIFAR10 files .*dataset.download=true"):
         source("cifar10", tmp_path)
-    with pytest.raises(ConfigError, match="did you mean cifar100"):
+    with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
         source("cifar1000", tmp_path)
     (tmp_path / "flat/train").mkdir(parents=True)
     (tmp_path / "flat/train/x.jpg").write_bytes(b"")
@@ -286,4 +286,4 @@ def test_every_config_names_a_known_source():
     names = {path.stem for path in folder.glob("[!_]*.yaml")}
     whole = ("digits", "mnist", "cifar10", "cifar100", "tiny_imagenet")
     halves = {f"{name}_{half}" for name in whole for half in ("low", "high")}
-    assert names - halves == set(KNOWN) and halves < names
+    assert names - halves == set(DATASETS) and halves < names

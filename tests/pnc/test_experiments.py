@@ -131,7 +131,7 @@ def test_commands_in_the_head_train_the_sources_of_table_6(number):
 def test_no_other_table_takes_several_sources(table):
     spec = TABLES[table]
     cells = [sources_of_table_6(number)[1] for number in (2, 3)]
-    assert all(excluded(cell, spec.without) or not matches(cell, spec.where) for cell in cells)
+    assert all(excluded(cell, spec.exclude) or not matches(cell, spec.where) for cell in cells)
 
 
 def test_the_halves_of_large_sets_are_whole():

@@ -35,7 +35,7 @@ def test_markdown_cells_cannot_break_out(awkward):
     assert lines[2:4] == ["| net | top-1 (%) |", "| --- | ---: |"]
     cells = re.split(r"(?<!\\)\|", lines[4])
     assert len(cells) == 4
-    assert re.sub(r"\\(.)", r"\1", cells[1].strip()).replace("&lt;", "<") == awkward.lines[0][0]
+    assert re.sub(r"\\(.)", r"\1", cells[1].strip()).replace("&lt;", "<") == awkward.rows[0][0]
 
 
 def test_markdown_leaves_names_readable():
@@ -70,7 +70,7 @@ def test_csv_holds_full_precision(flip_rows):
 
 def test_terminal_prints_names_literally(awkward):
     console = Console(file=io.StringIO(), width=200)
-    awkward.lines[0][0] = "[red]not a colour[/red]"
+    awkward.rows[0][0] = "[red]not a colour[/red]"
     console.print(terminal(awkward))
     assert "[red]not a colour[/red]" in console.file.getvalue()
 

@@ -87,7 +87,7 @@ def test_the_table_of_searches_has_quantiles_over_seeds():
     table = build(pick(load_specs(TABLES), "stitch/searches"), rows)
     everything = [(p[0], p[2]) for p in REFERENCES] + [(v - d, 200) for v in values for d in (0, 20)]
     volumes = {d: [hypervolume([(v - d, 200)], everything) for v in values] for d in (0, 20)}
-    lines = {line[0]: line[1:4] for line in table.lines}
+    lines = {line[0]: line[1:4] for line in table.rows}
     for name, d, star in (("nsga2", 0, " ★"), ("random", 20, "")):
         low, median, high = np.quantile(volumes[d], [0.1, 0.5, 0.9])
         assert lines[name] == [f"{low:.4f}", f"{median:.4f}{star}", f"{high:.4f}"]
@@ -123,7 +123,7 @@ def test_what_is_not_worse_than_the_best():
 
 def test_parents_stand_once_beside_the_chosen_offspring_of_each_search(rows):
     table = build(pick(load_specs(TABLES), "stitch/calibration"), rows)
-    lines = {line[0]: line[1:] for line in table.lines}
+    lines = {line[0]: line[1:] for line in table.rows}
     assert list(lines) == ["A", "B", "ensemble", "offspring of nsga2", "offspring of random"]
     assert lines["A"][:2] == ["79.00 ± 0.00 (n = 2)", "100.00 ± 0.00 (n = 2)"]
     assert lines["offspring of random"][1:] == [
@@ -136,7 +136,7 @@ def test_parents_stand_once_beside_the_chosen_offspring_of_each_search(rows):
 def test_requests_are_medians(rows):
     table = build(pick(load_specs(TABLES), "stitch/requests"), rows)
     assert table.frame[["search", "evaluations"]].to_numpy().tolist() == [["nsga2", 70.5], ["random", 70.0]]
-    assert table.frame["evaluations_low"].tolist() == [pytest.approx(70.2), 70.0] and "±" not in str(table.lines)
+    assert table.frame["evaluations_low"].tolist() == [pytest.approx(70.2), 70.0] and "±" not in str(table.rows)
 
 
 def test_populations_compete_too():
@@ -146,8 +146,8 @@ def test_populations_compete_too():
         for size in (32, 64)
     ]
     table = build(pick(load_specs(TABLES), "stitch/populations"), rows)
-    assert [line[:2] for line in table.lines] == [["nsga2", "32"], ["nsga2", "64"], ["references", "none"]]
-    assert ["★" in line[3] for line in table.lines] == [True, True, False]
+    assert [line[:2] for line in table.rows] == [["nsga2", "32"], ["nsga2", "64"], ["references", "none"]]
+    assert ["★" in line[3] for line in table.rows] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_matrix_shows_every_pair_where_it_belongs(flip_rows):
     assert table.headers[0] == "teacher" and table.keys == 1
     shown = {
         (line[0], student): text
-        for line in table.lines
+        for line in table.rows
         for student, text in zip(table.headers[1:], line[1:], strict=True)
     }
     for r in flip_rows:
@@ -68,7 +68,7 @@ def test_matrix_shows_every_pair_where_it_belongs(flip_rows):
 
 def test_names_are_sorted_as_people_count():
     table = build(spec(), [row(name) for name in ("net100", "net20", "net3")])
-    assert [line[0] for line in table.lines] == ["net3", "net20", "net100"]
+    assert [line[0] for line in table.rows] == ["net3", "net20", "net100"]
 
 
 def test_a_pair_that_lacks_is_listed_with_its_command(flip_rows):
@@ -77,14 +77,14 @@ def test_a_pair_that_lacks_is_listed_with_its_command(flip_rows):
     assert [m.cell["teacher"] for m in table.missing] == [gone["teacher"]]
     command = "python main_flips.py dataset=digits split=test 'models=[{teacher},{student}]'"
     assert table.missing[0].command == command.format(**gone)
-    assert sum(line.count("missing") for line in table.lines) == 1
+    assert sum(line.count("missing") for line in table.rows) == 1
 
 
 def test_published_ours_difference():
     paper = [{"model": "a", "accuracy": 91.25}, {"model": "c", "accuracy": 70}]
     table = build(spec(published=paper, source="a paper"), [row("a", 90.0), row("b", 80.0)])
     assert table.headers == ["model", "top-1 (%) published", "top-1 (%) ours", "difference"]
-    assert table.lines == [["a", "91.25", "90.00", "-1.25"], ["b", "", "80.00", ""], ["c", "70.00", "missing", ""]]
+    assert table.rows == [["a", "91.25", "90.00", "-1.25"], ["b", "", "80.00", ""], ["c", "70.00", "missing", ""]]
     assert table.frame["accuracy_difference"].iloc[0] == -1.25
     assert [m.command for m in table.missing] == ["python main_pretrain.py model=c seed=0"]
     assert any("a paper" in note for note in table.notes)
@@ -94,13 +94,13 @@ def test_claims_of_the_rows_stand_where_the_table_has_no_published_value():
     metrics = {"accuracy": {"label": "top-1", "claimed": "claimed_accuracy"}}
     known = replace(row("a", 90.0), metrics={"accuracy": 90.0, "claimed_accuracy": 90.5})
     table = build(spec(metrics=metrics), [known, row("b", 80.0)])
-    assert table.lines == [["a", "90.50", "90.00", "-0.50"], ["b", "", "80.00", ""]]
+    assert table.rows == [["a", "90.50", "90.00", "-0.50"], ["b", "", "80.00", ""]]
 
 
 def test_failed_cells_are_seen_with_their_error(pretrain_rows):
     alone = Row({"model": "broken"}, entry="pretrain", run="broken-0", status="failed", error="KeyError: 'x'\ntrace")
-    table = build(spec(over=["dataset"]), [*pretrain_rows, alone])
-    lines = {line[0]: line[1] for line in table.lines}
+    table = build(spec(average_over=["dataset"]), [*pretrain_rows, alone])
+    lines = {line[0]: line[1] for line in table.rows}
     assert lines["broken"] == "failed"
     assert lines["linear"].endswith("†") and not lines["mlp_32"].endswith("†")
     notes = "\n".join(table.notes)
@@ -122,13 +122,13 @@ def test_missing_seeds_are_listed_one_by_one():
 
 def test_different_numbers_of_seeds_are_shown():
     table = build(spec(), [row("a", 90, 0), row("a", 92, 1), row("b", 80)])
-    assert [line[1] for line in table.lines] == ["91.00 ± 1.41 (n = 2)", "80.00 (n = 1)"]
+    assert [line[1] for line in table.rows] == ["91.00 ± 1.41 (n = 2)", "80.00 (n = 1)"]
 
 
 def test_what_is_averaged_without_being_asked_for_is_warned_about():
     two = [row("a", 90, cell={"epochs": 10}), row("a", 80, cell={"epochs": 20})]
     assert any("epochs = 10, 20" in note for note in build(spec(), two).notes)
-    assert not any("warning" in note for note in build(spec(over=["epochs"]), two).notes)
+    assert not any("warning" in note for note in build(spec(average_over=["epochs"]), two).notes)
     assert not any("warning" in note for note in build(spec(), two, {"epochs": "10"}).notes)
     runs = [row("a", 90, run="a-lr1"), row("a", 80, run="a-lr2")]
     assert any("runs a-lr1, a-lr2" in note for note in build(spec(), runs).notes)
@@ -136,7 +136,7 @@ def test_what_is_averaged_without_being_asked_for_is_warned_about():
 
 def test_rows_without_a_key_of_the_table_are_counted():
     table = build(spec(rows=["model", "dataset"]), [row("a"), row("b", cell={"dataset": "mnist"})])
-    assert len(table.lines) == 1
+    assert len(table.rows) == 1
     assert "warning: 1 rows are left out because they lack dataset" in table.notes
 
 
@@ -148,7 +148,7 @@ def test_where_knows_which_keys_there_are(flip_rows):
 def test_where_keeps_only_matching_cells(flip_rows):
     table = build(pick(load_specs(TABLES), "flips/matrix"), flip_rows, {"student": "forest"})
     assert table.headers == ["teacher", "forest"]
-    assert len(table.lines) == len({r.cell["teacher"] for r in flip_rows}) - 1
+    assert len(table.rows) == len({r.cell["teacher"] for r in flip_rows}) - 1
 
 
 def test_a_run_found_twice_counts_once_as_the_first_root_has_it(tmp_path):
@@ -165,7 +165,7 @@ def test_a_run_found_twice_counts_once_as_the_first_root_has_it(tmp_path):
 def test_means_are_over_the_rows_that_have_the_metric():
     rows = [replace(row("a", 90.0, 0), metrics={"accuracy": 90.0, "rate": 10.0}), row("a", 80.0, 1)]
     table = build(spec(metrics={"accuracy": None, "rate": None}), [*rows, row("b")])
-    assert [line[1:] for line in table.lines] == [["85.00 ± 7.07 (n = 2)", "10.00 (n = 1)"], ["90.00 (n = 1)", "n/a"]]
+    assert [line[1:] for line in table.rows] == [["85.00 ± 7.07 (n = 2)", "10.00 (n = 1)"], ["90.00 (n = 1)", "n/a"]]
 
 
 @pytest.mark.parametrize(

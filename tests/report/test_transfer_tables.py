@@ -60,7 +60,7 @@ def test_published_medians_are_those_of_the_published_leaderboard():
 
 def test_a_median_has_its_spread_over_seeds():
     rows = transfer_rows({"a": [1.0], "b": [3.0], "c": [8.0]}) + transfer_rows({"a": [2.0], "b": [5.0], "c": [9.0]}, 1)
-    column = {"middle": MetricColumn("middle", of="transfer_delta", statistic="median", across=["student"])}
+    column = {"middle": MetricColumn("middle", metric="transfer_delta", statistic="median", across=["student"])}
     mean, std, n = aggregate(rows, ["method"], column).loc["kl_dp", "middle"]
     assert (mean, n) == (4.0, 2) and std == pytest.approx(np.std([3.0, 5.0], ddof=1))
 
@@ -75,8 +75,8 @@ def test_gaps_are_binned_from_their_lower_edge():
         for row in transfer_rows({"a": [float(gap) / 10]})
     ]
     table = build(pick(load_specs(TABLES), "transfer/gaps"), rows)
-    assert [line[0] for line in table.lines] == ["-15 to -3", "-3 to -1", "-1 to 1", "1 to 3", "3 to 15"]
-    for name, line in zip(dict.fromkeys(GAPS.values()), table.lines[1:], strict=True):
+    assert [line[0] for line in table.rows] == ["-15 to -3", "-3 to -1", "-1 to 1", "1 to 3", "3 to 15"]
+    for name, line in zip(dict.fromkeys(GAPS.values()), table.rows[1:], strict=True):
         deltas = [float(gap) / 10 for gap, found in GAPS.items() if found == name]
         spread = f"{np.std(deltas):.2f}" if len(deltas) > 1 else "n/a"
         assert line[1:3] == [f"{np.mean(deltas):+.2f}", spread] and line[-1] == str(len(deltas))
@@ -87,7 +87,7 @@ def test_variants_of_a_method_are_not_the_method():
     rows = transfer_rows({"a": [1.0]}) + transfer_rows({"a": [3.0]}, variant="paper")
     node = {"title": "Delta", "entry": "transfer", "rows": ["method"], "metrics": {"transfer_delta": None}}
     table = build(TableSpec.parse("transfer/test", node), rows + transfer_rows({"a": [1.0]}, 1, variant="standard"))
-    assert [line[0] for line in table.lines] == ["kl_dp", "paper/kl_dp"]
+    assert [line[0] for line in table.rows] == ["kl_dp", "paper/kl_dp"]
     assert table.frame["transfer_delta"].tolist() == [1.0, 3.0] and not any("warning" in n for n in table.notes)
 
 
@@ -105,7 +105,7 @@ def test_teachers_in_turn_are_apart_by_order_and_beside_the_other_ways():
         for k, (way, order) in enumerate((way, order) for way, orders in ways.items() for order in orders)
     ]
     table = build(pick(load_specs(TABLES), "multi_teacher/combine"), rows, {"dataset": "mnist"})
-    shown = dict(zip(table.headers, table.lines[0], strict=True))
+    shown = dict(zip(table.headers, table.rows[0], strict=True))
     assert (shown["sequential ascending"], shown["sequential descending"]) == ("+0.00", "+1.00")
     assert {"parallel", "soup", "single mean", "single min", "single max"} < shown.keys()
     assert not any("warning" in note for note in table.notes)
@@ -119,4 +119,4 @@ def test_teachers_in_turn_are_apart_by_order_and_beside_the_other_ways():
 def test_rankings_are_no_method(table):
     rows = [replace(r, metrics={**r.metrics, "accuracy_gap": 2.0}) for r in transfer_rows({"a": [1.0]})]
     rank = Row(rows[0].cell | {"method": "rank"}, {"accuracy_gap": 2.0, "to_teacher": 9.0}, entry="transfer", run="r")
-    assert build(pick(load_specs(TABLES), table), [*rows, rank]).lines == build(load_specs(TABLES)[table], rows).lines
+    assert build(pick(load_specs(TABLES), table), [*rows, rank]).rows == build(load_specs(TABLES)[table], rows).rows

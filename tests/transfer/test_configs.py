@@ -97,8 +97,8 @@ def test_tables_ask_for_what_rows_have(entry):
     assert specs
     for spec in specs.values():
         assert spec.command.startswith(f"python main_{entry}.py")
-        needed = {metric.of or name for name, metric in spec.metrics.items()}
-        needed |= {name for metric in spec.metrics.values() for name in metric.above}
+        needed = {metric.metric or name for name, metric in spec.metrics.items()}
+        needed |= {name for metric in spec.metrics.values() for name in metric.min_value}
         assert needed <= METRICS, f"{spec.name}: no row has {needed - METRICS}"
         for cell in spec.published:
             assert set(spec.keys) <= set(cell), spec.name

@@ -29,7 +29,7 @@ TOOLS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start what the first word names, with the others; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["-sc"] and "COMP_LINE" in os.environ:  # Hydra's completion asks without the first word
+    if given[:1] == ["-sc"] and "COMP_LINE" in os.environ:  # Hydra's completion leaves out the first word
         given = [*os.environ["COMP_LINE"].split()[1:2], *given]
     if not given or given[0] in ("-h", "--help"):
         print(usage())

@@ -31,7 +31,8 @@ def versions(cfg: DictConfig) -> Iterator[Finding]:
     for package, version in provenance.versions().items():
         yield version is not None or package == "ffcv", f"{package} {version or 'not installed'}"
     code = provenance.commit()
-    yield True, f"commit {code['commit'][:12]}{' with local changes' * code['dirty']}" if code else "no git checkout"
+    checkout = f"commit {code['commit'][:12]}{' with local changes' * code['dirty']}" if "commit" in code else ""
+    yield True, f"recombine {code['version']}, {checkout or 'no git checkout'}"
 
 
 def torchvision_pair(cfg: DictConfig) -> Iterator[Finding]:
@@ -76,10 +77,10 @@ def ffcv(cfg: DictConfig) -> Iterator[Finding]:
 
 def datasets(cfg: DictConfig) -> Iterator[Finding]:
     """Datasets found below data_root."""
-    from recombine.data.sources import KNOWN, locate
+    from recombine.data.sources import DATASETS, locate
 
     root = Path(cfg.data_root)
-    found = {name: place[1] for name in KNOWN if name != "folder" and (place := locate(name, name, root))}
+    found = {name: place[1] for name in DATASETS if name != "folder" and (place := locate(name, name, root))}
     for name, path in found.items():
         yield True, f"dataset={name}: {path}"
     others = {path.parent for path in root.glob("*/*.parquet")} - set(found.values())
@@ -119,7 +120,7 @@ def main() -> int:
         print(__doc__)
         return 0
     composition = compose_all(str(CONFIG_DIR), "base", sys.argv[1:])
-    if composition.problems:
+    if composition.problems or composition.cfg is None:
         show_problems(composition.problems)
         return 2
     good = True

@@ -19,20 +19,20 @@ __all__ = ["groups", "register_help"]
 def groups() -> str:
     """One paragraph per group of the running entry, at the terminal's width; experiments are those of the entry."""
     config = HydraConfig.get()
-    own = f"experiment/{config.job.name}"
+    experiments = f"experiment/{config.job.name}"
     slots: dict[str, list[str]] = {}
     for slot in [*reversed(list(config.runtime.choices)), "experiment"]:
         group = str(slot).partition("@")[0]
         if not group.startswith("hydra/") and slot not in slots.get(group, []):
             slots.setdefault(group, []).append(slot)
-    listed = {group: sorted(_options(group, own if group == "experiment" else group)) for group in slots}
+    listed = {group: sorted(_options(group, experiments if group == "experiment" else group)) for group in slots}
     return "\n".join(_paragraph(", ".join(slots[group]), options) for group, options in listed.items() if options)
 
 
 def _paragraph(name: str, options: list[str]) -> str:
     width = min(shutil.get_terminal_size().columns, 120)
-    unbroken = {"break_on_hyphens": False, "break_long_words": False}
-    return textwrap.fill(f"{name}: {', '.join(options)}", width, subsequent_indent="    ", **unbroken)
+    text = f"{name}: {', '.join(options)}"
+    return textwrap.fill(text, width, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False)
 
 
 def _options(group: str, folder: str) -> Iterator[str]:

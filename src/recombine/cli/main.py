@@ -11,6 +11,7 @@ import traceback
 from argparse import Namespace
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -34,7 +35,7 @@ __all__ = ["JobReport", "main"]
 
 
 def main(entry: str | Entry) -> None:
-    """Run an entry, given by name or as an `Entry` of somebody's own, as the command line says.
+    """Run an entry, given by name or as a custom `Entry`, as the command line says.
 
     Everything Hydra's command line offers works; the procedure (and with it torch) is imported when a run starts.
     """
@@ -56,7 +57,7 @@ def main(entry: str | Entry) -> None:
 
     # Hydra names the job after the module of its function.
     job.__module__ = entry.name
-    # Hydra then hands exceptions to us, where it would print a part of them and exit with 1.
+    # Hydra then passes exceptions to us, where it would print a part of them and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _check_command(entry, config_dir, arguments)
@@ -95,7 +96,7 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     asks = arguments.cfg or arguments.info or arguments.help  # about the config, whatever networks are there
     if composition.cfg is not None and (problems or not asks):
         problems += validate(composition.cfg, schema, rules=not asks)
-    for cfg in composition.others.values():  # what does not go together in one job leaves the others alone
+    for cfg in composition.others.values():  # a rule between settings of one job says nothing about the others
         problems += validate(cfg, schema, rules=False)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
@@ -125,18 +126,18 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
     return math.nan if code else objective
 
 
-def _alone(context: DictConfig, arguments: Namespace) -> str:
+def _alone(context: Any, arguments: Namespace) -> str:
     """The arguments that run this job of a multirun alone."""
     given = {name: getattr(arguments, name) for name in ("config_path", "config_name", "config_dir")}
     flags = [word for name, value in given.items() if value for word in (f"--{name.replace('_', '-')}", value)]
     flags += [text for text in context.overrides.hydra if text.startswith("hydra.searchpath")]
-    # Where an experiment file asked for the multirun, it would ask again.
+    # An experiment file that starts a multirun would start it again.
     mode = [] if arguments.multirun else ["hydra.mode=RUN"]
     return shlex.join([*flags, *context.overrides.task, *mode])
 
 
 def _report(error: BaseException) -> str:
-    """Tell what ended a run, and return it in one line."""
+    """Show what ended a run, and return it in one line."""
     known = isinstance(error, RecombineError)
     if isinstance(error, ConfigError) and first_rank():
         show_problems(error.problems, started=error.started)

@@ -40,13 +40,13 @@ class Composition:
     others: dict[str, DictConfig] = field(default_factory=dict)
     """Of a sweep, the config of each further choice of a swept override."""
     folders: list[Path] = field(default_factory=list)
-    """Where configs were looked for, somebody's own folders included."""
+    """Where configs were searched, folders of the user included."""
 
 
 def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool = False) -> Composition:
     """Compose `config_name` of `config_dir` with as many `overrides` as work, and explain the rest.
 
-    With `sweep`, or where the config itself asks for a multirun, each choice of a swept override is tried.
+    With `sweep`, or where the config itself starts a multirun, each choice of a swept override is tried.
     """
     entry = find_entry(config_name)
     if entry is not None:
@@ -138,16 +138,16 @@ class _Composer:
         return self.listed[group]
 
     def swept_by_file(self, given: set[str]) -> list[Override]:
-        """The sweep an experiment file asks for, without what the command line decides itself."""
+        """The sweep of an experiment file, without what the command line sets."""
         hydra = self.compose(self.accepted).hydra
         self.sweep = self.sweep or hydra.mode == RunMode.MULTIRUN
         params = (hydra.sweeper.get("params") or {}) if self.sweep else {}
         return [o for key, value in params.items() if key not in given for o in self.parse(f"{key}={value}")]
 
     def choices(self, override: Override) -> list[str]:
-        """The plain overrides that a swept one stands for; of an interval, which has no end of them, none."""
+        """The single overrides that a swept one stands for; none for an interval, which has no end of them."""
         if not override.is_sweep_override():
-            return [override.input_line]
+            return [str(override.input_line)]
         if not self.sweep or not override.is_discrete_sweep():
             return []
         return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -177,7 +177,7 @@ class _Composer:
         self.others.pop(good[0] if good else "", None)
 
     def unknown_option(self, text: str, override: Override) -> str | None:
-        """Asked of every group, as Hydra passes over a missing option of an optional one."""
+        """Checked for every group, as Hydra ignores a missing option of an optional one."""
         group, value = override.key_or_group, text.partition("=")[2]
         if not self.is_group(override) or override.is_delete() or value in ("null", *self.options(group)):
             return None
@@ -214,7 +214,7 @@ class _Composer:
                 break
             node, path = inner, ".".join(parents[: position + 1])
         if not OmegaConf.is_dict(node):
-            return f"{text}: {path} is a single value and has no settings of its own"
+            return f"{text}: {path} is a single value and has no settings"
         elsewhere = [name for name in _paths(cfg) if name.split(".")[-1] == last]
         if elsewhere and not path:
             return f"unknown setting {key}: did you mean {' or '.join(elsewhere[:3])}?"
@@ -233,7 +233,7 @@ class _Composer:
         known = ({str(key) for key in base} | packages) - {"hydra"}
         for key in _without_hydra(cfg):
             if str(key) not in known:
-                self.problems.append(f"unknown setting {key}: {did_you_mean(str(key), known)}")
+                self.problems.append(f"unknown setting {key!s}: {did_you_mean(str(key), known)}")
 
 
 def _choices(cfg: DictConfig) -> dict[str, str]:
@@ -251,11 +251,12 @@ def _first_lines(error: Exception) -> str:
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
-    for key in cfg if OmegaConf.is_dict(cfg) else ():
-        yield f"{prefix}{key}"
+    keys: Any = cfg if OmegaConf.is_dict(cfg) else ()
+    for key in keys:
+        yield f"{prefix}{key!s}"
         if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
-            yield from _paths(cfg[key], f"{prefix}{key}.")
+            yield from _paths(cfg[key], f"{prefix}{key!s}.")

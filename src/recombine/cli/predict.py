@@ -27,7 +27,7 @@ from recombine.data.storage import decode
 from recombine.models.model import Model
 from recombine.patch import PatchedNetwork
 from recombine.pnc import ClonedNetwork
-from recombine.run.device import opened
+from recombine.run.device import open_device
 
 BASE = "base"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -72,7 +72,7 @@ def main() -> None:
     names = {BASE: class_names} | {name: card["class_names"] for name, card in patched.list().items()}
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
-    with opened(options.device) as (device, _, _):
+    with open_device(options.device) as (device, _, _):
         experts: dict[str, Expert] = {BASE: cloned.to(device)}
         experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
         found = predict(experts, model, files, names, options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -32,7 +33,7 @@ def prepare(cfg: DictConfig) -> None:
     try:
         if problems := unresolved(cfg):
             raise ConfigError(problems)
-        node = OmegaConf.to_container(cfg.dataset, resolve=True)
+        node: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
         data = open_data(node, loader={"kind": "ffcv", "workers": "auto"}, **roots, seed=0, device="cpu")
         _show(data, cfg.rewrite)
     except ConfigError as error:

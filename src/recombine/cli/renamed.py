@@ -1,4 +1,4 @@
-"""Names of older versions, so that a command written for one is answered with the name of today."""
+"""Names of older versions, so that a command written for one gets the present name."""
 
 __all__ = ["KEYS", "OPTIONS"]
 

@@ -28,9 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (report.html unless something else is asked for)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
     parser.add_argument(
         "--readme",
@@ -46,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Write what was asked for and say where it is."""
+    """Write the page or the plots and print where they are."""
     options = arguments()
     register_papers()
     rows = gather(options.rows)

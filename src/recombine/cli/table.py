@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print or write what was asked for."""
+    """Print or write the table."""
     options = arguments()
     register_papers()
     specs = load_specs(TABLES)
@@ -56,9 +56,9 @@ def main() -> None:
     table = build(spec, gather(options.rows), dict(pair.split("=", 1) for pair in options.where))
     if options.missing:
         show_missing(table)
-    elif not table.lines:
-        asked = f" with {' '.join(options.where)}" if options.where else ""
-        raise ConfigError(f"none of the rows below {', '.join(options.rows)} belongs to {options.table}{asked}")
+    elif not table.rows:
+        condition = f" with {' '.join(options.where)}" if options.where else ""
+        raise ConfigError(f"none of the rows below {', '.join(options.rows)} belongs to {options.table}{condition}")
     else:
         show(table, options)
 
@@ -66,17 +66,17 @@ def main() -> None:
 def show(table: Table, options: argparse.Namespace) -> None:
     """Print the table, or write it to --out."""
     suffixes = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
-    chosen = options.format or (suffixes.get(options.out.suffix, options.out.suffix) if options.out else None)
-    if chosen is None:
+    format_ = options.format or (suffixes.get(options.out.suffix, options.out.suffix) if options.out else None)
+    if format_ is None:
         Console(width=None if sys.stdout.isatty() else 200).print(terminal(table))
         return
-    text = render(table, chosen)
+    text = render(table, format_)
     if options.out is None:
         print(text, end="")
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text, encoding="utf-8")
-    print(f"{options.out}: {len(table.lines)} lines")
+    print(f"{options.out}: {len(table.rows)} rows")
 
 
 def show_missing(table: Table) -> None:

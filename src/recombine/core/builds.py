@@ -24,8 +24,8 @@ Node = dict[str, Any]
 class Builds(NodeRule):
     """What the node of a field must construct: `method: Annotated[Node, Builds(...)]`.
 
-    Targets of this package declare their settings in a subclass of `schema`; a class of somebody's own must be derived
-    from `base`, and a function of somebody's own must take `parameters`.
+    Targets of this package declare their settings in a subclass of `schema`; any other class must be derived
+    from `base`, and any other function must take `parameters`.
     """
 
     what: str
@@ -37,7 +37,7 @@ class Builds(NodeRule):
     """package.module.Class."""
     parameters: tuple[str, ...] = ()
     late: tuple[str, ...] = ()
-    """Arguments that no config can hold; the entry hands them over."""
+    """Arguments that no config can hold; the entry passes them."""
 
     def problems(self, node: Mapping[str, Any], path: str) -> list[str]:
         """Everything wrong with the node at `path`."""
@@ -78,7 +78,8 @@ class Builds(NodeRule):
 
     def _fits(self, made: Any) -> bool:
         if inspect.isclass(made):
-            return bool(self.base) and issubclass(made, load_target("", self.base))
+            base: Any = load_target("", self.base) if self.base else None
+            return base is not None and issubclass(made, base)
         known = parameters_of(made) if callable(made) and self.parameters else set()
         return bool(self.parameters) and (known is None or {*self.parameters} <= known)
 
@@ -86,7 +87,7 @@ class Builds(NodeRule):
 def parameters_of(made: Callable[..., Any]) -> set[str] | None:
     """Names that a constructor or function takes; None if it takes any.
 
-    A class whose constructor ends with `**options` hands them on to its base, so it takes those of its base too.
+    A class whose constructor ends with `**options` passes them to its base, so it takes those of its base too.
     """
     known: set[str] = set()
     for each in getattr(made, "__mro__", (made, object))[:-1]:
@@ -110,5 +111,6 @@ def load_target(path: str, name: str) -> Callable[..., Any]:
     except ImportError as error:
         raise ConfigError(f"{path}._target_={name}: {error}") from error
     except AttributeError as error:
-        near = did_you_mean(attribute, [known for known in dir(import_module(module)) if not known.startswith("_")])
-        raise ConfigError(f"{path}._target_={name}: {module} has no {attribute}; {near}") from error
+        names = [name for name in dir(import_module(module)) if not name.startswith("_")]
+        suggestion = did_you_mean(attribute, names)
+        raise ConfigError(f"{path}._target_={name}: {module} has no {attribute}; {suggestion}") from error

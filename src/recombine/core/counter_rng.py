@@ -11,6 +11,8 @@ all modulo 2**64. These two lines in uint64 arithmetic are everything a compiled
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 from torch import Tensor
 
@@ -31,6 +33,12 @@ def key(seed: int, epoch: int, stream: int) -> int:
     return state
 
 
+@overload
+def bits(seed: int, epoch: int, index: int, stream: int) -> int: ...
+@overload
+def bits(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray: ...
+@overload
+def bits(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor: ...
 def bits(seed: int, epoch: int, index: int | np.ndarray | Tensor, stream: int) -> int | np.ndarray | Tensor:
     """64 random bits per sample: int -> int, array -> uint64 array, tensor -> int64 tensor with the same bit pattern.
 
@@ -44,6 +52,12 @@ def bits(seed: int, epoch: int, index: int | np.ndarray | Tensor, stream: int) -
     return _mix_int(state + (int(index) + 1) * GAMMA)
 
 
+@overload
+def uniform(seed: int, epoch: int, index: int, stream: int) -> float: ...
+@overload
+def uniform(seed: int, epoch: int, index: np.ndarray, stream: int) -> np.ndarray: ...
+@overload
+def uniform(seed: int, epoch: int, index: Tensor, stream: int) -> Tensor: ...
 def uniform(seed: int, epoch: int, index: int | np.ndarray | Tensor, stream: int) -> float | np.ndarray | Tensor:
     """Uniform float64 numbers in [0, 1) from the top 53 bits: exactly equal for int, array and tensor on any device."""
     value = bits(seed, epoch, index, stream)

@@ -87,7 +87,7 @@ def _any(annotation: Any, metadata: list[Any]) -> Any:
     if origin is Literal:
         return members[0]
     if annotation in (int, float):
-        low = next((getattr(rule, "ge", getattr(rule, "gt", None)) for rule in metadata if _is_low(rule)), 1)
+        low: Any = next((getattr(rule, "ge", getattr(rule, "gt", None)) for rule in metadata if _is_low(rule)), 1)
         return low if any(type(rule) is at.Ge for rule in metadata) else low + 1
     return {bool: True, str: "name"}.get(annotation, [])
 

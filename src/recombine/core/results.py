@@ -26,9 +26,9 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.$~/:*-])(?:~/|/)[^\s'\",;:\]\[(){}=]+")
 
 def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Path:
     """Write all rows of one run to `folder/name`; what the rows have in common is stored once, under `shared`."""
-    rows = [row.as_dict() for row in rows]
-    shared = {key: rows[0][key] for key in RUN_LEVEL if rows and all(row[key] == rows[0][key] for row in rows)}
-    content = {"shared": shared, "rows": [{k: v for k, v in row.items() if k not in shared} for row in rows]}
+    nodes = [row.as_dict() for row in rows]
+    shared = {key: nodes[0][key] for key in RUN_LEVEL if nodes and all(node[key] == nodes[0][key] for node in nodes)}
+    content = {"shared": shared, "rows": [{k: v for k, v in node.items() if k not in shared} for node in nodes]}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return folder / name
@@ -70,7 +70,7 @@ def _upgraded(row: dict[str, Any]) -> dict[str, Any]:
     """A row of format 1 (before version 0.2) with the names of today in its cell."""
     cell = {CELL_KEYS.get(key, key): value for key, value in row["cell"].items()}
     if row["entry"] == "pnc":
-        cell["method"] = PNC_METHODS.get(cell.get("method"), cell.get("method"))
+        cell["method"] = PNC_METHODS.get(str(cell.get("method")), cell.get("method"))
     return {**row, "cell": cell, "format": FORMAT}
 
 

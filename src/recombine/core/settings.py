@@ -4,9 +4,9 @@
         padding: int = Field(4, ge=0)
         '''Pixels added on each side.'''          # becomes the help text
 
-`find_problems` tells everything that is wrong with a node, each in one sentence with an override that mends it.
+`find_problems` reports everything that is wrong with a node, each in one sentence with an override that mends it.
 Types, ranges, help texts and the reference page of the documentation all come from these classes. No torch here: a
-wrong command is answered before it is imported.
+wrong command is reported before it is imported.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def find_problems(schema: type[Settings], node: Mapping[str, Any], path: str = "
     given = given_settings(node)
     problems: list[str] = []
     try:
-        made = schema.model_validate(given)
+        made: Settings | None = schema.model_validate(given)
     except ValidationError as error:
-        wrong = {}
+        wrong: dict[str, str] = {}
         for each in error.errors(include_url=False):
             place, message = _explain(schema, each, given, path)
             wrong.setdefault(place, message)
@@ -157,7 +157,7 @@ def _mended(schema: type[Settings], given: dict[str, Any], error: ValidationErro
 
 
 def _explain(schema: type[Settings], error: Any, given: Any, path: str) -> tuple[str, str]:
-    """Where an error of pydantic's is, and the sentence that tells it."""
+    """Where an error of pydantic's is, and the sentence that reports it."""
     names = [str(part) for part in error["loc"]]
     field, depth = _field(schema, names)
     # Behind the field, pydantic names members of a union and items of a list: the field is what a person sets.

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     """uint8 [B, 3, H, W], channels_last."""
     labels: Tensor
     """int64 [B]."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     """int64 [B], position of the sample in its split (before any subset was taken)."""
 
 

@@ -30,7 +30,7 @@ GREY = (0.299, 0.587, 0.114)
 
 
 class Operation:
-    """What `dataset.augment` lists: one of somebody's own is derived from this class."""
+    """What `dataset.augment` lists: custom ones are derived from this class."""
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         """Images uint8 [B, 3, H, W], changed by the random numbers `draw(k)`, k below STREAMS, float64 [B]."""
@@ -132,15 +132,17 @@ class Rotation(Operation):
 class RandomResizedCrop:
     """Cut a random part, mirror it with probability `flip`, resize it to the output size.
 
-    Done while decoding (crop.py), so it must come first; a flip costs less there than as an operation of its own.
+    Done while decoding (crop.py), so it must come first; a flip costs less there than as a separate operation.
     """
 
     def __init__(
         self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3), flip: float = 0.0
     ) -> None:
-        self.scale, self.ratio, self.flip = tuple(scale), tuple(ratio), flip
+        self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
 
-    def rectangles(self, address: tuple, index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    def rectangles(
+        self, address: tuple[int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> np.ndarray:
         """The parts seen at (seed, epoch), int64 [n, 5]; see `crop.random_rectangles`."""
         parts = random_rectangles((*address, 0), index, heights, widths, self.scale, self.ratio)
         parts[:, 4] = uniform(*address, index, STREAMS - 1) < self.flip
@@ -177,7 +179,7 @@ def build(augment: str | Sequence[Node] | None) -> list[Any]:
 
 
 def _pick(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
-    """`changed` where `chosen` [B], else `images`, copied by sample: twice as fast as a broadcast torch.where."""
+    """`changed` where `chosen` [B], else `images`, copied by sample: faster than a broadcast torch.where."""
     both = torch.cat([part.permute(0, 2, 3, 1) for part in (images, changed)])
     rows = torch.arange(len(images), device=images.device) + len(images) * chosen
     return both.index_select(0, rows).permute(0, 3, 1, 2)
@@ -188,7 +190,8 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    return sum(weight * x[:, k : k + 1] for k, weight in enumerate(GREY))
+    red, green, blue = (weight * x[:, k : k + 1] for k, weight in enumerate(GREY))
+    return red + green + blue
 
 
 def _mirror(position: Tensor, length: int) -> Tensor:

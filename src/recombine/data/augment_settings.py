@@ -107,8 +107,8 @@ def nodes_of(augment: str | Sequence[Node] | None) -> list[Node]:
     if not isinstance(augment, str):
         return [dict(node) for node in augment or ()]
     if augment not in PRESETS:
-        near = did_you_mean(augment, PRESETS)
-        raise ConfigError(f"dataset.augment={augment}: {near} Or a list of nodes such as {OPERATION.example}")
+        suggestion = did_you_mean(augment, PRESETS)
+        raise ConfigError(f"dataset.augment={augment}: {suggestion} Or a list of nodes such as {OPERATION.example}")
     return PRESETS[augment]
 
 

@@ -17,7 +17,7 @@ __all__ = ["check", "check_node"]
 def check(
     settings: DatasetSettings, data_root: str | Path, split: str | None = None, *, path: str = "dataset"
 ) -> list[str]:
-    """What is wrong with the files of a data set and with the `split` of it that is asked for, as messages."""
+    """What is wrong with the files of a data set and with its `split`, as messages."""
     if settings.reader is not None:
         return []  # what it reads is its own affair
     folder, root = settings.folder or settings.name, Path(data_root)

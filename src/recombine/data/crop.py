@@ -30,7 +30,7 @@ def random_rectangles(
 ) -> np.ndarray:
     """Random-resized-crop rectangles looked up by sample: int64 [n, 5] = top, left, height, width, 0.
 
-    `address` is (seed, epoch, first stream); a share `scale` of the area, width / height within `ratio`
+    `address` is (seed, epoch, first stream); a fraction `scale` of the area, width / height within `ratio`
     (log-uniform), the first of ten tries that fits, otherwise the largest centred part within `ratio`: the rule of
     Szegedy et al. 2015 as torchvision words it.
     """
@@ -66,7 +66,7 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
     """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored.
 
-    Deviation: where the authors used torchvision's loader (section 9.1) the resize was bilinear; here loaders agree.
+    Deviation: authors who used torchvision's loader resized bilinearly; here all loaders agree.
     """
     top, left, height, width, mirrored = rectangle
     part = image[top : top + height, left : left + width]

@@ -21,8 +21,8 @@ from recombine.data.fingerprint import record_split
 from recombine.data.loading import BatchLoader, Split
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
 from recombine.data.sources import open_own, open_source
-from recombine.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
-from recombine.data.storage import Samples, Storage
+from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified
+from recombine.data.storage import SampleReader, Storage
 from recombine.data.torch import TorchLoader
 
 __all__ = ["Data", "open_data", "open_data_for"]
@@ -30,7 +30,7 @@ __all__ = ["Data", "open_data", "open_data_for"]
 log = logging.getLogger(__name__)
 RAW_UP_TO = 128  # pixels: a raw image of one size up to this is small enough to keep uncompressed
 PROBES = 256
-_said: set[str] = set()
+_reported: set[str] = set()
 
 
 class Data:
@@ -84,8 +84,8 @@ class Data:
             if missing and stored == "train":
                 log.warning("%s: %d of %d training images have no label", self.name, missing, len(samples))
             incomplete = self.source.partial(stored)
-            if incomplete and incomplete not in _said:
-                _said.add(incomplete)
+            if incomplete and incomplete not in _reported:
+                _reported.add(incomplete)
                 log.warning("%s: results are not those of the whole set", incomplete)
         return self._opened[stored]
 
@@ -103,7 +103,7 @@ class Data:
     def indices(self, split: str, *, unlabelled: bool = False) -> np.ndarray:
         """Positions of the samples in use, ascending int64: after class subset, val, fraction.
 
-        Images without a label are among them only if asked for, and only for training.
+        Images without a label are among them only with `unlabelled`, and only for training.
         """
         labels, settings = self._labels(split), self.settings
         keep = np.flatnonzero(labels >= 0)
@@ -143,9 +143,10 @@ class Data:
         stored = self.split(split)
         chosen = self.indices(split) if indices is None else np.sort(np.asarray(indices, np.int64))
         labels = self._labels(split)
-        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels) or (labels[chosen] == LEFT_OUT).any()):
+        if len(chosen) and (chosen[0] < 0 or chosen[-1] >= len(labels) or (labels[chosen] == EXCLUDED).any()):
             raise ConfigError(f"indices of {self.name} {split} name samples that are not in use")
-        if stored.size is None and size is None:
+        side = stored.size or size
+        if side is None:
             raise ConfigError(f"images of {self.name} differ in size: a loader needs size=<pixels>")
         nodes = (self.settings.augment if train else None) if augment is None or augment is True else augment
         steps = operations.build(nodes or None)
@@ -155,7 +156,7 @@ class Data:
             "labels": labels,
             "batch_size": int(batch_size),
             "train": train,
-            "size": stored.size or int(size),
+            "size": int(side),
             "augment": operations.Augment(steps, self._seed) if steps else None,
             "seed": self._seed,
             "rank": self._rank,
@@ -182,13 +183,13 @@ def open_data(
 ) -> Data:
     """Open the data set of a `dataset` node with the loader of a `loader` node {kind, workers}.
 
-    Nothing is decoded or written before the first batch is asked for. Raises ConfigError.
+    Nothing is decoded or written before the first batch is read. Raises ConfigError.
     """
     settings = DatasetSettings.of(cfg_dataset, "dataset")
     chosen = LoaderSettings.of(loader, "loader")
     run = (int(seed), torch.device(device), rank, world)
-    options = {"kind": chosen.kind, "workers": cores() if chosen.workers == "auto" else chosen.workers}
-    return Data(settings, **options, data_root=data_root, cache_root=cache_root, run=run)
+    workers = cores() if chosen.workers == "auto" else chosen.workers
+    return Data(settings, kind=chosen.kind, workers=workers, data_root=data_root, cache_root=cache_root, run=run)
 
 
 def open_data_for(cfg, run) -> Data:
@@ -202,8 +203,8 @@ def _ffcv_or_torch(kind: str) -> type[BatchLoader]:
     try:
         return import_module("recombine.data.ffcv").FFCVLoader
     except (ImportError, OSError) as error:  # not installed, or its system libraries are not
-        if kind == "ffcv" and "ffcv" not in _said:
-            _said.add("ffcv")
+        if kind == "ffcv" and "ffcv" not in _reported:
+            _reported.add("ffcv")
             reason = "the torch loader gives the same batches, slower; bash scripts/setup.sh builds FFCV"
             log.warning("FFCV does not load (%s): %s", error, reason)
         return TorchLoader
@@ -213,13 +214,13 @@ def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarr
     return np.arange(len(labels)) if fraction == 1 else stratified(labels, fraction, seed, name)[1]
 
 
-def _storage(samples: Samples, asked: str) -> tuple[str, int | None]:
+def _storage(samples: SampleReader, storage: str) -> tuple[str, int | None]:
     """(raw or jpeg, the one square size or None), judged by up to 256 images spread over the split."""
     probes = np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int))
     sizes = {_size(samples[i], samples.where(i)) for i in probes}
     width, height = next(iter(sizes))
-    one = len(sizes) == 1 and width == height <= RAW_UP_TO and asked != "jpeg"
-    kind = asked if asked != "auto" else ("raw" if one else "jpeg")
+    one = len(sizes) == 1 and width == height <= RAW_UP_TO and storage != "jpeg"
+    kind = storage if storage != "auto" else ("raw" if one else "jpeg")
     return kind, width if one else None
 
 

@@ -1,8 +1,8 @@
 """The default loader: FFCV reads, decodes, cuts and collates in compiled code; the rest is shared.
 
 FFCV's own random operations draw from unseeded numba state, its decoder uses a fast approximate JPEG transform (up to
-11 grey levels off), its thread waits for ever when a batch fails, and it changes torch's thread count. Hence an own
-decoder, an own epoch thread around FFCV's, and no FFCV augmentation. Rectangles and data sizes travel in FFCV's sample
+11 grey levels off), its thread waits for ever when a batch fails, and it changes torch's thread count. Hence a separate
+decoder, an epoch thread around FFCV's, and no FFCV augmentation. Rectangles and data sizes travel in FFCV's sample
 table, an argument of the compiled code: anything captured by the compiled code would be frozen at its first value.
 """
 
@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cache, cached_property
 from queue import Empty
+from typing import Any
 
 import numba
 import numpy as np
@@ -52,7 +53,7 @@ _decode.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_v
 _close_decoder.argtypes = [ctypes.c_int64]
 
 
-def _set_threads(cls: type, count: int) -> None:
+def _set_threads(cls: Any, count: int) -> None:
     """Compiler.set_num_threads without its torch.set_num_threads: the training's threads are not FFCV's business."""
     cls.num_threads = count
     numba.set_num_threads(count)
@@ -77,10 +78,10 @@ class FFCVLoader(BatchLoader):
     @cached_property
     def _loader(self) -> ffcv.Loader:
         path = ensure(self.split)
-        share = -(-self.batch_size // self.world)
+        rank_batch = -(-self.batch_size // self.world)
         pipelines = {"image": [_CutDecoder(self.size), ToTensor()], "label": None, "index": None}
-        threads = min(max(1, self.workers), numba.config.NUMBA_NUM_THREADS)
-        return ffcv.Loader(str(path), share, threads, os_cache=True, seed=0, pipelines=pipelines, drop_last=False)
+        threads = min(max(1, self.workers), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+        return ffcv.Loader(str(path), rank_batch, threads, os_cache=True, seed=0, pipelines=pipelines, drop_last=False)
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -95,7 +96,7 @@ class FFCVLoader(BatchLoader):
 
 
 class _Epoch(EpochIterator):
-    """FFCV's producer thread, which hands its exception over instead of dying silently, and ends when asked to."""
+    """FFCV's producer thread, which passes on its exception instead of dying silently, and can be stopped."""
 
     def __init__(self, loader: ffcv.Loader, order: np.ndarray, table: np.ndarray) -> None:
         self.failure: BaseException | None = None

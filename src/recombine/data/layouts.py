@@ -1,4 +1,4 @@
-"""Readers of the layouts in which image sets lie on disk; each returns the splits it finds, opened when asked for."""
+"""Readers of the layouts in which image sets lie on disk; each returns the splits it finds, opened when first used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -16,9 +17,9 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 from recombine.data.splits import UNLABELLED, stratified_halves
-from recombine.data.storage import Arrays, Blobs, Files, Samples, identity_of_files
+from recombine.data.storage import ArrayReader, BytesReader, FileReader, SampleReader, identity_of_files
 
-__all__ = ["TEST_FOLDERS", "Found", "cub", "digits", "domain", "fake", "idx", "omniglot", "tiny_imagenet"]
+__all__ = ["TEST_FOLDERS", "SourceSplits", "cub", "digits", "domain", "fake", "idx", "omniglot", "tiny_imagenet"]
 __all__ += ["torchvision_arrays", "torchvision_files", "tree", "ucf", "voc"]
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -27,79 +28,82 @@ VOC = "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog 
 VOC_CLASSES = (*VOC.split(), "sheep", "sofa", "train", "tvmonitor")
 
 
-class Found(NamedTuple):
+class SourceSplits(NamedTuple):
     """The splits of a source by name, and its class names in label order."""
 
-    splits: Mapping[str, Callable[[], Samples]]
+    splits: Mapping[str, Callable[[], SampleReader]]
     class_names: Sequence[str]
 
 
-def digits() -> Found:
+def digits() -> SourceSplits:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 px, its 17 grey levels spread over 0..255; no file needed."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images, labels = np.rint(data.images * 255 / 16).astype(np.uint8), data.target
     train, test = stratified_halves(labels)
-    splits = {"train": lambda: Arrays(images[train], labels[train]), "test": lambda: Arrays(images[test], labels[test])}
-    return Found(splits, [str(i) for i in range(10)])
+    splits = {
+        "train": lambda: ArrayReader(images[train], labels[train]),
+        "test": lambda: ArrayReader(images[test], labels[test]),
+    }
+    return SourceSplits(splits, [str(i) for i in range(10)])
 
 
-def fake(samples: int, size: int, classes: int) -> Found:
+def fake(samples: int, size: int, classes: int) -> SourceSplits:
     """Noise around a mean colour per class: for trying things out; a fifth as many test images as training images."""
 
-    def make(seed: int, count: int) -> Arrays:
+    def make(seed: int, count: int) -> ArrayReader:
         rng = np.random.default_rng(seed)
         colours = np.random.default_rng(0).integers(40, 215, (classes, 1, 1, 3))
         labels = np.arange(count) % classes
         images = np.clip(colours[labels] + rng.normal(0, 40, (count, size, size, 3)), 0, 255)
-        return Arrays(images.astype(np.uint8), labels)
+        return ArrayReader(images.astype(np.uint8), labels)
 
     splits = {"train": lambda: make(1, samples), "test": lambda: make(2, max(classes, samples // 5))}
-    return Found(splits, [f"class {i}" for i in range(classes)])
+    return SourceSplits(splits, [f"class {i}" for i in range(classes)])
 
 
-def idx(place: Path) -> Found:
+def idx(place: Path) -> SourceSplits:
     """MNIST's IDX files, plain or .gz, in the folder `place`."""
 
     def load(name: str) -> np.ndarray:
-        plain = place / name
-        data = plain.read_bytes() if plain.exists() else gzip.decompress((place / f"{name}.gz").read_bytes())
+        file = place / name
+        data = file.read_bytes() if file.exists() else gzip.decompress((place / f"{name}.gz").read_bytes())
         shape = np.frombuffer(data, ">i4", data[3], 4)
         if len(data) != 4 + 4 * data[3] + math.prod(shape.tolist()):
-            raise ConfigError(f"{plain} is truncated: delete it, then dataset.download=true")
+            raise ConfigError(f"{file} is truncated: delete it, then dataset.download=true")
         return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
-    def split(prefix: str) -> Arrays:
-        return Arrays(load(f"{prefix}-images-idx3-ubyte"), load(f"{prefix}-labels-idx1-ubyte"))
+    def split(prefix: str) -> ArrayReader:
+        return ArrayReader(load(f"{prefix}-images-idx3-ubyte"), load(f"{prefix}-labels-idx1-ubyte"))
 
     there = {
         name: prefix for name, prefix in (("train", "train"), ("test", "t10k")) if any(place.glob(f"{prefix}-im*"))
     }
-    return Found({name: lambda prefix=prefix: split(prefix) for name, prefix in there.items()}, [])
+    return SourceSplits({name: partial(split, prefix) for name, prefix in there.items()}, [])
 
 
-def torchvision_arrays(place: Path, kind: str, train: dict, test: dict) -> Found:
+def torchvision_arrays(place: Path, kind: str, train: dict, test: dict) -> SourceSplits:
     """A torchvision data set that holds its images as one array."""
     from torchvision import datasets
 
-    def load(options: dict) -> Arrays:
+    def load(options: dict) -> ArrayReader:
         try:
             data = getattr(datasets, kind)(str(place), **options)
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"torchvision cannot read {kind} in {place}: {error}") from error
         images = np.asarray(data.data)
         images = np.moveaxis(images, 1, -1) if images.ndim == 4 and images.shape[1] == 3 else images
-        return Arrays(images, data.targets if hasattr(data, "targets") else data.labels)
+        return ArrayReader(images, data.targets if hasattr(data, "targets") else data.labels)
 
-    return Found({"train": lambda: load(train), "test": lambda: load(test)}, [])
+    return SourceSplits({"train": lambda: load(train), "test": lambda: load(test)}, [])
 
 
-def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict]) -> Found:
+def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict]) -> SourceSplits:
     """A torchvision data set of image files; several option sets are put one after the other."""
     from torchvision import datasets
 
-    def load(options: list[dict]) -> Files:
+    def load(options: list[dict]) -> FileReader:
         pairs = []
         for chosen in options:
             try:
@@ -111,12 +115,12 @@ def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict
                 pairs += [data[i] for i in range(len(data))]
             else:
                 pairs += data._samples
-        return Files([path for path, _ in pairs], [label for _, label in pairs], place)
+        return FileReader([path for path, _ in pairs], [label for _, label in pairs], place)
 
-    return Found({"train": lambda: load(train), "test": lambda: load(test)}, [])
+    return SourceSplits({"train": lambda: load(train), "test": lambda: load(test)}, [])
 
 
-def tree(place: Path, skip: Sequence[str] = ()) -> Found:
+def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
     """Folders of images named by class, under train/ and test/ (or val/), or without: then 1/6 is held out as test.
 
     Images that lie in train/ itself have no label.
@@ -126,24 +130,24 @@ def tree(place: Path, skip: Sequence[str] = ()) -> Found:
         roots = {"train": place / "train"} if (place / "train").is_dir() else {}
         roots |= {"test": place / tests[0]} if tests else {}
         names = _some(sorted({name for root in roots.values() for name in _folders(root, skip)}), place)
-        scans = {s: lambda root=root, s=s: _scan(root, names, loose=s == "train") for s, root in roots.items()}
-        return Found(scans, names)
+        scans = {split: partial(_scan, root, names, loose=split == "train") for split, root in roots.items()}
+        return SourceSplits(scans, names)
     names = _some(_folders(place, skip), place)
     return _held_out(lambda: _scan(place, names), names)
 
 
-def ucf(place: Path) -> Found:
+def ucf(place: Path) -> SourceSplits:
     """UCF101 as one image per video, v_<class>_g<group>_c<clip>: the official split 1 has groups 1 to 7 as test."""
     found = tree(place)
     names = list(found.class_names)
     if not names or (place / "train").is_dir() or any((place / name).is_dir() for name in TEST_FOLDERS):
         return found
     files = _scan(place, names)
-    groups = [re.search(r"_g(\d+)_c\d+", os.path.basename(path)) for path in files.paths]
-    if not all(groups):
+    groups = [match for path in files.paths if (match := re.search(r"_g(\d+)_c\d+", os.path.basename(path)))]
+    if len(groups) < len(files.paths):
         return found
     test = np.array([int(match[1]) <= 7 for match in groups])
-    return Found(
+    return SourceSplits(
         {"train": lambda: files.take(np.flatnonzero(~test)), "test": lambda: files.take(np.flatnonzero(test))}, names
     )
 
@@ -158,7 +162,7 @@ def _folders(root: Path, skip: Sequence[str] = ()) -> list[str]:
     return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and e.name not in skip)
 
 
-def _scan(root: Path, names: Sequence[str], *, loose: bool = False) -> Files:
+def _scan(root: Path, names: Sequence[str], *, loose: bool = False) -> FileReader:
     """The images below the folders `names`, labelled by their place in it; then, if `loose`, those without a folder."""
     paths, labels = [], []
     for label, name in enumerate(names):
@@ -171,67 +175,71 @@ def _scan(root: Path, names: Sequence[str], *, loose: bool = False) -> Files:
         images = sorted(e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMAGES))
         paths += images
         labels += [UNLABELLED] * len(images)
-    return Files(paths, labels, root)
+    return FileReader(paths, labels, root)
 
 
-def _held_out(load: Callable[[], Files | Blobs], names: Sequence[str]) -> Found:
+def _held_out(load: Callable[[], FileReader | BytesReader], names: Sequence[str]) -> SourceSplits:
     """Split a set without an official split: stratified, one sixth for testing."""
 
-    def half(which: int) -> Samples:
+    def half(which: int) -> SampleReader:
         samples = load()
         return samples.take(stratified_halves(samples.labels)[which])
 
-    return Found({"train": lambda: half(0), "test": lambda: half(1)}, names)
+    return SourceSplits({"train": lambda: half(0), "test": lambda: half(1)}, names)
 
 
-def tiny_imagenet(place: Path) -> Found:
+def tiny_imagenet(place: Path) -> SourceSplits:
     """Tiny ImageNet as distributed: train/<id>/images/*.JPEG, val/images/*.JPEG with val_annotations.txt."""
     names = (place / "wnids.txt").read_text().split()
     names.sort()
 
-    def test() -> Files:
+    def test() -> FileReader:
         rows = [line.split("\t")[:2] for line in (place / "val/val_annotations.txt").read_text().splitlines()]
-        return Files([place / "val/images" / file for file, _ in rows], [names.index(name) for _, name in rows], place)
+        return FileReader(
+            [place / "val/images" / file for file, _ in rows], [names.index(name) for _, name in rows], place
+        )
 
-    return Found({"train": lambda: _scan(place / "train", names), "test": test}, names)
+    return SourceSplits({"train": lambda: _scan(place / "train", names), "test": test}, names)
 
 
-def cub(place: Path) -> Found:
+def cub(place: Path) -> SourceSplits:
     """CUB-200-2011's own lists: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt."""
 
     def column(file: str) -> list[str]:
         return [line.split()[1] for line in (place / file).read_text().splitlines()]
 
-    def split(training: str) -> Files:
+    def split(training: str) -> FileReader:
         rows = zip(column("images.txt"), column("image_class_labels.txt"), column("train_test_split.txt"), strict=True)
-        chosen = [(place / "images" / path, int(label) - 1) for path, label, train in rows if train == training]
-        return Files([path for path, _ in chosen], [label for _, label in chosen], place)
+        selected = [(place / "images" / path, int(label) - 1) for path, label, train in rows if train == training]
+        return FileReader([path for path, _ in selected], [label for _, label in selected], place)
 
     names = [name.partition(".")[2] for name in column("classes.txt")]
-    return Found({"train": lambda: split("1"), "test": lambda: split("0")}, names)
+    return SourceSplits({"train": lambda: split("1"), "test": lambda: split("0")}, names)
 
 
-def domain(place: Path, name: str) -> Found:
+def domain(place: Path, name: str) -> SourceSplits:
     """One DomainNet domain: <name>_train.txt and <name>_test.txt with lines `<name>/<class>/<file> <label>`."""
 
     def rows(split: str) -> list[list[str]]:
         return [line.rsplit(" ", 1) for line in (place / f"{name}_{split}.txt").read_text().splitlines() if line]
 
-    def files(split: str) -> Files:
-        return Files([place / path for path, _ in rows(split)], [int(label) for _, label in rows(split)], place)
+    def files(split: str) -> FileReader:
+        return FileReader([place / path for path, _ in rows(split)], [int(label) for _, label in rows(split)], place)
 
     names = {int(label): path.split("/")[1] for path, label in rows("train")}
-    return Found({s: lambda s=s: files(s) for s in ("train", "test")}, [names[i] for i in sorted(names)])
+    return SourceSplits(
+        {split: partial(files, split) for split in ("train", "test")}, [names[i] for i in sorted(names)]
+    )
 
 
-def voc(place: Path) -> Found:
+def voc(place: Path) -> SourceSplits:
     """PASCAL VOC 2007 as classification: the images of trainval and test all of whose objects share one class.
 
     An image with objects of several classes has no single right label and is left out; objects marked difficult
     do not count (the challenge ignores them too).
     """
 
-    def split(listing: str) -> Files:
+    def split(listing: str) -> FileReader:
         paths, labels = [], []
         for name in (place / f"ImageSets/Main/{listing}.txt").read_text().split():
             objects = ElementTree.parse(place / f"Annotations/{name}.xml").iter("object")
@@ -239,12 +247,12 @@ def voc(place: Path) -> Found:
             if len(kinds) == 1:
                 paths.append(place / f"JPEGImages/{name}.jpg")
                 labels.append(VOC_CLASSES.index(kinds.pop()))
-        return Files(paths, labels, place)
+        return FileReader(paths, labels, place)
 
-    return Found({"train": lambda: split("trainval"), "test": lambda: split("test")}, VOC_CLASSES)
+    return SourceSplits({"train": lambda: split("trainval"), "test": lambda: split("test")}, VOC_CLASSES)
 
 
-def omniglot(place: Path) -> Found:
+def omniglot(place: Path) -> SourceSplits:
     """Omniglot characters (class = alphabet/character) of the background and evaluation zips, or of their folders."""
     images: dict[str, bytes] = {}
     sources = sorted(place.glob("images_*"))
@@ -260,4 +268,4 @@ def omniglot(place: Path) -> Found:
     number = {name: i for i, name in enumerate(names)}
     labels = [number[path.rpartition("/")[0]] for path in paths]
     identity = identity_of_files([s for s in sources if s.is_file()], place, "\n".join(paths).encode())
-    return _held_out(lambda: Blobs([images[path] for path in paths], labels, paths, identity), names)
+    return _held_out(lambda: BytesReader([images[path] for path in paths], labels, paths, identity), names)

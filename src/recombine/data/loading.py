@@ -1,4 +1,4 @@
-"""What the three loaders share: which samples a step has, labels, moving to the device, augmentation."""
+"""What the three loaders have in common: which samples a step has, labels, moving to the device, augmentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.data.augment import Augment, RandomResizedCrop
 from recombine.data.settings import cores
-from recombine.data.storage import Samples, Storage, decode, stored
+from recombine.data.storage import SampleReader, Storage, decode, stored
 
 __all__ = ["BatchLoader", "Split"]
 
@@ -31,7 +31,7 @@ class Split:
 
     dataset: str
     name: str
-    samples: Samples
+    samples: SampleReader
     storage: Storage
     size: int | None
     """Pixels, if all images are stored at one square size."""
@@ -57,7 +57,9 @@ class Split:
     @cached_property
     def pixels(self) -> np.ndarray:
         """All images of a split with one size, decoded once: uint8 [N, size, size, 3]."""
-        images = np.empty((len(self.samples), self.size, self.size, 3), np.uint8)
+        side = self.size
+        assert side is not None, "images of several sizes are no array"
+        images = np.empty((len(self.samples), side, side, 3), np.uint8)
         with ThreadPoolExecutor(cores()) as pool:
             for i, image in enumerate(pool.map(self.image, range(len(images)))):
                 images[i] = image
@@ -68,7 +70,7 @@ class Split:
 class BatchLoader:
     """Batches of one split; a subclass says how pixels are fetched. See `recombine.core.types.Loader`.
 
-    Yielded tensors are owned by the caller: no buffer behind them is used again. An evaluation batch that leaves no
+    Yielded tensors are owned by the caller: no buffer behind them is used again. An evaluation batch without a
     sample for this rank is not yielded.
     """
 
@@ -137,7 +139,7 @@ class BatchLoader:
             generator.close()
 
     def _pixels(self, epoch: int, batches: list[np.ndarray]) -> Generator[Tensor]:
-        """Host uint8 [b, size, size, 3] of each batch; its memory may be reused once the next one is asked for."""
+        """Host uint8 [b, size, size, 3] of each batch; its memory may be reused once the next one is read."""
         raise TypeError(f"{type(self).__name__} fetches no pixels")
 
     @cached_property
@@ -165,7 +167,7 @@ class BatchLoader:
 
 
 def _moved(pixels: Iterator[Tensor], device: torch.device) -> Generator[Tensor]:
-    """The pixels on `device`; on a GPU copied by a stream of their own, beside the running step."""
+    """The pixels on `device`; on a GPU copied in a separate stream, beside the running step."""
     if device.type != "cuda":
         for images in pixels:
             yield images.to(device)

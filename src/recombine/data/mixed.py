@@ -96,7 +96,7 @@ class LabelOffsetLoader(LoaderWrapper):
 
 
 class RepeatedLoader(LoaderWrapper):
-    """Several epochs of a small set as one, each in an order of its own."""
+    """Several epochs of a small set as one, each in another order."""
 
     def __init__(self, loader: Loader, times: int) -> None:
         super().__init__(loader)
@@ -136,10 +136,10 @@ class RepeatedLoader(LoaderWrapper):
 
 
 class MixedLoader:
-    """Several tasks in every batch, each with as many samples as its share of all; an epoch ends with the first task.
+    """Several tasks in every batch, in proportion to their sizes; an epoch ends with the first task.
 
-    Deviation: Delta-Patching concatenates the sets and shuffles; fixed shares keep batches of differently stored sets
-    apart and leave out at most the remainder of each set, another one every epoch.
+    Deviation: Delta-Patching concatenates the sets and shuffles; fixed proportions keep batches of differently stored
+    sets apart and leave out at most the remainder of each set, another one every epoch.
     """
 
     def __init__(self, loaders: Sequence[Loader], fit: Callable[[Tensor], Tensor]) -> None:

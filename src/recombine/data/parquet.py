@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from recombine.core.errors import ConfigError
-from recombine.data.layouts import TEST_FOLDERS, Found
-from recombine.data.storage import Parquet
+from recombine.data.layouts import TEST_FOLDERS, SourceSplits
+from recombine.data.storage import ParquetReader
 
 __all__ = ["parquet"]
 
 
-def parquet(place: Path) -> Found:
+def parquet(place: Path) -> SourceSplits:
     """Parquet shards named by split (train-*.parquet, test-*.parquet, ...), with class names in the schema."""
     import pyarrow.parquet as pq
 
@@ -34,7 +35,7 @@ def parquet(place: Path) -> Found:
         raise ConfigError(f"{place} has parquet files for {', '.join(shards)} but none for train, test or validation")
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     names = features.get(label, {}).get("names", [])
-    return Found({split: lambda paths=paths: Parquet(paths, image, label) for split, paths in chosen.items()}, names)
+    return SourceSplits({split: partial(ParquetReader, paths, image, label) for split, paths in chosen.items()}, names)
 
 
 def _schema(path: Path):
@@ -48,10 +49,10 @@ def _schema(path: Path):
         raise ConfigError(f"{path} is truncated or not a Parquet file: fetch it again") from error
 
 
-def _column(names: Sequence[str], wanted: Sequence[str], place: Path) -> str:
-    for name in wanted:
+def _column(names: Sequence[str], allowed: Sequence[str], place: Path) -> str:
+    for name in allowed:
         if name in names:
             return name
     raise ConfigError(
-        f"the parquet files in {place} have columns {', '.join(names)}; one of {', '.join(wanted)} is needed"
+        f"the parquet files in {place} have columns {', '.join(names)}; one of {', '.join(allowed)} is needed"
     )

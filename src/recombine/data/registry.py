@@ -1,4 +1,4 @@
-"""The data sets that have a config of their own, for entries that name several of them in one list."""
+"""The data sets under config/dataset, for entries that name several of them in one list."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def node(name: str) -> dict[str, Any]:
     """The dataset node of config/dataset/<name>.yaml, without the defaults that `DatasetSettings` has; ConfigError."""
     if name not in names():
         raise ConfigError(f"there is no dataset '{name}'; {did_you_mean(name, names())}")
-    own = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
-    own.pop("defaults", None)
-    return {"source": own["name"], "folder": own["name"], **own}
+    dataset = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
+    dataset.pop("defaults", None)
+    return {"source": dataset["name"], "folder": dataset["name"], **dataset}

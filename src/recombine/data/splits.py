@@ -10,11 +10,11 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 
-__all__ = ["LEFT_OUT", "UNLABELLED", "Relabel", "read_label_map", "stratified", "stratified_halves"]
+__all__ = ["EXCLUDED", "UNLABELLED", "Relabel", "read_label_map", "stratified", "stratified_halves"]
 
 HELD_OUT = 1 / 6
 HELD_OUT_SEED = 123
-UNLABELLED, LEFT_OUT = -1, -2
+UNLABELLED, EXCLUDED = -1, -2
 """The labels of images that have none, and of those of classes that are not in use."""
 
 
@@ -68,7 +68,7 @@ class Relabel:
         if len(set(chosen)) != len(chosen):
             raise ConfigError(f"dataset.class_subset={subset} names a class twice")
         new = {old: i for i, old in enumerate(chosen)}
-        self.table = np.array([new.get(int(label), LEFT_OUT) for label in self.table])
+        self.table = np.array([new.get(int(label), EXCLUDED) for label in self.table])
         self.names = [self.names[i] for i in chosen]
         self.classes = len(chosen)
 

@@ -9,7 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -18,32 +18,40 @@ from PIL import Image
 from recombine.core.errors import ConfigError
 from recombine.data.splits import UNLABELLED
 
-__all__ = ["Arrays", "Blobs", "Files", "Parquet", "Samples", "Storage", "decode", "identity_of_files", "stored"]
+__all__ = ["ArrayReader", "BytesReader", "FileReader", "ParquetReader", "SampleReader"]
+__all__ += ["Storage", "decode", "identity_of_files", "stored"]
 
 PARQUET_MEMORY = 4 << 30  # bytes of image data kept open; larger sets are read shard by shard
 
 
-class Samples(Protocol):
+class SampleReader(Protocol):
     """The images of one split in their fixed order."""
 
-    labels: np.ndarray
-    """int64 [N], as the source numbers its classes."""
-    identity: str
-    """Changes when the files do."""
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N], as the source numbers its classes."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Changes when the files do."""
+        ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> np.ndarray | bytes:
         """Pixels (uint8 [H, W] or [H, W, 3]) or the bytes of an image file."""
+        ...
 
     def where(self, i: int) -> str:
         """Name of sample `i` for messages."""
+        ...
 
 
-class Arrays:
+class ArrayReader:
     """Images in memory: uint8 [N, H, W] or [N, H, W, 3]."""
 
-    def __init__(self, images: np.ndarray, labels: Sequence[int]) -> None:
+    def __init__(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
         self.images = np.ascontiguousarray(images)
         self.labels = np.asarray(labels, np.int64)
         digest = hashlib.blake2b(self.images.data, digest_size=16)
@@ -60,32 +68,34 @@ class Arrays:
         return f"image {i}"
 
 
-class Blobs:
+class BytesReader:
     """Encoded images in memory."""
 
-    def __init__(self, blobs: Sequence[bytes], labels: Sequence[int], names: Sequence[str], identity: str) -> None:
-        self.blobs, self.names, self.identity = blobs, names, identity
+    def __init__(
+        self, images: Sequence[bytes], labels: Sequence[int] | np.ndarray, names: Sequence[str], identity: str
+    ) -> None:
+        self.images, self.names, self.identity = images, names, identity
         self.labels = np.asarray(labels, np.int64)
 
     def __len__(self) -> int:
-        return len(self.blobs)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> bytes:
-        return self.blobs[i]
+        return self.images[i]
 
     def where(self, i: int) -> str:
         return self.names[i]
 
-    def take(self, index: np.ndarray) -> Blobs:
+    def take(self, index: np.ndarray) -> BytesReader:
         """The same collection with only these positions."""
-        chosen = [self.blobs[i] for i in index], self.labels[index], [self.names[i] for i in index]
-        return Blobs(*chosen, self.identity)
+        chosen = [self.images[i] for i in index], self.labels[index], [self.names[i] for i in index]
+        return BytesReader(*chosen, self.identity)
 
 
-class Files:
+class FileReader:
     """Image files on disk."""
 
-    def __init__(self, paths: Sequence[str | Path], labels: Sequence[int], root: Path) -> None:
+    def __init__(self, paths: Sequence[str | Path], labels: Sequence[int] | np.ndarray, root: Path) -> None:
         self.paths = [str(path) for path in paths]
         self.labels = np.asarray(labels, np.int64)
         self.root = root
@@ -104,12 +114,12 @@ class Files:
     def where(self, i: int) -> str:
         return self.paths[i]
 
-    def take(self, index: np.ndarray) -> Files:
+    def take(self, index: np.ndarray) -> FileReader:
         """The same collection with only these positions."""
-        return Files([self.paths[i] for i in index], self.labels[index], self.root)
+        return FileReader([self.paths[i] for i in index], self.labels[index], self.root)
 
 
-class Parquet:
+class ParquetReader:
     """Encoded images in the rows of parquet shards (Hugging Face layout: image{bytes, path} and a label).
 
     Shards are read whole; while they are larger than 4 GiB together only the latest ones stay in memory, so reading
@@ -128,12 +138,12 @@ class Parquet:
         self.identity = identity_of_files(self.shards, self.shards[0].parent, b"")
         largest = max(path.stat().st_size for path in self.shards)
         self.keep = max(1, PARQUET_MEMORY // largest)
-        self.open: OrderedDict[int, object] = OrderedDict()
+        self.open: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _row(self, i: int) -> dict:
+    def _row(self, i: int) -> dict[str, Any]:
         import pyarrow.parquet as pq
 
         shard = int(np.searchsorted(self.ends, i, side="right"))
@@ -172,7 +182,7 @@ def decode(item: np.ndarray | bytes, where: str) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd but readable metadata
-            image = Image.open(io.BytesIO(item))
+            image: Image.Image = Image.open(io.BytesIO(item))
             if image.mode.startswith("I;16"):  # convert() would clip 16-bit grey instead of scaling it
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.array(image.convert("RGB"))

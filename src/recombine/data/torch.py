@@ -8,6 +8,7 @@ with OpenCV's area averaging, so that not a single pixel differs (tests/data/tes
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,15 +32,18 @@ class TorchLoader(BatchLoader):
                 yield torch.from_numpy(self.split.pixels[batch])
             return
         dataset = _Decoded(self.split, self.size, self.crop, (self.seed, epoch))
-        workers = {"num_workers": self.workers, "worker_init_fn": _single_thread} if self.workers else {}
+        workers: dict[str, Any] = {}
+        if self.workers:
+            workers = {"num_workers": self.workers, "worker_init_fn": _single_thread}
+        sampler: Any = batches  # lists of positions, each for one call of __getitems__
         # a generator of its own: DataLoader would draw from torch's global one and so change the training
         yield from DataLoader(
-            dataset, batch_sampler=batches, collate_fn=torch.from_numpy, generator=torch.Generator(), **workers
+            dataset, batch_sampler=sampler, collate_fn=torch.from_numpy, generator=torch.Generator(), **workers
         )
 
 
 class _Decoded(Dataset):
-    """Decoded, cut and resized images; asked for whole batches of positions."""
+    """Decoded, cut and resized images; indexed by whole batches of positions."""
 
     def __init__(self, split: Split, size: int, crop: RandomResizedCrop | None, address: tuple[int, int]) -> None:
         self.split, self.size, self.crop, self.address = split, size, crop, address

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -173,7 +173,7 @@ def _items(split: Split) -> Iterator[np.ndarray | bytes]:
             yield from pool.map(item, range(first, min(first + CHUNK, len(split.samples))))
 
 
-def _progress(items: Iterator, split: Split) -> Iterator:
+def _progress(items: Iterator, split: Split) -> Iterable:
     from rich.console import Console
     from rich.progress import track
 

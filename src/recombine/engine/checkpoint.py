@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def save(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `state` as the latest checkpoint of `folder`; the one before stays as prev.pt.
 
-    A full disk raises OSError and leaves both older files as they were.
+    A full disk raises OSError; both older files stay as they were.
     """
     for leftover in folder.glob("*.tmp"):  # of a process killed while writing; a run has one writer
         leftover.unlink()

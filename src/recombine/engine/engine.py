@@ -42,8 +42,8 @@ class Engine:
 
     def evaluator(self, loader: Loader, metrics: Mapping[str, Metric]) -> Callable[[nn.Module], dict[str, float]]:
         """What `fit` takes as `evaluate`: these metrics on this loader in the engine's precision."""
-        settings = {"precision": self.cfg.precision, "max_batches": self.cfg.max_eval_batches}
-        return partial(evaluate, loader=loader, metrics=metrics, **settings)
+        precision, most = self.cfg.precision, self.cfg.max_eval_batches
+        return partial(evaluate, loader=loader, metrics=metrics, precision=precision, max_batches=most)
 
     def fit(
         self,
@@ -97,9 +97,9 @@ class Engine:
             with preserved_rng(self.run.device):  # a loader may seed itself from the global generator as it starts
                 first = next(batches)
             training.journal.start_clock()
-            batches = chain([first], batches)
+            remaining = chain([first], batches)
             while training.step < end:
-                self._update(training, batches)
+                self._update(training, remaining)
                 self._between_steps(training, training.step == end)
 
     def _update(self, training: Training, batches: Iterator[Batch]) -> None:

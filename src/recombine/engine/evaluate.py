@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
     """float32 [N, C]."""
     labels: Tensor
     """int64 [N]."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     """int64 [N], increasing positions in the split."""
 
 
@@ -122,17 +122,17 @@ def predict_many(
     """
     groups: dict[int, dict[str, nn.Module]] = defaultdict(dict)
     for name, model in models.items():
-        groups[model.canvas][name] = model
+        groups[int(model.canvas)][name] = model  # type: ignore[arg-type]
     results: dict[str, Predictions] = {}
     for canvas, group in groups.items():
         with closing(open_loader(canvas)) as loader:
             paths = {name: _cache_path(cache, model, loader, precision) for name, model in group.items()}
-            found = {name: _cached(path) for name, path in paths.items()}
-            missing = {name: model for name, model in group.items() if found[name] is None}
+            stored = {name: _cached(path) for name, path in paths.items()}
+            missing = {name: model for name, model in group.items() if stored[name] is None}
             fresh = _pass(missing, loader, precision) if missing else {}
         for name, predictions in fresh.items():
             _store(paths[name], predictions)
-        results |= found | fresh
+        results |= {name: kept for name, kept in stored.items() if kept is not None} | fresh
     return {name: results[name] for name in models}
 
 
@@ -175,7 +175,7 @@ def _cache_path(cache: Path | None, model: nn.Module, loader: Loader, precision:
     if cache is None:
         return None
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
-    identity = f"{model.digest()} {loader.digest} {resolve(precision, device)}"
+    identity = f"{model.digest()} {loader.digest} {resolve(precision, device)}"  # type: ignore[operator]
     return Path(cache) / "predictions" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
 
 
@@ -207,5 +207,5 @@ def _store(path: Path | None, predictions: Predictions) -> None:
 def _crc32(predictions: Predictions) -> str:
     value = 0
     for tensor in predictions:
-        value = zlib.crc32(tensor.contiguous().numpy(), value)
+        value = zlib.crc32(tensor.contiguous().numpy(), value)  # type: ignore[arg-type]
     return str(value)

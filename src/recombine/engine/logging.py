@@ -99,7 +99,7 @@ class ProgressBar:
             self.bar.stop()
 
     def advance(self, step: int) -> None:
-        """Say that `step` steps are done; costs a clock reading unless the bar is due."""
+        """Show that `step` steps are done; costs a clock reading unless the bar is due."""
         if self.bar and time.monotonic() - self.refreshed > self.refresh_seconds:
             self.refreshed = time.monotonic()
             self.bar.update(self.task, completed=step)
@@ -116,7 +116,7 @@ class ProgressBar:
 
 
 class MetricLogger:
-    """The numbers of a fit: read at log points, averaged per epoch, shown and handed to the tracker."""
+    """The numbers of a fit: read at log points, averaged per epoch, shown and given to the tracker."""
 
     def __init__(self, name: str, plan: StepPlan, tracker: Tracker, shown: bool) -> None:
         self.name, self.plan, self.tracker = name, plan, tracker

@@ -29,7 +29,7 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no forward(batch)")
 
     def train(self, mode: bool = True) -> Method:
-        """Switch to training, but leave the frozen parts in eval mode."""
+        """Switch to training, but keep the frozen parts in eval mode."""
         super().train(mode)
         for name in self.frozen:
             self.get_submodule(name).eval().requires_grad_(False)
@@ -60,7 +60,7 @@ class Supervised(Method):
         self.label_smoothing = label_smoothing
 
     def forward(self, batch: Batch) -> Step:
-        """Mean cross entropy of the batch, and the share of right predictions."""
+        """Mean cross entropy of the batch, and the percentage of correct predictions."""
         logits = self.net(batch.images).float()
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         with torch.no_grad():

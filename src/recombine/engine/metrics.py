@@ -19,7 +19,7 @@ class Metric:
 
     def __init__(self, size: int) -> None:
         self._zero = torch.zeros(size, dtype=torch.float64)  # float64 counts samples exactly up to 2**53
-        self.reset()
+        self._sums = self._zero.clone()
 
     def update(self, logits: Tensor, batch: Batch) -> None:
         """Add a batch (`logits` [B, C]) without waiting for the device."""

@@ -17,14 +17,13 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EngineSettings(Settings):
     """The training loop."""
 
     epochs: NotNegative = 1
-    """Passes over the training data; fractions are allowed."""
+    """Epochs; fractions are allowed."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on CUDA, else fp32. fp16 needs optimizer.fused=true to run without waiting."""
     channels_last: bool = True
@@ -117,10 +116,10 @@ class AdamWSettings(AdamSettings, target="torch.optim.AdamW"):
 
 
 class ScheduleSettings(Settings):
-    """A schedule of the learning rate, as a function of the share of training done."""
+    """A schedule of the learning rate, as a function of the fraction of training done."""
 
     warmup: NotNegative = 0
-    """Linear warm-up: share of the training below 1, or a number of steps."""
+    """Linear warm-up: fraction of the training below 1, or a number of steps."""
 
 
 class ConstantSettings(ScheduleSettings, target="recombine.engine.optim.constant"):

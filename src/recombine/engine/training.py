@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "Training"]
 
-# settings of an optimizer that choose its implementation, not its result
+# settings of the engine that change its result
 _RESULT = ("precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
-# settings of the engine that choose its result
+# settings of an optimizer that choose its implementation, not its result
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Fit(NamedTuple):
-    """What a fit leaves."""
+    """Result of a fit."""
 
     net: nn.Module
     """The method's net with the published weights, in eval mode."""
@@ -115,7 +115,7 @@ class Training:
 
     def synchronised(self, last: bool) -> AbstractContextManager:
         """Exchange gradients between processes only in the last part of a step."""
-        return nullcontext() if last or self.module is self.method else self.module.no_sync()
+        return nullcontext() if last or self.module is self.method else self.module.no_sync()  # type: ignore[operator]
 
     def backward(self, loss: Tensor, parts: int) -> None:
         """Add the gradients of one of `parts` batches, whose losses are averaged."""
@@ -128,7 +128,7 @@ class Training:
         if self.scaler is None:
             self.journal.interval.add_gradient(self._clip(), self.step)
             self.optimizer.step()
-        else:  # gradients that overflow are expected here: the scaler leaves out the step
+        else:  # gradients that overflow are expected here: the scaler skips the step
             if self.cfg.grad_clip_norm is not None:
                 self.scaler.unscale_(self.optimizer)
                 self._clip()
@@ -180,7 +180,7 @@ class Training:
         return {key.removeprefix("net."): value for key, value in state.items() if key.startswith("net.")}
 
     def step_save_due(self) -> bool:
-        """Whether the step number asks for a checkpoint; all processes answer alike."""
+        """Whether the step number asks for a checkpoint; all processes agree."""
         return self.cfg.save_every_steps is not None and self.step % self.cfg.save_every_steps == 0
 
     def save_due(self) -> bool:
@@ -194,8 +194,8 @@ class Training:
         if not worst.isfinite().all():
             self.journal.read(self.step, self.lr)  # names the step where it began
             raise NotFinite("weights", self.step - 1)
-        own = {"rng": rng_state(self.run.device), "interval": self.journal.interval.state()}
-        processes = distributed.gather(own)
+        mine = {"rng": rng_state(self.run.device), "interval": self.journal.interval.state()}
+        processes = distributed.gather(mine)
         if self.run.main:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             position = {"step": self.step, "evaluated": self.evaluated, "metrics": self.metrics, "best": self.best}
@@ -228,9 +228,9 @@ class Training:
             part.load_state_dict(state[name])
         self.journal.load(state["journal"])
         if len(state["processes"]) == self.run.world:
-            own = state["processes"][self.run.rank]
-            restore_rng(own["rng"], self.run.device)
-            self.journal.interval.load(own["interval"], self.run.device)
+            mine = state["processes"][self.run.rank]
+            restore_rng(mine["rng"], self.run.device)
+            self.journal.interval.load(mine["interval"], self.run.device)
         else:  # another number of processes: same samples, but other dropout masks
             seed_everything(key(self.run.seed, self.run.rank, self.step))
         return state["finished"]
@@ -270,7 +270,7 @@ def _fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
     settings = {k: v for k, v in training.optimizer.defaults.items() if k not in _IMPLEMENTATION}
     function = schedule.func if isinstance(schedule, partial) else schedule
     arguments = schedule.keywords if isinstance(schedule, partial) else {}
-    facts = {
+    fingerprint = {
         "seed": training.run.seed,
         "method": type(training.method).__name__,
         "optimizer": type(training.optimizer).__name__,
@@ -281,10 +281,7 @@ def _fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
         "steps per epoch": plan.steps_per_epoch,
         "batch_size": plan.batch_size,
         "training data": train.digest,
-        **{
-            f"engine.{name}": getattr(cfg, name)
-            for name in ("precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
-        },
+        **{f"engine.{name}": getattr(cfg, name) for name in _RESULT},
         **{name: f"{v.dtype} {list(v.shape)}" for name, v in training.method.trained_state().items()},
     }
-    return {name: str(value) for name, value in facts.items()}
+    return {name: str(value) for name, value in fingerprint.items()}

@@ -140,7 +140,7 @@ OWN = Builds("a network", "model=cnn", ArchitectureSettings, base="torch.nn.Modu
 
 
 def option_problems(architecture: str, options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with an architecture and its options, without building it; a library is asked for its own names."""
+    """What is wrong with an architecture and its options, without building it; a library checks its names."""
     if is_library(architecture):
         return name_problems(architecture)
     if "." in architecture:
@@ -157,6 +157,6 @@ def option_problems(architecture: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown_option(architecture: str, key: str, known: list[str]) -> str:
-    near = did_you_mean(key, [*known, *SETTINGS], show=0)
+    suggestion = did_you_mean(key, [*known, *SETTINGS], show=0)
     options = f"{architecture} takes {', '.join(known) or 'no options'}"
-    return f"unknown setting model.{key}: {architecture} has no option '{key}'; {near or options}"
+    return f"unknown setting model.{key}: {architecture} has no option '{key}'; {suggestion or options}"

@@ -122,7 +122,7 @@ def _inside(sub: SubBlock) -> set[Node]:
 
 
 def _origin(node: Node) -> Node:
-    """The node whose value `node` hands on."""
+    """The node whose value `node` returns unchanged."""
     while node.meta.get("identity") and node.op != "placeholder":
         node = node.all_input_nodes[0]
     return node
@@ -156,7 +156,7 @@ def channels_last(value: Node, modules: dict[str, nn.Module]) -> bool:
     shape, seen, waiting, moved = value.meta["shape"], {value}, [value], False
     while waiting:
         node = waiting.pop(0)
-        layer = modules[node.target] if node.op == "call_module" else None
+        layer = modules[str(node.target)] if node.op == "call_module" else None
         width = next((getattr(layer, key) for key in WIDTHS if hasattr(layer, key)), None)
         if width is not None:
             width = width[-1] if isinstance(width, Sequence) else width
@@ -174,7 +174,7 @@ def _activated(node: Node, modules: dict[str, nn.Module]) -> Node:
     """`node` after the activation that follows it alone: without parameters, and of the same shape."""
     while len(node.users) == 1:
         (user,) = node.users
-        bare = user.op != "call_module" or not list(modules[user.target].state_dict())
+        bare = user.op != "call_module" or not list(modules[str(user.target)].state_dict())
         if not bare or user.op == "output" or user.meta.get("shape") != node.meta["shape"]:
             break
         if len(user.all_input_nodes) != 1:
@@ -183,17 +183,22 @@ def _activated(node: Node, modules: dict[str, nn.Module]) -> Node:
     return node
 
 
+def _joined(join: Node) -> list[Node]:
+    """What a concatenation is made of, in its order."""
+    return list(join.args[0])  # type: ignore[arg-type]
+
+
 def _dense_blocks(graph: fx.Graph) -> list[Block]:
     """Chains of concatenations that each take what the one before took and one feature map more."""
     joins = [node for node in graph.nodes if node.target is torch.cat and len(node.meta.get("shape", ())) == 4]
     chains: list[list[Node]] = []
     for join in joins:
-        sources = list(join.args[0])
-        chain = next((c for c in chains if list(c[-1].args[0]) == sources[:-1]), None)
+        sources = _joined(join)
+        chain = next((c for c in chains if _joined(c[-1]) == sources[:-1]), None)
         chain.append(join) if chain else chains.append([join])
     blocks = []
     for chain in chains:
-        sources = list(chain[-1].args[0])
+        sources = _joined(chain[-1])
         if len(chain) == len(sources) > 1:
             pairs = zip(chain[:-1], sources[1:], strict=True)
             parts = tuple(SubBlock(join, new, join, join, new) for join, new in pairs)

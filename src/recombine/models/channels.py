@@ -10,6 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from operator import is_not
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,7 +45,7 @@ class ChannelGroup:
 
 
 def channel_groups(traced: Traced, after: Node | None = None) -> tuple[ChannelGroup, ...]:
-    """The groups of a network from input to output, or of its part above the cut `after` (our own decision).
+    """The groups of a network from input to output, or of its part above the cut `after` (the paper leaves open which).
 
     A group begins at a plain convolution (groups=1) or linear layer but the classifier, and goes through what treats
     each channel for itself: BatchNorm, depth-wise convolutions, activations, pooling, means over space, a flattening.
@@ -73,13 +76,13 @@ def gated(traced: Traced, groups: Sequence[ChannelGroup], prefix: str, gates: st
         with graph.inserting_after(value):
             gate = graph.call_module(f"{gates}.{position}", (value,))
         gate.meta = dict(value.meta, identity=False)
-        value.replace_all_uses_with(gate, delete_user_cb=lambda user, gate=gate: user is not gate)
+        value.replace_all_uses_with(gate, delete_user_cb=partial(is_not, gate))
         new[group.gate] = gate
     return graph, new
 
 
 def without_channels(traced: Traced, groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> nn.Module:
-    """A smaller copy of the network that computes what the gated one does (PNC, physical extraction; our own form).
+    """A smaller copy of the network that computes what the gated one does (physical extraction of PNC).
 
     `kept` holds a boolean mask [channels] for each group. Module names and order are those of the network, so that its
     graph serves the copy too; the network itself does not change. Raises ConfigError if a mask keeps no channel.
@@ -101,8 +104,8 @@ class _Layers:
     def __init__(self, traced: Traced) -> None:
         self.modules = dict(traced.net.named_modules())
         calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-        own = [node.target.rpartition(".")[0] for node in traced.graph.nodes if node.op == "get_attr"]
-        self.uses = Counter(calls + own)
+        parameters = [node.target.rpartition(".")[0] for node in traced.graph.nodes if node.op == "get_attr"]
+        self.uses = Counter(calls + parameters)
 
     def module(self, node: Node) -> nn.Module | None:
         """The module that is called, if it has weights and this is its only use."""
@@ -134,8 +137,9 @@ class _Layers:
     def _call(self, node: Node, value: Tensor) -> object:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda _: value)
         if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return (self.modules[node.target] if node.op == "call_module" else node.target)(*args, **kwargs)
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        called: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
+        return called(*args, **kwargs)
 
 
 def _spread(operation, shape: tuple[int, ...]) -> int:
@@ -158,7 +162,7 @@ def _spread(operation, shape: tuple[int, ...]) -> int:
 def _group(layers: _Layers, first: Node) -> ChannelGroup | None:
     """The group that begins at a layer, if its channels stay apart until plain layers read them."""
     node = gate = first
-    spread, producers = 1, [first.target]
+    spread, producers = 1, [str(first.target)]
     while not (node.users and all(layers.plain(user) for user in node.users)):
         if len(node.users) != 1:
             return None
@@ -167,14 +171,14 @@ def _group(layers: _Layers, first: Node) -> ChannelGroup | None:
             if not node.meta.get("identity"):
                 return None
         elif layers.weighted(node):
-            producers.append(node.target)
+            producers.append(str(node.target))
         else:
             spread = layers.spread(node)
         if spread == 0:
             return None
         gate = node if spread == 1 else gate
-    consumers = tuple((user.target, spread) for user in node.users)
-    return ChannelGroup(first.target, gate, first.meta["shape"][1], tuple(producers), consumers)
+    consumers = tuple((str(user.target), spread) for user in node.users)
+    return ChannelGroup(str(first.target), gate, first.meta["shape"][1], tuple(producers), consumers)
 
 
 def _keep_outputs(module: nn.Module, mask: Tensor) -> None:
@@ -188,7 +192,7 @@ def _keep_outputs(module: nn.Module, mask: Tensor) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features = count
     else:
-        module.num_features = count
+        module.num_features = count  # type: ignore[assignment]
 
 
 def _keep_inputs(module: nn.Module, mask: Tensor) -> None:

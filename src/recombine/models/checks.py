@@ -1,4 +1,4 @@
-"""What would keep networks from being built, reported before anything is. Imports no torch for networks of our own."""
+"""What would keep networks from being built, reported before anything is. Imports no torch for built-in ones."""
 
 from __future__ import annotations
 

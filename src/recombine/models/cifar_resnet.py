@@ -73,5 +73,6 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, classes]."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in ("layer1", "layer2", "layer3"):
+            x = self.get_submodule(stage)(x)
         return self.get_submodule(self.head)(self.avgpool(x))

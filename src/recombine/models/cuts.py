@@ -34,7 +34,7 @@ class Cut:
 
 
 def cuts(traced: Traced) -> tuple[Cut, ...]:
-    """The positions R = 1..L from input to output; the last is what enters the classifier (our own decision).
+    """The positions R = 1..L from input to output; the last is what enters the classifier.
 
     Of the necks that stand directly before a layer, or at the end of a block, the last of each shape is a cut; if none
     lies before the first block, the input of that block is one too. Layers are modules with a weight matrix or kernel,

@@ -20,7 +20,7 @@ def build(
 ) -> Model:
     """The model of a name or node, in eval mode on the CPU.
 
-    Random parts come from `seed` alone and leave torch's generator as it was. If the weights have another number of
+    Random parts come from `seed` alone; torch's generator stays as it was. If the weights have another number of
     outputs than `classes`, the classifier is replaced by a random one and the tag says so.
     Raises ConfigError for whatever `check` would name, and for checkpoints that do not fit.
     """

@@ -1,4 +1,4 @@
-"""A network that must not change: frozen while something is built on it, and told apart bit by bit."""
+"""A network that must not change: frozen while something is built on it, and compared bit by bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from recombine.models.model import Model
 
-__all__ = ["Standing", "digest", "freeze", "thaw"]
+__all__ = ["ModuleState", "digest", "freeze", "thaw"]
 
 
 def digest(net: nn.Module) -> str:
@@ -22,12 +22,12 @@ def digest(net: nn.Module) -> str:
     return value.hexdigest()
 
 
-Standing = tuple[dict[str, bool], dict[str, bool]]
+ModuleState = tuple[dict[str, bool], dict[str, bool]]
 """Which modules of a network are in training mode, and which parameters take gradients, by name."""
 
 
-def freeze(net: nn.Module) -> Standing:
-    """Put `net` in eval mode without gradients; returns what `thaw` gives it back."""
+def freeze(net: nn.Module) -> ModuleState:
+    """Put `net` in eval mode without gradients; returns what `thaw` restores."""
     before = (
         {name: module.training for name, module in net.named_modules()},
         {name: parameter.requires_grad for name, parameter in net.named_parameters()},
@@ -36,8 +36,8 @@ def freeze(net: nn.Module) -> Standing:
     return before
 
 
-def thaw(net: nn.Module, before: Standing) -> None:
-    """Give every part of `net` back its own mode and gradient flag."""
+def thaw(net: nn.Module, before: ModuleState) -> None:
+    """Restore the mode and gradient flag of every part of `net`."""
     modes, flags = before
     for name, module in net.named_modules():
         module.training = modes[name]

@@ -22,7 +22,7 @@ def without_effects(net: nn.Module, graph: fx.Graph) -> None:
     """
     changing = {name for name, module in net.named_modules() if getattr(module, "inplace", False) is True}
     for name in changing:
-        net.get_submodule(name).inplace = False
+        net.get_submodule(name).inplace = False  # type: ignore[assignment]
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         if _made_pure(node) or (node.op == "call_module" and node.target in changing):
@@ -38,8 +38,8 @@ def _made_pure(node: Node) -> bool:
         node.target = IN_PLACE[node.target]
     elif node.op == "call_function" and node.kwargs.get("inplace") is True:
         node.kwargs = {**node.kwargs, "inplace": False}
-    elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        node.target = node.target.removesuffix("_")
+    elif node.op == "call_method" and (name := str(node.target)).endswith("_") and not name.endswith("__"):
+        node.target = name.removesuffix("_")
     else:
         return False
     return True

@@ -61,7 +61,8 @@ class Traced:
 
     def copy(self, prefix: str = "") -> tuple[fx.Graph, dict[Node, Node]]:
         """A graph to edit, its modules under `prefix`, and the new node of each old one (the output node left out)."""
-        graph, new = fx.Graph(), {}
+        graph = fx.Graph()
+        new: dict[Node, Node] = {}
         output = graph.graph_copy(self.graph, new)
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
@@ -173,7 +174,7 @@ class _Tracer(fx.Tracer):
 
 
 class _Recorder(fx.Interpreter):
-    """Notes the shape of every value, and which nodes hand on their input as it is (Identity, dropout in eval)."""
+    """Notes the shape of every value, and which nodes return their input unchanged (Identity, dropout in eval)."""
 
     def run_node(self, node: Node):
         sources = [self.env[source] for source in node.all_input_nodes]

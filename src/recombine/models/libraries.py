@@ -1,6 +1,6 @@
 """What timm and torchvision know by name: networks, weights, numbers of classes.
 
-timm takes seconds to import and both import torch, so each function imports the library it asks: a built-in network
+timm takes seconds to import and both import torch, so each function imports the library it uses: a built-in network
 never needs them.
 """
 

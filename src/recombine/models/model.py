@@ -1,4 +1,4 @@
-"""Model: a network with its own preprocessing inside."""
+"""Model: a network with its preprocessing inside."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class Preprocess(nn.Module):
 
     The buffers are not persistent, so a state dict of the model holds the weights alone.
     """
+
+    scale: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -105,7 +108,8 @@ class Model(nn.Module):
     @property
     def width(self) -> int:
         """Number of `features`."""
-        return self.head.in_features if isinstance(self.head, nn.Linear) else self.head.in_channels
+        head: Any = self.head
+        return head.in_features if isinstance(head, nn.Linear) else head.in_channels
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 logits [B, classes], the same in every role of the model."""
@@ -171,11 +175,11 @@ def find_head(net: nn.Module, classes: int) -> str:
 def reset_head(net: nn.Module, classes: int, new_classes: int) -> None:
     """Replace the classifier of `classes` outputs by a freshly initialised one of `new_classes`, in place."""
     if hasattr(net, "reset_classifier"):
-        net.reset_classifier(new_classes)
+        net.reset_classifier(new_classes)  # type: ignore[operator]
         return
     name = find_head(net, classes)
     parent, _, child = name.rpartition(".")
-    old = net.get_submodule(name)
+    old: Any = net.get_submodule(name)
     bias = old.bias is not None
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, new_classes, bias)

@@ -46,24 +46,24 @@ def summary(model: Model) -> dict[str, Any]:
 
 
 def describe(models: Iterable[Model], measured: Mapping[str, float] | None = None) -> Table:
-    """A rich table with one line per model; `measured` is top-1 in percent by model name, beside the claimed one."""
+    """A rich table with one row per model; `measured` is top-1 in percent by model name, beside the claimed one."""
     from rich.table import Table
 
     table = Table(title="Models")
     for column in ("model", "input", "parameters", "trainable", "MACs", "classes", "weights", "claimed top-1"):
-        justify = "left" if column in ("model", "weights") else "right"
+        justify: Any = "left" if column in ("model", "weights") else "right"
         table.add_column(column, justify=justify, overflow="fold")
     if measured is not None:
         table.add_column("measured top-1", justify="right")
     for model in models:
-        facts = summary(model)
+        costs = summary(model)
         claimed = "" if model.claimed_accuracy is None else f"{model.claimed_accuracy:.2f}"
         cells = [
             model.name,
             f"{model.size} px",
-            f"{facts['parameters'] / 1e6:.2f} M",
-            f"{100 * facts['trainable'] / max(facts['parameters'], 1):.0f} %",
-            f"{facts['macs'] / 1e6:.1f} M",
+            f"{costs['parameters'] / 1e6:.2f} M",
+            f"{100 * costs['trainable'] / max(costs['parameters'], 1):.0f} %",
+            f"{costs['macs'] / 1e6:.1f} M",
             str(model.classes),
             model.tag,
             claimed,

@@ -89,9 +89,9 @@ def from_name(name: str, root: Path) -> Spec:
     if file:
         return from_file(file)
     known = [*config_names(), *library_names()]
-    near = did_you_mean(name.rpartition(":")[2], known, show=0)
+    suggestion = did_you_mean(name.rpartition(":")[2], known, show=0)
     raise ConfigError(
-        f"unknown model {name!r}{near and f' ({near})'}. Allowed: a name in config/model, "
+        f"unknown model {name!r}{suggestion and f' ({suggestion})'}. Allowed: a name in config/model, "
         f"timm:<name>, torchvision:<name>, hf-hub:<repository>, a checkpoint file, or the name of one in {root} "
         f"(weights_root)"
     )
@@ -151,6 +151,7 @@ def weights_file(spec: Spec, root: Path) -> Path | None:
             return None
         sought = f"{spec.name}.safetensors (.th, .pt, .pth, .bin) or {spec.name}-<8 hex digits>.* in {root}"
     else:
+        assert spec.weights is not None, "random weights have no file"
         file = next((p for p in (Path(spec.weights), root / spec.weights) if p.is_file()), None)
         sought = f"{spec.weights} and {root / spec.weights}"
     if file is None:

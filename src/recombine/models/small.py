@@ -1,4 +1,4 @@
-"""Networks for 28 to 64 pixels: torchvision's with the early down-sampling taken out, and two plain ones."""
+"""Networks for 28 to 64 pixels: torchvision's with the early down-sampling taken out, and two small ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def vgg_cifar(classes: int, depth: int = 16) -> nn.Module:
     for module in features:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     pool, flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(OrderedDict(features=features, pool=pool, flatten=flatten, classifier=nn.Linear(512, classes)))
 
@@ -52,11 +52,12 @@ def cnn(classes: int, widths: Sequence[int] = (32, 64, 128, 128)) -> nn.Module:
     """3x3 convolution, BatchNorm, ReLU per width, max pooling between, global average pooling, one linear layer."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (inputs, outputs) in enumerate(zip([3, *widths[:-1]], widths, strict=True), start=1):
-        layers[f"conv{i}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        layers[f"conv{i}"] = convolution
         layers[f"bn{i}"] = nn.BatchNorm2d(outputs)
         layers[f"relu{i}"] = nn.ReLU(inplace=True)
         layers[f"pool{i}"] = nn.MaxPool2d(2) if i < len(widths) else nn.AdaptiveAvgPool2d(1)
-        nn.init.kaiming_normal_(layers[f"conv{i}"].weight, mode="fan_out", nonlinearity="relu")
     layers["flatten"], layers["fc"] = nn.Flatten(), nn.Linear(widths[-1], classes)
     return nn.Sequential(layers)
 

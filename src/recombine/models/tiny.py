@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,13 +31,14 @@ class MLPerfResNet8(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] with H and W divisible by 4 -> logits [B, classes]."""
-        x = F.relu(self.bn0(self.conv0(x)))
-        x = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
-        y = F.relu(self.bn3(self.conv3(F.pad(x, (0, 1, 0, 1)))))
-        x = F.relu(self.bn4(self.conv4(y)) + self.conv5(x))
-        y = F.relu(self.bn5(self.conv6(F.pad(x, (0, 1, 0, 1)))))
-        x = F.relu(self.bn6(self.conv7(y)) + self.conv8(x))
-        return self.fc(x.mean((2, 3)))
+        net: Any = self  # its layers are added by name
+        x = F.relu(net.bn0(net.conv0(x)))
+        x = F.relu(net.bn2(net.conv2(F.relu(net.bn1(net.conv1(x))))) + x)
+        y = F.relu(net.bn3(net.conv3(F.pad(x, (0, 1, 0, 1)))))
+        x = F.relu(net.bn4(net.conv4(y)) + net.conv5(x))
+        y = F.relu(net.bn5(net.conv6(F.pad(x, (0, 1, 0, 1)))))
+        x = F.relu(net.bn6(net.conv7(y)) + net.conv8(x))
+        return net.fc(x.mean((2, 3)))
 
 
 class MicroNetBlock(nn.Module):

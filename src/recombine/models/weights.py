@@ -31,7 +31,7 @@ def read(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"{path} is no plain torch file (it is damaged, or holds Python objects, which would run its code); "
+            f"{path} is no torch file of tensors (it is damaged, or holds Python objects, which would run its code); "
             f"store its state_dict as safetensors and name that file"
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:

@@ -32,7 +32,7 @@ class Created:
     tag: str = "random"
     claimed_accuracy: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    """Those it was built with, beside its name and classes, where they are more than what was asked for."""
+    """Those it was built with, beside its name and classes, where they are more than those given."""
 
 
 def efficientnet(
@@ -115,9 +115,9 @@ def _create_timm(
     config = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
     if size is not None and config is not None and config.fixed_input_size:
         options.setdefault("img_size", size)  # transformers have position embeddings of one size
-    outputs = {} if classes is None else {"num_classes": classes}
+    outputs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     try:
-        net = timm.create_model(name, pretrained=pretrained, **options, **outputs)
+        net: Any = timm.create_model(name, pretrained=pretrained, **options, **outputs)
     except RuntimeError as error:
         raise ConfigError(f"timm cannot build {name}: {error}") from error
     data = timm.data.resolve_model_data_config(net, args={"img_size": options.get("img_size")})

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.models.freeze import Standing, digest, freeze, thaw
+from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.patch.file import dtype_of, put_on, read
 from recombine.patch.names import name_problem
 
@@ -27,7 +27,7 @@ class PatchedNetwork(nn.Module):
         self.base = base
         self._patches = nn.ModuleDict()  # keys begin with @, as a key that is a method's name, such as keys, is refused
         self._cards: dict[str, dict[str, Any]] = {}
-        self._before: Standing | None = None
+        self._before: ModuleState | None = None
         self._attached_to: tuple[str, str] | None = None
 
     def train(self, mode: bool = True) -> PatchedNetwork:

@@ -18,13 +18,15 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
     """Mean, sample standard deviation (ddof 1) and number of seeds of every metric, by the values of `keys`.
 
     Each seed gives one value first, the mean of its rows or the metric's statistic, so that `std` is the spread over
-    seeds and nothing else. Where a metric asks for a quantile over seeds, it stands for the mean and there is no std.
+    seeds and nothing else. Where a metric has a quantile over seeds, it replaces the mean and there is no std.
     Rows that lack a metric take no part in it. Returns a frame indexed by `keys` (as text) with columns
     (metric, mean | std | n).
     """
     rows = [row for row in rows if row.status == "ok"]
     names = dict.fromkeys([*keys, *(key for metric in metrics.values() for key in metric.across)])
-    sources = dict.fromkeys(key for name, metric in metrics.items() for key in (metric.of or name, *metric.above))
+    sources = dict.fromkeys(
+        key for name, metric in metrics.items() for key in (metric.metric or name, *metric.min_value)
+    )
     cells = [{key: str(row.cell.get(key)) for key in names} | {"seed": row.seed} for row in rows]
     labels = pd.DataFrame(cells, columns=[*names, "seed"])
     values = (
@@ -32,7 +34,7 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
     )
     columns = {}
     for name, metric in metrics.items():
-        by_seed = _by_seed(labels, values, [*keys, "seed"], metric.of or name, metric)
+        by_seed = _by_seed(labels, values, [*keys, "seed"], metric.metric or name, metric)
         over_seeds = by_seed.groupby(level=list(keys), sort=False)
         columns[name] = over_seeds.agg(["mean", "std", "count"])
         if metric.quantile is not None:
@@ -45,7 +47,7 @@ def _by_seed(
 ) -> pd.Series:
     """The metric's statistic over the means of its groups, at each place of the table and seed."""
     groups = values.groupby([labels[key] for key in dict.fromkeys([*place, *metric.across])], sort=False).mean()
-    for other, floor in metric.above.items():
+    for other, floor in metric.min_value.items():
         groups = groups[groups[other] > floor]
     kept = groups[name].groupby(level=place, sort=False)
     if metric.statistic == "std":

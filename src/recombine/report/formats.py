@@ -41,7 +41,7 @@ LATEX = {
 
 def markdown(table: Table) -> str:
     """GitHub's table dialect, values right-aligned, title above and notes below."""
-    clean = [[_markdown_cell(text) for text in line] for line in [table.headers, *table.lines]]
+    clean = [[_markdown_cell(text) for text in line] for line in [table.headers, *table.rows]]
     rule = ["---" if place < table.keys else "---:" for place in range(len(table.headers))]
     body = ["| " + " | ".join(line) + " |" for line in [clean[0], rule, *clean[1:]]]
     notes = ["", *(f"- {_markdown_cell(note)}" for note in table.notes)] if table.notes else []
@@ -62,7 +62,7 @@ def latex_escape(text: str) -> str:
 def latex(table: Table) -> str:
     """A booktabs table with caption; needs `\\usepackage{booktabs}` and UTF-8 input."""
     columns = "l" * table.keys + "r" * (len(table.headers) - table.keys)
-    lines = [" & ".join(_latex_cell(text) for text in line) + r" \\" for line in table.lines]
+    lines = [" & ".join(_latex_cell(text) for text in line) + r" \\" for line in table.rows]
     notes = [rf"\par\smallskip{{\footnotesize {latex_escape(note)}}}" for note in table.notes]
     return (
         "\n".join(
@@ -92,7 +92,7 @@ def _latex_cell(text: str) -> str:
 
 
 def csv(table: Table) -> str:
-    """One line a cell in full precision: keys, then mean, std, n, published, difference by metric, then status."""
+    """One row a cell in full precision: keys, then mean, std, n, published, difference by metric, then status."""
     return table.frame.to_csv(index=False, lineterminator="\n")
 
 
@@ -101,7 +101,7 @@ def terminal(table: Table) -> Group:
     view = RichTable()
     for place, header in enumerate(table.headers):
         view.add_column(Text(header), justify="left" if place < table.keys else "right")
-    for line in table.lines:
+    for line in table.rows:
         view.add_row(*(Text(text, style="red" if text in BROKEN else "") for text in line))
     return Group(Text(table.title, style="bold"), view, *(Text(note, style="dim") for note in table.notes))
 

@@ -47,7 +47,7 @@ def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Reco
         for entry in dict.fromkeys(row.entry for row in measured)
         for part, mine in parts(row for row in measured if row.entry == entry).items()
     }
-    order = sorted(found, key=lambda part: [natural(part[0]), *(natural(value) for _, value in part[1:])])
+    order = sorted(found, key=lambda part: [natural(str(part[0])), *(natural(value) for _, value in part[1:])])
     sections = [_section(f"s{i}", part, found, rows, specs) for i, part in enumerate(order)]
     body = [_header(title, rows), _failures(failed), *sections]
     return f"""<!doctype html>
@@ -89,9 +89,9 @@ def _facts(rows: Sequence[Row]) -> str:
     """How much lies behind the numbers, as small tiles."""
     once = {row.run: row for row in rows}.values()
     seconds = sum(float(row.provenance.get("seconds") or 0) for row in once)
-    facts = {"measured cells": sum(row.status == "ok" for row in rows), "runs": len(once)}
-    facts |= {"seeds": len({row.seed for row in rows}), "did not finish": sum(row.status != "ok" for row in rows)}
-    tiles = [(f"{value:,}", name) for name, value in facts.items() if value or name != "did not finish"]
+    counts = {"measured cells": sum(row.status == "ok" for row in rows), "runs": len(once)}
+    counts |= {"seeds": len({row.seed for row in rows}), "did not finish": sum(row.status != "ok" for row in rows)}
+    tiles = [(f"{value:,}", name) for name, value in counts.items() if value or name != "did not finish"]
     if seconds:
         tiles.append((f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h", "computing"))
     return (
@@ -102,17 +102,20 @@ def _facts(rows: Sequence[Row]) -> str:
 
 
 def _header(title: str, rows: Sequence[Row]) -> str:
-    commits = sorted({_commit(row) for row in rows if row.provenance.get("commit")})
-    text = f"from commit {', '.join(commits)}" if commits else ""
+    codes = sorted({_code(row) for row in rows if row.provenance.keys() & {"commit", "version"}})
+    text = f"from {', '.join(codes)}" if codes else ""
     return (
         f'<header><div class="kicker">RECOMBINE</div><h1>{escape(title)}</h1>'
         f'<p class="soft">{escape(text)}</p></header>{_facts(rows)}'
     )
 
 
-def _commit(row: Row) -> str:
+def _code(row: Row) -> str:
+    """The commit that measured a row; of an installed copy, the version."""
+    if "commit" not in row.provenance:
+        return f"version {row.provenance.get('version', 'unknown')}"
     changed = " (with local changes)" if row.provenance.get("dirty") else ""
-    return str(row.provenance.get("commit", "unknown"))[:12] + changed
+    return f"commit {row.provenance['commit'][:12]}{changed}"
 
 
 def _failures(failed: Sequence[Row]) -> str:
@@ -138,9 +141,9 @@ def _section(
 ) -> str:
     """All there is to one entry in one setting."""
     rows, entry, where = found[part], part[0], dict(part[1:])
-    mine = {other[1:]: members for other, members in found.items() if other[0] == entry}
+    settings = {other[1:]: members for other, members in found.items() if other[0] == entry}
     pictures = [
-        _picture(picture, together(mine, part[1:], picture.across)) for picture in PLOTS.get(entry, {}).values()
+        _picture(picture, together(settings, part[1:], picture.across)) for picture in PLOTS.get(entry, {}).values()
     ]
     pictures = [picture for picture in pictures if picture]
     mine = [spec for spec in specs.values() if spec.entry == entry] or [everything(entry, rows)]
@@ -177,7 +180,7 @@ def table_html(table: Table) -> str:
         for kind, text in zip(kinds, table.headers, strict=True)
     )
     lines = []
-    for line in table.lines:
+    for line in table.rows:
         cells = [
             f'<td class="number bad">{escape(text)}</td>' if text in BROKEN else f"<td{kind}>{escape(text)}</td>"
             for kind, text in zip(kinds, line, strict=True)
@@ -199,7 +202,7 @@ def _provenance(rows: Sequence[Row]) -> str:
         known = [
             f"{label} {_short(row.provenance[key])}" for key, label in PROVENANCE.items() if row.provenance.get(key)
         ]
-        known.insert(0, f"commit {_commit(row)}")
+        known.insert(0, _code(row))
         rest = {key: value for key, value in row.provenance.items() if key not in (*PROVENANCE, "command")}
         entries.append(
             f'<details class="run"><summary><b>{escape(name)}</b> <span class="soft">seed {row.seed}'

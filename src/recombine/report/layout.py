@@ -30,41 +30,41 @@ class Layout:
         constant = {key: frame[key].iloc[0] for key in spec.rows if len(frame) and frame[key].nunique() == 1}
         fixed = [key for key in spec.rows if key in constant and (len(frame) > 1 or key in where)]
         self.fixed = {key: constant[key] for key in (fixed if len(fixed) < len(spec.rows) else fixed[:-1])}
-        self.rows = [key for key in spec.rows if key not in self.fixed]
+        self.row_keys = [key for key in spec.rows if key not in self.fixed]
         known = {name: metric for name, metric in spec.metrics.items() if name in frame or self._published(name)}
         self.metrics = known or spec.metrics
-        values = {tuple(line[key] for key in spec.columns) for line in frame.to_dict("records")}
+        values = {tuple(record[key] for key in spec.columns) for record in frame.to_dict("records")}
         self.columns = sorted(values, key=lambda value: [natural(part) for part in value]) if spec.columns else [()]
         counts = [frame[f"{name}_n"].dropna() for name in self.metrics if f"{name}_n" in frame]
         self.seeds = pd.concat(counts) if counts else pd.Series(dtype=int)
-        self.cells = {tuple(line[key] for key in spec.keys): line for line in frame.to_dict("records")}
+        self.cells = {tuple(record[key] for key in spec.keys): record for record in frame.to_dict("records")}
 
     def _published(self, metric: str) -> bool:
         return f"{metric}_published" in self.frame
 
     def headers(self) -> list[str]:
-        headers = [self.spec.labels.get(key, key) for key in self.rows]
+        headers = [self.spec.labels.get(key, key) for key in self.row_keys]
         for value in self.columns:
             for name, metric in self.metrics.items():
                 many = not value or len(self.metrics) > 1
-                said = [part for part in value if part != "none"] or value
-                heading = " ".join([*said, *([metric.heading] if many else [])])
+                parts = [part for part in value if part != "none"] or value
+                heading = " ".join([*parts, *([metric.heading] if many else [])])
                 headers += (
                     [f"{heading} published", f"{heading} ours", "difference"] if self._published(name) else [heading]
                 )
         return headers
 
-    def lines(self) -> list[list[str]]:
+    def rows(self) -> list[list[str]]:
         seen = dict.fromkeys(tuple(cell[: len(self.spec.rows)]) for cell in self.cells)
-        return [[*self._names(line), *self._values(line)] for line in seen]
+        return [[*self._names(place), *self._values(place)] for place in seen]
 
-    def _names(self, line: tuple[str, ...]) -> list[str]:
-        return [value for key, value in zip(self.spec.rows, line, strict=True) if key in self.rows]
+    def _names(self, place: tuple[str, ...]) -> list[str]:
+        return [value for key, value in zip(self.spec.rows, place, strict=True) if key in self.row_keys]
 
-    def _values(self, line: tuple[str, ...]) -> list[str]:
+    def _values(self, place: tuple[str, ...]) -> list[str]:
         texts = []
         for value in self.columns:
-            cell = self.cells.get((*line, *value))
+            cell = self.cells.get((*place, *value))
             for name, metric in self.metrics.items():
                 several = self.seeds.nunique() > 1
                 texts += _texts(cell, name, metric, published=self._published(name), count=several)
@@ -94,10 +94,10 @@ def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, publ
         text = "n/a" if cell["status"].startswith("ok") else cell["status"]
     else:
         std = cell.get(f"{name}_std", np.nan)
-        plain = metric.statistic == "count"
-        spread = "" if pd.isna(std) or plain else f" ± {std:{metric.format.lstrip('+')}}"
+        counted = metric.statistic == "count"
+        spread = "" if pd.isna(std) or counted else f" ± {std:{metric.format.lstrip('+')}}"
         text = format(ours, metric.format) + spread
-        text += f" (n = {cell[f'{name}_n']})" if count and not plain else ""
+        text += f" (n = {cell[f'{name}_n']})" if count and not counted else ""
         text += " ★" if cell.get(f"{name}_star", False) else ""
         text += " †" if cell["status"] != "ok" else ""
     if not published:

@@ -70,7 +70,7 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def _table(name: str, where: Mapping[str, str], rows: Sequence[Row], specs: Mapping[str, TableSpec]) -> str:
     table = build(pick(specs, name), rows, where)
-    if not table.lines:
+    if not table.rows:
         raise ConfigError(f"no rows for the block table:{name} {_text(where)}".rstrip())
     return markdown(table)
 
@@ -80,9 +80,9 @@ def _plot(name: str, where: Mapping[str, str], rows: Sequence[Row], folder: Path
     if folder is None:
         raise ConfigError(f"{document} has the block plot:{name}; say where its picture goes: --pictures docs/images")
     entry, plot = name.split("/")
-    chosen = [row for row in distinct(rows) if row.entry == entry and matches(row.cell, where)]
+    selected = [row for row in distinct(rows) if row.entry == entry and matches(row.cell, where)]
     try:
-        figure = picture.draw(chosen)
+        figure = picture.draw(selected)
     except ConfigError as error:
         raise ConfigError([f"plot:{name} {_text(where)}: {problem}" for problem in error.problems]) from error
     file = save(figure, folder / _file(entry, plot, *where.values()))

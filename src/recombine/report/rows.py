@@ -32,7 +32,7 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def settings(row: Row) -> dict[str, str]:
-    """What parts the row from others of its entry: its dataset, split and share of the training images."""
+    """What distinguishes the row from others of its entry: its dataset, split and fraction of the training images."""
     return {key: str(row.cell[key]) for key in SETTINGS if key in row.cell}
 
 

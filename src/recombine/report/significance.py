@@ -1,4 +1,4 @@
-"""Which of several sets of repetitions are no worse than the best, as far as can be told."""
+"""Which of several sets of repetitions are not significantly worse than the best."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 def not_worse(samples: Mapping[Any, Sequence[float]], alpha: float = 0.05) -> set[Any]:
     """The name with the best (largest) median, and all that are not significantly below it.
 
-    One-sided Mann-Whitney U of each against the best, with Holm's correction (section 13 of stitching). Nothing where
+    One-sided Mann-Whitney U of each against the best, with Holm's correction (as Guijt et al. do). Nothing where
     no name has been measured twice.
     """
     if not samples or max(map(len, samples.values())) < 2:

@@ -35,21 +35,21 @@ class MetricColumn:
     unit: str = ""
     claimed: str = ""
     """Metric of the rows that holds what the weights' authors claim: the published value where the table has none."""
-    of: str = ""
+    metric: str = ""
     """Metric of the rows that is shown, if the column has another name."""
     statistic: str = "mean"
     """mean, median, std (population, of two at least), min, max or count: over the groups of `across`."""
     across: list[str] = field(default_factory=list)
     """Cell keys whose values make the groups; each is averaged first. Example: `statistic: median, across: [student]`
     is the mean over each student's teachers, then the median over students."""
-    above: dict[str, float] = field(default_factory=dict)
-    """Metric -> number: groups whose mean of that metric is not above it are left out."""
+    min_value: dict[str, float] = field(default_factory=dict)
+    """Metric -> number: groups whose mean of that metric is not above it are excluded."""
     quantile: float | None = None
     """0..1: this quantile over seeds in place of their mean and standard deviation."""
-    rivals: list[str] = field(default_factory=list)
-    """Cell keys whose values compete where all other keys agree: those at no significant disadvantage get a star."""
-    aside: list[str] = field(default_factory=list)
-    """Values of these keys that do not compete."""
+    compare_by: list[str] = field(default_factory=list)
+    """Cell keys whose values are compared where all other keys agree: those not significantly worse get a star."""
+    exclude_from_comparison: list[str] = field(default_factory=list)
+    """Values of these keys that are not compared."""
 
     @property
     def heading(self) -> str:
@@ -59,18 +59,18 @@ class MetricColumn:
     @property
     def note(self) -> str:
         """What a reader must know of the statistic; nothing where the heading says it."""
-        if self.rivals:
+        if self.compare_by:
             return STAR_NOTE
         if self.statistic in ("mean", "count"):
             return ""
-        limits = "".join(f", those above {floor:g} in {name} only" for name, floor in self.above.items())
+        limits = "".join(f", those above {floor:g} in {name} only" for name, floor in self.min_value.items())
         kind = "population std" if self.statistic == "std" else self.statistic
         return f"{self.label}: {kind} over the means by {' and '.join(self.across)}{limits}"
 
     def __post_init__(self) -> None:
         if self.statistic not in STATISTICS:
             raise ValueError(f"statistic {self.statistic} is none of {', '.join(STATISTICS)}")
-        if not self.across and (self.above or self.statistic != "mean"):
+        if not self.across and (self.min_value or self.statistic != "mean"):
             raise ValueError(f"statistic {self.statistic} needs `across`, the keys that make its groups")
         if self.quantile is not None and not 0 <= self.quantile <= 1:
             raise ValueError(f"quantile {self.quantile} is not in 0..1")
@@ -85,7 +85,7 @@ class TableSpec:
     title: str
     entry: str
     rows: list[str]
-    """Cell keys that make a line of the table."""
+    """Cell keys that make a row of the table."""
     metrics: dict[str, MetricColumn]
     columns: list[str] = field(default_factory=list)
     """Cell keys (in YAML one or a list) whose values become columns; without them every metric is a column."""
@@ -97,9 +97,9 @@ class TableSpec:
     bin has its upper edge; rows outside all bins are left out with a warning."""
     where: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must have."""
-    without: dict[str, Any] = field(default_factory=dict)
+    exclude: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must not have."""
-    over: list[str] = field(default_factory=list)
+    average_over: list[str] = field(default_factory=list)
     """Cell keys that are averaged over on purpose; different values of any other key are warned about."""
     labels: dict[str, str] = field(default_factory=dict)
     """Headings of cell keys."""
@@ -114,7 +114,7 @@ class TableSpec:
     source: str = ""
     """Where the published values come from."""
     note: str = ""
-    """What is to be said below the table."""
+    """Note below the table."""
     published: list[dict[str, Any]] = field(default_factory=list)
     """Cell keys and metric values together, one entry a cell."""
 
@@ -218,17 +218,17 @@ def pick(specs: Mapping[str, TableSpec], name: str) -> TableSpec:
 
 
 def matches(cell: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """Whether a cell has the values asked for; a key the cell lacks does not match."""
-    for key, wanted in where.items():
-        values = wanted if isinstance(wanted, list) else [wanted]
+    """Whether a cell has the given values; a key the cell lacks does not match."""
+    for key, allowed in where.items():
+        values = allowed if isinstance(allowed, list) else [allowed]
         if key not in cell or str(cell[key]) not in map(str, values):
             return False
     return True
 
 
-def excluded(cell: Mapping[str, Any], without: Mapping[str, Any]) -> bool:
-    """Whether a cell has any of the values that are not wanted."""
-    return any(matches(cell, {key: unwanted}) for key, unwanted in without.items())
+def excluded(cell: Mapping[str, Any], exclude: Mapping[str, Any]) -> bool:
+    """Whether a cell has any of the values to exclude."""
+    return any(matches(cell, {key: value}) for key, value in exclude.items())
 
 
 def everything(entry: str, rows: Sequence[Row]) -> TableSpec:

@@ -1,4 +1,4 @@
-"""The look that all plots share, and how they are written."""
+"""The style of all plots, and how they are written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -19,9 +20,9 @@ __all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "RED", "SERIES", "measured"
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
 SERIES = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#4d4d4d", "#a6761d")
-"""Okabe and Ito's colours: told apart with every common colour blindness."""
+"""Okabe and Ito's colours: distinguishable with every common colour blindness."""
 INK = "#24292f"
-STYLE = {
+STYLE: Any = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
     "axes.edgecolor": "#b8bec6",
@@ -56,7 +57,8 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(draw)
     def drawn(*arguments: object, **options: object) -> Figure:
-        with mpl.rc_context({**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}):
+        settings: Any = {**mpl.rcParamsDefault, **STYLE, "backend": mpl.rcParams["backend"]}
+        with mpl.rc_context(settings):
             return draw(*arguments, **options)
 
     return drawn

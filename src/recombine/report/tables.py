@@ -36,17 +36,17 @@ class MissingCell:
 
 @dataclass
 class Table:
-    """A finished table: text for readers (`headers`, `lines`, `notes`), numbers for machines (`frame`)."""
+    """A finished table: text for readers (`headers`, `rows`, `notes`), numbers for machines (`frame`)."""
 
     title: str
     headers: list[str]
-    lines: list[list[str]]
+    rows: list[list[str]]
     keys: int
-    """The first `keys` columns name the line; the others hold values."""
+    """The first `keys` columns name the row; the others hold values."""
     notes: list[str] = field(default_factory=list)
     missing: list[MissingCell] = field(default_factory=list)
     frame: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """One line a cell: keys, then mean, std, n, published and difference of every metric, then status."""
+    """One row a cell: keys, then mean, std, n, published and difference of every metric, then status."""
 
 
 def first_line(row: Row) -> str:
@@ -67,13 +67,13 @@ def gather(roots: Sequence[str]) -> list[Row]:
 
 
 def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None = None) -> Table:
-    """Make the table `spec` from rows, of the cells that have the values `where` asks for.
+    """Make the table `spec` from rows, of the cells that have the values of `where`.
 
     Raises:
         ConfigError: `where` names what no row of the entry has.
     """
     where = where or {}
-    mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.without)]
+    mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.exclude)]
     mine = [binned(row, spec.bins) for row in derive(mine, spec.derived)]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
@@ -81,7 +81,7 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     expected = _expected(spec, [*measured, *failed], where)
     frame = _frame(spec, measured, failed, expected)
     shown = Layout(spec, frame, where)
-    table = Table(spec.title, shown.headers(), shown.lines(), len(shown.rows), frame=frame)
+    table = Table(spec.title, shown.headers(), shown.rows(), len(shown.row_keys), frame=frame)
     table.missing = _missing(spec, frame, measured, failed)
     may = [row for row in mine if row.status == "ok" and _may_belong(row.cell, spec, where)]
     strangers = [row for row in may if not _belongs(row.cell, spec, where)]
@@ -114,14 +114,14 @@ def _key(cell: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def _expected(spec: TableSpec, rows: Sequence[Row], where: Mapping[str, Any]) -> dict[tuple[str, ...], None]:
-    """Keys of all cells of the table, in natural order: seen, published, asked for, and completing the pairs."""
+    """Keys of all cells of the table, in natural order: seen, published, expected, and completing the pairs."""
     keys = spec.keys
     cells = {_key(row.cell, keys): None for row in rows if all(key in row.cell for key in keys)}
     cells |= {_key(cell, keys): None for cell in spec.expected_cells()}
     if spec.pairs:
         cells |= {cell: None for cell in _pairs(cells, *(keys.index(key) for key in spec.pairs))}
-    wanted = [cell for cell in cells if _may_belong(dict(zip(keys, cell, strict=True)), spec, where)]
-    return dict.fromkeys(sorted(wanted, key=lambda cell: [natural(value) for value in cell]))
+    selected = [cell for cell in cells if _may_belong(dict(zip(keys, cell, strict=True)), spec, where)]
+    return dict.fromkeys(sorted(selected, key=lambda cell: [natural(value) for value in cell]))
 
 
 def _pairs(cells: Iterable[tuple[str, ...]], first: int, second: int) -> list[tuple[str, ...]]:
@@ -140,7 +140,7 @@ def _pairs(cells: Iterable[tuple[str, ...]], first: int, second: int) -> list[tu
 def _frame(
     spec: TableSpec, measured: list[Row], failed: list[Row], expected: Mapping[tuple[str, ...], None]
 ) -> pd.DataFrame:
-    """The numbers of the table, one line an expected cell."""
+    """The numbers of the table, one row for each expected cell."""
     keys, metrics = spec.keys, list(spec.metrics)
     claims = {name: metric.claimed for name, metric in spec.metrics.items() if metric.claimed}
     means = aggregate(measured, keys, spec.metrics | {claim: MetricColumn(claim) for claim in claims.values()})
@@ -150,41 +150,42 @@ def _frame(
         if all(key in cell for key in keys)
     }
     broken: dict[tuple, str] = {_key(r.cell, keys): r.status for r in failed if all(key in r.cell for key in keys)}
-    stars = {name: _stars(spec, name, measured) for name, metric in spec.metrics.items() if metric.rivals}
-    lines = []
+    stars = {name: _stars(spec, name, measured) for name, metric in spec.metrics.items() if metric.compare_by}
+    records = []
     for cell in expected:
-        line: dict[str, Any] = dict(zip(keys, cell, strict=True))
+        record: dict[str, Any] = dict(zip(keys, cell, strict=True))
         place = cell if len(keys) > 1 else cell[0]
         found = place in means.index
         for metric in metrics:
             mean, std, n = means.loc[place, metric] if found else (np.nan, np.nan, 0)
             claim = means.loc[place, (claims[metric], "mean")] if found and metric in claims else np.nan
             paper = published.get(cell, {}).get(metric, claim)
-            line |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
-            line |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
-            line |= {f"{metric}_star": cell in stars[metric]} if metric in stars else {}
+            record |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
+            record |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
+            record |= {f"{metric}_star": cell in stars[metric]} if metric in stars else {}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
-        line["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
-        lines.append(line)
-    frame = pd.DataFrame(lines)
+        record["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
+        records.append(record)
+    frame = pd.DataFrame(records)
     counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
     return frame.astype(counts).dropna(axis="columns", how="all")
 
 
 def _stars(spec: TableSpec, name: str, rows: Sequence[Row]) -> set[tuple[str, ...]]:
-    """The cells that are no significantly worse than the best of those they compete with."""
+    """The cells that are not significantly worse than the best of those they are compared with."""
     metric = spec.metrics[name]
     fields: dict[tuple, dict[tuple[str, ...], list[float]]] = {}
     for row in rows:
-        value = row.metrics.get(metric.of or name)
-        if value is not None and not {str(row.cell.get(key)) for key in metric.rivals} & {*metric.aside}:
-            place = _key(row.cell, [key for key in spec.keys if key not in metric.rivals])
+        value = row.metrics.get(metric.metric or name)
+        compared = {str(row.cell.get(key)) for key in metric.compare_by}
+        if value is not None and compared.isdisjoint(metric.exclude_from_comparison):
+            place = _key(row.cell, [key for key in spec.keys if key not in metric.compare_by])
             fields.setdefault(place, {}).setdefault(_key(row.cell, spec.keys), []).append(value)
     return set().union(*map(not_worse, fields.values()))
 
 
 def _missing(spec: TableSpec, frame: pd.DataFrame, measured: list[Row], failed: list[Row]) -> list[MissingCell]:
-    """Cells (and, where the table asks for seeds, seeds) without a value, each with its command."""
+    """Cells (and, where the table lists seeds, seeds) without a value, each with its command."""
     keys = spec.keys
     have = {(_key(row.cell, keys), row.seed) for row in measured}
     broken = {(_key(row.cell, keys), row.seed): row for row in failed if all(key in row.cell for key in keys)}
@@ -193,11 +194,11 @@ def _missing(spec: TableSpec, frame: pd.DataFrame, measured: list[Row], failed: 
         for row in failed
         if not all(key in row.cell for key in keys)
     ]
-    for line in frame.to_dict("records"):
-        cell = {key: line[key] for key in keys}
+    for record in frame.to_dict("records"):
+        cell = {key: record[key] for key in keys}
         place = _key(cell, keys)
         seeds = {*spec.seeds, *(seed for at, seed in broken if at == place)}
-        if line["status"] == "missing" and not seeds:
+        if record["status"] == "missing" and not seeds:
             missing.append(MissingCell(cell, None, "missing", spec.command.format(**cell, seed=0)))
         for seed in sorted(seeds):
             row = broken.get((place, seed))
@@ -220,7 +221,7 @@ def _warnings(spec: TableSpec, rows: Sequence[Row], strangers: Sequence[Row]) ->
     for row in rows:
         place = _key(row.cell, spec.keys)
         runs.setdefault((*sorted((key, str(value)) for key, value in row.cell.items()), row.seed), set()).add(row.run)
-        for key in row.cell.keys() - {*spec.keys, *spec.over}:
+        for key in row.cell.keys() - {*spec.keys, *spec.average_over}:
             values.setdefault((place, key), set()).add(str(row.cell[key]))
     mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
     mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}

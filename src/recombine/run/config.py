@@ -47,8 +47,8 @@ VOLATILE = (
 )
 """Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
 logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
-identified by digests in its provenance, so two users with other folders get the same run name). Somebody's own images
-(dataset=folder) have no other name than their place, which then counts too."""
+identified by digests in its provenance, so two users with other folders get the same run name). A folder of
+images (dataset=folder) has no other name than its place, which then counts too."""
 
 
 class RunId(NamedTuple):
@@ -79,19 +79,20 @@ def _join(items: Iterable[Any] | str) -> str:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain dictionaries and lists."""
-    return OmegaConf.to_container(cfg, resolve=True)
+    container: Any = OmegaConf.to_container(cfg, resolve=True)
+    return container
 
 
 def run_id(cfg: DictConfig, entry: str) -> RunId:
     """Name the run of `cfg`: the same for a single run, a multirun job, `compose()` and every rank."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in VOLATILE:
         *parents, last = key.split(".")
         node = functools.reduce(lambda node, part: node.get(part) or {}, parents, raw)
         if isinstance(node, dict) and not isinstance(node.get(last, {}), dict):
             # A placeholder and not a gap: other settings may be built from it by interpolation.
             node[last] = f"<{key}>"
-    stable = OmegaConf.create(raw)
+    stable: DictConfig = OmegaConf.create(raw)
     # Sub-tree by sub-tree, as `name` may use resolvers that only exist inside a Hydra job.
     tree = {str(key): _resolved(stable, str(key)) for key in stable if key not in VOLATILE}
     if _own_images(tree):
@@ -103,7 +104,7 @@ def run_id(cfg: DictConfig, entry: str) -> RunId:
 
 
 def _own_images(tree: Mapping[str, Any]) -> bool:
-    """Whether a data set is somebody's own folder, which nothing tells from another one but its place."""
+    """Whether a data set is a folder of images, which only its place distinguishes from another one."""
     nodes = [tree.get("dataset"), tree.get("source_data"), *(tree.get("tasks") or []), *(tree.get("sources") or [])]
     named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
     return any("folder" in (node.get("source"), node.get("dataset"), node.get("name")) for node in named)
@@ -130,9 +131,10 @@ def unresolved(cfg: DictConfig) -> list[str]:
     """Settings of a config that have no value: none was given, or an interpolation leads nowhere."""
     problems = []
 
-    def visit(node: DictConfig | ListConfig, prefix: str) -> None:
-        for key in node if isinstance(node, DictConfig) else range(len(node)):
-            path = f"{prefix}{key}"
+    def visit(node: Any, prefix: str) -> None:
+        keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+        for key in keys:
+            path = f"{prefix}{key!s}"
             if OmegaConf.is_missing(node, key):
                 problems.append(f"{path}: a value is needed; give {path}=...")
                 continue

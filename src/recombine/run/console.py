@@ -63,12 +63,12 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
         console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
     if len(rows) > MOST_ROWS:
         console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
-    facts = rows[0].provenance if rows else {}
-    if "seconds" in facts:
-        speed = facts.get("images_per_second")
-        console.print(f"time     {facts['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
-    if facts.get("command"):
-        console.print(f"command  {escape(facts['command'])}", soft_wrap=True)
+    provenance = rows[0].provenance if rows else {}
+    if "seconds" in provenance:
+        speed = provenance.get("images_per_second")
+        console.print(f"time     {provenance['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
+    if provenance.get("command"):
+        console.print(f"command  {escape(provenance['command'])}", soft_wrap=True)
     console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
 
 

@@ -11,11 +11,11 @@ import torch
 from recombine.core import distributed
 from recombine.core.errors import ConfigError
 
-__all__ = ["opened"]
+__all__ = ["open_device"]
 
 
 @contextmanager
-def opened(name: str, *, deterministic: bool = False) -> Iterator[tuple[torch.device, int, int]]:
+def open_device(name: str, *, deterministic: bool = False) -> Iterator[tuple[torch.device, int, int]]:
     """Enter the device called `name` and the process group of torchrun: (device, rank, world size).
 
     `auto` is CUDA where there is one, else the CPU; each local rank has a GPU of its own. Raises ConfigError for CUDA

@@ -101,7 +101,7 @@ def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def prepare(folder: Path, config_text: str, resume: str) -> None:
-    """Bring the directory into the state that `engine.resume` asks for, and note the config (YAML) in it."""
+    """Bring the directory into the state that `engine.resume` names, and note the config (YAML) in it."""
     old = [path for path in folder.iterdir() if path.name not in ("lock", "previous")]
     if resume == "never" and old:
         # One earlier attempt is kept: a slip of the keyboard must not cost days of training.

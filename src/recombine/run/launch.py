@@ -28,7 +28,7 @@ from recombine.core.types import Row
 from recombine.run import provenance
 from recombine.run.config import RunId, plain, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
-from recombine.run.device import opened
+from recombine.run.device import open_device
 from recombine.run.directory import finished, locked, note_files, prepare
 from recombine.run.run import Run
 from recombine.run.settings import EntrySettings
@@ -109,7 +109,7 @@ def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigErr
     """Leave a failed row for a config that `launch` refused, unless its directory holds rows already."""
     job = _Job(import_module(recipe), cfg, command)
     if first_rank() and not (job.folder / "row.json").exists():
-        write_rows(job.folder, [job.complete(job.failed(error), job.facts())])
+        write_rows(job.folder, [job.complete(job.failed(error), job.record())])
 
 
 class _Job:
@@ -143,7 +143,7 @@ class _Job:
     def files(self) -> list[Path]:
         return self.recipe.files(self.cfg) if hasattr(self.recipe, "files") else []
 
-    def facts(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         code = {**provenance.commit(), "versions": provenance.versions()}
         return {"command": self.command, "config": plain(self.cfg), **code}
 
@@ -154,15 +154,15 @@ class _Job:
         text = str(error) if isinstance(error, RecombineError) else f"{type(error).__name__}: {error}"
         return Row(cell=cell, status=status, error=text.strip())
 
-    def complete(self, row: Row, facts: dict[str, Any]) -> Row:
+    def complete(self, row: Row, record: dict[str, Any]) -> Row:
         run, group, _ = self.identity
-        return replace(row, entry=self.entry, seed=self.cfg.seed, run=run, group=group, provenance=facts)
+        return replace(row, entry=self.entry, seed=self.cfg.seed, run=run, group=group, provenance=record)
 
-    def tracker(self, facts: dict[str, Any]) -> Tracker:
+    def tracker(self, record: dict[str, Any]) -> Tracker:
         settings = self.cfg.get("wandb") or {}
         choices = [OmegaConf.select(self.cfg, f"{group}.name") for group in ("method", "dataset")]
         tags = [self.entry, *(str(choice)[:64] for choice in choices if choice), *settings.get("tags", [])]
-        code = {key: value for key, value in facts.items() if key != "config"}
+        code = {key: value for key, value in record.items() if key != "config"}
         return Tracker.open(
             self.folder,
             settings,
@@ -170,22 +170,22 @@ class _Job:
             group=self.identity.group,
             job_type=self.entry,
             tags=tags,
-            config={**facts["config"], "provenance": code},
+            config={**record["config"], "provenance": code},
         )
 
 
 def _execute(job: _Job, signals: StopSignals) -> list[Row]:
-    facts = job.facts()
+    record = job.record()
     deterministic = OmegaConf.select(job.cfg, "engine.deterministic", default=False)
     rows: list[Row] = []
     error: BaseException | None = None
-    with opened(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
+    with open_device(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
         seed_everything(job.cfg.seed)
-        run, group, _ = job.identity
-        tracker = job.tracker(facts) if rank == 0 else Tracker.silent()
+        name, group, _ = job.identity
+        tracker = job.tracker(record) if rank == 0 else Tracker.silent()
         watch = provenance.Stopwatch(device)
         run = Run(
-            *(job.folder, run, group, job.entry, job.cfg.seed, device, tracker, signals),
+            *(job.folder, name, group, job.entry, job.cfg.seed, device, tracker, signals),
             *(Path(job.cfg.cache_root), rank, world, job.resume),
         )
         try:
@@ -199,9 +199,9 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             rows.append(job.failed(raised))
             raise
         finally:
-            facts["inputs"] = job.manifest.digests()
-            facts |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
-            rows = [job.complete(row, facts) for row in rows]
+            record["inputs"] = job.manifest.digests()
+            record |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
+            rows = [job.complete(row, record) for row in rows]
             _close(run, rows, error)
     return rows
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from recombine import __version__
+
 __all__ = ["Stopwatch", "commit", "device_name", "versions"]
 
 PACKAGES = ("torch", "torchvision", "timm", "ffcv", "hydra-core", "wandb", "numpy")
@@ -21,16 +23,23 @@ PACKAGES = ("torch", "torchvision", "timm", "ffcv", "hydra-core", "wandb", "nump
 
 @cache
 def commit() -> dict[str, Any]:
-    """The git commit of this code and whether tracked files differ from it; empty outside a checkout."""
-    here = Path(__file__).parent
+    """The version of this package; in a checkout also its git commit, and whether tracked files differ from it."""
+    here = Path(__file__)
+    questions = (
+        ["ls-files", "--error-unmatch", here.name],  # an installed copy may lie inside another project's checkout
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "--untracked-files=no"],
+    )
     try:
-        head, status = (
-            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=20).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        _, head, status = (
+            subprocess.run(
+                ["git", "-C", here.parent, *words], capture_output=True, text=True, check=True, timeout=20
+            ).stdout
+            for words in questions
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": head.strip(), "dirty": bool(status.strip())}
+        return {"version": __version__}
+    return {"version": __version__, "commit": head.strip(), "dirty": bool(status.strip())}
 
 
 def versions() -> dict[str, str | None]:

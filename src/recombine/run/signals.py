@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
+from typing import Any
 
 __all__ = ["StopSignals"]
 
@@ -22,7 +22,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -40,4 +40,4 @@ class StopSignals:
         self.received = number
         if number == signal.SIGINT:
             # write(), as print() is not safe inside a signal handler.
-            os.write(sys.__stderr__.fileno(), b"\nstopping after this step; Ctrl-C once more kills at once\n")
+            os.write(2, b"\nstopping after this step; Ctrl-C once more kills at once\n")

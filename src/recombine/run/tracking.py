@@ -9,7 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import urlparse
 
 import torch
@@ -27,8 +27,8 @@ class Tracker:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.lines = None
-        self.wandb = None
+        self.lines: TextIO | None = None
+        self.wandb: Any = None
         self.reported: set[str] = set()
         if folder is not None:
             self._guard("metrics.jsonl", self._open_lines)
@@ -69,21 +69,25 @@ class Tracker:
         """Show a table on wandb."""
 
         def send() -> None:
+            if self.wandb is None:
+                return
             import wandb
 
             self.wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
-        self._guard("wandb", lambda: self.wandb and send())
+        self._guard("wandb", send)
 
     def image(self, name: str, path: Path) -> None:
         """Show the picture file `path` on wandb."""
 
         def send() -> None:
+            if self.wandb is None:
+                return
             import wandb
 
             self.wandb.log({name: wandb.Image(str(path))})
 
-        self._guard("wandb", lambda: self.wandb and send())
+        self._guard("wandb", send)
 
     def finish(self, exit_code: int = 0) -> None:
         """Close everything; wandb shows the run as failed unless `exit_code` is 0. May be called twice."""
@@ -102,19 +106,21 @@ class Tracker:
             self.reported.add(what)
 
     def _open_lines(self) -> None:
+        assert self.folder is not None
         path = self.folder / "metrics.jsonl"
         torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self.lines = path.open("a", encoding="utf-8", buffering=1)
+        self.lines = lines = path.open("a", encoding="utf-8", buffering=1)
         if torn:
-            self.lines.write("\n")
+            lines.write("\n")
 
     def _write_line(self, values: dict[str, Any]) -> None:
         if self.lines is not None:
             self.lines.write(json.dumps(values, default=str) + "\n")
 
-    def _open_wandb(self, mode: str, settings: Mapping[str, Any], run: dict[str, Any]) -> None:
+    def _open_wandb(self, mode: Any, settings: Mapping[str, Any], run: dict[str, Any]) -> None:
         import wandb
 
+        assert self.folder is not None
         if mode == "offline":
             print(f"wandb is offline; upload later by: wandb sync {self.folder}/wandb/offline-run-*", file=sys.stderr)
         self.wandb = wandb.init(
@@ -141,19 +147,19 @@ def _on_host(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {name: numbers[name] for name in values}
 
 
-def effective_mode(wanted: str) -> str:
+def effective_mode(mode: str) -> str:
     """What `wandb.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before, except off."""
-    if wanted == "disabled":
-        return wanted
-    wanted = os.environ.get("WANDB_MODE") or wanted
-    return wanted if wanted != "auto" else "online" if _logged_in() else "offline"
+    if mode == "disabled":
+        return mode
+    mode = os.environ.get("WANDB_MODE") or mode
+    return mode if mode != "auto" else "online" if _logged_in() else "offline"
 
 
 def _logged_in() -> bool:
-    """Whether wandb knows a key, asked without a prompt and without a network."""
+    """Whether wandb knows a key, without a prompt and without a network."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
@@ -161,7 +167,7 @@ def _logged_in() -> bool:
 
 
 def _identifier(folder: Path) -> str:
-    """An id that lives and dies with the run's folder: its resumes share it, other people's same run does not."""
+    """An id that lives and dies with the run's folder: resumed runs have the same, equal runs elsewhere another one."""
     path = folder / "wandb_id"
     if not path.exists():
         path.write_text(f"{folder.name[-8:]}-{secrets.token_hex(3)}\n", encoding="utf-8")

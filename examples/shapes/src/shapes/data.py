@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recombine.data import Arrays, Found
+from recombine.data import Arrays, SourceSplits
 
 __all__ = ["draw_shapes"]
 
 
-def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> Found:
+def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> SourceSplits:
     """`images` training images and a third as many test images, uint8 [N, 32, 32]; `folder` (data_root) is not read."""
 
     def draw(seed: int, count: int) -> Arrays:
@@ -24,4 +24,6 @@ def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> Foun
             image[:] = np.clip(110 + 70 * inside + rng.normal(0, noise, (32, 32)), 0, 255)
         return Arrays(drawn, labels)
 
-    return Found({"train": lambda: draw(1, images), "test": lambda: draw(2, images // 3)}, ["square", "disc", "cross"])
+    return SourceSplits(
+        {"train": lambda: draw(1, images), "test": lambda: draw(2, images // 3)}, ["square", "disc", "cross"]
+    )

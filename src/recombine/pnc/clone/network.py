@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.freeze import Standing, digest, freeze, thaw
+from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
 from recombine.pnc.clone.branch import FullHead, features_node, join_logits
@@ -41,7 +41,7 @@ class ClonedNetwork(nn.Module):
         self.clones = nn.ModuleDict()
         self.target_class_names = class_names
         self._digest = digest(target)
-        self._before: Standing | None = None
+        self._before: ModuleState | None = None
 
     @property
     def class_names(self) -> Names:
