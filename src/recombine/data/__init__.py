@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from recombine.data.checks import check
     from recombine.data.dataset import Data, open_data, open_data_for
     from recombine.data.layouts import SourceSplits
-    from recombine.data.storage import Arrays
+    from recombine.data.storage import ArrayReader
 
-__all__ = ["Arrays", "Data", "SourceSplits", "check", "open_data", "open_data_for"]
+__all__ = ["ArrayReader", "Data", "SourceSplits", "check", "open_data", "open_data_for"]
 _HOMES = {
-    "Arrays": "recombine.data.storage",
+    "ArrayReader": "recombine.data.storage",
     "SourceSplits": "recombine.data.layouts",
     "Data": "recombine.data.dataset",
     "check": "recombine.data.checks",

@@ -19,18 +19,18 @@ from recombine.core.errors import ConfigError
 from recombine.core.inputs import record, register_check
 from recombine.data.settings import DatasetSettings
 from recombine.data.sources import Source, open_own, open_source
-from recombine.data.storage import Files, Parquet
+from recombine.data.storage import FileReader, ParquetReader
 
 if TYPE_CHECKING:
-    from recombine.data.storage import Samples
+    from recombine.data.storage import SampleReader
 
 __all__ = ["fingerprint", "record_split"]
 
 SAMPLED = 256
-"""Files of a split whose contents are compared; of smaller splits all."""
+"""FileReader of a split whose contents are compared; of smaller splits all."""
 
 
-def listing(samples: Samples, classes: Sequence[str], label_map: Path | None) -> str:
+def listing(samples: SampleReader, classes: Sequence[str], label_map: Path | None) -> str:
     """Digest of names, sizes and labels of a split, of its classes and its label map; no image is read."""
     digest = hashlib.blake2b(json.dumps(list(classes)).encode(), digest_size=16)
     digest.update(label_map.read_bytes() if label_map else b"")
@@ -43,7 +43,7 @@ def listing(samples: Samples, classes: Sequence[str], label_map: Path | None) ->
     return digest.hexdigest()
 
 
-def fingerprint(samples: Samples, classes: Sequence[str], label_map: Path | None) -> str:
+def fingerprint(samples: SampleReader, classes: Sequence[str], label_map: Path | None) -> str:
     """Digest of `listing` and of the contents of `SAMPLED` files."""
     digest = hashlib.blake2b(listing(samples, classes, label_map).encode(), digest_size=16)
     paths, _ = _files(samples)
@@ -53,16 +53,16 @@ def fingerprint(samples: Samples, classes: Sequence[str], label_map: Path | None
     return digest.hexdigest()
 
 
-def times(samples: Samples) -> str:
+def times(samples: SampleReader) -> str:
     """Digest of when the files of a split were written."""
     paths, _ = _files(samples)
     return hashlib.blake2b(np.array([os.stat(path).st_mtime_ns for path in paths]).tobytes(), digest_size=8).hexdigest()
 
 
-def _files(samples: Samples) -> tuple[Sequence[str | Path], Path]:
-    if isinstance(samples, Files):
+def _files(samples: SampleReader) -> tuple[Sequence[str | Path], Path]:
+    if isinstance(samples, FileReader):
         return samples.paths, samples.root
-    if isinstance(samples, Parquet):
+    if isinstance(samples, ParquetReader):
         return samples.shards, samples.shards[0].parent
     return (), Path()
 

@@ -46,7 +46,7 @@ class DatasetSettings(Settings):
     folder: str = ""
     """Below data_root; default: `name`."""
     reader: Annotated[Node, READER] | None = None
-    """A function of one's own, `_target_` and arguments: `reader(folder, ...)` gives a `recombine.data.SourceSplits`."""
+    """A function of one's own, `_target_` and arguments; `reader(folder, ...)` gives `recombine.data.SourceSplits`."""
     classes: Count | None = None
     """Outputs a network needs; null: as many as there are."""
     label_map: str | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recombine.data import Arrays, SourceSplits
+from recombine.data import ArrayReader, SourceSplits
 
 __all__ = ["draw_shapes"]
 
@@ -12,7 +12,7 @@ __all__ = ["draw_shapes"]
 def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> SourceSplits:
     """`images` training images and a third as many test images, uint8 [N, 32, 32]; `folder` (data_root) is not read."""
 
-    def draw(seed: int, count: int) -> Arrays:
+    def draw(seed: int, count: int) -> ArrayReader:
         rng = np.random.default_rng(seed)
         labels = np.arange(count) % 3
         y, x = np.mgrid[:32, :32]
@@ -22,7 +22,7 @@ def draw_shapes(folder: Path, *, images: int = 600, noise: float = 25.0) -> Sour
             far = np.abs([y - row, x - column])
             inside = (far.max(0) < 6, np.hypot(*far) < 7, (far.min(0) < 2) & (far.max(0) < 8))[label]
             image[:] = np.clip(110 + 70 * inside + rng.normal(0, noise, (32, 32)), 0, 255)
-        return Arrays(drawn, labels)
+        return ArrayReader(drawn, labels)
 
     return SourceSplits(
         {"train": lambda: draw(1, images), "test": lambda: draw(2, images // 3)}, ["square", "disc", "cross"]
