@@ -12,7 +12,7 @@ from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
 from recombine.pnc.clone.branch import Branch, FullHead
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import ChannelMask, anneal_keep_ratio, budget_penalty, ramp, set_keep_ratio
+from recombine.pnc.clone.masks import anneal_keep_ratio, budget_penalty, ramp, set_keep_ratio
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, predict_linear
 from recombine.pnc.local.surrogates import LocalModels, localization_loss
 
@@ -48,7 +48,7 @@ class _CloneStage(Method):
         self.neighbourhood, self.surrogates = neighbourhood, surrogates
         self.seed, self.score_lr, self.epoch = seed, score_lr, 0
         self.register_buffer("columns", torch.tensor(net.branches[0].outputs), persistent=False)
-        self.channel_masks = [module for module in net.branches.modules() if isinstance(module, ChannelMask)]
+        self.channel_masks = [mask for branch in net.branches for mask in branch.channel_masks]
 
     def on_epoch(self, epoch: int) -> None:
         """Neighbours are drawn anew every epoch."""
@@ -102,7 +102,8 @@ class Localization(_CloneStage):
         """
         super().__init__(net, *args, **options)
         self.cloned, self.steps, self.keep_ratio, self.anneal = cloned, steps, keep_ratio, anneal
-        net.branches.requires_grad_(False)
+        for branch in net.branches:
+            branch.requires_grad_(False)
         self.channel_masks = [mask for branch in branches for mask in branch.channel_masks]
         for mask in self.channel_masks:
             mask.scores.requires_grad_(True)
@@ -159,7 +160,8 @@ class Insertion(_CloneStage):
         self.target_samples, self.loss, self.match_weight = target_samples, loss, match_weight
         self.loc_weight, self.keep_weight, self.temperature = loc_weight, keep_weight, temperature
         self.changeable = any(isinstance(branch.head, FullHead) for branch in net.branches)
-        net.branches.requires_grad_(True)
+        for branch in net.branches:
+            branch.requires_grad_(True)
         for mask in self.channel_masks:
             mask.scores.requires_grad_(bool(loc_weight))
 

@@ -6,6 +6,7 @@ The paper's full text was not at hand: layers, masks and heads are our reading (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +130,8 @@ class Branch(nn.Module):
         self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
         source = copy_buffers(source) if recalibrated else source
         self.groups = channel_groups(source, after=position.source.node)
-        self.channel_masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        self.channel_masks: Sequence[ChannelMask] = masks  # type: ignore[assignment]
         self.adapter = make_adapter(position, adapter)
         rows = find_linear_head(source)
         cloned = nn.Linear(rows.in_features, len(self.outputs))
@@ -149,7 +151,7 @@ class Branch(nn.Module):
         # in a tuple: what is in it must not be registered as a part of this module
         self._upper = (segment(root, graph, [new[self.position.source.node]], outputs),)
 
-    def _apply(self, function, recurse: bool = True):
+    def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()  # constants of the graph are copied references, which a move to another device can replace
         return moved
