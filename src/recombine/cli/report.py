@@ -1,4 +1,4 @@
-"""Everything the rows of finished runs hold as one HTML page, or as the tables and pictures of a Markdown file."""
+"""Everything the rows of finished runs hold as one HTML page, or as the tables and pictures of Markdown files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recombine.report.tables import gather
 TABLES = CONFIG_DIR / "table"
 EXAMPLES = """examples:
   recombine report --rows outputs results --out report.html
-  recombine report --rows results --readme README.md --pictures docs/images
+  recombine report --rows results --readme README.md docs/results/*.md --pictures docs/images
   recombine report --rows outputs --publish results"""
 
 
@@ -32,8 +32,15 @@ def arguments() -> argparse.Namespace:
         "--out", type=Path, metavar="FILE", help="the page (report.html unless something else is asked for)"
     )
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="Markdown file whose marked blocks are filled")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: the Markdown file's, else all")
+    parser.add_argument(
+        "--readme",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="Markdown files; their marked blocks are filled",
+    )
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: of the Markdown files, else all")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="copies of the rows, without paths, to commit")
     return parser.parse_args()
 
@@ -44,9 +51,9 @@ def main() -> None:
     register_papers()
     rows = gather(options.rows)
     specs = load_specs(TABLES)
-    if options.readme:
-        print(f"{options.readme}: {fill(options.readme, rows, specs, options.pictures)} blocks filled")
-    elif options.pictures:
+    for document in options.readme:
+        print(f"{document}: {fill(document, rows, specs, options.pictures)} blocks filled")
+    if options.pictures and not options.readme:
         print(f"{options.pictures}: {len(write_pictures(rows, options.pictures))} pictures")
     if options.publish:
         for entry in dict.fromkeys(row.entry for row in rows):

@@ -9,10 +9,13 @@ from importlib import import_module
 from typing import Any
 
 from recombine.core.errors import ConfigError, did_you_mean
+from recombine.core.inputs import record_file
 from recombine.core.settings import NodeRule, Settings, find_problems, given_settings, schema_of
 
 __all__ = ["Builds", "Node", "load_target", "parameters_of"]
 
+OWN = ("recombine.", "torch.", "torchvision.", "timm.", "builtins")
+"""Packages whose version is in the provenance; of code elsewhere the file is noted."""
 Node = dict[str, Any]
 """A config node that constructs something: `_target_` and its arguments."""
 
@@ -100,7 +103,10 @@ def load_target(path: str, name: str) -> Callable[..., Any]:
     if not module:
         raise ConfigError(f"{path}._target_={name}: package.module.Class is needed")
     try:
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
+        if not module.startswith(OWN):
+            record_file("code", inspect.getsourcefile(import_module(module)) or "")
+        return found
     except ImportError as error:
         raise ConfigError(f"{path}._target_={name}: {error}") from error
     except AttributeError as error:

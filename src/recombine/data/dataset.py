@@ -17,6 +17,7 @@ from PIL import Image
 from recombine.core.errors import ConfigError
 from recombine.data import augment as operations
 from recombine.data.device import DeviceLoader
+from recombine.data.fingerprint import record_split
 from recombine.data.loading import BatchLoader, Split
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
 from recombine.data.sources import open_own, open_source
@@ -53,7 +54,8 @@ class Data:
         else:
             name = settings.source or settings.name
             self.source = open_source(name, folder, Path(data_root), settings.download, **fake)
-        mapping = read_label_map(Path(data_root) / folder / settings.label_map) if settings.label_map else None
+        self._label_map = Path(data_root) / folder / settings.label_map if settings.label_map else None
+        mapping = read_label_map(self._label_map) if self._label_map else None
         self._relabel = Relabel(self.source.class_names, mapping, settings.classes, settings.class_subset)
         self.classes, self.class_names = self._relabel.classes, self._relabel.names
         self.splits = (
@@ -72,6 +74,7 @@ class Data:
             samples = self.source.samples(stored)
             if not len(samples):
                 raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
+            record_split(self.source, self.settings, stored, self._label_map)
             kind, size = _storage(samples, self.settings.storage)
             storage, place = Storage(kind, None if size else self.settings.max_side), self.source.place
             classes = len(self.source.class_names)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing
+from recombine.core.inputs import record_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,6 +83,7 @@ def read_card(path: str | Path, kind: str, needed: Mapping[str, Any] | None = No
 def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None = None) -> Artifact:
     """A file of this kind; ConfigError if it is none, is damaged, or does not say what is `needed` (key -> type)."""
     version, card = _checked(path, _metadata(path), kind, needed or {})
+    record_file(kind, path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)

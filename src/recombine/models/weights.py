@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
+from recombine.core.inputs import record_file
 from recombine.models.artifact import write_artifact
 from recombine.models.model import Model
 
@@ -22,6 +23,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name, on the CPU; ConfigError if it is unreadable or runs code."""
+    record_file("weights", path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

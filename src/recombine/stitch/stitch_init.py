@@ -1,9 +1,10 @@
-"""Where stitches start: as PyTorch does, scaled to the features, or at the optimum in closed form (section 6)."""
+"""Where stitches start: as PyTorch does, scaled to the features, or at the optimum in closed form."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from recombine.core.types import Loader
 from recombine.stitch.layers import rows, set_affine
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["INITIALISATIONS", "Moments", "initialise"]
+__all__ = ["Moments", "initialise"]
 
-INITIALISATIONS = ("default", "std", "lstsq")
 RIDGE = 1e-6
 """Added to the diagonal of the normal equations, in units of its mean: dead channels have no variance."""
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Sums over the rows z = (A's channels, B's channels) of one pair, in double precision."""
 
     count: Tensor
@@ -36,7 +37,11 @@ class Moments(NamedTuple):
         return cls(both.new_tensor(len(both)), both.sum(0), both.T @ both)
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+        return Moments(self.count + other.count, self.total + other.total, self.products + other.products)
+
+    def reduce(self) -> Moments:
+        """The sums over all processes, on the CPU."""
+        return Moments(*(all_reduce_sum(part.cpu()) for part in (self.count, self.total, self.products)))
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """Mean [C] and covariance [C, C]."""
@@ -44,13 +49,13 @@ class Moments(NamedTuple):
         return mean, self.products / self.count - torch.outer(mean, mean)
 
 
-def initialise(net: Supernetwork, how: str, loader: Loader, images: int) -> None:
+def initialise(net: Supernetwork, init: str, loader: Loader, images: int) -> None:
     """Set all stitches from the first `images` of a loader; `default` leaves them as they are."""
-    if how == "default":
+    if init == "default":
         return
     for pair, moments in enumerate(_moments(net, loader, images)):
         for gene in (2 * pair, 2 * pair + 1):
-            (_std if how == "std" else _least_squares)(net, gene, *_sides(net, gene, moments))
+            (_std if init == "std" else _least_squares)(net, gene, *_sides(net, gene, moments))
 
 
 @torch.no_grad()
@@ -66,11 +71,11 @@ def _moments(net: Supernetwork, loader: Loader, images: int) -> list[Moments]:
             seen += loader.batch_size
             if seen >= images:
                 break
-    return [Moments(*(all_reduce_sum(part.cpu()) for part in moments)) for moments in sums]
+    return [moments.reduce() for moments in sums]
 
 
 def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]:
-    """Of sender x and receiver y of a stitch: their means, the covariances xx and xy, the variances of y."""
+    """For sender x and receiver y of a stitch: their means, the covariances xx and xy, the variances of y."""
     mean, covariance = moments.centred()
     width = net.channels(2 * (gene // 2))
     a, b = slice(0, width), slice(width, None)
@@ -79,8 +84,8 @@ def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]
 
 
 def _std(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
-    """PyTorch's values scaled by std(y) / std(x) and moved by mean(y) - mean(x), one number each for all channels."""
-    stitch = net.stitches[gene]
+    """PyTorch's values scaled by std(y) / std(x) and shifted by mean(y) - mean(x), one number each for all channels."""
+    stitch: Any = net.stitches[gene]
     spreads = [
         (variances + (means - means.mean()).square()).mean().sqrt()
         for means, variances in ((x, xx.diagonal()), (y, yy))
