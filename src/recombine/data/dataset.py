@@ -131,7 +131,7 @@ class Data:
         batch_size: int,
         *,
         train: bool,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         size: int | None = None,
         augment: bool | str | Sequence | None = None,
     ) -> BatchLoader:

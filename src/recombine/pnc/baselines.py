@@ -138,7 +138,7 @@ def estimate_fisher(model: Model, loader: Loader) -> dict[str, Tensor]:
     parameters = {name: value.detach() for name, value in model.net.named_parameters()}
     buffers = dict(model.net.named_buffers())
 
-    def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model.net, (values, buffers), (image[None],))
         return F.cross_entropy(logits.float(), label[None])
 
@@ -165,6 +165,7 @@ class ElasticWeightConsolidation(Method):
     def __init__(self, net: Model, target: Model, stiffness: Mapping[str, Tensor]) -> None:
         super().__init__(net)
         self.target, self.stiffness = target, stiffness
+        self.net: Model
 
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch of both kinds, or of cloned classes alone."""
@@ -197,7 +198,8 @@ def consolidate(
     rate = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     loader, _ = data.joint_loader(trainer.batch_size, target)
     loader = repeat_for_steps(loader, method.epochs, method.min_steps)
-    scores, seconds = {}, 0.0
+    scores: dict[float, float] = {}
+    seconds = 0.0
     best: nn.Module = target
     for strength in method.strengths:
         stiffness = {name: (strength * value).clamp(max=1 / rate) for name, value in information.items()}

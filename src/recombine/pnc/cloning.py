@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -123,7 +123,8 @@ def _build_branch(
         if method.mask == "random":
             mask.scores.data.uniform_()
         if method.mask == "magnitude":
-            mask.scores.data.copy_(source.net.get_submodule(group.name).weight.detach().flatten(1).abs().mean(1))
+            weight: Any = source.net.get_submodule(group.name).weight
+            mask.scores.data.copy_(weight.detach().flatten(1).abs().mean(1))
     set_keep_ratio(branch.channel_masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
     return branch
 

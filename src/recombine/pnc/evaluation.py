@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ def _similarity(module: _Module, data: CloneData, evaluator: Evaluator, classes:
     indices = data.source.indices("test")[np.isin(data.source.labels("test"), classes)]
     batch = sample_batch(data.source, "test", indices, count, source.canvas)
     images = source.preprocess(batch.images)
-    options = {"count": evaluator.similarity.vectors, "columns": data.outputs}
+    options: dict[str, Any] = {"count": evaluator.similarity.vectors, "columns": data.outputs}
     thetas = [
         fit_coefficients(net, images, batch.index, evaluator.neighbourhood, evaluator.seed, **options)
         for net in (module.forward_normalized, source.net)

@@ -56,7 +56,16 @@ BASELINES: dict[type[PncMethodSettings], Callable] = {
     FromScratchSettings: train_from_scratch,
 }
 """What trains the network of each method that is no clone."""
-COMPARED = ("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter")
+COMPARED: tuple[str, ...] = (
+    "mask",
+    "mask_kind",
+    "scope",
+    "surrogate",
+    "use_complement",
+    "keep_ratio",
+    "bn_recalibrate",
+    "adapter",
+)
 COMPARED += ("align", "joint", "last_stage")
 """Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
@@ -213,7 +222,7 @@ def save_clones(
     metrics: dict[str, float],
 ) -> dict[str, float]:
     """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
-    about = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
+    about: dict[str, Any] = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
     about |= {"metrics": metrics, "method": settings.method}
     packed = [
         pack_clone(clone, name=name, target=target, source=source, **about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ def joint_similarities(
     neighbourhood, width = evaluator.neighbourhood, net.target.classes
     # `neighbourhood.outputs` is applied below, over the classes of each candidate alone
     logits = neighbourhood.model_copy(update={"output": "logit"})
-    options = {"settings": logits, "seed": evaluator.seed, "count": evaluator.similarity.vectors}
+    options: dict[str, Any] = {"settings": logits, "seed": evaluator.seed, "count": evaluator.similarity.vectors}
 
     def fit(forward: Callable[[Tensor], Tensor], columns: Sequence[int], model: Model, batch: Batch) -> Tensor:
         """Coefficients [P, N, Np + 1, O] of `forward`: images as `model` takes them -> logits [B, P, C]."""

@@ -45,6 +45,8 @@ class _CloneStage(Method):
     ) -> None:
         """`surrogates` None matches the source itself in place of its local models (method.surrogate=direct)."""
         super().__init__(net)
+        self.net: Candidates
+        self.columns: Tensor
         self.neighbourhood, self.surrogates = neighbourhood, surrogates
         self.seed, self.score_lr, self.epoch = seed, score_lr, 0
         self.register_buffer("columns", torch.tensor(net.branches[0].outputs), persistent=False)
@@ -59,7 +61,7 @@ class _CloneStage(Method):
         scores = [mask.scores for mask in self.channel_masks if mask.scores.requires_grad]
         known = {id(score) for score in scores}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": others}, {"params": scores, "lr": self.score_lr, "weight_decay": 0.0}]
+        groups: list[dict] = [{"params": others}, {"params": scores, "lr": self.score_lr, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     def localization(self, images: Tensor, index: Tensor) -> Tensor:
@@ -108,6 +110,7 @@ class Localization(_CloneStage):
         for mask in self.channel_masks:
             mask.scores.requires_grad_(True)
         self.soft = self.channel_masks[0].kind != "topk_ste"
+        self.pressure: Tensor
         self.register_buffer("pressure", torch.ones(()))
         self.after_update(-1)
 

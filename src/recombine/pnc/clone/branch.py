@@ -144,7 +144,7 @@ class Branch(nn.Module):
     def _cut(self) -> None:
         """Cut the masked source above the position."""
         (source,) = self.source
-        root = nn.Module()
+        root: Any = nn.Module()
         root.source, root.channel_masks = source.net, self.channel_masks
         graph, new = gated(source, self.groups, "source.", "channel_masks")
         outputs = [new[features_node(source)], new[source.node(source.head)]]
@@ -189,7 +189,7 @@ class Branch(nn.Module):
 
 def features_node(traced: Traced) -> Node:
     """What enters the classifier."""
-    return traced.node(traced.head).args[0]
+    return traced.node(traced.head).all_input_nodes[0]
 
 
 def find_linear_head(traced: Traced) -> nn.Linear:

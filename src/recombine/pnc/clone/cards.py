@@ -11,7 +11,14 @@ from recombine.models.artifact import read_card
 
 __all__ = ["check_cards", "read_cards"]
 
-CARD = {"name": str, "target": str, "source": dict, "source_digest": str, "class_names": list, "outputs": list}
+CARD: dict[str, Any] = {
+    "name": str,
+    "target": str,
+    "source": dict,
+    "source_digest": str,
+    "class_names": list,
+    "outputs": list,
+}
 CARD |= {"position": int, "source_position": int, "reference": bool, "adapter": str, "head": str}
 CARD |= {"recalibrated": bool, "target_size": int | None}
 """What every card says, and how; the rest is there to be read."""

@@ -42,7 +42,12 @@ class StoredClone(NamedTuple):
 
 def pack_clone(clone: Clone, *, name: str, target: nn.Module, source: Model, **about: Any) -> StoredClone:
     """A clone with its card: for which target (by digest), from which source, its classes, and `about`."""
-    card = {"name": name, "target": digest(target), "source": source.description(), "source_digest": digest(source)}
+    card: dict[str, Any] = {
+        "name": name,
+        "target": digest(target),
+        "source": source.description(),
+        "source_digest": digest(source),
+    }
     card |= {"class_names": clone.class_names, "outputs": clone.outputs, "position": clone.position.number}
     card |= {"source_position": clone.position.source_number, **clone.kinds, "reference": False}
     card |= {"masks": len(clone.masks), "target_size": getattr(target, "size", None), "network": _type(target), **about}

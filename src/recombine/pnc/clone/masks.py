@@ -49,6 +49,7 @@ class ChannelMask(nn.Module):
         super().__init__()
         self.kind = "topk_ste"
         self.scores = nn.Parameter(MASK_KINDS[self.kind] + 0.01 * torch.rand(channels))
+        self.keep: Tensor
         self.register_buffer("keep", torch.ones(()))
         self.peers: tuple[ChannelMask, ...] = (self,)
         """The masks whose channels compete for one budget; a tuple, so that they are not registered as submodules."""

@@ -13,7 +13,7 @@ from recombine.core.errors import ConfigError
 from recombine.models.freeze import Standing, digest, freeze, thaw
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
-from recombine.pnc.clone.branch import FullHead, features_node, join_logits
+from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits
 from recombine.pnc.clone.cards import read_cards
 from recombine.pnc.clone.file import free_name, load_clones
 from recombine.pnc.clone.part import Clone
@@ -47,8 +47,8 @@ class ClonedNetwork(nn.Module):
     @property
     def class_names(self) -> Names:
         """Of all outputs, in their order."""
-        head = self.traced.net.get_submodule(self.traced.head)
-        target = self.target_class_names or [f"class {i}" for i in range(head.out_features)]
+        count = find_linear_head(self.traced).out_features
+        target = self.target_class_names or [f"class {i}" for i in range(count)]
         return [*target, *(name for clone in self.clones.values() for name in clone.class_names)]
 
     def train(self, mode: bool = True) -> ClonedNetwork:

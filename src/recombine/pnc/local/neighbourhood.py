@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def draw_vectors(address: tuple[int, int, Purpose], index: Tensor, count: int, p
     """
     seed, epoch, purpose = address
     number = index.long()[:, None] * (1 << 32) + torch.arange(count, device=index.device)
-    words = [bits(seed, epoch, number, purpose + word) for word in range(-(-patches // WORD))]
+    words: list[Any] = [bits(seed, epoch, number, purpose + word) for word in range(-(-patches // WORD))]
     shifts = torch.arange(WORD, device=index.device)
     vectors = ((torch.stack(words, -1)[..., None] >> shifts) & 1).flatten(2)[..., :patches].bool()
     vectors[:, 0] = True
