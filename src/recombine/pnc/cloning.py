@@ -98,10 +98,10 @@ def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> 
         maskable = [position for position in there if channel_groups(source, after=position.source.node)]
         return maskable[-1:] or there[1:]
     known = sorted({position.number for position in there})
-    chosen = known[1:] if method.positions is None else method.positions
-    if wrong := sorted(set(chosen) - set(known)):
-        raise ConfigError(f"method.positions={list(chosen)}: {wrong} are none; there are {known}")
-    return [position for position in there if position.number in chosen]
+    candidates = known[1:] if method.positions is None else method.positions
+    if wrong := sorted(set(candidates) - set(known)):
+        raise ConfigError(f"method.positions={list(candidates)}: {wrong} are none; there are {known}")
+    return [position for position in there if position.number in candidates]
 
 
 def _build_branch(

@@ -156,7 +156,7 @@ def similarity_by_class(net: Candidates, branch: int, data: CloneData, evaluator
 
 
 def _similarity(module: _Module, data: CloneData, evaluator: Evaluator, classes: Sequence[int]) -> float:
-    """How alike module and source behave around test images of some of the source's classes."""
+    """How alike module and source behave around test images of given classes of the source."""
     assert evaluator.similarity is not None
     source, count = module.net.source, evaluator.similarity.images
     indices = data.source.indices("test")[np.isin(data.source.labels("test"), classes)]

@@ -71,7 +71,7 @@ COMPARED += ("align", "joint", "last_stage")
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """The keys of the row, known before anything is built."""
     config = plain(cfg)
     try:
         sources = list_sources(config)

@@ -96,7 +96,7 @@ class Localization(_CloneStage):
         anneal: bool,
         **options,
     ) -> None:
-        """Learns the masks of `branches`, of which one at least has some.
+        """Learns the masks of `branches`, of which one at least has masks.
 
         `cloned`: how many samples of a batch, the first ones, are of cloned classes; None if all are. The others, if
         any, make the second term of eq. (3). `steps` of this stage, over which the budget falls to `keep_ratio`, or

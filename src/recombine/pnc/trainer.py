@@ -27,7 +27,7 @@ class Trainer:
     schedule: Callable
     batch_size: int
     eval_batch_size: int
-    """For passes over the training images without gradients."""
+    """For training images that are read without gradients."""
     folder: str = ""
     """Prefix of the names of fits, which keeps those of several sources apart."""
 

@@ -27,9 +27,9 @@ __all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_node", "find_lin
 class RowsHead(nn.Module):
     """New classifier rows that see the features of both branches; they start as the source's own rows."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
-        self.fc = self._start(nn.Linear(own.in_features + rows.in_features, rows.out_features), rows)
+        self.fc = self._start(nn.Linear(target.in_features + rows.in_features, rows.out_features), rows)
 
     @staticmethod
     def _start(fc: nn.Linear, rows: nn.Linear) -> nn.Linear:
@@ -47,8 +47,8 @@ class RowsHead(nn.Module):
     @torch.no_grad()
     def narrow(self, kept: Tensor) -> None:
         """Forget the source's features outside a bool mask [C_s]."""
-        own = self.fc.in_features - len(kept)
-        columns = torch.cat([torch.ones(own, dtype=torch.bool, device=kept.device), kept])
+        width = self.fc.in_features - len(kept)
+        columns = torch.cat([torch.ones(width, dtype=torch.bool, device=kept.device), kept])
         self.fc.weight = nn.Parameter(self.fc.weight[:, columns])
         self.fc.in_features = int(columns.sum())
 
@@ -59,12 +59,12 @@ class FullHead(RowsHead):
     The only head that answers for the target's classes too, and so changes their logits while the clone is attached.
     """
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         nn.Module.__init__(self)
-        width, classes = own.in_features, own.out_features
+        width, classes = target.in_features, target.out_features
         self.fc = self._start(nn.Linear(width + rows.in_features, classes + rows.out_features), rows)
-        self.fc.weight.data[:classes, :width] = own.weight.data
-        self.fc.bias.data[:classes] = own.bias.data if own.bias is not None else 0
+        self.fc.weight.data[:classes, :width] = target.weight.data
+        self.fc.bias.data[:classes] = target.bias.data if target.bias is not None else 0
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Features [B, C_t] and [B, C_s] -> logits of all classes [B, T + n]."""
@@ -74,7 +74,7 @@ class FullHead(RowsHead):
 class ScaleHead(nn.Module):
     """The source's own logits, each with a factor and a bias: the fewest parameters."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.ones(rows.out_features))
         self.bias = nn.Parameter(torch.zeros(rows.out_features))
@@ -87,7 +87,7 @@ class ScaleHead(nn.Module):
 class ConcatHead(nn.Module):
     """The source's own logits as they are."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
@@ -115,13 +115,14 @@ class Branch(nn.Module):
         position: Position,
         source: Traced,
         outputs: Sequence[int],
-        own: nn.Linear,
+        target_head: nn.Linear,
         *,
         adapter: str,
         head: str,
         recalibrated: bool = False,
     ) -> None:
-        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head.
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `target_head`: the target's
+        classifier.
 
         `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`.
         """
@@ -137,7 +138,7 @@ class Branch(nn.Module):
         cloned = nn.Linear(rows.in_features, len(self.outputs))
         cloned.weight.data.copy_(rows.weight.data[self.outputs])
         cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
-        self.head = HEADS[head](cloned, own)
+        self.head = HEADS[head](cloned, target_head)
         self.source = (source,)  # in a tuple: it is shared, and no part of this module
         self._cut()
 
@@ -198,6 +199,6 @@ def find_linear_head(traced: Traced) -> nn.Linear:
     if not isinstance(head, nn.Linear):
         raise ConfigError(
             f"{type(traced.net).__name__} ends in a {type(head).__name__}; cloning needs a linear classifier, as "
-            f"ResNets, MobileNets and plain networks have"
+            f"ResNets, MobileNets and networks of plain convolutions have"
         )
     return head

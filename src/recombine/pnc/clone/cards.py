@@ -1,4 +1,4 @@
-"""What clone files say of their clones. No torch here: files are checked before it is imported."""
+"""The cards in clone files. No torch here: files are checked before it is imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD: dict[str, Any] = {
 }
 CARD |= {"position": int, "source_position": int, "reference": bool, "adapter": str, "head": str}
 CARD |= {"recalibrated": bool, "target_size": int | None}
-"""What every card says, and how; the rest is there to be read."""
+"""Keys that every card has, and their types; others are there to be read."""
 
 
 def read_cards(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -30,7 +30,7 @@ def read_cards(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def check_cards(path: str | Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The cards in the card of a file; ConfigError if they do not say what they must."""
+    """The cards in the card of a file; ConfigError if a key is missing or of another type."""
     cards = content["cards"]
     wrong = {
         key

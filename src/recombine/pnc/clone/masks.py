@@ -102,7 +102,7 @@ def budget_penalty(channel_masks: Sequence[ChannelMask], keep_ratio: float) -> T
     """What holds soft masks to the budget and drives them to 0 and 1, 0-d.
 
     30 sum_l relu(mean(m^l) - keep_ratio) + 2 sum_l mean(m^l (1 - m^l)) over the masks, m = sigmoid(a); under a common
-    budget the first mean is over all gates that share it.
+    budget the first mean is over all masks that share it.
     """
     total = torch.zeros((), device=channel_masks[0].scores.device)
     for mask in channel_masks:
