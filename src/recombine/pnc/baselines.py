@@ -19,11 +19,11 @@ from recombine.models import build as build_network
 from recombine.models.graph import traced
 from recombine.pnc.clone.branch import find_linear_head
 from recombine.pnc.data import CloneData, repeat_for_steps
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import DirectEnsembleSettings, EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.metrics import mean_accuracy
 from recombine.pnc.stages import distillation
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 from recombine.run.config import build
 
 __all__ = [
@@ -60,8 +60,8 @@ def ensemble(
     source: Model,
     data: CloneData,
     method: DirectEnsembleSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """Both whole networks in the joint label space; nothing is trained."""
     samples = {"samples_original": 0.0, "samples_cloned": 0.0}
@@ -119,7 +119,12 @@ def add_outputs(target: Model, count: int, seed: int) -> Model:
 
 
 def finetune(
-    target: Model, source: Model, data: CloneData, method: FineTuningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: FineTuningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """A copy of the target with new rows, trained whole."""
     net = add_outputs(target, len(data.outputs), trainer.seed)
@@ -186,7 +191,7 @@ class ElasticWeightConsolidation(Method):
 
 
 def consolidate(
-    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: CloneTrainer, evaluator: CloneEvaluator
 ) -> Trained:
     """The best of a copy of the target with new rows for each strength (Kirkpatrick et al., PNAS 2017).
 
@@ -218,7 +223,12 @@ def consolidate(
 
 
 def train_from_scratch(
-    target: Model, source: Model, data: CloneData, method: FromScratchSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: FromScratchSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """The target's architecture, drawn from the run's seed, and trained in the joint label space."""
     node = {**target.options, **target.preprocess.settings(), "architecture": target.architecture, "weights": None}

@@ -26,13 +26,13 @@ from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import Position, find_positions
 from recombine.pnc.data import CloneData, repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.local.neighbourhood import Neighbourhood
 from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.search import score_positions, select_position
 from recombine.pnc.stages import Insertion, Localization
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 
 __all__ = [
     *("LearnedClone", "build_candidates", "insert", "learn_clone", "localize", "share_scores", "start_adapters"),
@@ -56,7 +56,12 @@ class LearnedClone(NamedTuple):
 
 
 def learn_clone(
-    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: CloningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> LearnedClone:
     """Localize, insert at every position, select one, cut the clone out."""
     net = build_candidates(target, source, data, method, trainer.seed)
@@ -133,7 +138,7 @@ def _build_branch(
 
 
 def localize(
-    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
 ) -> tuple[LocalModels | None, dict[str, float]]:
     """Stage 1: learn the masks of all positions at once, eq. (6); returns the local models and metrics."""
     metrics: dict[str, float] = {}
@@ -150,7 +155,7 @@ def localize(
 
 
 def _fit_local_models(
-    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
 ) -> LocalModels:
     if neighbourhood.refit:
         columns = torch.tensor(data.outputs, device=trainer.run.device)
@@ -169,7 +174,7 @@ def _learn_masks(
     method: CloningSettings,
     neighbourhood: Neighbourhood,
     local: LocalModels | None,
-    trainer: Trainer,
+    trainer: CloneTrainer,
 ) -> Fit:
     cloned, augment = None, neighbourhood.refit
     if method.use_complement:
@@ -222,7 +227,7 @@ def insert(
     method: CloningSettings,
     neighbourhood: Neighbourhood,
     local: LocalModels | None,
-    trainer: Trainer,
+    trainer: CloneTrainer,
 ) -> Fit:
     """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned, eq. (9)."""
     if method.adapter_init == "lstsq":

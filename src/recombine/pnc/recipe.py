@@ -22,7 +22,7 @@ from recombine.pnc.clone.part import Clone
 from recombine.pnc.cloning import build_candidates, learn_clone, localize
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import (
     CloningSettings,
     DirectEnsembleSettings,
@@ -36,7 +36,7 @@ from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 from recombine.run.config import plain
 from recombine.run.run import Run
 
@@ -112,7 +112,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         pairs = open_clone_data(settings, run, stack)
         target = build_target(settings, run, pairs[0].target)
         sources = build_source_networks(settings, run, pairs) if method.needs_sources else []
-        trainer, evaluator = Trainer.from_settings(settings, run), Evaluator.from_settings(settings, run, target)
+        trainer, evaluator = (
+            CloneTrainer.from_settings(settings, run),
+            CloneEvaluator.from_settings(settings, run, target),
+        )
         alone = evaluate_alone(target, sources, pairs, evaluator, main=run.main)
         if isinstance(method, CloningSettings) and method.last_stage == "localize":
             for position, metrics in evaluate_modules(target, sources[0], pairs[0], method, trainer, evaluator):
@@ -136,8 +139,8 @@ def add_classes(
     sources: Sequence[Model],
     pairs: Sequence[CloneData],
     method: PncMethodSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> tuple[nn.Module, dict[str, float]]:
     """The network of a method that learns no clone, and metrics of its training."""
     if isinstance(method, FromFileSettings):
@@ -171,8 +174,8 @@ def learn_clones(
     sources: Sequence[Model],
     pairs: Sequence[CloneData],
     method: CloningSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> tuple[dict[str, Clone], dict[str, float], dict[str, list]]:
     """A clone of every source by itself, by name, with metrics and series; RuntimeError if a network changed.
 
@@ -199,7 +202,7 @@ def join_clones(
     target: Model,
     clones: Mapping[str, Clone],
     pairs: Sequence[CloneData],
-    trainer: Trainer,
+    trainer: CloneTrainer,
     calibrate_epochs: float,
     min_steps: int,
 ) -> ClonedNetwork:
@@ -234,7 +237,12 @@ def save_clones(
 
 
 def evaluate_modules(
-    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: CloningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Every position and the metrics of its module: how local it is, and how well it keeps what is cloned."""
     net = build_candidates(target, source, data, method, trainer.seed)

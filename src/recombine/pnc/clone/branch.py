@@ -1,6 +1,6 @@
 """A part of the source hung into the target: adapter, upper layers of the source, new outputs (eq. 7).
 
-The paper's full text was not at hand: layers, masks and heads are our reading (docs/methods/pnc.md).
+The paper's full text was not at hand: layers, masks and heads are our reading (docs/methods/clone.md).
 """
 
 from __future__ import annotations
