@@ -119,9 +119,9 @@ def section(schema: type[Settings], path: str) -> list[str]:
 
 def option(schema: type[Settings], path: str) -> list[str]:
     """One class that a node may construct, with the config options that choose it."""
-    configs = ", ".join(f"`{path}={name}`" for name in configs_of(schema.target, path.rpartition(".")[2]))
-    title = schema.target.rpartition(".")[2]
-    chosen = f" Chosen by {configs}." if configs else f" Chosen by `{f'{path}.' * bool(path)}_target_={schema.target}`."
+    configs = ", ".join(f"`{path}={name}`" for name in configs_of(schema.constructs, path.rpartition(".")[2]))
+    title = schema.constructs.rpartition(".")[2]
+    chosen = f" Chosen by {configs}." if configs else f" Chosen by `{f'{path}.' * bool(path)}_target_={schema.constructs}`."
     lines = ["", f"#### {title}", "", escape(about(schema)) + chosen, ""]
     return lines + (fields_table(schema.model_fields, prefix=f"{path}." if path else "") or ["No settings."])
 
