@@ -143,7 +143,7 @@ def declared():
     """Every class of settings.py that declares what a method takes, and what is constructed from it."""
     found = [value for value in vars(settings).values() if isinstance(value, type)]
     found = [one for one in found if issubclass(one, settings.PatchMethodSettings)]
-    return [(one, load_target("", one.target) if one.target else one) for one in found]
+    return [(one, load_target("", one.constructs) if one.constructs else one) for one in found]
 
 
 @pytest.mark.parametrize(("schema", "made"), declared())

@@ -12,10 +12,10 @@ from recombine.core.results import read_rows
 from recombine.models import Model
 from recombine.pnc import recipe
 from recombine.pnc.data import CloneData, open_clone_data
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.settings import PncSettings
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 from recombine.run.config import plain
 from recombine.run.launch import launch
 from tests.core.fitting import SmallRun
@@ -51,8 +51,8 @@ class Parts:
     pairs: list[CloneData]
     target: Model
     sources: list[Model]
-    trainer: Trainer
-    evaluator: Evaluator
+    trainer: CloneTrainer
+    evaluator: CloneEvaluator
 
     @property
     def data(self) -> CloneData:
@@ -71,5 +71,5 @@ def open_parts(folder, weights, *overrides):
         pairs = open_clone_data(settings, run, stack)
         target = build_target(settings, run, pairs[0].target)
         sources = build_source_networks(settings, run, pairs)
-        evaluator = Evaluator.from_settings(settings, run, target)
-        yield Parts(pairs, target, sources, Trainer.from_settings(settings, run), evaluator)
+        evaluator = CloneEvaluator.from_settings(settings, run, target)
+        yield Parts(pairs, target, sources, CloneTrainer.from_settings(settings, run), evaluator)

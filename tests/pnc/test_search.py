@@ -15,7 +15,7 @@ from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import find_positions, list_cuts
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, fit_ridge
 from recombine.pnc.method_settings import PositionSearchSettings
 from recombine.pnc.search import joint_similarities, select_position
@@ -109,7 +109,7 @@ def test_similarity_of_a_candidate_by_hand(digits, build):
     net = Candidates(target, source, (graph(target), graph(source)), branches).eval()
     neighbourhood = Neighbourhood(grid=2, num_fit=12, output="prob")
     batch = next(digits.loader("train", 3, train=False, indices=[5, 70, 300]).epoch(0))
-    evaluator = Evaluator(16, 8, "fp32", None, 7, neighbourhood, SimilaritySettings(images=3, vectors=14))
+    evaluator = CloneEvaluator(16, 8, "fp32", None, 7, neighbourhood, SimilaritySettings(images=3, vectors=14))
     found = joint_similarities(net, [1, 3], batch, batch, evaluator)
     for k, branch in enumerate(branches):
         cloned = ClonedNetwork(target, ["a"] * 4).attach(Clone(branch, ["x", "y"]), "c")

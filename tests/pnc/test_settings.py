@@ -20,6 +20,7 @@ from recombine.pnc.recipe import BASELINES
 from recombine.pnc.settings import PncSettings
 from recombine.run.config import plain
 from tests import sweeps
+from tests.core.test_torch_free import ROOT, RUN
 
 FOLDER = sweeps.CONFIG / "pnc"
 METHODS = sorted(path.stem for path in (FOLDER / "method").glob("*.yaml"))
@@ -64,3 +65,25 @@ def test_every_choice_is_built_by_something():
 def test_settings_load_no_torch():
     code = "import sys, recombine.pnc.settings, recombine.pnc.method_settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
+
+
+def test_a_wrong_command_is_answered_at_once_and_without_torch(tmp_path, weights):
+    """Every mistake is reported together: of the method, its search, the neighbourhood, the data and the sources."""
+    wrong = {
+        "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude is needed",
+        "method.search.patience=0": "method.search.patience=0: a whole number of at least 1 is needed",
+        "+method.keep_rato=0.5": "unknown setting method.keep_rato: did you mean 'keep_ratio'",
+        "lime.num_fit=10": "lime.num_fit=10: at least 34 are needed",
+        "similarity.images=0": "similarity.images=0: a whole number of at least 1 is needed",
+        "select_fraction=2": "select_fraction=2: a number above 0 and below 1 is needed",
+        "on_collision=last": "on_collision=last: one of error, first is needed",
+        "sources=[7]": "sources, entry 1: 7 is no source with its data and classes",
+        "scratch.augment=mirror": "scratch.augment=mirror: known are",
+    }
+    networks = [f"weights_root={weights}", "model@target=any", "target.name=high"]
+    command = [sys.executable, "-c", RUN, str(ROOT / "main_pnc.py"), *networks, *wrong]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2 and "torch: False" in told
+    for words in wrong.values():
+        assert words in told

@@ -16,23 +16,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recombine.pnc.clone.file import load_clones, read_cards, save_clone
+    from recombine.pnc.clone.cards import read_cards
+    from recombine.pnc.clone.file import load_clones, save_clone
     from recombine.pnc.clone.network import ClonedNetwork, attach
     from recombine.pnc.clone.part import Clone
 
 __all__ = ["Clone", "ClonedNetwork", "attach", "load_clones", "read_cards", "save_clone"]
-_HOMES = {
+_MODULES = {
     "Clone": "recombine.pnc.clone.part",
     "ClonedNetwork": "recombine.pnc.clone.network",
     "attach": "recombine.pnc.clone.network",
     "load_clones": "recombine.pnc.clone.file",
-    "read_cards": "recombine.pnc.clone.file",
+    "read_cards": "recombine.pnc.clone.cards",
     "save_clone": "recombine.pnc.clone.file",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Names are imported when they are used: settings can be read without torch."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

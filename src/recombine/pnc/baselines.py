@@ -19,11 +19,11 @@ from recombine.models import build as build_network
 from recombine.models.graph import traced
 from recombine.pnc.clone.branch import find_linear_head
 from recombine.pnc.data import CloneData, repeat_for_steps
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import DirectEnsembleSettings, EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.metrics import mean_accuracy
 from recombine.pnc.stages import distillation
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 from recombine.run.config import build
 
 __all__ = [
@@ -60,8 +60,8 @@ def ensemble(
     source: Model,
     data: CloneData,
     method: DirectEnsembleSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """Both whole networks in the joint label space; nothing is trained."""
     samples = {"samples_original": 0.0, "samples_cloned": 0.0}
@@ -119,7 +119,12 @@ def add_outputs(target: Model, count: int, seed: int) -> Model:
 
 
 def finetune(
-    target: Model, source: Model, data: CloneData, method: FineTuningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: FineTuningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """A copy of the target with new rows, trained whole."""
     net = add_outputs(target, len(data.outputs), trainer.seed)
@@ -138,7 +143,7 @@ def estimate_fisher(model: Model, loader: Loader) -> dict[str, Tensor]:
     parameters = {name: value.detach() for name, value in model.net.named_parameters()}
     buffers = dict(model.net.named_buffers())
 
-    def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+    def loss(values: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model.net, (values, buffers), (image[None],))
         return F.cross_entropy(logits.float(), label[None])
 
@@ -165,6 +170,7 @@ class ElasticWeightConsolidation(Method):
     def __init__(self, net: Model, target: Model, stiffness: Mapping[str, Tensor]) -> None:
         super().__init__(net)
         self.target, self.stiffness = target, stiffness
+        self.net: Model
 
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch of both kinds, or of cloned classes alone."""
@@ -185,7 +191,7 @@ class ElasticWeightConsolidation(Method):
 
 
 def consolidate(
-    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: CloneTrainer, evaluator: CloneEvaluator
 ) -> Trained:
     """The best of a copy of the target with new rows for each strength (Kirkpatrick et al., PNAS 2017).
 
@@ -197,7 +203,8 @@ def consolidate(
     rate = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
     loader, _ = data.joint_loader(trainer.batch_size, target)
     loader = repeat_for_steps(loader, method.epochs, method.min_steps)
-    scores, seconds = {}, 0.0
+    scores: dict[float, float] = {}
+    seconds = 0.0
     best: nn.Module = target
     for strength in method.strengths:
         stiffness = {name: (strength * value).clamp(max=1 / rate) for name, value in information.items()}
@@ -216,7 +223,12 @@ def consolidate(
 
 
 def train_from_scratch(
-    target: Model, source: Model, data: CloneData, method: FromScratchSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: FromScratchSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Trained:
     """The target's architecture, drawn from the run's seed, and trained in the joint label space."""
     node = {**target.options, **target.preprocess.settings(), "architecture": target.architecture, "weights": None}

@@ -12,7 +12,7 @@ from recombine.engine.method import Method
 from recombine.models import Model
 from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.data import CloneData, first_outputs, repeat_for_steps
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -44,7 +44,7 @@ class Calibration(Method):
 
 
 def calibrate(
-    net: ClonedNetwork, target: Model, pairs: Sequence[CloneData], trainer: Trainer, epochs: float, min_steps: int
+    net: ClonedNetwork, target: Model, pairs: Sequence[CloneData], trainer: CloneTrainer, epochs: float, min_steps: int
 ) -> None:
     """Learn scales and biases on the images of all sources' clones and, if these may be used, the target's own.
 

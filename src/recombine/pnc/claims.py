@@ -1,4 +1,4 @@
-"""What the rows of cloning say of the paper's claims."""
+"""The paper's claims, derived from the rows of cloning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASK = ("dataset", "target", "source", "clone", "fraction", "use_target_data")
 
 
 def is_default(row: Row) -> bool:
-    """Whether a row is of the method with its default settings, not of an ablation; old rows do not say."""
+    """Whether a row has the method's default settings; keys that old rows lack are ignored."""
     cell = row.cell
     head = "rows" if cell.get("use_target_data", True) else "concat"
     default = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +26,13 @@ from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import Position, find_positions
 from recombine.pnc.data import CloneData, repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.local.neighbourhood import Neighbourhood
 from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.search import score_positions, select_position
 from recombine.pnc.stages import Insertion, Localization
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 
 __all__ = [
     *("LearnedClone", "build_candidates", "insert", "learn_clone", "localize", "share_scores", "start_adapters"),
@@ -56,7 +56,12 @@ class LearnedClone(NamedTuple):
 
 
 def learn_clone(
-    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: CloningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> LearnedClone:
     """Localize, insert at every position, select one, cut the clone out."""
     net = build_candidates(target, source, data, method, trainer.seed)
@@ -98,10 +103,10 @@ def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> 
         maskable = [position for position in there if channel_groups(source, after=position.source.node)]
         return maskable[-1:] or there[1:]
     known = sorted({position.number for position in there})
-    chosen = known[1:] if method.positions is None else method.positions
-    if wrong := sorted(set(chosen) - set(known)):
-        raise ConfigError(f"method.positions={list(chosen)}: {wrong} are none; there are {known}")
-    return [position for position in there if position.number in chosen]
+    candidates = known[1:] if method.positions is None else method.positions
+    if wrong := sorted(set(candidates) - set(known)):
+        raise ConfigError(f"method.positions={list(candidates)}: {wrong} are none; there are {known}")
+    return [position for position in there if position.number in candidates]
 
 
 def _build_branch(
@@ -123,7 +128,8 @@ def _build_branch(
         if method.mask == "random":
             mask.scores.data.uniform_()
         if method.mask == "magnitude":
-            mask.scores.data.copy_(source.net.get_submodule(group.name).weight.detach().flatten(1).abs().mean(1))
+            weight: Any = source.net.get_submodule(group.name).weight
+            mask.scores.data.copy_(weight.detach().flatten(1).abs().mean(1))
     set_keep_ratio(branch.channel_masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
     return branch
 
@@ -132,7 +138,7 @@ def _build_branch(
 
 
 def localize(
-    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
 ) -> tuple[LocalModels | None, dict[str, float]]:
     """Stage 1: learn the masks of all positions at once, eq. (6); returns the local models and metrics."""
     metrics: dict[str, float] = {}
@@ -149,7 +155,7 @@ def localize(
 
 
 def _fit_local_models(
-    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
 ) -> LocalModels:
     if neighbourhood.refit:
         columns = torch.tensor(data.outputs, device=trainer.run.device)
@@ -168,7 +174,7 @@ def _learn_masks(
     method: CloningSettings,
     neighbourhood: Neighbourhood,
     local: LocalModels | None,
-    trainer: Trainer,
+    trainer: CloneTrainer,
 ) -> Fit:
     cloned, augment = None, neighbourhood.refit
     if method.use_complement:
@@ -221,7 +227,7 @@ def insert(
     method: CloningSettings,
     neighbourhood: Neighbourhood,
     local: LocalModels | None,
-    trainer: Trainer,
+    trainer: CloneTrainer,
 ) -> Fit:
     """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned, eq. (9)."""
     if method.adapter_init == "lstsq":

@@ -175,10 +175,14 @@ def sample_batch(data: Data, split: str, indices: np.ndarray, count: int, size: 
 
 def open_clone_data(settings: PncSettings, run: Run, stack: ExitStack) -> list[CloneData]:
     """The data of the target with each source's, closed by `stack`; ConfigError for classes that cannot be cloned."""
-    where = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
-    roots = {"data_root": settings.data_root, "cache_root": settings.cache_root, "loader": settings.loader}
+    where: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
+    roots: dict[str, Any] = {
+        "data_root": settings.data_root,
+        "cache_root": settings.cache_root,
+        "loader": settings.loader,
+    }
 
-    def open_data(node: Mapping[str, Any] | DatasetSettings) -> Data:
+    def open_data(node: Any) -> Data:
         data = datasets.open_data(node, **roots, **where)
         stack.callback(data.close)
         return data

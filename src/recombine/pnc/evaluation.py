@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from recombine.models.overview import flops
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.data import CloneData, first_outputs, sample_batch
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.metrics import accuracy, count_bytes, joint_metrics, percent, source_metrics
 from recombine.run.console import show
@@ -32,7 +33,7 @@ def suffix(pairs: Sequence[CloneData], number: int) -> str:
 
 
 def evaluate_alone(
-    target: Model, sources: Sequence[Model], pairs: Sequence[CloneData], evaluator: Evaluator, *, main: bool
+    target: Model, sources: Sequence[Model], pairs: Sequence[CloneData], evaluator: CloneEvaluator, *, main: bool
 ) -> dict[str, float]:
     """Accuracies of target and sources on the test images of their own classes; shown on the `main` process."""
     accuracies = {target: accuracy(evaluator.predict_alone(target, pairs[0].target))}
@@ -68,7 +69,9 @@ def list_masks(net: Candidates, branch: int) -> dict[str, list]:
 # ------------------------------------------------------------------------------------- the joint label space
 
 
-def evaluate_joint(net: nn.Module, target: Model, pairs: Sequence[CloneData], evaluator: Evaluator) -> dict[str, float]:
+def evaluate_joint(
+    net: nn.Module, target: Model, pairs: Sequence[CloneData], evaluator: CloneEvaluator
+) -> dict[str, float]:
     """Accuracies of a network in the joint label space of all sources on the test images, and its operations.
 
     Of several sources also each by itself, and what is left when the first is detached, whose outputs then go.
@@ -124,7 +127,7 @@ class _Module(nn.Module):
         return self.net.branches[self.branch].upper(values[self.branch])[1].float()
 
 
-def evaluate_module(net: Candidates, branch: int, data: CloneData, evaluator: Evaluator) -> dict[str, float]:
+def evaluate_module(net: Candidates, branch: int, data: CloneData, evaluator: CloneEvaluator) -> dict[str, float]:
     """How well the masked source tells the cloned classes from its others: hits and false positives, always both."""
     module = _Module(net, branch)
     predictions = evaluator.predict_module(module, net.source, data.source)
@@ -145,7 +148,7 @@ def evaluate_module(net: Candidates, branch: int, data: CloneData, evaluator: Ev
     return metrics | {f"similarity_{name}": value for name, value in similarities.items()}
 
 
-def similarity_by_class(net: Candidates, branch: int, data: CloneData, evaluator: Evaluator) -> dict[str, list]:
+def similarity_by_class(net: Candidates, branch: int, data: CloneData, evaluator: CloneEvaluator) -> dict[str, list]:
     """How alike module and source behave around each class of the source, on the outputs of the cloned ones."""
     if evaluator.similarity is None or not evaluator.similarity.by_class:
         return {}
@@ -154,14 +157,14 @@ def similarity_by_class(net: Candidates, branch: int, data: CloneData, evaluator
     return {"similarity_by_class": values, "source_classes": data.source.class_names}
 
 
-def _similarity(module: _Module, data: CloneData, evaluator: Evaluator, classes: Sequence[int]) -> float:
-    """How alike module and source behave around test images of some of the source's classes."""
+def _similarity(module: _Module, data: CloneData, evaluator: CloneEvaluator, classes: Sequence[int]) -> float:
+    """How alike module and source behave around test images of given classes of the source."""
     assert evaluator.similarity is not None
     source, count = module.net.source, evaluator.similarity.images
     indices = data.source.indices("test")[np.isin(data.source.labels("test"), classes)]
     batch = sample_batch(data.source, "test", indices, count, source.canvas)
     images = source.preprocess(batch.images)
-    options = {"count": evaluator.similarity.vectors, "columns": data.outputs}
+    options: dict[str, Any] = {"count": evaluator.similarity.vectors, "columns": data.outputs}
     thetas = [
         fit_coefficients(net, images, batch.index, evaluator.neighbourhood, evaluator.seed, **options)
         for net in (module.forward_normalized, source.net)

@@ -16,11 +16,11 @@ from recombine.pnc.local.neighbourhood import Neighbourhood
 from recombine.pnc.settings import PncSettings, SimilaritySettings
 from recombine.run.run import Run
 
-__all__ = ["Evaluator"]
+__all__ = ["CloneEvaluator"]
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class CloneEvaluator:
     """How networks are evaluated and compared."""
 
     canvas: int
@@ -35,7 +35,7 @@ class Evaluator:
     """How module and source are compared; None: not at all."""
 
     @classmethod
-    def from_settings(cls, settings: PncSettings, run: Run, target: Model) -> Evaluator:
+    def from_settings(cls, settings: PncSettings, run: Run, target: Model) -> CloneEvaluator:
         """The evaluator of a run."""
         neighbourhood = Neighbourhood.of(settings.lime, "lime")
         options = (target.canvas, settings.eval_batch_size, settings.engine.precision, run.cache, run.seed)

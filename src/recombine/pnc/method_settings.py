@@ -11,6 +11,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.settings import Settings
 from recombine.data.augment_settings import problems_of
 from recombine.engine.settings import OptimizerNode, ScheduleNode
+from recombine.pnc.clone.cards import read_cards
 
 __all__ = [
     *("CloningSettings", "DirectEnsembleSettings", "EwcSettings", "FineTuningSettings", "FromFileSettings"),
@@ -229,8 +230,6 @@ class FromFileSettings(PncMethodSettings):
 
     def read_cards(self) -> list[dict[str, Any]]:
         """Of all clones; ConfigError for what is no clone file."""
-        from recombine.pnc.clone.file import read_cards
-
         return [card for name in self.files for card in read_cards(name).values()]
 
     def check(self, path: str) -> list[str]:

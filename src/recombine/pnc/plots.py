@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
@@ -91,7 +92,7 @@ def position_curve(rows: Sequence[Row]) -> Figure:
             _curve(axes, pd.concat(map(pd.DataFrame, points)), colour, label)
         for row in group:
             axes.axvline(row.metrics["position"], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.set_xlabel("position R")
     panels[0].set_ylabel("top-1 on kept images (%)")
     panels[0].legend(loc="best", fontsize=8)

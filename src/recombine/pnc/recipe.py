@@ -22,7 +22,7 @@ from recombine.pnc.clone.part import Clone
 from recombine.pnc.cloning import build_candidates, learn_clone, localize
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import (
     CloningSettings,
     DirectEnsembleSettings,
@@ -36,7 +36,7 @@ from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
-from recombine.pnc.trainer import Trainer
+from recombine.pnc.trainer import CloneTrainer
 from recombine.run.config import plain
 from recombine.run.run import Run
 
@@ -56,13 +56,22 @@ BASELINES: dict[type[PncMethodSettings], Callable] = {
     FromScratchSettings: train_from_scratch,
 }
 """What trains the network of each method that is no clone."""
-COMPARED = ("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter")
+COMPARED: tuple[str, ...] = (
+    "mask",
+    "mask_kind",
+    "scope",
+    "surrogate",
+    "use_complement",
+    "keep_ratio",
+    "bn_recalibrate",
+    "adapter",
+)
 COMPARED += ("align", "joint", "last_stage")
 """Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+    """The keys of the row, known before anything is built."""
     config = plain(cfg)
     try:
         sources = list_sources(config)
@@ -103,7 +112,10 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         pairs = open_clone_data(settings, run, stack)
         target = build_target(settings, run, pairs[0].target)
         sources = build_source_networks(settings, run, pairs) if method.needs_sources else []
-        trainer, evaluator = Trainer.from_settings(settings, run), Evaluator.from_settings(settings, run, target)
+        trainer, evaluator = (
+            CloneTrainer.from_settings(settings, run),
+            CloneEvaluator.from_settings(settings, run, target),
+        )
         alone = evaluate_alone(target, sources, pairs, evaluator, main=run.main)
         if isinstance(method, CloningSettings) and method.last_stage == "localize":
             for position, metrics in evaluate_modules(target, sources[0], pairs[0], method, trainer, evaluator):
@@ -127,8 +139,8 @@ def add_classes(
     sources: Sequence[Model],
     pairs: Sequence[CloneData],
     method: PncMethodSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> tuple[nn.Module, dict[str, float]]:
     """The network of a method that learns no clone, and metrics of its training."""
     if isinstance(method, FromFileSettings):
@@ -162,8 +174,8 @@ def learn_clones(
     sources: Sequence[Model],
     pairs: Sequence[CloneData],
     method: CloningSettings,
-    trainer: Trainer,
-    evaluator: Evaluator,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> tuple[dict[str, Clone], dict[str, float], dict[str, list]]:
     """A clone of every source by itself, by name, with metrics and series; RuntimeError if a network changed.
 
@@ -190,7 +202,7 @@ def join_clones(
     target: Model,
     clones: Mapping[str, Clone],
     pairs: Sequence[CloneData],
-    trainer: Trainer,
+    trainer: CloneTrainer,
     calibrate_epochs: float,
     min_steps: int,
 ) -> ClonedNetwork:
@@ -213,7 +225,7 @@ def save_clones(
     metrics: dict[str, float],
 ) -> dict[str, float]:
     """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
-    about = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
+    about: dict[str, Any] = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
     about |= {"metrics": metrics, "method": settings.method}
     packed = [
         pack_clone(clone, name=name, target=target, source=source, **about)
@@ -225,7 +237,12 @@ def save_clones(
 
 
 def evaluate_modules(
-    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: CloningSettings,
+    trainer: CloneTrainer,
+    evaluator: CloneEvaluator,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Every position and the metrics of its module: how local it is, and how well it keeps what is cloned."""
     net = build_candidates(target, source, data, method, trainer.seed)

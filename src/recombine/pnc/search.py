@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from recombine.models import Model
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.data import CloneData, sample_batch
-from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.method_settings import PositionSearchSettings
 from recombine.pnc.metrics import percent
@@ -44,7 +45,7 @@ class _Flat(nn.Module):
         return self.net(images).flatten(1)
 
 
-def score_positions(net: Candidates, data: CloneData, evaluator: Evaluator) -> dict[str, list]:
+def score_positions(net: Candidates, data: CloneData, evaluator: CloneEvaluator) -> dict[str, list]:
     """Every candidate on the images kept for selection: position, accuracies, eq. (8) if measured, and parameters."""
     flat = evaluator.predict_joint(_Flat(net), data, "select")
     positions = [branch.position for branch in net.branches]
@@ -69,7 +70,7 @@ def score_positions(net: Candidates, data: CloneData, evaluator: Evaluator) -> d
 
 
 def joint_similarities(
-    net: Candidates, outputs: Sequence[int], new: Batch, old: Batch, evaluator: Evaluator
+    net: Candidates, outputs: Sequence[int], new: Batch, old: Batch, evaluator: CloneEvaluator
 ) -> list[float]:
     """Eq. (8) of every candidate: Sim(M_f, M_c | D_t) of the cloned outputs + Sim(M_t, M_c | D_o) of the target's.
 
@@ -81,7 +82,7 @@ def joint_similarities(
     neighbourhood, width = evaluator.neighbourhood, net.target.classes
     # `neighbourhood.outputs` is applied below, over the classes of each candidate alone
     logits = neighbourhood.model_copy(update={"output": "logit"})
-    options = {"settings": logits, "seed": evaluator.seed, "count": evaluator.similarity.vectors}
+    options: dict[str, Any] = {"settings": logits, "seed": evaluator.seed, "count": evaluator.similarity.vectors}
 
     def fit(forward: Callable[[Tensor], Tensor], columns: Sequence[int], model: Model, batch: Batch) -> Tensor:
         """Coefficients [P, N, Np + 1, O] of `forward`: images as `model` takes them -> logits [B, P, C]."""

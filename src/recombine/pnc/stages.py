@@ -12,7 +12,7 @@ from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
 from recombine.pnc.clone.branch import Branch, FullHead
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import ChannelMask, anneal_keep_ratio, budget_penalty, ramp, set_keep_ratio
+from recombine.pnc.clone.masks import anneal_keep_ratio, budget_penalty, ramp, set_keep_ratio
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, predict_linear
 from recombine.pnc.local.surrogates import LocalModels, localization_loss
 
@@ -45,10 +45,12 @@ class _CloneStage(Method):
     ) -> None:
         """`surrogates` None matches the source itself in place of its local models (method.surrogate=direct)."""
         super().__init__(net)
+        self.net: Candidates
+        self.columns: Tensor
         self.neighbourhood, self.surrogates = neighbourhood, surrogates
         self.seed, self.score_lr, self.epoch = seed, score_lr, 0
         self.register_buffer("columns", torch.tensor(net.branches[0].outputs), persistent=False)
-        self.channel_masks = [module for module in net.branches.modules() if isinstance(module, ChannelMask)]
+        self.channel_masks = [mask for branch in net.branches for mask in branch.channel_masks]
 
     def on_epoch(self, epoch: int) -> None:
         """Neighbours are drawn anew every epoch."""
@@ -59,7 +61,7 @@ class _CloneStage(Method):
         scores = [mask.scores for mask in self.channel_masks if mask.scores.requires_grad]
         known = {id(score) for score in scores}
         others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": others}, {"params": scores, "lr": self.score_lr, "weight_decay": 0.0}]
+        groups: list[dict] = [{"params": others}, {"params": scores, "lr": self.score_lr, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
     def localization(self, images: Tensor, index: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ class Localization(_CloneStage):
         anneal: bool,
         **options,
     ) -> None:
-        """Learns the masks of `branches`, of which one at least has some.
+        """Learns the masks of `branches`, of which one at least has masks.
 
         `cloned`: how many samples of a batch, the first ones, are of cloned classes; None if all are. The others, if
         any, make the second term of eq. (3). `steps` of this stage, over which the budget falls to `keep_ratio`, or
@@ -102,11 +104,13 @@ class Localization(_CloneStage):
         """
         super().__init__(net, *args, **options)
         self.cloned, self.steps, self.keep_ratio, self.anneal = cloned, steps, keep_ratio, anneal
-        net.branches.requires_grad_(False)
+        for branch in net.branches:
+            branch.requires_grad_(False)
         self.channel_masks = [mask for branch in branches for mask in branch.channel_masks]
         for mask in self.channel_masks:
             mask.scores.requires_grad_(True)
         self.soft = self.channel_masks[0].kind != "topk_ste"
+        self.pressure: Tensor
         self.register_buffer("pressure", torch.ones(()))
         self.after_update(-1)
 
@@ -159,7 +163,8 @@ class Insertion(_CloneStage):
         self.target_samples, self.loss, self.match_weight = target_samples, loss, match_weight
         self.loc_weight, self.keep_weight, self.temperature = loc_weight, keep_weight, temperature
         self.changeable = any(isinstance(branch.head, FullHead) for branch in net.branches)
-        net.branches.requires_grad_(True)
+        for branch in net.branches:
+            branch.requires_grad_(True)
         for mask in self.channel_masks:
             mask.scores.requires_grad_(bool(loc_weight))
 

@@ -13,11 +13,11 @@ from recombine.pnc.settings import PncSettings
 from recombine.run.config import build
 from recombine.run.run import Run
 
-__all__ = ["Trainer"]
+__all__ = ["CloneTrainer"]
 
 
 @dataclass(frozen=True)
-class Trainer:
+class CloneTrainer:
     """The run's engine, optimizer and schedule."""
 
     run: Run
@@ -27,12 +27,12 @@ class Trainer:
     schedule: Callable
     batch_size: int
     eval_batch_size: int
-    """For passes over the training images without gradients."""
+    """For training images that are read without gradients."""
     folder: str = ""
     """Prefix of the names of fits, which keeps those of several sources apart."""
 
     @classmethod
-    def from_settings(cls, settings: PncSettings, run: Run, folder: str = "") -> Trainer:
+    def from_settings(cls, settings: PncSettings, run: Run, folder: str = "") -> CloneTrainer:
         """The trainer of a run."""
         optimizer, schedule = build(settings.optimizer), build(settings.schedule)
         return cls(run, settings.engine, optimizer, schedule, settings.batch_size, settings.eval_batch_size, folder)

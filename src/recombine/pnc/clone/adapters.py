@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +80,8 @@ class LeastSquares:
     def __init__(self, adapter: nn.Module) -> None:
         self.adapter = adapter
         self.resized = [part for part in adapter.modules() if isinstance(part, Resized)]
-        self.layers = [part for part in adapter.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
-        self.moments: list[Tensor] | None = None
+        self.layers: list[Any] = [part for part in adapter.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+        self.moments: list[Tensor] = []
 
     @torch.no_grad()
     def add(self, target: Tensor, source: Tensor) -> None:
@@ -93,7 +94,7 @@ class LeastSquares:
             source = source.flatten(2).mT.flatten(0, 1)
         rows = F.pad(target.double(), (0, 1), value=1.0)
         found = [rows.mT @ rows, rows.mT @ source.double()]
-        self.moments = found if self.moments is None else [a + b for a, b in zip(self.moments, found, strict=True)]
+        self.moments = [a + b for a, b in zip(self.moments, found, strict=True)] if self.moments else found
 
     @torch.no_grad()
     def solve(self) -> None:
@@ -115,7 +116,7 @@ class LeastSquares:
         else:
             first.weight.copy_(theta[: first.weight[0].numel()].mT.view_as(first.weight))
 
-    def _normalised(self, norm: nn.BatchNorm2d, theta: Tensor, gram: Tensor) -> Tensor:
+    def _normalised(self, norm: Any, theta: Tensor, gram: Tensor) -> Tensor:
         """The first layer's weights, with the norm made so that all of it gives [h, 1] theta, and that alone."""
         mean = gram[-1, :-1] / gram[-1, -1]
         spread = gram[:-1, :-1] / gram[-1, -1] - mean[:, None] * mean

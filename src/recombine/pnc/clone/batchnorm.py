@@ -49,4 +49,5 @@ def recalibrate(norms: Sequence[_BatchNorm], forward: Callable[[Tensor], object]
             norm.train(training)
     for norm in norms:
         for value in (norm.running_mean, norm.running_var):
-            value.copy_(all_reduce_sum(value) / world())
+            if value is not None:
+                value.copy_(all_reduce_sum(value) / world())

@@ -1,11 +1,12 @@
 """A part of the source hung into the target: adapter, upper layers of the source, new outputs (eq. 7).
 
-The paper's full text was not at hand: layers, masks and heads are our reading (docs/methods/pnc.md).
+The paper's full text was not at hand: layers, masks and heads are our reading (docs/methods/clone.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,9 @@ __all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_node", "find_lin
 class RowsHead(nn.Module):
     """New classifier rows that see the features of both branches; they start as the source's own rows."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
-        self.fc = self._start(nn.Linear(own.in_features + rows.in_features, rows.out_features), rows)
+        self.fc = self._start(nn.Linear(target.in_features + rows.in_features, rows.out_features), rows)
 
     @staticmethod
     def _start(fc: nn.Linear, rows: nn.Linear) -> nn.Linear:
@@ -46,8 +47,8 @@ class RowsHead(nn.Module):
     @torch.no_grad()
     def narrow(self, kept: Tensor) -> None:
         """Forget the source's features outside a bool mask [C_s]."""
-        own = self.fc.in_features - len(kept)
-        columns = torch.cat([torch.ones(own, dtype=torch.bool, device=kept.device), kept])
+        width = self.fc.in_features - len(kept)
+        columns = torch.cat([torch.ones(width, dtype=torch.bool, device=kept.device), kept])
         self.fc.weight = nn.Parameter(self.fc.weight[:, columns])
         self.fc.in_features = int(columns.sum())
 
@@ -58,12 +59,12 @@ class FullHead(RowsHead):
     The only head that answers for the target's classes too, and so changes their logits while the clone is attached.
     """
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         nn.Module.__init__(self)
-        width, classes = own.in_features, own.out_features
+        width, classes = target.in_features, target.out_features
         self.fc = self._start(nn.Linear(width + rows.in_features, classes + rows.out_features), rows)
-        self.fc.weight.data[:classes, :width] = own.weight.data
-        self.fc.bias.data[:classes] = own.bias.data if own.bias is not None else 0
+        self.fc.weight.data[:classes, :width] = target.weight.data
+        self.fc.bias.data[:classes] = target.bias.data if target.bias is not None else 0
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """Features [B, C_t] and [B, C_s] -> logits of all classes [B, T + n]."""
@@ -73,7 +74,7 @@ class FullHead(RowsHead):
 class ScaleHead(nn.Module):
     """The source's own logits, each with a factor and a bias: the fewest parameters."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.ones(rows.out_features))
         self.bias = nn.Parameter(torch.zeros(rows.out_features))
@@ -86,7 +87,7 @@ class ScaleHead(nn.Module):
 class ConcatHead(nn.Module):
     """The source's own logits as they are."""
 
-    def __init__(self, rows: nn.Linear, own: nn.Linear) -> None:
+    def __init__(self, rows: nn.Linear, target: nn.Linear) -> None:
         super().__init__()
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
@@ -114,13 +115,14 @@ class Branch(nn.Module):
         position: Position,
         source: Traced,
         outputs: Sequence[int],
-        own: nn.Linear,
+        target_head: nn.Linear,
         *,
         adapter: str,
         head: str,
         recalibrated: bool = False,
     ) -> None:
-        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `own`: the target's head.
+        """`outputs`: the source's outputs that are cloned, in the order of the new logits; `target_head`: the target's
+        classifier.
 
         `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`.
         """
@@ -129,27 +131,28 @@ class Branch(nn.Module):
         self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
         source = copy_buffers(source) if recalibrated else source
         self.groups = channel_groups(source, after=position.source.node)
-        self.channel_masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        self.channel_masks: Sequence[ChannelMask] = masks  # type: ignore[assignment]
         self.adapter = make_adapter(position, adapter)
         rows = find_linear_head(source)
         cloned = nn.Linear(rows.in_features, len(self.outputs))
         cloned.weight.data.copy_(rows.weight.data[self.outputs])
         cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
-        self.head = HEADS[head](cloned, own)
+        self.head = HEADS[head](cloned, target_head)
         self.source = (source,)  # in a tuple: it is shared, and no part of this module
         self._cut()
 
     def _cut(self) -> None:
         """Cut the masked source above the position."""
         (source,) = self.source
-        root = nn.Module()
+        root: Any = nn.Module()
         root.source, root.channel_masks = source.net, self.channel_masks
         graph, new = gated(source, self.groups, "source.", "channel_masks")
         outputs = [new[features_node(source)], new[source.node(source.head)]]
         # in a tuple: what is in it must not be registered as a part of this module
         self._upper = (segment(root, graph, [new[self.position.source.node]], outputs),)
 
-    def _apply(self, function, recurse: bool = True):
+    def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()  # constants of the graph are copied references, which a move to another device can replace
         return moved
@@ -187,7 +190,7 @@ class Branch(nn.Module):
 
 def features_node(traced: Traced) -> Node:
     """What enters the classifier."""
-    return traced.node(traced.head).args[0]
+    return traced.node(traced.head).all_input_nodes[0]
 
 
 def find_linear_head(traced: Traced) -> nn.Linear:
@@ -196,6 +199,6 @@ def find_linear_head(traced: Traced) -> nn.Linear:
     if not isinstance(head, nn.Linear):
         raise ConfigError(
             f"{type(traced.net).__name__} ends in a {type(head).__name__}; cloning needs a linear classifier, as "
-            f"ResNets, MobileNets and plain networks have"
+            f"ResNets, MobileNets and networks of plain convolutions have"
         )
     return head

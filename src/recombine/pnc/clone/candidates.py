@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Candidates(nn.Module):
         """`traced`: the graphs of target and source."""
         super().__init__()
         self.target, self.source = target.requires_grad_(False), source.requires_grad_(False)
-        self.branches = nn.ModuleList(branches)
+        self.branches: Sequence[Branch] = nn.ModuleList(branches)  # type: ignore[assignment]
         self._traced = traced
         self._cut()
 
@@ -40,7 +41,7 @@ class Candidates(nn.Module):
         # in a tuple: the segments share the modules of both networks, which must be registered only once
         self._taps = build_taps(target, self.branches, "target"), build_taps(source, self.branches, "source")
 
-    def _apply(self, function, recurse: bool = True):
+    def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()
         return moved

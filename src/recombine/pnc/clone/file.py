@@ -16,22 +16,19 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models import Model, zoo
-from recombine.models.artifact import DAMAGE, read_artifact, read_card, write_artifact
+from recombine.models.artifact import DAMAGE, read_artifact, write_artifact
 from recombine.models.freeze import digest
 from recombine.models.graph import trace, traced
 from recombine.pnc.clone.branch import Branch, find_linear_head
+from recombine.pnc.clone.cards import check_cards
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import Position, list_cuts
 
 __all__ = [
-    *("StoredClone", "build_clone", "file_size", "free_name", "load_clones", "pack_clone", "read_cards"),
+    *("StoredClone", "build_clone", "file_size", "free_name", "load_clones", "pack_clone"),
     *("read_clones", "save_clone", "to_reference", "to_whole", "write_clones"),
 ]
 
-CARD = {"name": str, "target": str, "source": dict, "source_digest": str, "class_names": list, "outputs": list}
-CARD |= {"position": int, "source_position": int, "reference": bool, "adapter": str, "head": str}
-CARD |= {"recalibrated": bool, "target_size": int | None}
-"""What every card says, and how; the rest is there to be read."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What a reference holds of the source's layers if their BatchNorm statistics are the clone's own."""
 
@@ -45,7 +42,12 @@ class StoredClone(NamedTuple):
 
 def pack_clone(clone: Clone, *, name: str, target: nn.Module, source: Model, **about: Any) -> StoredClone:
     """A clone with its card: for which target (by digest), from which source, its classes, and `about`."""
-    card = {"name": name, "target": digest(target), "source": source.description(), "source_digest": digest(source)}
+    card: dict[str, Any] = {
+        "name": name,
+        "target": digest(target),
+        "source": source.description(),
+        "source_digest": digest(source),
+    }
     card |= {"class_names": clone.class_names, "outputs": clone.outputs, "position": clone.position.number}
     card |= {"source_position": clone.position.source_number, **clone.kinds, "reference": False}
     card |= {"masks": len(clone.masks), "target_size": getattr(target, "size", None), "network": _type(target), **about}
@@ -108,29 +110,11 @@ def save_clone(
     return write_clones(path, [to_reference(whole) if reference else whole])
 
 
-def read_cards(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The cards of a file's clones by name, in the order of their outputs; ConfigError if it is no clone file."""
-    return {card["name"]: card for card in _checked(path, read_card(path, "clone", {"cards": list}))}
-
-
 def read_clones(path: str | Path) -> list[StoredClone]:
     """The clones of a file; ConfigError if it is none. Files of version 0.1 are read too."""
     artifact = read_artifact(path, "clone", {"cards": list})
-    cards = _checked(path, artifact.card)
+    cards = check_cards(path, artifact.card)
     return [StoredClone(card, _part(artifact.tensors, f"{card['name']}/")) for card in cards]
-
-
-def _checked(path: str | Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    cards = content["cards"]
-    wrong = {
-        key
-        for card in cards
-        for key, kind in CARD.items()
-        if not isinstance(card, dict) or key not in card or not isinstance(card[key], kind)
-    }
-    if wrong:
-        raise ConfigError(f"{path} is damaged or of another version: its cards do not say {', '.join(sorted(wrong))}")
-    return cards
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class ChannelMask(nn.Module):
         super().__init__()
         self.kind = "topk_ste"
         self.scores = nn.Parameter(MASK_KINDS[self.kind] + 0.01 * torch.rand(channels))
+        self.keep: Tensor
         self.register_buffer("keep", torch.ones(()))
         self.peers: tuple[ChannelMask, ...] = (self,)
         """The masks whose channels compete for one budget; a tuple, so that they are not registered as submodules."""
@@ -101,7 +102,7 @@ def budget_penalty(channel_masks: Sequence[ChannelMask], keep_ratio: float) -> T
     """What holds soft masks to the budget and drives them to 0 and 1, 0-d.
 
     30 sum_l relu(mean(m^l) - keep_ratio) + 2 sum_l mean(m^l (1 - m^l)) over the masks, m = sigmoid(a); under a common
-    budget the first mean is over all gates that share it.
+    budget the first mean is over all masks that share it.
     """
     total = torch.zeros((), device=channel_masks[0].scores.device)
     for mask in channel_masks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from recombine.core.errors import ConfigError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
-from recombine.pnc.clone.branch import FullHead, features_node, join_logits
-from recombine.pnc.clone.file import free_name, load_clones, read_cards
+from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits
+from recombine.pnc.clone.cards import read_cards
+from recombine.pnc.clone.file import free_name, load_clones
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import list_cuts
 
@@ -38,7 +39,7 @@ class ClonedNetwork(nn.Module):
         self.target = target
         self.preprocess = target.preprocess if isinstance(target, Model) else nn.Identity()
         self.traced = traced(target, size)
-        self.clones = nn.ModuleDict()
+        self.clones: MutableMapping[str, Clone] = nn.ModuleDict()  # type: ignore[assignment]
         self.target_class_names = class_names
         self._digest = digest(target)
         self._before: ModuleState | None = None
@@ -46,9 +47,9 @@ class ClonedNetwork(nn.Module):
     @property
     def class_names(self) -> Names:
         """Of all outputs, in their order."""
-        head = self.traced.net.get_submodule(self.traced.head)
-        target = self.target_class_names or [f"class {i}" for i in range(head.out_features)]
-        return [*target, *(name for clone in self._clones() for name in clone.class_names)]
+        count = find_linear_head(self.traced).out_features
+        target = self.target_class_names or [f"class {i}" for i in range(count)]
+        return [*target, *(name for clone in self.clones.values() for name in clone.class_names)]
 
     def train(self, mode: bool = True) -> ClonedNetwork:
         """The target and its clones stay in eval mode while there is a clone."""
@@ -85,14 +86,11 @@ class ClonedNetwork(nn.Module):
             raise ConfigError(f"a clone cannot be called {name!r}: that name is taken; attach it under another one")
         if doubles := sorted(set(clone.class_names).intersection(self.class_names)):
             raise ConfigError(f"clone {name}: the network knows {', '.join(doubles)} already; detach one of the two")
-        if len(self.clones) and any(isinstance(c.head, FullHead) for c in (clone, *self._clones())):
+        if len(self.clones) and any(isinstance(c.head, FullHead) for c in (clone, *self.clones.values())):
             raise ConfigError(
                 f"clone {name}: a head of kind full answers for the classes of its target alone and stands beside no "
                 f"other clone; make both with method.head=rows, or detach {', '.join(self.clones)}"
             )
-
-    def _clones(self) -> tuple[Clone, ...]:
-        return tuple(self.clones.values())  # type: ignore[arg-type]  (a ModuleDict of clones)
 
     def detach(self, name: str) -> ClonedNetwork:
         """Remove a clone and return this network; the logits of the others stay as they are."""
@@ -115,17 +113,17 @@ class ClonedNetwork(nn.Module):
 
     def list(self) -> dict[str, dict[str, Any]]:
         """The cards of all clones by name, in the order of their outputs."""
-        return {name: clone.card for name, clone in zip(self.clones, self._clones(), strict=True)}
+        return {name: clone.card for name, clone in self.clones.items()}
 
     def _cut(self) -> None:
         graph = self.traced.graph
         image = next(node for node in graph.nodes if node.op == "placeholder")
         there = {place.name: place.node for place in list_cuts(self.traced)}
-        tapped = [there[clone.position.target.name] for clone in self._clones()]
+        tapped = [there[clone.position.target.name] for clone in self.clones.values()]
         outputs = [*tapped, features_node(self.traced), self.traced.node(self.traced.head)]
         self._taps = (segment(self.traced.net, graph, [image], outputs),)
 
-    def _apply(self, function, recurse: bool = True):
+    def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()
         return moved
@@ -136,7 +134,7 @@ class ClonedNetwork(nn.Module):
             return self.target(images)
         *values, features, logits = self._taps[0](self.preprocess(images))
         logits = logits.float()
-        for clone, value in zip(self._clones(), values, strict=True):
+        for clone, value in zip(self.clones.values(), values, strict=True):
             logits = join_logits(logits, clone(value, features), clone.head)
         return logits
 

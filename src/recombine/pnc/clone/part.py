@@ -24,7 +24,7 @@ class Clone(nn.Module):
     """
 
     def __init__(self, branch: Branch, class_names: Sequence[str], card: Mapping[str, Any] | None = None) -> None:
-        """`card`: what the file says of a clone that comes from one."""
+        """`card`: of a clone that comes from a file."""
         super().__init__()
         (source,) = branch.source
         self.position: Position = branch.position

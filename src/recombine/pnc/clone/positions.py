@@ -25,8 +25,8 @@ class Position(NamedTuple):
     @property
     def label(self) -> str:
         """R3, or R3-2 where the source is entered at another cut than the target is left."""
-        own = f"R{self.number}"
-        return own if self.number == self.source_number else f"{own}-{self.source_number}"
+        label = f"R{self.number}"
+        return label if self.number == self.source_number else f"{label}-{self.source_number}"
 
 
 def list_cuts(traced: Traced) -> tuple[Cut, ...]:
@@ -40,17 +40,17 @@ def find_positions(target: Traced, source: Traced, align: str = "scale") -> tupl
 
     The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
     target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
-    only a feature vector. Of several cuts of one scale the last would enter a
-    copy of the target a block too late. `align`: scale (this), all (every cut of the same kind) or whole (the image).
+    only a feature vector. Of several cuts of one scale, the last would enter a copy of the target a block too late.
+    `align`: scale (this rule), all (every cut of the same kind) or whole (the image).
     """
-    own, others = list_cuts(target), list_cuts(source)
-    found = [Position(0, own[0], others[0], 0)]
-    for number, cut in enumerate(own[1:], start=1):
+    exits, others = list_cuts(target), list_cuts(source)
+    found = [Position(0, exits[0], others[0], 0)]
+    for number, cut in enumerate(exits[1:], start=1):
         entries = [place for place, other in enumerate(others) if place and len(other.shape) == len(cut.shape)]
         if align == "whole":
             entries = [0] if len(cut.shape) == 3 else []
         elif align == "scale" and entries:
-            entries = [_of_scale(own[1:number], cut, others, entries)]
+            entries = [_match_scale(exits[1:number], cut, others, entries)]
         found += [Position(number, cut, others[place], place) for place in entries]
     if len(found) == 1:
         raise ConfigError(
@@ -60,7 +60,7 @@ def find_positions(target: Traced, source: Traced, align: str = "scale") -> tupl
     return tuple(found)
 
 
-def _of_scale(before: Sequence[Cut], cut: Cut, others: Sequence[Cut], entries: Sequence[int]) -> int:
+def _match_scale(before: Sequence[Cut], cut: Cut, others: Sequence[Cut], entries: Sequence[int]) -> int:
     """The one of the source's `entries` that has scaled the image down as much as the target has at `cut`."""
     reached = min((others[place].factor for place in entries if others[place].factor >= cut.factor), default=None)
     alike = [place for place in entries if others[place].factor == reached] or entries[-1:]

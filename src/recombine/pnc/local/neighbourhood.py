@@ -1,6 +1,6 @@
 """The neighbourhood of an image, made by blanking patches, and linear models fitted in it (the manner of LIME).
 
-A vector b in {0, 1}^Np says which of the Np patches of an image are present; g(b) = [b, 1] theta is a linear model of
+A vector b in {0, 1}^Np marks which of the Np patches of an image are present; g(b) = [b, 1] theta is a linear model of
 a network's outputs for the image with the other patches blanked. That the paper measures local behaviour like this
 is our reading, made without its text; functions state what is from LIME (Ribeiro et al., KDD 2016) and what is ours.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,11 +84,11 @@ def draw_vectors(address: tuple[int, int, Purpose], index: Tensor, count: int, p
 
     `address` is (seed, epoch, purpose). The first vector of a sample is all ones; each b_j of the others is 1 with
     probability 0.5, independently, as LIME draws them. A vector is a function of the address, the sample's position
-    and its own number alone, whatever else is in the batch and however many are drawn.
+    and its number alone, whatever else is in the batch and however many are drawn.
     """
     seed, epoch, purpose = address
     number = index.long()[:, None] * (1 << 32) + torch.arange(count, device=index.device)
-    words = [bits(seed, epoch, number, purpose + word) for word in range(-(-patches // WORD))]
+    words: list[Any] = [bits(seed, epoch, number, purpose + word) for word in range(-(-patches // WORD))]
     shifts = torch.arange(WORD, device=index.device)
     vectors = ((torch.stack(words, -1)[..., None] >> shifts) & 1).flatten(2)[..., :patches].bool()
     vectors[:, 0] = True

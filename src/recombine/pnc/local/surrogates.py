@@ -29,7 +29,7 @@ def fit_linear_models(
     vectors: Tensor,
     settings: Neighbourhood,
     *,
-    columns: Sequence[int] | None = None,
+    columns: Sequence[int] | Tensor | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
     """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None) around each image.
