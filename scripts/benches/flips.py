@@ -14,7 +14,7 @@ from recombine import models
 from recombine.core.types import Loader, Row
 from recombine.data import open_data
 from recombine.engine.evaluate import predict, predict_many
-from recombine.flips.comparison import Comparison, ordered_pairs, pair_rows
+from recombine.flips.comparison import Comparison, list_pairs, make_rows
 
 __all__ = ["measure"]
 
@@ -41,7 +41,7 @@ def _all_pairs(nets: dict[str, models.Model], test: Loader) -> float:
     compared = Comparison(list(nets), [p.logits for p in predictions.values()], predictions["lenet5-0"].labels)
     names = [str(label) for label in range(10)]
     options = {"class_names": names, "claimed": {}, "similarity": None, "legacy": False}
-    rows = pair_rows(compared, ordered_pairs(len(nets), "all", 0, False), {}, **options)
+    rows = make_rows(compared, list_pairs(len(nets), "all", 0, False), {}, **options)
     assert len(rows) == 90
     return now(test.device) - start
 

@@ -14,7 +14,7 @@ from benches.timing import clock, compare, now, the_device
 from recombine.core.types import Row
 from recombine.models.graph import trace
 from recombine.patch.delta import Delta
-from recombine.patch.patched import Patched
+from recombine.patch.patched import TaskNetwork
 
 __all__ = ["measure"]
 
@@ -22,30 +22,30 @@ SIDE, CLASSES = 224, 20
 
 
 def measure() -> Iterator[Row]:
-    """Training one module on kept prefix values against full passes, and a patched pass against the base's."""
+    """Training one module on cached prefix values against whole forward passes; a patched network against its base."""
     device = the_device()
     # with fewer images PyTorch runs 1x1 convolutions of one CPU thread without oneDNN
     batch = 64 if device.type == "cuda" else 16
     for name in ("resnet18", "resnet50"):
         torch.manual_seed(0)
         net = getattr(torchvision.models, name)().eval().requires_grad_(False).to(device)
-        patched = Patched(net, Delta(trace(net, SIDE), CLASSES, modules=1)).to(device)
+        patched = TaskNetwork(net, Delta(trace(net, SIDE), CLASSES, modules=1)).to(device)
         images = torch.randn(batch, 3, SIDE, SIDE, device=device)
         labels = torch.randint(CLASSES, (batch,), device=device)
-        kept = patched.eval().prefix(images)
+        cached = patched.eval().prefix(images)
         optimizer = torch.optim.AdamW(patched.patch.parameters(), 1e-3)
         step = partial(_step_seconds, patched, optimizer, labels)
         unit = f"{clock(device)} per {batch} images"
-        ours, plain = partial(step, kept), partial(step, images)
-        yield compare(f"{name}, training one module on the kept prefix", ours, plain, unit, rounds=3)
-        ours, plain = partial(_pass_seconds, patched, images), partial(_pass_seconds, net, images)
-        yield compare(f"{name}, patched pass against the base's", ours, plain, unit, rounds=3)
+        ours, baseline = partial(step, cached), partial(step, images)
+        yield compare(f"{name}, training one module on the kept prefix", ours, baseline, unit, rounds=3)
+        ours, baseline = partial(_forward_seconds, patched, images), partial(_forward_seconds, net, images)
+        yield compare(f"{name}, patched pass against the base's", ours, baseline, unit, rounds=3)
 
 
 def _step_seconds(
-    patched: Patched, optimizer: torch.optim.Optimizer, labels: torch.Tensor, inputs: torch.Tensor
+    patched: TaskNetwork, optimizer: torch.optim.Optimizer, labels: torch.Tensor, inputs: torch.Tensor
 ) -> float:
-    """One step; given images, the whole network is run as an ordinary frozen network would be."""
+    """One step; given images, the whole frozen network is run."""
     patched.patch.train()
     optimizer.zero_grad()
     start = now(inputs.device)
@@ -55,7 +55,7 @@ def _step_seconds(
 
 
 @torch.no_grad()
-def _pass_seconds(net: nn.Module, images: torch.Tensor) -> float:
+def _forward_seconds(net: nn.Module, images: torch.Tensor) -> float:
     net.eval()
     start = now(images.device)
     net(images)

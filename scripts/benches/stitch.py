@@ -25,17 +25,18 @@ from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
 from recombine.stitch.evaluator import Evaluator
-from recombine.stitch.execution_plan import StepPlan
-from recombine.stitch.init import initialise
+from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.matching import match
 from recombine.stitch.offspring import export
 from recombine.stitch.parents import Parent
 from recombine.stitch.search.ga import FamilialGa
-from recombine.stitch.search.population import initial
-from recombine.stitch.search.space import Budget, Evaluated, Space
-from recombine.stitch.stitches import problem
-from recombine.stitch.supernetwork import Read, StitchPoint, Supernetwork
+from recombine.stitch.search.population import initial_population
+from recombine.stitch.search.space import Budget, Evaluations, Space
+from recombine.stitch.stitch_init import initialise
+from recombine.stitch.stitches import matching_problem
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 from recombine.stitch.training import StitchTraining
+from recombine.stitch.vertices import Operand
 
 __all__ = ["measure"]
 
@@ -62,7 +63,7 @@ def measure() -> Iterator[Row]:
 
 def _offspring(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
     """New random networks with 6.2 stitches on average: the memo knows none of them."""
-    genotypes = initial(Space(net.alphabet), OFFSPRING, np.random.default_rng(0))
+    genotypes = initial_population(Space(net.alphabet), OFFSPRING, np.random.default_rng(0))
     unit = f"{clock(the_device())} for {OFFSPRING} offspring and {IMAGES} images"
     ours, apart = (partial(_measured, evaluator, genotypes) for evaluator in (together, alone))
     plain = partial(_exported, net, genotypes, files)
@@ -73,16 +74,16 @@ def _offspring(net: Supernetwork, together: Evaluator, alone: Evaluator, files: 
 def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: Files) -> Iterator[Row]:
     """The paper's GA, whose children are often networks that were measured before."""
 
-    def forgetful(genotypes: np.ndarray) -> tuple[float, Evaluated]:
+    def forgetful(genotypes: np.ndarray) -> tuple[float, Evaluations]:
         seconds = 0.0
         for k in range(len(genotypes)):
             seconds += _measured(alone, genotypes[k : k + 1])
         return seconds, together(genotypes)
 
-    def by_itself(genotypes: np.ndarray) -> tuple[float, Evaluated]:
+    def by_itself(genotypes: np.ndarray) -> tuple[float, Evaluations]:
         return _exported(net, genotypes, files), together(genotypes)
 
-    def remembering(evaluator: Evaluator, genotypes: np.ndarray) -> tuple[float, Evaluated]:
+    def remembering(evaluator: Evaluator, genotypes: np.ndarray) -> tuple[float, Evaluations]:
         start = now(the_device())
         found = evaluator(genotypes)
         return now(the_device()) - start, found
@@ -96,14 +97,14 @@ def _searches(net: Supernetwork, together: Evaluator, alone: Evaluator, files: F
 
 
 def _searched(
-    net: Supernetwork, answer: Callable[[np.ndarray], tuple[float, Evaluated]], fresh: Evaluator | None = None
+    net: Supernetwork, answer: Callable[[np.ndarray], tuple[float, Evaluations]], fresh: Evaluator | None = None
 ) -> float:
     """Seconds that the answers of a search took; `fresh` forgets what it knows first."""
     if fresh is not None:
         fresh.memo.clear()
     spent = []
 
-    def evaluate(genotypes: np.ndarray) -> Evaluated:
+    def evaluate(genotypes: np.ndarray) -> Evaluations:
         seconds, found = answer(genotypes)
         spent.append(seconds)
         return found
@@ -160,7 +161,8 @@ def _training(net: Supernetwork, batch: Batch) -> Row:
     """One step of all stitches, from one pass of both parents or from one pass for each stitch up to where it reads."""
     untouched = np.zeros_like(net.genotype)
     genes = range(len(net.stitches))
-    plans = [StepPlan(net, [untouched], [Read(net.joined[gene ^ 1]), Read(net.joined[gene])]) for gene in genes]
+    operands = [[Operand(net.joined[gene ^ 1]), Operand(net.joined[gene])] for gene in genes]
+    plans = [ExecutionPlan(net.graph, [untouched], each) for each in operands]
     method = StitchTraining(net)
     images = net.preprocess(batch.images)
 
@@ -176,8 +178,8 @@ def _training(net: Supernetwork, batch: Batch) -> Row:
         start = now(images.device)
         for stitch, plan, optimizer in zip(net.stitches, plans, optimizers, strict=True):
             with torch.no_grad():
-                ((given, wanted),) = plan.values(images)
-            F.mse_loss(stitch(given), wanted).backward()
+                ((source, target),) = plan.run(net.compute, images)
+            F.mse_loss(stitch(source), target).backward()
             optimizer.step()
         return now(images.device) - start
 
@@ -205,7 +207,10 @@ def _supernetwork(data: Data) -> Supernetwork:
     weights = {"weights_root": Path(root) / "weights" / "cifar10"} if root else {}
     nodes = nodes if root else [{**node, "weights": None} for node in nodes]
     parents = tuple(Parent(models.build(node, classes=10, **weights).to(the_device()).eval()) for node in nodes)
-    pairs = [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in match(problem(parents)).pairs.tolist()]
+    pairs = [
+        StitchPoint(parents[0].nodes[i], parents[1].nodes[j])
+        for i, j in match(matching_problem(parents)).pairs.tolist()
+    ]
     torch.manual_seed(0)
     net = Supernetwork(parents, pairs).to(the_device())
     initialise(net, "lstsq", data.loader("train", BATCH, train=True), 4 * BATCH)

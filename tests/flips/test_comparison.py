@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
 from recombine.flips import comparison as module
-from recombine.flips.comparison import Comparison, PairComparison, ordered_pairs, pair_rows
+from recombine.flips.comparison import Comparison, PairComparison, list_pairs, make_rows
 from recombine.flips.semantics import Similarity
 
 NAMES = ["left", "right", "few"]
@@ -30,8 +30,8 @@ def comparison():
 
 def rows_of(comparison, pairs=None, **options):
     options = {"class_names": [str(i) for i in range(10)], "claimed": {}, "similarity": None, "legacy": False} | options
-    pairs = ordered_pairs(3, "all", 0, False) if pairs is None else pairs
-    return pair_rows(comparison, pairs, {"dataset": "digits", "split": "test"}, **options)
+    pairs = list_pairs(3, "all", 0, False) if pairs is None else pairs
+    return make_rows(comparison, pairs, {"dataset": "digits", "split": "test"}, **options)
 
 
 def test_rows_equal_plain_numpy(comparison):
@@ -120,13 +120,13 @@ def test_long_lists_keep_three_typical_series(comparison, monkeypatch):
 def test_drawn_pairs_follow_the_authors_generator():
     np.random.seed(7)
     teacher, student = np.random.choice(5, 2, replace=False)
-    assert ordered_pairs(5, 1, 7, False) == [PairComparison(teacher, student)]
-    many = ordered_pairs(4, 200, 0, False)
+    assert list_pairs(5, 1, 7, False) == [PairComparison(teacher, student)]
+    many = list_pairs(4, 200, 0, False)
     assert len(many) == len(set(many)) == 12 and all(p.teacher != p.student for p in many)
 
 
 def test_random_copies_take_either_side():
-    assert ordered_pairs(2, "all", 0, True) == [
+    assert list_pairs(2, "all", 0, True) == [
         PairComparison(0, 1),
         PairComparison(1, 0),
         PairComparison(0, 3, "student"),

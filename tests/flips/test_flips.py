@@ -15,8 +15,8 @@ from recombine import models as zoo
 from recombine.cli.overrides import compose_all
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
-from recombine.flips import models as lineup
 from recombine.flips import recipe
+from recombine.flips.models import randomize
 from recombine.models.model import find_head
 from recombine.run.config import validate
 from recombine.run.launch import check, launch
@@ -137,7 +137,7 @@ def test_other_weights_under_the_same_name_are_compared_anew(digits, capsys):
     launch(recipe, cfg)
     launch(recipe, cfg)
     assert capsys.readouterr().out.count("finished before") == 1
-    zoo.save(lineup.random_copy(model, 0), root / "second.safetensors", {})
+    zoo.save(randomize(model, 0), root / "second.safetensors", {})
     launch(recipe, cfg)
     assert capsys.readouterr().out.count("finished before") == 0
     (row, _) = read_rows(folder / "anew")
@@ -161,7 +161,7 @@ def test_random_copies_know_little(digits):
 def test_random_copy_is_the_same_network_untrained(digits):
     folder, _ = digits
     model = zoo.build("narrow", weights_root=folder / "weights")
-    first, second, other = (lineup.random_copy(model, seed) for seed in (0, 0, 1))
+    first, second, other = (randomize(model, seed) for seed in (0, 0, 1))
     assert first.digest() == second.digest() != other.digest()
     assert (first.size, first.mean, first.classes) == (16, model.mean, 10)
     shapes = {name: value.shape for name, value in model.state_dict().items()}

@@ -1,5 +1,6 @@
 """Names, nodes and what is said about the wrong ones."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import nn
 
+from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
 from recombine.engine.method import Method
 from recombine.models import Model, build, check, describe, save, summary
+from recombine.models.architectures import BUILT_IN
 from recombine.models.model import Preprocess, find_head
 from recombine.models.registry import config_file, config_names, training_hint
 from recombine.models.resolve import locate
+from recombine.models.settings import PreprocessSettings
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -159,8 +163,9 @@ def test_problems_are_said_without_building(tmp_path):
     assert "there is no checkpoint" in said("lost.safetensors")
     assert "random weights" in said("cnn", frozen=True)
     assert "set model.size, model.mean, model.std" in said({"name": "x", "architecture": "cnn"})
-    assert "needs the option model.arch_def" in said({"name": "x", "architecture": "efficientnet"})
-    assert "unknown architecture 'cnm'; did you mean 'cnn'" in said({"name": "x", "architecture": "cnm"})
+    ready = {"name": "x", "size": 9, "mean": 0, "std": 1}
+    assert "model.arch_def: a value is needed" in said({**ready, "architecture": "efficientnet"})
+    assert "unknown architecture 'cnm'; did you mean 'cnn'" in said({**ready, "architecture": "cnm"})
     assert "no option 'sise'; did you mean 'size'" in said({"name": "cnn", "sise": 16})
     assert "HF_HUB_OFFLINE" in said("timm:resnet18.a1_in1k", classes=1000, frozen=True)
     assert "HF_HUB_OFFLINE" in said("torchvision:resnet18", classes=1000, frozen=True)
@@ -180,10 +185,28 @@ def test_weights_that_cannot_be_downloaded_end_in_one_message():
         build("timm:resnet18")
 
 
-def test_built_in_names_do_not_wait_for_timm():
-    code = "import sys; from recombine.models import check; print(check('cnn', frozen=False), 'timm' in sys.modules)"
+@pytest.mark.parametrize("built_in", [*BUILT_IN.values(), PreprocessSettings])
+def test_declared_options_are_those_of_the_constructor(built_in):
+    signature = inspect.signature(load_target("", built_in.target)).parameters
+    taken = {name: parameter.default for name, parameter in signature.items() if name != "classes"}
+    declared = {
+        name: inspect.Parameter.empty if field.is_required() else field.default
+        for name, field in built_in.model_fields.items()
+    }
+    assert declared == {name: list(value) if isinstance(value, tuple) else value for name, value in taken.items()}
+
+
+def test_networks_of_our_own_are_checked_without_torch(random_cnn, tmp_path):
+    file = save(random_cnn, tmp_path / "mine.safetensors", {})
+    (tmp_path / "resnet20.th").touch()
+    code = f"""
+import sys
+from recombine.models import check
+for model in ("cnn", "resnet20", "mine", "{file}", {{"name": "cnn", "depth": 3}}, "lost.pt"):
+    print(len(check(model, weights_root="{tmp_path}")), "torch" in sys.modules, "timm" in sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[] False"
+    assert [line.split() for line in done.stdout.splitlines()] == [[n, "False", "False"] for n in "000011"]
 
 
 class Pair(Method):

@@ -7,13 +7,14 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn import functional as F
 
+from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
 from recombine.models import build, small
+from recombine.models.architectures import BUILT_IN
 from recombine.models.cifar_resnet import CifarResNet, PadShortcut
 from recombine.models.registry import config_names
 from recombine.models.resolve import from_config
 from recombine.models.tiny import MicroNetBlock, MLPerfResNet8
-from recombine.models.zoo import BUILT_IN
 
 
 def parameters(net: nn.Module) -> int:
@@ -30,8 +31,8 @@ def test_cifar_resnet_has_the_papers_size(depth, millions):
 
 
 def test_cifar_resnet_refuses_other_depths():
-    with pytest.raises(ConfigError, match="6n"):
-        CifarResNet(10, 18)
+    with pytest.raises(ConfigError, match="depth=18 is not 6n"):
+        build({"name": "resnet20", "weights": None, "depth": 18}, classes=10)
 
 
 def test_option_a_shortcut_copies_every_second_pixel():
@@ -71,7 +72,7 @@ def test_vgg_features_equal_torchvisions():
 
 @pytest.mark.parametrize("name", ["mobilenetv2_cifar", "shufflenetv2_cifar"])
 def test_small_image_nets_keep_a_map_of_four_pixels(name):
-    net = BUILT_IN[name](10).eval()
+    net = load_target("", BUILT_IN[name].target)(10).eval()
     sizes = []
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     convolutions[-1].register_forward_hook(lambda _, __, output: sizes.append(output.shape[-1]))

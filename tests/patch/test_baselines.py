@@ -10,8 +10,9 @@ from recombine.core.errors import ConfigError
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
 from recombine.patch.metrics import harmonic_mean, mean, pooled
-from recombine.patch.paint import Paint, backbone, interpolated, tunable
-from recombine.patch.patched import Patched
+from recombine.patch.paint import backbone, choose_alpha, interpolate, with_new_head
+from recombine.patch.patched import TaskNetwork
+from recombine.patch.settings import Paint
 
 
 @pytest.mark.parametrize("position", ["parallel", "series"])
@@ -19,7 +20,7 @@ def test_adapters_of_zero_leave_the_network_as_it_is(resnet20, images, position)
     patch = ResidualAdapters(traced(resnet20), 10, position=position)
     assert len(patch.adapters) == 19  # every 3x3 convolution of a ResNet-20
     patch.head = resnet20.net.linear
-    patched = Patched(resnet20, patch).eval()
+    patched = TaskNetwork(resnet20, patch).eval()
     with torch.no_grad():
         assert not torch.allclose(patched(images), resnet20(images))
         for adapter in patch.adapters:
@@ -32,7 +33,7 @@ def test_a_parallel_adapter_equals_a_changed_kernel(resnet20, images):
     patch = ResidualAdapters(traced(resnet20), 10, position="parallel")
     patch.head = resnet20.net.linear
     with torch.no_grad():
-        expected = Patched(resnet20, patch).eval()(images)
+        expected = TaskNetwork(resnet20, patch).eval()(images)
         convolutions = [m for m in resnet20.net.modules() if isinstance(m, nn.Conv2d)]
         for conv, adapter in zip(convolutions, patch.adapters, strict=True):
             conv.weight[:, :, 1, 1] += adapter.weight[:, :, 0, 0]
@@ -42,7 +43,7 @@ def test_a_parallel_adapter_equals_a_changed_kernel(resnet20, images):
 def test_task_norms_start_as_the_pretrained_ones_and_leave_them_alone(resnet20, images):
     patch = NormAdaptation(traced(resnet20), 10)
     patch.head = resnet20.net.linear
-    patched = Patched(resnet20, patch).eval()
+    patched = TaskNetwork(resnet20, patch).eval()
     assert patch.parameters_without_head() == sum(
         p.numel() for m in resnet20.net.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
     )
@@ -58,7 +59,7 @@ def test_task_norms_start_as_the_pretrained_ones_and_leave_them_alone(resnet20, 
 def test_dua_moves_only_statistics_and_by_its_momentum(resnet20, images):
     assert dua_momenta(2) == pytest.approx([0.099, 0.09336])
     patch = NormAdaptation(traced(resnet20), 10, mode="dua")
-    patched = Patched(resnet20, patch)
+    patched = TaskNetwork(resnet20, patch)
     start = patch.norms[0].running_mean.clone()
     seen = []
     patch.norms[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean((0, 2, 3))))
@@ -74,17 +75,17 @@ def test_dua_moves_only_statistics_and_by_its_momentum(resnet20, images):
 
 
 def test_interpolation_is_exact_at_its_ends_and_linear_between(resnet20):
-    start = backbone(resnet20.net, 10)
-    tuned = tunable(resnet20, 3)
+    start = backbone(resnet20)
+    tuned = with_new_head(resnet20, 3)
     with torch.no_grad():
         for parameter in tuned.parameters():
             parameter.add_(torch.randn_like(parameter))
     tuned.net.bn1.num_batches_tracked += 5
-    end = backbone(tuned.net, 3)
+    end = backbone(tuned)
     assert start.keys() == end.keys() and not any(key.startswith("linear") for key in start)
     for alpha, exact in ((0, start), (1, end)):
-        assert all(torch.equal(value, exact[key]) for key, value in interpolated(start, end, alpha).items())
-    middle = interpolated(start, end, 0.25)
+        assert all(torch.equal(value, exact[key]) for key, value in interpolate(start, end, alpha).items())
+    middle = interpolate(start, end, 0.25)
     torch.testing.assert_close(middle["conv1.weight"], 0.75 * start["conv1.weight"] + 0.25 * end["conv1.weight"])
     assert middle["bn1.num_batches_tracked"] == 5
     assert torch.equal(start["conv1.weight"], resnet20.net.conv1.weight)
@@ -92,20 +93,20 @@ def test_interpolation_is_exact_at_its_ends_and_linear_between(resnet20):
 
 def test_paint_chooses_by_the_score_it_is_told():
     accuracies = {0.0: [90.0, 1.0], 0.5: [60.0, 50.0], 1.0: [22.0, 98.0]}
-    assert Paint(alphas=list(accuracies)).choose(accuracies.get)[0] == 0.5
-    assert Paint(alphas=list(accuracies), select="mean").choose(accuracies.get)[0] == 1.0
-    assert Paint(select="fixed", alpha=0.3).choose(accuracies.get) == (0.3, {})
-    assert Paint(alphas=[0.0, 0.1]).choose(lambda alpha: [50.0, 50.0])[0] == 0.0
+    assert choose_alpha(Paint(alphas=list(accuracies)), accuracies.get)[0] == 0.5
+    assert choose_alpha(Paint(alphas=list(accuracies), select="mean"), accuracies.get)[0] == 1.0
+    assert choose_alpha(Paint(select="fixed", alpha=0.3), accuracies.get) == (0.3, {})
+    assert choose_alpha(Paint(alphas=[0.0, 0.1]), lambda alpha: [50.0, 50.0])[0] == 0.0
     with pytest.raises(ConfigError, match=r"method.select=best"):
-        Paint(select="best")
+        Paint.of({"select": "best"}, "method")
 
 
 def test_paint_counts_tasks_learnt_together_as_one_set():
     """The smaller task would decide alone if each task counted."""
     accuracies = {0.0: [80.0, 40.0, 40.0], 1.0: [80.0, 60.0, 10.0]}
     paint = Paint(alphas=list(accuracies))
-    assert paint.choose(accuracies.get)[0] == 0.0
-    assert paint.choose(accuracies.get, [90, 10])[0] == 1.0
+    assert choose_alpha(paint, accuracies.get)[0] == 0.0
+    assert choose_alpha(paint, accuracies.get, [90, 10])[0] == 1.0
     assert pooled([60.0, 10.0], [90, 10]) == pytest.approx(55.0)
 
 

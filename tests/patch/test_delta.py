@@ -11,7 +11,7 @@ from torch import nn
 from recombine.core.errors import ConfigError
 from recombine.models.graph import trace, traced
 from recombine.patch.delta import Delta, DeltaModule, edges, modules_within
-from recombine.patch.patched import HeadOnly, Patched
+from recombine.patch.patched import HeadOnly, TaskNetwork
 
 COUNTS = {  # network: full Delta-modules of 1, 2 and 4 modules, and with the block BatchNorms where published
     "resnet18": ((443_267, 554_310, 610_060), (444_291, 555_846, 611_980), ("0.4", "0.6", "0.6")),
@@ -57,7 +57,7 @@ def test_with_neutral_weights_the_network_is_the_base_exactly(network, name):
     graph = trace(model.net, 32 if model.size == 32 else 64)
     patch = Delta(graph, 10, weights="base", norm="none")
     patch.head = model.net.get_submodule(patch.head_name)
-    patched = Patched(model.net, patch).eval()
+    patched = TaskNetwork(model.net, patch).eval()
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         if model.size == 32:
@@ -68,7 +68,7 @@ def test_with_neutral_weights_the_network_is_the_base_exactly(network, name):
 
 
 def written_out(net, patched, h):
-    """What the last block of a ResNet-18 (two sub-blocks, a projection) makes of its input `h`, as in section 3.4."""
+    """What the last block of a ResNet-18 (two sub-blocks, a projection) makes of its input `h`, written out."""
     first, second = net.layer4
     block, options = patched.patch.blocks[0], patched.patch.options
     norms, norm = block.norms, options["norm"]
@@ -103,7 +103,7 @@ PAIRS = {"new": [(0, 2)], "existing": [(0, 1), (1, 2)], "drop": [(0, 1), (1, 2)]
 def test_every_variant_equals_its_formula(options):
     torch.manual_seed(0)
     net = torchvision.models.resnet18(num_classes=5).eval()
-    patched = Patched(net, Delta(trace(net, 64), 3, modules=1, **options)).eval()
+    patched = TaskNetwork(net, Delta(trace(net, 64), 3, modules=1, **options)).eval()
     kind = options.get("skips", options.get("input_projection"))
     assert patched.patch.pairs[0] == PAIRS.get(kind, [(0, 1), (0, 2), (1, 2)])
     x = torch.randn(2, 3, 64, 64)
@@ -122,7 +122,7 @@ def test_dense_layers_are_weighted_by_source():
     patch = Delta(trace(net, 64), 5, modules=1, weights="ones", norm="none")
     patch.head = net.classifier
     patch.blocks[0].weights.values[0] = 0.0  # the first layer sees nothing of the block's input
-    blind, x = Patched(net, patch).eval(), torch.randn(2, 3, 64, 64)
+    blind, x = TaskNetwork(net, patch).eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         net.features.denseblock4.denselayer1.register_forward_pre_hook(
             lambda _, inputs: (
@@ -151,7 +151,7 @@ def test_training_changes_the_patch_and_nothing_of_the_base(resnet20, images, op
     before = {key: value.clone() for key, value in resnet20.net.state_dict().items()}
     with torch.no_grad():
         logits = resnet20(images)
-    patched = Patched(resnet20, Delta(traced(resnet20), 4, modules=2, **options))
+    patched = TaskNetwork(resnet20, Delta(traced(resnet20), 4, modules=2, **options))
     patched.train()
     own = {key: value.clone() for key, value in patched.patch.state_dict().items()}
     optimizer = torch.optim.SGD(patched.patch.parameters(), lr=0.1)
@@ -182,19 +182,19 @@ def test_weights_depend_on_the_input_and_not_on_its_neighbours():
 
 def test_random_weights_differ_between_passes_and_fixed_ones_do_not(resnet20, images):
     for weights, same in (("random", False), ("random_fixed", True), ("ones", True)):
-        patched = Patched(resnet20, Delta(traced(resnet20), 4, weights=weights)).eval()
+        patched = TaskNetwork(resnet20, Delta(traced(resnet20), 4, weights=weights)).eval()
         with torch.no_grad():
             assert torch.equal(patched(images), patched(images)) == same
 
 
 def test_the_prefix_holds_all_that_no_patch_touches(resnet20, images):
-    patched = Patched(resnet20, Delta(traced(resnet20), 4, modules=1)).eval()
+    patched = TaskNetwork(resnet20, Delta(traced(resnet20), 4, modules=1)).eval()
     with torch.no_grad():
         values = patched.prefix(images)
         # the block's input, and what its first sub-block makes of it before any weight comes in
         assert values.shape == (6, patched.prefix_floats) and patched.prefix_floats == 32 * 256 + 2 * 64 * 64
         assert torch.equal(patched(values), patched(images))
-    assert Patched(resnet20, HeadOnly(traced(resnet20), 4)).prefix_floats == 64
+    assert TaskNetwork(resnet20, HeadOnly(traced(resnet20), 4)).prefix_floats == 64
 
 
 def test_modules_within_a_budget(resnet20):

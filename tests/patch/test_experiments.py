@@ -14,8 +14,10 @@ from recombine import models
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.data.settings import DatasetSettings
-from recombine.patch import recipe, tasks
+from recombine.patch import recipe
+from recombine.patch.settings import task_nodes
 from recombine.report.spec import load_specs, matches
+from recombine.run.config import plain
 from recombine.run.launch import launch
 from tests import sweeps
 
@@ -38,6 +40,11 @@ def composed(*overrides):
         return compose("patch/patch", list(overrides))
 
 
+def nodes_of(cfg):
+    settings = plain(cfg)
+    return task_nodes(settings["tasks"], settings["task"], settings["method"])
+
+
 def config(experiment, **chosen):
     return composed(f"experiment=patch/{experiment}", *(f"{k}={v}" for k, v in first(experiment, **chosen).items()))
 
@@ -51,7 +58,7 @@ def cells(experiment, given):
 
     named = [{"model": name.replace("\\", "")} for name in values.get("model.name", ())]
     named = named or [{"model": cfg.model.name} for cfg in each("model")]
-    listed = [[node["name"] for node in tasks.nodes(cfg)] for cfg in each("tasks")]
+    listed = [[node["name"] for node in nodes_of(cfg)] for cfg in each("tasks")]
     for model, method, protocol, found in itertools.product(named, each("method"), each("protocol"), listed):
         cell = recipe.cell(method) | model | {"protocol": protocol.protocol}
         if protocol.protocol in ("single", "scratch"):
@@ -66,7 +73,7 @@ def test_every_choice_of_the_sweep_composes(experiment):
         for value in values if key in ("model", "method", "protocol", "tasks") else values[:1]:
             cfg = config(experiment, **{key.replace(".", "__"): value})
             assert recipe.cell(cfg)["method"]
-            assert all(DatasetSettings.of(node) for node in tasks.nodes(cfg))
+            assert all(DatasetSettings.of(node) for node in nodes_of(cfg))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -133,7 +140,7 @@ def test_two_steps(tmp_path, experiment, job):
     if whole.protocol != "scratch":
         base = models.build({**node, "weights": None}, classes=10)
         models.save(base, tmp_path / "weights" / f"{node['name'].removeprefix('timm:')}.safetensors", {})
-    names = ("one", "two") if len(tasks.nodes(whole)) > 1 else ("one",)
+    names = ("one", "two") if len(nodes_of(whole)) > 1 else ("one",)
     fakes = ",".join(f"{{name:{n},dataset:fake,image_size:{side},samples:40,classes:3}}" for n in names)
     roots = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     swept = [f"{key}={value}" for key, value in job.items() if key != "tasks"]

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recombine import patch
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
 from recombine.patch.delta import Delta
-from recombine.patch.patched import HeadOnly, Patched
+from recombine.patch.patched import HeadOnly, TaskNetwork
 
 MAKERS = {
     "delta": lambda graph: Delta(graph, 4, modules=2),
@@ -29,7 +29,7 @@ MAKERS = {
 
 def made(model, kind, path, name="letters"):
     torch.manual_seed(3)
-    patched = Patched(model, MAKERS[kind](traced(model))).eval()
+    patched = TaskNetwork(model, MAKERS[kind](traced(model))).eval()
     patch.save(patched, path, name=name, class_names=list("abcd"), size=32)
     return patched
 
@@ -50,17 +50,16 @@ def test_three_lines_on_a_plain_timm_model(tmp_path):
         logits = net(x)
         for name in ("one", "two"):
             made(net, "delta", tmp_path / f"{name}.safetensors", name)
-        patched = patch.apply(net, tmp_path / "one.safetensors")
+        patched = patch.attach(net, tmp_path / "one.safetensors")
         alone = patched(x, "one")
-        patched = patch.apply(patched, tmp_path / "two.safetensors", "second")
+        patched = patch.attach(patched, tmp_path / "two.safetensors", "second")
         assert list(patched.list()) == ["one", "second"] and patched.list()["one"]["class_names"] == list("abcd")
         assert torch.equal(patched(x), logits) and torch.equal(patched(x, "one"), alone)
         assert patched(x, "second").shape == (2, 4)
         with pytest.raises(ConfigError, match=r"no patch for task 'three'; attached are: one, second"):
             patched(x, "three")
-        patched.detach("one")
-        assert list(patched.list()) == ["second"]
-        assert patched.detach() is net and torch.equal(net(x), logits)
+        assert list(patched.detach("one").list()) == ["second"]
+        assert patched.restore() is net and torch.equal(net(x), logits)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
@@ -72,7 +71,7 @@ def test_the_base_is_frozen_while_a_patch_is_on_it_and_comes_back_as_it_was(resn
     before = {key: value.clone() for key, value in resnet20.state_dict().items()}
     modes = [module.training for module in resnet20.modules()]
     flags = [parameter.requires_grad for parameter in resnet20.parameters()]
-    system = patch.apply(patch.apply(resnet20, tmp_path / "one.safetensors"), tmp_path / "two.safetensors")
+    system = patch.attach(patch.attach(resnet20, tmp_path / "one.safetensors"), tmp_path / "two.safetensors")
     system.train()
     system(images)
     (system(images, "one").sum() + system(images, "two").sum()).backward()
@@ -81,7 +80,7 @@ def test_the_base_is_frozen_while_a_patch_is_on_it_and_comes_back_as_it_was(resn
     assert all(torch.equal(before[key], value) for key, value in resnet20.state_dict().items())
     system.detach("one")
     assert not any(parameter.requires_grad for parameter in resnet20.parameters())
-    assert system.detach() is resnet20
+    assert system.restore() is resnet20
     assert [module.training for module in resnet20.modules()] == modes
     assert [parameter.requires_grad for parameter in resnet20.parameters()] == flags
 
@@ -92,7 +91,7 @@ def test_a_refused_patch_leaves_the_network_in_its_mode(resnet20, tmp_path):
     with torch.no_grad():
         other.net.bn1.bias += 1
     with pytest.raises(ConfigError, match="was made for"):
-        patch.apply(other, tmp_path / "p.safetensors")
+        patch.attach(other, tmp_path / "p.safetensors")
     assert all(module.training for module in other.modules()) and other.net.bn1.bias.requires_grad
 
 
@@ -106,14 +105,13 @@ def test_a_wrong_base_is_refused(resnet20, tmp_path):
 
 def test_a_file_that_is_no_patch(resnet20, tmp_path):
     (tmp_path / "p.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ConfigError, match="cannot be read as a patch"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         patch.load(resnet20, tmp_path / "p.safetensors")
 
 
 DAMAGES = {
-    "no JSON": (lambda card: "{", "its card is no JSON"),
-    "a list": (lambda card: [1], "its card is not of format 1"),
-    "a later format": (lambda card: card | {"format": 2}, "its card is not of format 1"),
+    "no JSON": (lambda card: "{", "its card cannot be read"),
+    "a list": (lambda card: [1], "its card cannot be read"),
     "no base": (lambda card: {k: v for k, v in card.items() if k != "base"}, "its card does not say base"),
     "another kind": (lambda card: card | {"kind": "gamma"}, "its kind, gamma, is none of delta, head_only"),
     "another option": (lambda card: card | {"options": {"gamma": 1}}, "gamma"),
@@ -124,22 +122,59 @@ DAMAGES = {
 }
 
 
+def rewritten(path, change=lambda card: card, **metadata):
+    """Write a patch file again with another card, or as another version."""
+    with safe_open(path, "pt") as file:
+        found = file.metadata()
+    changed = change(json.loads(found["card"]))
+    card = changed if isinstance(changed, str) else json.dumps(changed)
+    save_file(load_file(path), path, found | {"card": card} | metadata)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_told_in_one_sentence(resnet20, tmp_path, damage):
     made(resnet20, "delta", path := tmp_path / "p.safetensors")
-    with safe_open(path, "pt") as file:
-        card = json.loads(file.metadata()["patch"])
     change, message = DAMAGES[damage]
-    changed = change(card)
-    text = changed if isinstance(changed, str) else json.dumps(changed)
-    save_file(load_file(path), path, {"patch": text})
-    with pytest.raises(ConfigError, match=f"p.safetensors is damaged or of a newer version: (.|\n)*{message}"):
-        patch.apply(resnet20, path)
+    rewritten(path, change)
+    with pytest.raises(ConfigError, match=rf"p.safetensors is damaged(.|\n)*{message}"):
+        patch.attach(resnet20, path)
+
+
+def test_a_later_format_is_refused(resnet20, tmp_path):
+    made(resnet20, "delta", path := tmp_path / "p.safetensors")
+    rewritten(path, format="2")
+    with pytest.raises(ConfigError, match="of another version: its card is not of format 1"):
+        patch.attach(resnet20, path)
+
+
+def test_files_of_version_0_1_are_read(resnet20, images, tmp_path):
+    """They have the card, with its format, under another key."""
+    patched = made(resnet20, "delta", path := tmp_path / "p.safetensors")
+    card = {**patch.read_card(path), "format": 1}
+    save_file(load_file(path), path, {"patch": json.dumps(card)})
+    assert patch.read_card(path) == card
+    with torch.no_grad():
+        assert torch.equal(patch.attach(resnet20, path)(images, "letters"), patched(images))
+    save_file(load_file(path), path, {"patch": json.dumps({**card, "format": 2})})
+    with pytest.raises(ConfigError, match="its card is not of format 1"):
+        patch.read_card(path)
+
+
+def test_restore_sees_a_change_of_the_base(resnet20, tmp_path):
+    made(resnet20, "head", tmp_path / "p.safetensors")
+    network = patch.attach(resnet20, tmp_path / "p.safetensors")
+    with pytest.raises(ConfigError, match="no patch 'cars' to detach; attached are: letters"):
+        network.detach("cars")
+    with torch.no_grad():
+        resnet20.net.bn1.bias += 1
+    with pytest.raises(RecombineError, match=r"the weights of .* something else changed them"):
+        network.restore()
+    assert network.list() == {}
 
 
 def test_a_safetensors_file_without_card_is_no_patch(resnet20, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "p.safetensors")
-    with pytest.raises(ConfigError, match="is no patch file"):
+    with pytest.raises(ConfigError, match=r"is no file of ours; a patch file is needed: main_patch.py"):
         patch.load(resnet20, tmp_path / "p.safetensors")
 
 
@@ -149,23 +184,23 @@ def test_a_network_in_another_precision_is_told_so(resnet20, tmp_path):
         patch.load(copy.deepcopy(resnet20).half(), tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize("name", ["a.b", "keys", "base", "auto", "my cars"])
+@pytest.mark.parametrize("name", ["a.b", "base", "auto", "my cars"])
 def test_names_no_patch_can_have(resnet20, tmp_path, name):
     made(resnet20, "head", tmp_path / "p.safetensors", name)
-    with pytest.raises(ConfigError, match=f"'{name}' .*; give the patch another name: apply"):
-        patch.apply(resnet20, tmp_path / "p.safetensors")
-    assert list(patch.apply(resnet20, tmp_path / "p.safetensors", "cars").list()) == ["cars"]
+    with pytest.raises(ConfigError, match=f"'{name}' .*; give the patch another name: attach"):
+        patch.attach(resnet20, tmp_path / "p.safetensors")
+    assert list(patch.attach(resnet20, tmp_path / "p.safetensors", "keys").list()) == ["keys"]
 
 
 def test_a_name_is_given_once(resnet20, tmp_path):
     made(resnet20, "head", tmp_path / "p.safetensors")
-    system = patch.apply(resnet20, tmp_path / "p.safetensors")
+    system = patch.attach(resnet20, tmp_path / "p.safetensors")
     with pytest.raises(ConfigError, match="a patch 'letters' is attached already; give the patch another name"):
-        patch.apply(system, tmp_path / "p.safetensors")
+        patch.attach(system, tmp_path / "p.safetensors")
 
 
 def test_every_class_has_a_name(resnet20, tmp_path):
-    patched = Patched(resnet20, MAKERS["head"](traced(resnet20)))
+    patched = TaskNetwork(resnet20, MAKERS["head"](traced(resnet20)))
     with pytest.raises(ConfigError, match="3 class names were given for a patch of 4 classes"):
         patch.save(patched, tmp_path / "p.safetensors", name="letters", class_names=list("abc"))
 
@@ -173,8 +208,8 @@ def test_every_class_has_a_name(resnet20, tmp_path):
 def test_the_file_holds_the_patch_alone(resnet20, tmp_path):
     patched = made(resnet20, "delta", tmp_path / "p.safetensors")
     size = (tmp_path / "p.safetensors").stat().st_size
-    own = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
-    assert own < size < own + 6000
+    tensors = sum(value.numel() * value.element_size() for value in patched.patch.state_dict().values())
+    assert tensors < size < tensors + 6000
 
 
 def test_a_failed_save_leaves_the_file_before(resnet20, tmp_path, monkeypatch):
@@ -185,7 +220,7 @@ def test_a_failed_save_leaves_the_file_before(resnet20, tmp_path, monkeypatch):
         path.write_bytes(b"half a file")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(patch.file, "save_file", failing)
+    monkeypatch.setattr("safetensors.torch.save_file", failing)
     with pytest.raises(OSError, match="no space"):
         made(resnet20, "head", tmp_path / "p.safetensors")
     assert (tmp_path / "p.safetensors").read_bytes() == before

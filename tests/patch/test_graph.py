@@ -13,7 +13,7 @@ from recombine.core.errors import ConfigError
 from recombine.models.graph import frontier, segment, trace
 from recombine.models.model import find_head
 from recombine.patch.delta import Delta
-from recombine.patch.patched import HeadOnly, Patched
+from recombine.patch.patched import HeadOnly, TaskNetwork
 
 RESNET50 = [("layer1", 3, 64, 256), ("layer2", 4, 256, 512), ("layer3", 6, 512, 1024), ("layer4", 3, 1024, 2048)]
 STAGES = {
@@ -161,7 +161,7 @@ def test_values_that_are_no_tensors_are_told():
     """DaViT hands the size along with each map."""
     net = timm.create_model("davit_tiny", depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 1), num_classes=2).eval()
     with pytest.raises(ConfigError, match=r"DaVit cannot be patched here: .* is no tensor"):
-        Patched(net, Delta(trace(net, 64), 2))
+        TaskNetwork(net, Delta(trace(net, 64), 2))
 
 
 def test_more_blocks_than_there_are(resnet20):

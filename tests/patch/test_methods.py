@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose
 
 from recombine.cli.search_path import initialize_entry
-from recombine.patch import methods, recipe
+from recombine.core.builds import load_target
+from recombine.core.settings import schema_of
+from recombine.patch import recipe, settings
+from recombine.patch.patched import HeadOnly
+from recombine.run.config import validate
+from recombine.run.launch import check
 
-CONFIG = str(Path(__file__).parents[2] / "config")
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 def composed(*overrides):
@@ -59,47 +68,110 @@ def test_variants_have_cells_of_their_own(method, variants):
     assert len(set(cells)) == len(cells)
 
 
+def problems(*overrides):
+    return check(recipe, composed(*overrides))
+
+
 WRONG = [
-    ("delta", "strides=[2]", r"method.strides=\[2\]: two numbers of at least 1"),
-    ("delta", "strides=2", r"method.strides=2: two numbers of at least 1"),
-    ("delta", "strides=[0,2]", r"method.strides=\[0, 2\]: two numbers of at least 1"),
-    ("delta", "budget=abc", r"method.budget=abc: a whole number of parameters"),
-    ("delta", "modules=true", r"method.modules=True: a number of blocks"),
+    ("delta", "strides=[2]", r"method.strides=\[2\]: a list of 2 whole numbers of at least 1 is needed"),
+    ("delta", "strides=2", r"method.strides=2: a list of 2 whole numbers"),
+    ("delta", "strides=[0,2]", r"method.strides=\[0,2\]: a list of 2 whole numbers"),
+    (
+        "delta",
+        "budget=abc",
+        r"method.budget=abc: a whole number of at least 1, or null is needed, .* method.budget=100000",
+    ),
+    ("delta", "modules=true", r"method.modules=true: all or a whole number of at least 1"),
+    ("delta", "norm=skip_sum method.skips=new", r"method.norm=skip_sum needs the existing skips: method.skips=all"),
+    ("delta", "weight=ones", r"unknown setting method.weight: did you mean 'weights'"),
     ("bn_adapt", "mode=best", r"method.mode=best: one of affine, dua"),
     ("parallel_adapter", "position=left", r"method.position=left: one of parallel, series"),
     ("paint", "select=best", r"method.select=best: one of harmonic_mean, mean, fixed"),
-    ("paint", "alphas=[0,2]", r"method.alphas=\[0, 2\]: a list of numbers from 0 to 1"),
-    ("paint", "alphas=abc", r"method.alphas=abc: a list of numbers from 0 to 1"),
-    ("paint", "alpha=x", r"method.alpha=x: a number from 0 to 1"),
+    ("paint", "alphas=[0,2]", r"method.alphas=\[0,2\]: a list of numbers of at least 0 and at most 1"),
+    ("paint", "alphas=abc", r"method.alphas=abc: a list of numbers of at least 0 and at most 1"),
+    ("paint", "alpha=x", r"method.alpha=x: a number of at least 0 and at most 1"),
     (
         "delta",
         "_target_=recombine.engine.method.Supervised",
-        r"method recombine.engine.* is no way to patch",
+        r"method._target_=recombine.engine.* is not a patch method; method=delta is one",
     ),
 ]
 
 
 @pytest.mark.parametrize(("method", "override", "message"), WRONG)
 def test_wrong_settings_are_told_without_opening_anything(method, override, message):
-    cfg = composed(f"method={method}", *([f"method.{override}"] if override else []))
-    (problem,) = methods.problems(cfg.method)
+    words = [word if word.startswith("method.") else f"method.{word}" for word in override.split()]
+    (problem,) = [text for text in problems(f"method={method}", *(f"++{word}" for word in words)) if "method." in text]
     assert re.match(message, problem), problem
-    assert problem in recipe.check(cfg)
-
-
-@pytest.mark.parametrize("method", NAMES)
-def test_the_methods_as_they_are_have_no_problem(method):
-    assert methods.problems(composed(f"method={method}").method) == []
 
 
 @pytest.mark.parametrize(
-    ("override", "problems"), [("routing=null", 0), ("routing=confidence", 0), ("routing=guess", 1)]
+    ("override", "message"),
+    [
+        ("routing=null", None),
+        ("routing=confidence", None),
+        ("routing=[confidence,features]", None),
+        ("routing=guess", "routing=guess: "),
+        ("tasks=digits", None),
+        ("tasks=mnits", "tasks: there is no dataset 'mnits'"),
+        ("tasks=3", "tasks=3: "),
+        ("tasks=[{name: digits, fraction: 2}]", "task digits: fraction=2: a number above 0 and at most 1 is needed"),
+        ("tasks=[{name: digits, label_map: a.json}]", "task digits: label_map=a.json: there is no"),
+        ("task.augment=flop", "task low_digits: augment=flop: "),
+        ("++task.fracton=1", "unknown setting task.fracton: did you mean 'fraction'"),
+        ("task.val_fraction=1", "task.val_fraction=1: auto or a number of at least 0 and below 1 is needed"),
+        ("choice_split=tran", "choice_split=tran: digits has "),
+    ],
 )
-def test_one_way_of_routing_is_a_list_of_one(override, problems):
-    found = [text for text in recipe.check(composed(override)) if "routing" in text]
-    assert len(found) == problems and all("routing=guess:" in text for text in found)
+def test_tasks_and_routing(override, message):
+    key = override.lstrip("+").partition("=")[0].partition(".")[0]
+    found = [text for text in problems("method=paint", override) if key.rstrip("s") in text]
+    assert (not found) if message is None else any(text.startswith(message) for text in found), found
 
 
-def test_one_task_is_a_list_of_one():
-    assert not [text for text in recipe.check(composed("tasks=digits")) if "tasks" in text]
-    assert any("no dataset 'mnits'" in text for text in recipe.check(composed("tasks=mnits")))
+def test_all_mistakes_are_told_at_once():
+    words = ["protocol=both", "routing=guess", "tasks=mnits", "method.modules=0", "method.skips=none", "batch_size=0"]
+    found = problems("method=delta", *words)
+    for word in ("protocol=both", "routing=guess", "'mnits'", "method.modules=0", "method.skips=none", "batch_size=0"):
+        assert len([text for text in found if word in text]) == 1, word
+
+
+def declared():
+    """Every class of settings.py that declares what a method takes, and what is constructed from it."""
+    found = [value for value in vars(settings).values() if isinstance(value, type)]
+    found = [one for one in found if issubclass(one, settings.PatchMethodSettings)]
+    return [(one, load_target("", one.target) if one.target else one) for one in found]
+
+
+@pytest.mark.parametrize(("schema", "made"), declared())
+def test_settings_are_those_of_the_constructor(schema, made):
+    if schema is made:  # the settings are the object
+        return
+    parameters = {name: p for name, p in inspect.signature(made).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert parameters.keys() == schema.model_fields.keys() or made is HeadOnly
+    for name, parameter in parameters.items():
+        default = parameter.default
+        assert schema.model_fields[name].default == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_every_method_of_the_config_is_declared():
+    files = [yaml.safe_load(path.read_text()) for path in (CONFIG / "patch" / "method").glob("*.yaml")]
+    targets = {node["_target_"] for node in files if "_target_" in node}
+    assert all(issubclass(schema_of(target), settings.PatchMethodSettings) for target in targets)
+    for path in (CONFIG / "patch" / "method").glob("*.yaml"):
+        assert validate(composed(f"method={path.stem}"), settings.PatchSettings, rules=False) == []
+
+
+def test_a_wrong_command_is_answered_without_torch():
+    code = """
+import sys
+from recombine.cli.main import main
+sys.argv = ["patch", "model=resnet20", "tasks=mnits", "method.modules=0", "routing=guess"]
+try:
+    main("patch")
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "no dataset 'mnits'" in done.stderr, done.stderr
+    assert done.stdout.rstrip().endswith("torch: False"), done.stderr

@@ -13,11 +13,9 @@ from recombine import models, patch
 from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
-from recombine.patch import paint, recipe
+from recombine.patch import paint_training, recipe, training
 from recombine.patch.adapters import NormAdaptation
-from recombine.patch.paint import Paint
-from recombine.patch.training import CachedFeatureLoader
-from recombine.patch.workbench import Workbench
+from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.run.launch import launch
 
 CONFIG = str(Path(__file__).parents[2] / "config")
@@ -89,7 +87,7 @@ def test_single_tasks(tmp_path, base, method):
 def test_joint_counts_confusions_between_tasks(tmp_path, base, monkeypatch):
     """One classifier over the union: who takes every image for one of the first task has nothing of the second."""
     widths = []
-    accuracy = Workbench.accuracy
+    accuracy = recipe.accuracy
 
     class Mistaken(torch.nn.Module):
         """Right within each task, but an image of the second task is taken for one of the first."""
@@ -103,9 +101,10 @@ def test_joint_counts_confusions_between_tasks(tmp_path, base, monkeypatch):
             widths.append(logits.shape[1])
             return torch.cat([logits[:, :3], logits[:, 3:] - 1e6], 1)
 
-    monkeypatch.setattr(
-        Workbench, "accuracy", lambda self, model, *rest, **more: accuracy(self, Mistaken(model), *rest, **more)
-    )
+    def mistaken(engine, model, *rest, **more):
+        return accuracy(engine, Mistaken(model), *rest, **more)
+
+    monkeypatch.setattr(recipe, "accuracy", mistaken)
     (row,) = launched(tmp_path, base, "protocol=joint", "method=delta", "method.modules=all")
     assert set(widths) == {5} and row.metrics["accuracy_high"] == 0 < row.metrics["accuracy_low"]
     share = row.metrics["accuracy_patched"] / row.metrics["accuracy_low"]
@@ -116,19 +115,19 @@ def test_joint_counts_confusions_between_tasks(tmp_path, base, monkeypatch):
 def test_images_for_adaptation_are_of_all_tasks_in_turn_and_in_no_order(tmp_path, base, monkeypatch):
     """DUA's momentum sinks from image to image, so the first ones count most."""
     opened, streams = [], []
-    opening = recipe.tasks.open_tasks
+    opening = recipe.open_tasks
 
-    def remembering(*arguments):
+    def opening_too(*arguments):
         opened.extend(opening(*arguments))
         return opened
 
-    monkeypatch.setattr(recipe.tasks, "open_tasks", remembering)
+    monkeypatch.setattr(recipe, "open_tasks", opening_too)
     monkeypatch.setattr(NormAdaptation, "prepare", lambda _, __, images, ___: streams.append(images(80).flatten(1)))
     launched(tmp_path, base, "protocol=joint", "method=bn_adapt", "method.mode=dua")
     (stream,) = streams
     assert len(stream) == 80
     for number, task in enumerate(opened):
-        whole = torch.cat([batch.images for batch in task.all_of("train").epoch(0)])
+        whole = torch.cat([batch.images for batch in task.eval_loader("train").epoch(0)])
         whole = task.model.preprocess.fit(whole).flatten(1)
         places = [int((whole == image).all(1).nonzero()[0]) for image in stream[number::2]]
         assert sorted(places) != places and len(set(places)) == 40
@@ -137,7 +136,7 @@ def test_images_for_adaptation_are_of_all_tasks_in_turn_and_in_no_order(tmp_path
 def test_joint_paint_chooses_by_the_concatenated_set_and_recalibrates_on_all_tasks(tmp_path, base, monkeypatch):
     """Also: one decoding of each set however many alphas there are, and no predictions of throw-away weights kept."""
     opened, seen, chosen = [], [], []
-    loader, recalibrate, choose = datasets.Data.loader, paint.recalibrate, Paint.choose
+    loader, recalibrate, choose = datasets.Data.loader, paint_training.recalibrate, paint_training.choose_alpha
 
     def opening(self, split, *arguments, **options):
         opened.append((self.name, split, options["train"]))
@@ -147,13 +146,13 @@ def test_joint_paint_chooses_by_the_concatenated_set_and_recalibrates_on_all_tas
         seen.append(torch.cat([batch.labels for batch in batches.epoch(0)]))
         recalibrate(model, batches)
 
-    def choosing(self, accuracies, together=None):
-        chosen.append(together)
-        return choose(self, accuracies, together)
+    def choosing(method, accuracies, sizes=None):
+        chosen.append(sizes)
+        return choose(method, accuracies, sizes)
 
     monkeypatch.setattr(datasets.Data, "loader", opening)
-    monkeypatch.setattr(paint, "recalibrate", looking)
-    monkeypatch.setattr(Paint, "choose", choosing)
+    monkeypatch.setattr(paint_training, "recalibrate", looking)
+    monkeypatch.setattr(paint_training, "choose_alpha", choosing)
     words = ["protocol=joint", "method=paint", "method.alphas=[0.5,1]", "method.statistics=recalibrated"]
     launched(tmp_path, base, *words)
     assert len(chosen) == 1 and chosen[0][0] > chosen[0][1] > 0
@@ -182,7 +181,7 @@ def test_a_kept_patch_works_in_a_fresh_start(tmp_path, base):
     row = launched(tmp_path, base)[0]
     (path,) = (tmp_path / "output").rglob("low.safetensors")
     model = models.build(str(base))
-    system = patch.apply(model, path)
+    system = patch.attach(model, path)
     card = system.list()["low"]
     measured = {"accuracy_base": row.metrics["accuracy_base_after"], "accuracy_low": row.metrics["accuracy_low"]}
     assert card["metrics"] == measured
@@ -206,15 +205,15 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
     for gib in (0, 4):
         cfg = composed(tmp_path / str(gib), base, f"feature_cache_gib={gib}", f"tasks=[{LOW}]")
         kept = []
-        original = Workbench.train_loader
+        original = training.cache_features
 
-        def spying(self, *arguments, original=original, kept=kept):
-            loader = original(self, *arguments)
-            kept.append(isinstance(loader, CachedFeatureLoader))
-            return loader
+        def spying(*arguments, original=original, kept=kept):
+            loaders = original(*arguments)
+            kept.append(isinstance(loaders[0], CachedFeatureLoader))
+            return loaders
 
         with pytest.MonkeyPatch.context() as patcher:
-            patcher.setattr(Workbench, "train_loader", spying)
+            patcher.setattr(training, "cache_features", spying)
             launch(recipe, cfg)
         (row,) = read_rows(tmp_path / str(gib) / "output")
         histories.append([*row.series["alpha_layer3.0"], row.metrics["accuracy_low"]])
@@ -233,9 +232,12 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
         (["tasks=[{name:patched,dataset:digits}]"], r"'patched' means something else"),
         (["dataset.classes=10", "dataset.class_subset=null"], r"has 5 classes and the data 10"),
         (["protocol=joint", "tasks=[digits]"], r"protocol=joint needs at least two tasks"),
-        (["method.modules=0", "method.norm=nowhere"], r"method.norm=nowhere: one of .*\n.*method.modules=0: a number"),
-        (["routing=[guess]"], r"routing=guess"),
-        (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to mix with"),
+        (
+            ["method.modules=0", "method.norm=nowhere"],
+            r"method.modules=0: all or a whole number of at least 1 is needed.*\n.*method.norm=nowhere: one of ",
+        ),
+        (["routing=[guess]"], r"routing=\[guess\]: one of confidence, features"),
+        (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to interpolate with"),
     ],
 )
 def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
@@ -252,8 +254,8 @@ def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
         (["method.skips=new"], r"has no new skip: method.skips=all"),
     ],
 )
-def test_what_a_network_lacks_is_told_before_anything_is_measured(tmp_path, base, monkeypatch, overrides, message):
-    monkeypatch.setattr(Workbench, "measured_base", lambda _: pytest.fail("the base was measured"))
+def test_what_a_network_lacks_is_told_before_anything_is_evaluated(tmp_path, base, monkeypatch, overrides, message):
+    monkeypatch.setattr(recipe, "evaluate_base", lambda *_: pytest.fail("the base was evaluated"))
     with pytest.raises(ConfigError, match=message):
         launch(recipe, composed(tmp_path, base, *overrides))
 

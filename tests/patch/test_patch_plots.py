@@ -7,7 +7,7 @@ import pytest
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.patch import plots as plots
+from recombine.patch import plots
 
 COUNTS = {("fc", "none"): 0.0, ("delta", "1"): 7206.0, ("delta", "2"): 9092.0, ("paint", "none"): 270896.0}
 

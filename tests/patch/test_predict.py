@@ -1,4 +1,4 @@
-"""scripts/predict.py as a user starts it: image files in, classes of base and patches out."""
+"""recombine predict as a user starts it: image files in, classes of base and patches out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recombine.cli import predict
 from recombine.core.errors import ConfigError
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
-from recombine.patch.patched import Patched
+from recombine.patch.patched import TaskNetwork
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
@@ -32,10 +32,10 @@ def folder(tmp_path, resnet8, images):
     models.save(resnet8, tmp_path / "base.safetensors", {})
     for seed, name in enumerate(("letters", "base")):
         torch.manual_seed(seed)
-        patched = Patched(resnet8, Delta(traced(resnet8), 3, modules=1)).eval()
-        facts = {"tasks": ["abc"], "metrics": {"accuracy_abc": 97.5}}
-        patch.save(patched, tmp_path / f"{name}-patch.safetensors", name=name, class_names=["a", "b", "c"], **facts)
-        patched.detach()
+        patched = TaskNetwork(resnet8, Delta(traced(resnet8), 3, modules=1)).eval()
+        info = {"tasks": ["abc"], "metrics": {"accuracy_abc": 97.5}}
+        patch.save(patched, tmp_path / f"{name}-patch.safetensors", name=name, class_names=["a", "b", "c"], **info)
+        patched.restore()
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "note.txt").write_text("no image")
     for k in range(2):
@@ -48,11 +48,11 @@ def test_the_documented_order_on_a_folder(folder, resnet8, images):
     done = started("--model", base, "--json", "--patch", letters, folder / "images")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    system = patch.apply(resnet8, letters)
+    network = patch.attach(resnet8, letters)
     with torch.no_grad():
-        said = system(images[:2]).argmax(1).tolist()
-        task = system(images[:2], "letters").argmax(1).tolist()
-    expected = [each for k in range(2) for each in (("base", str(said[k])), ("letters", "abc"[task[k]]))]
+        classes = network(images[:2]).argmax(1).tolist()
+        task = network(images[:2], "letters").argmax(1).tolist()
+    expected = [each for k in range(2) for each in (("base", str(classes[k])), ("letters", "abc"[task[k]]))]
     assert [(line["task"], line["class"]) for line in lines] == expected
 
 
@@ -63,7 +63,7 @@ def run(monkeypatch, capsys, *arguments):
     return capsys.readouterr().out
 
 
-def test_two_patches_the_best_classes_and_the_surest_expert(folder, monkeypatch, capsys):
+def test_two_patches_the_best_classes_and_the_most_confident_expert(folder, monkeypatch, capsys):
     common = ["--model", folder / "base.safetensors", "--patch", folder / "letters-patch.safetensors"]
     common += ["--patch", f"other={folder / 'base-patch.safetensors'}", "--top", "2", folder / "images"]
     lines = [json.loads(line) for line in run(monkeypatch, capsys, *common, "--json").splitlines()]
@@ -74,7 +74,7 @@ def test_two_patches_the_best_classes_and_the_surest_expert(folder, monkeypatch,
     assert "letters: 97.50 % right on the test images of abc" in run(monkeypatch, capsys, *common)
 
 
-def test_small_batches_say_the_same(folder, monkeypatch, capsys):
+def test_small_batches_predict_the_same(folder, monkeypatch, capsys):
     common = ["--model", folder / "base.safetensors", folder / "images", "--json"]
     whole = run(monkeypatch, capsys, *common)
     monkeypatch.setattr(predict, "BATCH", 1)
@@ -107,6 +107,6 @@ def test_mistakes_are_one_sentence(folder, monkeypatch, capsys, words, message):
         run(monkeypatch, capsys, *common, *options, folder / image)
 
 
-def test_a_base_of_imagenet_says_names(resnet8, network):
-    assert predict.base_names(None, resnet8) == [str(k) for k in range(10)]
-    assert predict.base_names(None, network("resnet8", classes=1000))[207] == "golden retriever"
+def test_a_base_of_imagenet_has_names(resnet8, network):
+    assert predict.read_class_names(None, resnet8) == [str(k) for k in range(10)]
+    assert predict.read_class_names(None, network("resnet8", classes=1000))[207] == "golden retriever"

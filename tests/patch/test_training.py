@@ -10,9 +10,10 @@ from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
 from recombine.models.graph import traced
+from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.patch.delta import Delta
-from recombine.patch.patched import Patched
-from recombine.patch.training import CachedFeatureLoader, TaskTraining
+from recombine.patch.patched import TaskNetwork
+from recombine.patch.training import TaskTraining
 
 READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
 
@@ -32,16 +33,16 @@ def opened(tmp_path):
         data.close()
 
 
-def kept(network, data, device="cpu"):
-    """A kept loader of 64 images a batch, and the loader of images that it stands for."""
+def cached(network, data, device="cpu"):
+    """A loader of cached values of 64 images a batch, and the loader of images whose order it has."""
     model = network("resnet8", size=8).to(device)
-    patched = Patched(model, Delta(traced(model), 10, modules=1)).to(device)
+    patched = TaskNetwork(model, Delta(traced(model), 10, modules=1)).to(device)
     train, every = data.loader("train", 64, train=True), data.loader("train", 256, train=False)
     return CachedFeatureLoader(train, every, patched, "fp32"), train, patched
 
 
-def test_kept_batches_are_those_of_the_images(network, opened):
-    loader, train, patched = kept(network, opened())
+def test_cached_batches_are_those_of_the_images(network, opened):
+    loader, train, patched = cached(network, opened())
     for epoch, start in ((0, 0), (3, 5)):
         pairs = list(zip(loader.epoch(epoch, start), train.epoch(epoch, start), strict=True))
         assert len(pairs) == len(train) - start
@@ -52,9 +53,9 @@ def test_kept_batches_are_those_of_the_images(network, opened):
     assert list(loader.epoch(0, len(train))) == []
 
 
-def test_the_host_never_waits_between_kept_batches(network, opened, monkeypatch):
+def test_the_host_never_waits_between_cached_batches(network, opened, monkeypatch):
     """Nothing is moved to the device or read from it, in joint batches too."""
-    first, second = (kept(network, opened())[0] for _ in range(2))
+    first, second = (cached(network, opened())[0] for _ in range(2))
     batches = MixedLoader([LabelOffsetLoader(first, 0), LabelOffsetLoader(second, 10)], lambda images: images).epoch(0)
     next(batches)
 
@@ -74,8 +75,8 @@ def test_the_host_never_waits_between_kept_batches(network, opened, monkeypatch)
 
 
 @pytest.mark.gpu
-def test_cuda_never_synchronises_between_kept_batches(network, opened):
-    loader, *_ = kept(network, opened("cuda"), "cuda")
+def test_cuda_never_synchronises_between_cached_batches(network, opened):
+    loader, *_ = cached(network, opened("cuda"), "cuda")
     batches = loader.epoch(0)
     next(batches)
     torch.cuda.set_sync_debug_mode("error")

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import Predictions
 from recombine.models.overview import flops, summary
-from recombine.pnc.baselines import FromScratch, Tuning
-from recombine.pnc.elastic import Elastic, _Elastic, fisher
-from recombine.pnc.metrics import source_measures, stored_bytes
-from recombine.pnc.training import distance
+from recombine.pnc.baselines import ElasticWeightConsolidation, estimate_fisher
+from recombine.pnc.method_settings import EwcSettings, FineTuningSettings, FromScratchSettings
+from recombine.pnc.metrics import count_bytes, source_metrics
+from recombine.pnc.stages import distillation
 
 
 def noise(*shape):
@@ -26,16 +26,18 @@ def noise(*shape):
 @given(st.floats(0.5, 8))
 @settings(max_examples=10, deadline=None)
 def test_the_distance_is_that_of_two_distributions(temperature):
-    taught, own = noise(5, 7), noise(5, 7).flip(0)
-    expected = kl_divergence(Categorical(logits=taught / temperature), Categorical(logits=own / temperature))
-    torch.testing.assert_close(distance(taught, own, temperature), temperature**2 * expected, rtol=1e-4, atol=1e-5)
+    teacher, student = noise(5, 7), noise(5, 7).flip(0)
+    expected = kl_divergence(Categorical(logits=teacher / temperature), Categorical(logits=student / temperature))
+    torch.testing.assert_close(
+        distillation(teacher, student, temperature), temperature**2 * expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_fisher_information_is_the_mean_square_gradient_of_each_sample(digits, build, monkeypatch):
     model = build(0)
     loader = digits.loader("train", 5, train=False, indices=range(12))
-    monkeypatch.setattr("recombine.pnc.elastic.AT_ONCE", 3 * sum(p.numel() for p in model.net.parameters()))
-    found = fisher(model, loader)
+    monkeypatch.setattr("recombine.pnc.baselines.MAX_GRADIENTS", 3 * sum(p.numel() for p in model.net.parameters()))
+    found = estimate_fisher(model, loader)
     expected = {name: torch.zeros_like(value) for name, value in model.net.named_parameters()}
     for batch in loader.epoch(0):
         for image, label in zip(batch.images, batch.labels, strict=True):
@@ -58,7 +60,7 @@ def test_the_fisher_information_of_a_linear_model_is_known(digits):
         def epoch(self, _):
             yield type("Batch", (), {"images": noise(8, 6), "labels": torch.arange(8) % 3})
 
-    found = fisher(model, Loader())["weight"]
+    found = estimate_fisher(model, Loader())["weight"]
     x, y = noise(8, 6).double().numpy(), np.arange(8) % 3
     odds = np.exp(x @ net.weight.detach().double().numpy().T)
     error = odds / odds.sum(1, keepdims=True) - np.eye(3)[y]
@@ -72,7 +74,7 @@ def test_weights_are_held_by_half_their_stiffness_and_new_rows_are_free(build):
         for old, new in zip(target.net.parameters(), net.net.parameters(), strict=True):
             new[: len(old)] = old + 0.5
     stiffness = {name: torch.full_like(value, 3.0) for name, value in target.net.named_parameters()}
-    held = _Elastic(net, target, stiffness).held()
+    held = ElasticWeightConsolidation(net, target, stiffness).penalty()
     count = sum(value.numel() for value in target.net.parameters())
     torch.testing.assert_close(held, torch.tensor(0.5 * 3 * 0.25 * count))
     held.backward()
@@ -82,8 +84,8 @@ def test_weights_are_held_by_half_their_stiffness_and_new_rows_are_free(build):
 
 def test_the_source_is_scored_among_all_classes_and_among_the_cloned():
     logits = torch.tensor([[3.0, 2, 1], [0, 2, 3], [1, 0, 3], [9, 1, 0]])
-    said = Predictions(logits, torch.tensor([1, 1, 2, 0]), torch.arange(4))
-    found = source_measures(said, [1, 2])
+    predictions = Predictions(logits, torch.tensor([1, 1, 2, 0]), torch.arange(4))
+    found = source_metrics(predictions, [1, 2])
     assert found["accuracy_source_cloned"] == pytest.approx(100 / 3)
     assert found["accuracy_source_cloned_own_space"] == pytest.approx(200 / 3)
 
@@ -91,19 +93,28 @@ def test_the_source_is_scored_among_all_classes_and_among_the_cloned():
 def test_costs(build):
     model = build(0)
     state = model.net.state_dict().values()
-    assert stored_bytes(model.net) == sum(t.numpy().nbytes for t in state)
+    assert count_bytes(model.net) == sum(t.numpy().nbytes for t in state)
     image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     convolutions = 2 * 9 * (3 * 8 * 16**2 + 8 * 8 * 8**2 + 8 * 16 * 4**2)
     assert flops(model, image) == 2 * summary(model)["macs"] == convolutions + 2 * 16 * 10
 
 
-def test_options_that_cannot_be(tmp_path):
-    for make, words in (
-        (lambda: Elastic(torch.optim.SGD, strengths=[]), r"method.strengths=\[\]: a list of numbers"),
-        (lambda: Elastic(torch.optim.SGD, epochs=-1), "method.epochs=-1: a number of at least 0"),
-        (lambda: Tuning(torch.optim.SGD, temperature="warm"), "method.temperature=warm"),
-        (lambda: FromScratch(torch.optim.SGD, None, augment="mirror"), "method.augment=mirror: one of none, flip"),
-        (lambda: FromScratch(torch.optim.SGD, None, whole=1), "method.whole=1: true or false"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            make()
+SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01}
+CONSTANT = {"_target_": "recombine.engine.optim.constant", "_partial_": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "words"),
+    [
+        (EwcSettings, {"strengths": []}, r"method.strengths=\[\]: a list of numbers"),
+        (EwcSettings, {"epochs": -1}, "method.epochs=-1: a number of at least 0"),
+        (FineTuningSettings, {"temperature": "warm"}, "method.temperature=warm: a number above 0"),
+        (FromScratchSettings, {"augment": "mirror"}, "method.augment=mirror: known are: crop, crop_resize, flip"),
+        (FromScratchSettings, {"whole": 1}, "method.whole=1: true or false"),
+    ],
+)
+def test_options_that_cannot_be(settings, given, words):
+    needed = {"optimizer": SGD} | ({"schedule": CONSTANT} if settings is FromScratchSettings else {})
+    settings.of(needed, "method")
+    with pytest.raises(ConfigError, match=words):
+        settings.of(needed | given, "method")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from recombine import models as zoo
 from recombine import pnc
@@ -13,15 +15,16 @@ from recombine.core.errors import ConfigError
 from recombine.models.freeze import digest
 from recombine.models.graph import traced
 from recombine.pnc.clone import file
-from recombine.pnc.clone.branch import Branch, features_of, linear_head
+from recombine.pnc.clone.branch import Branch, features_node, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import ChannelMask, annealed, set_keep
-from recombine.pnc.clone.network import Clone, ClonedNetwork
-from recombine.pnc.clone.positions import positions
+from recombine.pnc.clone.masks import ChannelMask, anneal_keep_ratio, set_keep_ratio
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.positions import find_positions
 from tests.networks import shaken
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
-OWN = ["cat", "dog", "frog"]
+NAMES = ["cat", "dog", "frog"]
 graph = lru_cache(traced)  # cuts are places of one graph of a network
 
 
@@ -39,12 +42,14 @@ def images():
 
 def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0, align="scale"):
     """A branch with masks that are no prefix of the filters."""
-    there = {position.number: position for position in positions(graph(target), graph(source), align)}
+    there = {position.number: position for position in find_positions(graph(target), graph(source), align)}
     torch.manual_seed(3)
-    branch = Branch(there[number], graph(source), list(outputs), linear_head(graph(target)), adapter=adapter, head=head)
-    for gate in branch.gates:
-        gate.scores.data.uniform_()
-    set_keep(branch.gates, keep)
+    branch = Branch(
+        there[number], graph(source), list(outputs), find_linear_head(graph(target)), adapter=adapter, head=head
+    )
+    for mask in branch.channel_masks:
+        mask.scores.data.uniform_()
+    set_keep_ratio(branch.channel_masks, keep)
     for module in branch.adapter.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.5, 0.5)
@@ -53,32 +58,32 @@ def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head
 
 
 def test_a_gate_keeps_exactly_its_budget_and_passes_gradients_to_all_scores():
-    gate = ChannelMask(10)
-    gate.keep.fill_(0.34)
+    mask = ChannelMask(10)
+    mask.keep.fill_(0.34)
     value = torch.randn(2, 10, 3, 3, requires_grad=True)
-    gated = gate(value)
-    assert int(gate.kept().sum()) == 3
-    assert set(gate.scores.topk(3).indices.tolist()) == set(gate.kept().nonzero().flatten().tolist())
-    assert torch.equal(gated != 0, gate.kept().view(1, -1, 1, 1).expand_as(gated))
+    gated = mask(value)
+    assert int(mask.kept().sum()) == 3
+    assert set(mask.scores.topk(3).indices.tolist()) == set(mask.kept().nonzero().flatten().tolist())
+    assert torch.equal(gated != 0, mask.kept().view(1, -1, 1, 1).expand_as(gated))
     gated.sum().backward()
-    torch.testing.assert_close(gate.scores.grad, value.detach().sum((0, 2, 3)))
+    torch.testing.assert_close(mask.scores.grad, value.detach().sum((0, 2, 3)))
 
 
 def test_the_budget_falls_along_a_cubic():
-    assert annealed(0, 100, 0.25) == 1
-    assert annealed(35, 100, 0.2) == pytest.approx(0.2 + 0.8 / 8)
-    assert annealed(70, 100, 0.25) == annealed(100, 100, 0.25) == 0.25
+    assert anneal_keep_ratio(0, 100, 0.25) == 1
+    assert anneal_keep_ratio(35, 100, 0.2) == pytest.approx(0.2 + 0.8 / 8)
+    assert anneal_keep_ratio(70, 100, 0.25) == anneal_keep_ratio(100, 100, 0.25) == 0.25
     with pytest.raises(ConfigError, match="keep_ratio=0:"):
-        set_keep([], 0)
+        set_keep_ratio([], 0)
 
 
 @pytest.mark.parametrize("source", ["cnn", "lenet5", "resnet20"])
 def test_all_filters_on_is_the_source_bit_for_bit(source, images):
     model = network(source, 5)
-    there = positions(graph(model), graph(model))
+    there = find_positions(graph(model), graph(model))
     branches = [branch_of(model, model, position.number) for position in there]
     net = Candidates(model, model, (graph(model), graph(model)), branches)
-    values, logits = net.of_source(model.preprocess(images))
+    values, logits = net.forward_source(model.preprocess(images))
     assert torch.equal(logits, model(images))
     for branch, value in zip(net.branches, values, strict=True):
         assert torch.equal(branch.upper(value)[1], logits)
@@ -101,13 +106,13 @@ PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("resnet50_cifar", "resnet18
 def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_the_same(target, source, images):
     size = 32 if target == "lenet5" else 16
     host, guest = network(target, 3, size=size), network(source, 5, seed=1, size=size)
-    there = positions(graph(host), graph(guest))
-    assert len(there) >= 3 and there[-1].target.shape == (features_of(graph(host)).meta["shape"][1],)
+    there = find_positions(graph(host), graph(guest))
+    assert len(there) >= 3 and there[-1].target.shape == (features_node(graph(host)).meta["shape"][1],)
     for position in (there[1], there[len(there) // 2], there[-1]):
         branch = branch_of(host, guest, position.number, keep=0.5)
         net = Candidates(host, guest, (graph(host), graph(guest)), [branch]).eval()
         clone = Clone(branch, ["car", "van"])
-        cloned = ClonedNetwork(host, OWN).attach(clone, "clone")
+        cloned = ClonedNetwork(host, NAMES).attach(clone, "clone")
         with torch.no_grad():
             torch.testing.assert_close(cloned(images), net(images)[:, 0], rtol=1e-4, atol=1e-4)
         assert torch.equal(cloned(images)[:, :3], host(images))
@@ -116,12 +121,12 @@ def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_
 
 @pytest.mark.parametrize("name", ["lenet5", "cnn", "resnet20", "resnet18_cifar", "mobilenetv2_cifar"])
 def test_a_network_of_the_same_kind_is_entered_where_the_target_is_left(name):
-    there = positions(graph(network(name, 3)), graph(network(name, 5, seed=1)))
+    there = find_positions(graph(network(name, 3)), graph(network(name, 5, seed=1)))
     assert [position.source.name for position in there] == [position.target.name for position in there]
 
 
 def test_the_source_is_entered_at_the_same_scale():
-    there = positions(graph(network("resnet18_cifar", 3)), graph(network("mobilenetv2_cifar", 3)))
+    there = find_positions(graph(network("resnet18_cifar", 3)), graph(network("mobilenetv2_cifar", 3)))
     for position in there:
         assert len(position.target.shape) == len(position.source.shape)
         assert position.source.factor >= position.target.factor or position.source.factor == 8
@@ -140,11 +145,11 @@ def test_clones_come_and_go_without_touching_each_other_or_the_target(pair, imag
         Clone(branch_of(target, source, number, outputs), names)
         for number, outputs, names in ((2, [0], ["car"]), (3, [2, 4], ["bus", "van"]))
     )
-    cloned = ClonedNetwork(target, OWN)
+    cloned = ClonedNetwork(target, NAMES)
     only_second = cloned.attach(second, "b")(images)
     assert cloned.restore() is target and target.training is False
     both = cloned.attach(first, "a").attach(second, "b")
-    assert both.class_names == [*OWN, "car", "bus", "van"] and both(images).shape == (4, 6)
+    assert both.class_names == [*NAMES, "car", "bus", "van"] and both(images).shape == (4, 6)
     assert not target.training and not any(p.requires_grad for p in target.parameters())
     assert torch.equal(both.detach("a")(images), only_second)
     assert cloned.train().target.training is False
@@ -153,10 +158,10 @@ def test_clones_come_and_go_without_touching_each_other_or_the_target(pair, imag
     assert all(parameter.requires_grad for parameter in target.parameters())
 
 
-def test_what_cannot_be_attached_or_detached_is_said(pair):
+def test_what_cannot_be_attached_or_(pair):
     target, source = pair
     clone = Clone(branch_of(target, source, 2, [0]), ["car"])
-    cloned = ClonedNetwork(target, OWN).attach(clone, "a")
+    cloned = ClonedNetwork(target, NAMES).attach(clone, "a")
     with pytest.raises(ConfigError, match="'a': that name is taken"):
         cloned.attach(clone, "a")
     with pytest.raises(ConfigError, match=r"cannot be called 'a\.b'"):
@@ -179,43 +184,74 @@ def test_a_head_of_all_classes_answers_alone_and_goes_without_a_trace(tmp_path, 
         branch.head.fc.weight.add_(0.1 * torch.randn(branch.head.fc.weight.shape))
     net = Candidates(target, source, (graph(target), graph(source)), [branch]).eval()
     clone = Clone(branch, ["car", "van"])
-    cloned = ClonedNetwork(target, OWN).attach(clone, "a")
+    cloned = ClonedNetwork(target, NAMES).attach(clone, "a")
     expected = cloned(images)
     assert expected.shape == (4, 5) and not torch.allclose(expected[:, :3], alone, atol=0.1)
     torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
     other = Clone(branch_of(target, source, 2, [0]), ["bus"])
     with pytest.raises(ConfigError, match="clone b: a head of kind full answers"):
         cloned.attach(other, "b")
-    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
     assert torch.equal(cloned.restore()(images), alone) and digest(target) == before
     assert torch.equal(pnc.attach(target, path)(images), expected)
     with pytest.raises(ConfigError, match="stands beside no other clone"):
-        ClonedNetwork(target, OWN).attach(other, "b").attach(clone, "a")
+        ClonedNetwork(target, NAMES).attach(other, "b").attach(clone, "a")
 
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     target, source = pair
     clone = Clone(branch_of(target, source, 2, keep=0.5), ["car", "van"])
-    wanted = ClonedNetwork(target, OWN).attach(clone, "clone")
+    wanted = ClonedNetwork(target, NAMES).attach(clone, "clone")
     expected = wanted(images)
     wanted.restore()
-    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
+    path = file.save_clone(
+        clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference
+    )
     again = pnc.attach(target, path, sources=[source] if reference else [])
     assert torch.equal(again(images), expected) and list(again.clones) == ["c"]
     assert again.restore() is target
-    card = pnc.cards(path)["c"]
+    card = pnc.read_cards(path)["c"]
     assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
-    whole = file.save(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
+    whole = file.save_clone(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
     assert not reference or path.stat().st_size < whole.stat().st_size / 2
+
+
+def test_files_of_version_0_1_are_read(tmp_path, pair, images):
+    target, source = pair
+    clone = Clone(branch_of(target, source, 2, keep=0.5), ["car", "van"])
+    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    (new,) = file.read_clones(path)
+    content = json.dumps({"format": 2, "cards": [new.card]})
+    tensors = {f"c/{key}": value for key, value in new.tensors.items()}
+    save_file(tensors, tmp_path / "old.safetensors", {"clones": content})
+    (old,) = file.read_clones(tmp_path / "old.safetensors")
+    assert old.card == new.card and old.tensors.keys() == new.tensors.keys()
+    expected = pnc.attach(target, path)(images)
+    assert torch.equal(pnc.attach(target, tmp_path / "old.safetensors")(images), expected)
+
+
+def test_clones_of_files_come_and_go_by_name(tmp_path, pair, images):
+    target, source = pair
+    alone, paths = target(images), []
+    for name, outputs, classes in (("c", [0], ["car"]), ("d", [2], ["van"]), ("c", [4], ["bus"])):
+        clone = Clone(branch_of(target, source, 2, outputs), classes)
+        about = {"name": name, "target": target, "source": source, "target_class_names": NAMES}
+        paths.append(file.save_clone(clone, tmp_path / f"{classes[0]}.safetensors", **about))
+    cloned = pnc.attach(target, paths[0])
+    assert cloned.attach(paths[1]) is cloned and cloned.attach(paths[2]).class_names == [*NAMES, "car", "van", "bus"]
+    held = {name: card["class_names"] for name, card in cloned.list().items()}
+    assert list(held.items()) == [("c", ["car"]), ("d", ["van"]), ("c2", ["bus"])]
+    assert cloned.detach("c") is cloned and list(cloned.list()) == ["d", "c2"]
+    assert cloned.restore() is target and torch.equal(target(images), alone)
 
 
 def test_a_clone_on_a_plain_network(tmp_path, pair, images):
     target, source = pair
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
-    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
-    expected = ClonedNetwork(target, OWN).attach(clone, "clone")(images)
-    cloned = ClonedNetwork(target.net, size=32).attach(pnc.load(target.net, path, size=32)["c"], "c")
+    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    expected = ClonedNetwork(target, NAMES).attach(clone, "clone")(images)
+    cloned = ClonedNetwork(target.net, size=32).attach(pnc.load_clones(target.net, path, size=32)["c"], "c")
     torch.testing.assert_close(cloned(target.preprocess(images)), expected)
     assert cloned.class_names == ["class 0", "class 1", "class 2", "car", "van"]
     cloned.restore()
@@ -225,7 +261,7 @@ def test_a_clone_on_a_plain_network(tmp_path, pair, images):
 def test_files_that_do_not_fit_are_refused(tmp_path, pair):
     target, source = pair
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
-    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True)
+    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True)
     with pytest.raises(ConfigError, match="made with a target of weights"):
         pnc.attach(network("resnet20", 3, seed=5), path, sources=[source])
     with pytest.raises(ConfigError, match="holds no weights of its source, cnn"):
@@ -233,14 +269,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path, pair):
     with pytest.raises(ConfigError, match=r"holds no weights of its source, cnn .*; none of cnn is that one"):
         pnc.attach(target, path, sources=[network("cnn", 5, seed=9)])
     other = zoo.save(target, tmp_path / "net.safetensors", {})
-    with pytest.raises(ConfigError, match="is no clone file"):
+    with pytest.raises(ConfigError, match="a clone file is needed"):
         pnc.attach(target, other)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ConfigError, match="cannot be read as a clone"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         pnc.attach(target, path)
 
 
 def test_a_network_without_linear_classifier_is_refused():
     squeeze = zoo.build({"name": "torchvision:squeezenet1_1", "weights": None, "classes": 3, **SETTINGS}, classes=3)
     with pytest.raises(ConfigError, match="cloning needs a linear classifier"):
-        linear_head(graph(squeeze))
+        find_linear_head(graph(squeeze))

@@ -16,21 +16,22 @@ from recombine.core.types import Batch
 from recombine.models.freeze import digest
 from recombine.models.graph import traced
 from recombine.pnc.clone import file
-from recombine.pnc.clone.batchnorm import recalibrate, running
-from recombine.pnc.clone.branch import Branch, linear_head
+from recombine.pnc.clone.batchnorm import find_batchnorms, recalibrate
+from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.masks import (
     MASK_KINDS,
     ChannelMask,
-    annealed,
+    anneal_keep_ratio,
     budget_penalty,
     harden,
-    one_budget,
     ramp,
-    set_keep,
+    set_keep_ratio,
+    share_budget,
 )
-from recombine.pnc.clone.network import Clone, ClonedNetwork
-from recombine.pnc.clone.positions import positions
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.positions import find_positions
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "weights": None, "classes": 5}
 
@@ -38,7 +39,7 @@ SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "weights": None, "c
 def network(name, seed=0):
     """A network of the zoo with random weights, and BatchNorm statistics that are not those of a fresh one."""
     model = zoo.build({"name": name, **SETTINGS}, classes=5, seed=seed).eval()
-    for module in running(model):
+    for module in find_batchnorms(model):
         module.running_mean.uniform_(-0.2, 0.2)
         module.running_var.uniform_(0.5, 1.5)
     return model
@@ -50,91 +51,91 @@ def double(name):
     return traced(network(name).double())
 
 
-def gates_of(*channels):
-    gates = [ChannelMask(count).train() for count in channels]
-    for gate in gates:
-        gate.scores.data = torch.randn(len(gate.scores))
-    return gates
+def masks_of(*channels):
+    channel_masks = [ChannelMask(count).train() for count in channels]
+    for mask in channel_masks:
+        mask.scores.data = torch.randn(len(mask.scores))
+    return channel_masks
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), keep=st.floats(0.01, 1), seed=st.integers(0, 99))
 def test_a_common_budget_takes_the_best_of_all_layers_and_one_of_each(sizes, keep, seed):
     torch.manual_seed(seed)
-    gates = gates_of(*sizes)
-    one_budget(gates)
-    set_keep(gates, keep)
-    kept = torch.cat([gate.kept() for gate in gates])
-    count = max(len(sizes), round(float(gates[0].keep * sum(sizes))))
-    best = [(k, int(gate.scores.argmax())) for k, gate in enumerate(gates)]
+    channel_masks = masks_of(*sizes)
+    share_budget(channel_masks)
+    set_keep_ratio(channel_masks, keep)
+    kept = torch.cat([mask.kept() for mask in channel_masks])
+    count = max(len(sizes), round(float(channel_masks[0].keep * sum(sizes))))
+    best = [(k, int(mask.scores.argmax())) for k, mask in enumerate(channel_masks)]
     others = [(k, i) for k, size in enumerate(sizes) for i in range(size) if (k, i) not in best]
-    others.sort(key=lambda place: -gates[place[0]].scores[place[1]].item())
+    others.sort(key=lambda place: -channel_masks[place[0]].scores[place[1]].item())
     wanted = {*best, *others[: count - len(best)]}
     places = [(k, i) for k, size in enumerate(sizes) for i in range(size)]
     assert {place for place, on in zip(places, kept.tolist(), strict=True) if on} == wanted
 
 
 def test_a_sigmoid_mask_fades_channels():
-    (gate,) = gates_of(4)
-    gate.start("sigmoid")
-    torch.testing.assert_close(gate.mask(), gate.scores.sigmoid())
-    gate.mask().sum().backward()
-    share = gate.scores.detach().sigmoid()
-    torch.testing.assert_close(gate.scores.grad, share * (1 - share))
+    (mask,) = masks_of(4)
+    mask.set_kind("sigmoid")
+    torch.testing.assert_close(mask.multipliers(), mask.scores.sigmoid())
+    mask.multipliers().sum().backward()
+    share = mask.scores.detach().sigmoid()
+    torch.testing.assert_close(mask.scores.grad, share * (1 - share))
     fresh = ChannelMask(1000)
-    fresh.start("sigmoid")
-    assert fresh.mask().detach().min() > 0.95  # nearly all on at the start
+    fresh.set_kind("sigmoid")
+    assert fresh.multipliers().detach().min() > 0.95  # nearly all on at the start
 
 
 def test_a_gumbel_mask_is_on_with_the_probability_of_its_score():
-    (gate,) = gates_of(5)
-    gate.start("gumbel")
-    draws = torch.stack([gate.mask().detach() for _ in range(2000)])
+    (mask,) = masks_of(5)
+    mask.set_kind("gumbel")
+    draws = torch.stack([mask.multipliers().detach() for _ in range(2000)])
     assert set(draws.unique().tolist()) == {0.0, 1.0}
-    share = gate.scores.detach().sigmoid()
+    share = mask.scores.detach().sigmoid()
     spread = (share * (1 - share) / 2000).sqrt()
     assert ((draws.mean(0) - share).abs() < 4.5 * spread).all()
     torch.manual_seed(7)
-    gate.mask().sum().backward()
+    mask.multipliers().sum().backward()
     torch.manual_seed(7)
     uniform = torch.rand(5)
-    soft = ((gate.scores.detach() + uniform.log() - (1 - uniform).log()) * 1.5).sigmoid()
-    torch.testing.assert_close(gate.scores.grad, soft * (1 - soft) * 1.5)
+    soft = ((mask.scores.detach() + uniform.log() - (1 - uniform).log()) * 1.5).sigmoid()
+    torch.testing.assert_close(mask.scores.grad, soft * (1 - soft) * 1.5)
 
 
 def test_the_penalty_by_hand():
     """Scores whose sigmoids are 0.8 and 0.5, or 0.2: over a budget of 0.25 by 0.4 and not at all; together by 0.25."""
-    gates = [ChannelMask(2), ChannelMask(1)]
-    gates[0].scores.data = torch.tensor([math.log(4), 0.0])
-    gates[1].scores.data = torch.tensor([-math.log(4)])
+    channel_masks = [ChannelMask(2), ChannelMask(1)]
+    channel_masks[0].scores.data = torch.tensor([math.log(4), 0.0])
+    channel_masks[1].scores.data = torch.tensor([-math.log(4)])
     uncertain = 2 * ((0.16 + 0.25) / 2 + 0.16)
-    torch.testing.assert_close(budget_penalty(gates, 0.25), torch.tensor(30 * 0.4 + uncertain))
-    one_budget(gates)
-    torch.testing.assert_close(budget_penalty(gates, 0.25), torch.tensor(2 * 30 * 0.25 + uncertain))
+    torch.testing.assert_close(budget_penalty(channel_masks, 0.25), torch.tensor(30 * 0.4 + uncertain))
+    share_budget(channel_masks)
+    torch.testing.assert_close(budget_penalty(channel_masks, 0.25), torch.tensor(2 * 30 * 0.25 + uncertain))
 
 
 def test_pressure_rises_while_the_budget_falls():
-    assert [ramp(step, 100) for step in (0, 35, 70, 99)] == [0, 0.5, 1, 1] and annealed(70, 100, 0.3) == 0.3
+    assert [ramp(step, 100) for step in (0, 35, 70, 99)] == [0, 0.5, 1, 1] and anneal_keep_ratio(70, 100, 0.3) == 0.3
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize(("name", "scope"), [("cnn", "layer"), ("cnn", "global"), ("mobilenetv2_cifar", "global")])
 def test_however_it_was_learned_the_masked_source_is_the_extracted_one(name, kind, scope):
     graph = double(name)
-    there = positions(graph, graph)[1]
-    branch = Branch(there, graph, [1, 3], linear_head(graph), adapter="none", head="concat").double()
+    there = find_positions(graph, graph)[1]
+    branch = Branch(there, graph, [1, 3], find_linear_head(graph), adapter="none", head="concat").double()
     if scope == "global":
-        one_budget(branch.gates)
+        share_budget(branch.channel_masks)
     value = torch.randn(2, *there.source.shape, dtype=torch.float64)
     whole = branch.eval().upper(value)[1]
-    for gate in branch.train().gates:
-        gate.start(kind)
-        gate.scores.data += torch.randn(len(gate.scores))
-    set_keep(branch.gates, 0.5)
+    for mask in branch.train().channel_masks:
+        mask.set_kind(kind)
+        mask.scores.data += torch.randn(len(mask.scores))
+    set_keep_ratio(branch.channel_masks, 0.5)
     learning = branch.upper(value)[1]
     assert learning.requires_grad and not torch.allclose(learning, whole)
-    harden(branch.gates, 0.5)
-    kept = torch.cat(branch.masks()).sum() / sum(map(len, branch.masks()))
+    harden(branch.channel_masks, 0.5)
+    kept = torch.cat(branch.kept_channels()).sum() / sum(map(len, branch.kept_channels()))
     assert float(kept) == pytest.approx(0.5, abs=0.05)
     with torch.no_grad():
         masked, trained = branch.upper(value)[1], branch.eval().upper(value)[1]
@@ -161,17 +162,17 @@ def recalibrated():
     before = digest(source)
     host, graph = traced(target), traced(source)
     kinds = {"adapter": "conv1x1_bn", "head": "rows", "recalibrated": True}
-    branch = Branch(positions(host, graph)[0], graph, [1, 3], linear_head(host), **kinds)
-    for gate in branch.gates:
-        gate.scores.data.uniform_()
-    set_keep(branch.gates, 0.5)
+    branch = Branch(find_positions(host, graph)[0], graph, [1, 3], find_linear_head(host), **kinds)
+    for mask in branch.channel_masks:
+        mask.scores.data.uniform_()
+    set_keep_ratio(branch.channel_masks, 0.5)
     net = Candidates(target, source, (host, graph), [branch]).eval()
-    seen = [[] for _ in branch.norms()]
+    seen = [[] for _ in branch.batchnorms()]
     hooks = [
         norm.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0]))
-        for norm, kept in zip(branch.norms(), seen, strict=True)
+        for norm, kept in zip(branch.batchnorms(), seen, strict=True)
     ]
-    recalibrate(branch.norms(), lambda images: net.of_modules(source.preprocess(images)), Batches())
+    recalibrate(branch.batchnorms(), lambda images: net.forward_modules(source.preprocess(images)), Batches())
     for hook in hooks:
         hook.remove()
     assert digest(source) == before
@@ -181,8 +182,8 @@ def recalibrated():
 def test_statistics_are_those_of_what_the_masked_layers_see(recalibrated):
     _, source, net, seen = recalibrated
     (branch,) = net.branches
-    assert len(branch.norms()) >= 1 and not any(norm.training for norm in branch.norms())
-    for norm, inputs in zip(branch.norms(), seen, strict=True):
+    assert len(branch.batchnorms()) >= 1 and not any(norm.training for norm in branch.batchnorms())
+    for norm, inputs in zip(branch.batchnorms(), seen, strict=True):
         assert len(inputs) == 3 and norm.momentum == 0.1
         axes = [k for k in range(inputs[0].ndim) if k != 1]
         torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(axes) for x in inputs]).mean(0))
@@ -198,6 +199,8 @@ def test_a_file_keeps_the_modules_own_statistics(tmp_path, recalibrated, referen
     clone = Clone(net.branches[0], ["car", "van"])
     expected = ClonedNetwork(target).attach(clone, "clone")(images)
     torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
-    path = file.save(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference)
+    path = file.save_clone(
+        clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference
+    )
     again = pnc.attach(target, path, sources=[source] if reference else [])
-    assert torch.equal(again(images), expected) and pnc.cards(path)["c"]["recalibrated"]
+    assert torch.equal(again(images), expected) and pnc.read_cards(path)["c"]["recalibrated"]

@@ -1,6 +1,7 @@
 """Draws, kernel, blanking and ridge against hand-worked values, slow twins, scikit-learn and properties."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,18 @@ from sklearn.linear_model import Ridge
 
 from recombine.core.counter_rng import bits
 from recombine.core.errors import ConfigError
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, local_value, presence, proximity, ridge
+from recombine.pnc.local.neighbourhood import (
+    KERNELS,
+    OUTPUTS,
+    Neighbourhood,
+    Purpose,
+    blank,
+    draw_vectors,
+    fit_ridge,
+    predict_linear,
+    proximity,
+)
+from recombine.pnc.settings import LimeSettings
 
 ADDRESS = (0, 0, Purpose.FIT)
 
@@ -23,7 +35,7 @@ def random(*shape, seed=0):
 def test_a_draw_is_a_function_of_its_address(patches):
     """Batch, order, device and how many are drawn do not matter; the twin looks each bit up by itself."""
     index = torch.tensor([70_000, 3, 0, 12])
-    drawn = presence((5, 2, Purpose.TRAIN), index, 6, patches)
+    drawn = draw_vectors((5, 2, Purpose.TRAIN), index, 6, patches)
     assert drawn.shape == (4, 6, patches) and drawn.dtype == torch.bool
     for sample, vectors in zip(index.tolist(), drawn, strict=True):
         assert vectors[0].all()
@@ -32,13 +44,13 @@ def test_a_draw_is_a_function_of_its_address(patches):
                 bits(5, 2, sample * 2**32 + number, Purpose.TRAIN + j // 64) >> (j % 64) & 1 for j in range(patches)
             ]
             assert vectors[number].int().tolist() == expected
-    assert torch.equal(presence((5, 2, Purpose.TRAIN), index[[2, 0]], 3, patches), drawn[[2, 0], :3])
+    assert torch.equal(draw_vectors((5, 2, Purpose.TRAIN), index[[2, 0]], 3, patches), drawn[[2, 0], :3])
 
 
 def test_draws_of_other_addresses_differ_and_are_even():
     index = torch.arange(500)
     first, *others = (
-        presence(address, index, 9, 16)[:, 1:].double()
+        draw_vectors(address, index, 9, 16)[:, 1:].double()
         for address in [ADDRESS, (1, 0, Purpose.FIT), (0, 1, Purpose.FIT), (0, 0, Purpose.TRAIN)]
     )
     # 500 x 8 fair coins for each patch: 4.5 standard deviations
@@ -85,7 +97,7 @@ def slow_blank(images, vectors, grid):
 @given(height=st.integers(5, 13), width=st.integers(5, 13), grid=st.integers(2, 5), samples=st.integers(1, 2))
 def test_blanking_equals_its_slow_twin(height, width, grid, samples):
     images = random(samples, 3, height, width).float()
-    vectors = presence(ADDRESS, torch.arange(samples), 3, grid**2)
+    vectors = draw_vectors(ADDRESS, torch.arange(samples), 3, grid**2)
     blanked = blank(images, vectors)
     assert torch.equal(blanked, slow_blank(images, vectors, grid))
     assert torch.equal(blanked[::3], images)
@@ -106,43 +118,47 @@ def test_a_grid_finer_than_the_pixels():
 
 @pytest.mark.parametrize("alpha", [1e-3, 1.0, 30.0])
 def test_ridge_is_scikit_learns(alpha):
-    vectors = presence(ADDRESS, torch.arange(5), 60, 16)
+    vectors = draw_vectors(ADDRESS, torch.arange(5), 60, 16)
     weights, outputs = proximity(vectors, 0.25), 3 * random(5, 60, 4)
-    theta = ridge(vectors, weights, outputs, alpha)
+    theta = fit_ridge(vectors, weights, outputs, alpha)
     assert theta.shape == (5, 17, 4) and theta.dtype == torch.float64
     for k in range(5):
         twin = Ridge(alpha, solver="cholesky").fit(vectors[k].double().numpy(), outputs[k].numpy(), weights[k].numpy())
         torch.testing.assert_close(theta[k, :-1].T, torch.from_numpy(twin.coef_), atol=1e-9, rtol=0)
         torch.testing.assert_close(theta[k, -1], torch.from_numpy(twin.intercept_), atol=1e-9, rtol=0)
         predicted = torch.from_numpy(twin.predict(vectors[k].double().numpy()))
-        torch.testing.assert_close(local_value(theta, vectors)[k], predicted, atol=1e-9, rtol=0)
+        torch.testing.assert_close(predict_linear(theta, vectors)[k], predicted, atol=1e-9, rtol=0)
 
 
 def test_a_linear_function_is_recovered():
-    vectors, truth = presence(ADDRESS, torch.arange(6), 40, 16), random(6, 17, 3)
-    theta = ridge(vectors, proximity(vectors, 0.25), local_value(truth, vectors), 1e-10)
+    vectors, truth = draw_vectors(ADDRESS, torch.arange(6), 40, 16), random(6, 17, 3)
+    theta = fit_ridge(vectors, proximity(vectors, 0.25), predict_linear(truth, vectors), 1e-10)
     torch.testing.assert_close(theta, truth, atol=1e-6, rtol=0)
 
 
 def test_local_values_keep_their_precision_under_autocast():
-    theta, vectors = random(2, 17, 3).float(), presence(ADDRESS, torch.arange(2), 8, 16)
+    theta, vectors = random(2, 17, 3).float(), draw_vectors(ADDRESS, torch.arange(2), 8, 16)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = local_value(theta, vectors)
-    assert inside.dtype == torch.float32 and torch.equal(inside, local_value(theta, vectors))
+        inside = predict_linear(theta, vectors)
+    assert inside.dtype == torch.float32 and torch.equal(inside, predict_linear(theta, vectors))
 
 
 def test_settings_name_all_problems_with_their_remedy():
-    node = {"grid": 8, "num_fit": 129, "num_train": 0, "kernel": ["lime"], "sigma": 0, "alpha": True, "outptu": "prob"}
+    node = {"grid": 8, "num_train": 0, "kernel": ["lime"], "sigma": 0, "alpha": True, "outptu": "prob"}
     with pytest.raises(ConfigError) as caught:
-        Neighbourhood.of(node)
+        Neighbourhood.of(node, "lime")
     assert len(caught.value.problems) == len(node) - 1
     message = str(caught.value)
-    for part in ("did you mean lime.output", "try lime.num_fit=130", "try lime.num_train=1", "lime.alpha=1.0"):
+    for part in ("did you mean 'output'", "such as lime.num_train=8", "lime.sigma=0: a number above 0", "lime.alpha=1"):
         assert part in message
+    with pytest.raises(ConfigError, match=r"lime\.num_fit=129: .*; try lime\.num_fit=130"):
+        Neighbourhood.of({"grid": 8, "num_fit": 129}, "lime")
     assert Neighbourhood.of({"grid": 8, "num_fit": 130}).patches == 64
-    with pytest.raises(ConfigError, match=r"lime\.grid=2\.5: an integer of at least 2"):
-        Neighbourhood(grid=2.5)
-    assert Neighbourhood.of(Neighbourhood()) == Neighbourhood.of({})
+    with pytest.raises(ConfigError, match=r"lime\.grid=2\.5: a whole number of at least 2"):
+        Neighbourhood.of({"grid": 2.5}, "lime")
+    assert Neighbourhood.of(LimeSettings(), "lime") == Neighbourhood.of({})
+    assert get_args(LimeSettings.model_fields["kernel"].annotation) == tuple(KERNELS)
+    assert get_args(LimeSettings.model_fields["output"].annotation) == tuple(OUTPUTS)
 
 
 def test_outputs_are_logits_or_probabilities_of_all_classes():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,36 +15,13 @@ from recombine import models, pnc
 from recombine.cli import predict
 from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
-from recombine.core.results import read_rows
 from recombine.models.freeze import digest
-from recombine.pnc import recipe, sources
-from recombine.pnc.workbench import Workbench, chosen_classes
-from recombine.run.launch import check, launch
+from recombine.pnc import recipe
+from recombine.pnc.data import select_outputs
+from recombine.run.launch import check
+from tests.pnc.parts import SHORT, composed, launched, open_parts
 
-CONFIG = str(Path(__file__).parents[2] / "config")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "lime.num_fit=40", "optimizer.lr=0.003"]
-QUICK += ["similarity={images:4,vectors:40}"]
-SHORT = ["method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4", "method.positions=[1,2]"]
 METRICS = ["accuracy_original", "accuracy_cloned", "accuracy_average", "agreement", "intrusion", "logit_shift"]
-
-
-def composed(folder, weights, *overrides):
-    roots = [
-        f"data_root={folder}",
-        f"weights_root={weights}",
-        f"cache_root={folder / 'c'}",
-        f"output_root={folder / 'o'}",
-    ]
-    networks = ["model@target=any", "target.name=high", "model@source=any", "source.name=low"]
-    with initialize_entry("pnc"):
-        return compose("pnc/pnc", [*roots, *networks, *QUICK, *overrides])
-
-
-def launched(folder, weights, *overrides):
-    cfg = composed(folder, weights, *overrides)
-    launch(recipe, cfg)
-    (row,) = read_rows(folder / "o")
-    return row
 
 
 def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, monkeypatch, capsys):
@@ -62,7 +38,7 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert m["learned_bytes"] < m["reference_bytes"] < m["clone_bytes"] and m["target_bytes"] == m["source_bytes"]
     target = models.build("high", weights_root=weights)
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
-    masks = pnc.load(target, path)["clone"].masks
+    masks = pnc.load_clones(target, path)["clone"].masks
     written = [f"{int(text, 16):0{len(mask)}b}" for text, mask in zip(row.series["masks"], masks, strict=True)]
     assert written == ["".join(str(int(kept)) for kept in mask) for mask in masks]
     cloned = pnc.attach(target, path)
@@ -77,7 +53,7 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     batches = [(b.images.clone(), b.labels.clone()) for b in data.loader("test", 64, train=False).epoch(0)]
     data.close()
     hits = [cloned(images).argmax(1) == labels + 5 for images, labels in batches]
-    said = cloned(batches[0][0][:3]).softmax(1).max(1)
+    best = cloned(batches[0][0][:3]).softmax(1).max(1)
     for k in range(3):
         Image.fromarray(batches[0][0][k].permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
     files = [str(tmp_path / f"{k}.png") for k in range(3)]
@@ -96,10 +72,13 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     capsys.readouterr()
     predict.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["class"] for line in lines] == ["5678901"[k] for k in said.indices]
-    assert [line["probability"] for line in lines] == pytest.approx(said.values.tolist())
+    assert [line["class"] for line in lines] == ["5678901"[k] for k in best.indices]
+    assert [line["probability"] for line in lines] == pytest.approx(best.values.tolist())
     assert 100 * torch.cat(hits).double().mean() == pytest.approx(m["accuracy_cloned"])
-    assert digest(cloned.restore()) == digest(before["high"]) and pnc.cards(path)["clone"]["class_names"] == ["0", "1"]
+    assert digest(cloned.restore()) == digest(before["high"]) and pnc.read_cards(path)["clone"]["class_names"] == [
+        "0",
+        "1",
+    ]
 
 
 def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weights):
@@ -155,48 +134,43 @@ def test_the_joint_network_trained_on_everything_knows_everything(tmp_path, weig
     assert row.metrics["accuracy_average"] > 90
 
 
-def bench_of(tmp_path, weights, *overrides):
-    class Here:
-        seed, device, rank, world, main = 0, torch.device("cpu"), 0, 1, True
-
-    cfg = composed(tmp_path, weights, *overrides)
-    return Workbench(cfg, Here(), sources.listed(cfg)[0])
-
-
-def test_labels_and_shares_of_the_data(tmp_path, weights):
-    bench = bench_of(tmp_path, weights, "clone=[3,1]")
-    assert bench.outputs == [1, 3] and bench.names == ["1", "3"]
-    loader, originals = bench.joint_loader(40)
-    (first, *_) = batches = list(loader.epoch(0))
-    assert len(first.labels) == 40 and bool((first.labels[:originals] < 5).all())
-    assert set(first.labels[originals:].tolist()) == {5, 6}
-    stored = bench.cloned.source.samples("train").labels
-    for batch in batches:
-        own = [stored[i] for i in batch.index[originals:]]
-        assert batch.labels[originals:].tolist() == [{1: 5, 3: 6}[label] for label in own]
-    for data in (bench.original, bench.cloned):
-        parts = [bench.part(data, name) for name in ("train", "select")]
-        everything = np.flatnonzero(np.isin(data.source.samples("train").labels, [int(n) for n in data.class_names]))
-        assert len(parts[0]) + len(parts[1]) == pytest.approx(0.3 * len(everything), abs=1)
-        assert not set(parts[0]) & set(parts[1]) and set(parts[0]) | set(parts[1]) <= set(everything)
-    bench.close()
+def test_labels_and_parts_of_the_data(tmp_path, weights):
+    with open_parts(tmp_path, weights, "clone=[3,1]") as parts:
+        data = parts.data
+        assert data.outputs == [1, 3] and data.class_names == ["1", "3"]
+        loader, target_samples = data.joint_loader(40, parts.target)
+        (first, *_) = batches = list(loader.epoch(0))
+        assert len(first.labels) == 40 and bool((first.labels[:target_samples] < 5).all())
+        assert set(first.labels[target_samples:].tolist()) == {5, 6}
+        stored = data.cloned.source.samples("train").labels
+        for batch in batches:
+            digits = [stored[i] for i in batch.index[target_samples:]]
+            assert batch.labels[target_samples:].tolist() == [{1: 5, 3: 6}[label] for label in digits]
+        for each in (data.target, data.cloned):
+            train, select = (data.split(each, name) for name in ("train", "select"))
+            digits = [int(name) for name in each.class_names]
+            everything = np.flatnonzero(np.isin(each.source.samples("train").labels, digits))
+            assert len(train) + len(select) == pytest.approx(0.3 * len(everything), abs=1)
+            assert not set(train) & set(select) and set(train) | set(select) <= set(everything)
 
 
-def test_mistakes_are_said_before_anything_runs(tmp_path, weights):
+def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
     wrong = ["method.mask=best", "lime.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
     problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong, "method.positions=first")))
     for words in (
-        "method.positions=first: a list such as",
+        "method.positions=first: a list of whole numbers of at least 0 or last, or null is needed, such as",
         "method.mask=best: one of learned, ones",
         "try lime.num_fit=34",
-        "select_fraction=2: between 0",
+        "select_fraction=2: a number above 0 and below 1 is needed, such as select_fraction=0.1",
     ):
         assert words in problems
-    assert "similarity.images=0: an integer of at least 1" in problems and "try similarity.vectors=34" in problems
+    assert "similarity.images=0: a whole number of at least 1 is needed" in problems
+    vectors = composed(tmp_path, weights, "similarity={images:1,vectors:20}")
+    assert any("try similarity.vectors=34" in text for text in check(recipe, vectors))
     with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] is not among the source's classes; known are 0 \(a\)"):
-        chosen_classes([7], ["a", "b"])
+        select_outputs([7], ["a", "b"])
     with pytest.raises(ConfigError, match="the target knows 5 already"):
-        bench_of(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
+        launched(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
     with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[0, 1, 2, 3"):
         launched(tmp_path, weights, "method.positions=[9]")
 

@@ -12,24 +12,28 @@ from hypothesis import strategies as st
 from recombine.core.errors import ConfigError
 from recombine.models.cuts import cuts
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.network import Clone, ClonedNetwork
-from recombine.pnc.clone.positions import places, positions
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, presence, ridge
-from recombine.pnc.search import PositionSearch, chosen, similarities
-from tests.pnc.test_clone import OWN, branch_of, graph, network
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.positions import find_positions, list_cuts
+from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, fit_ridge
+from recombine.pnc.method_settings import PositionSearchSettings
+from recombine.pnc.search import joint_similarities, select_position
+from recombine.pnc.settings import SimilaritySettings
+from tests.pnc.test_clone import NAMES, branch_of, graph, network
 
 VALUES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=7)
 
 
 @given(VALUES)
 def test_the_best_of_all_and_of_equals_the_last(values):
-    best = chosen(PositionSearch(), values)
+    best = select_position(PositionSearchSettings(), values)
     assert values[best] == max(values) and max(values) not in values[best + 1 :]
 
 
 @given(VALUES, st.integers(1, 3), st.sampled_from([0.0, 1.0, 2.5]))
 def test_greedy_is_the_loop_of_the_procedure(values, patience, min_delta):
-    """Section 5.6 written down line by line."""
+    """The procedure written down line by line."""
     best, bad = None, 0
     for place in range(len(values) - 1, -1, -1):
         if best is None or values[place] > values[best] + min_delta:
@@ -38,40 +42,49 @@ def test_greedy_is_the_loop_of_the_procedure(values, patience, min_delta):
             bad += 1
         if bad >= patience:
             break
-    assert chosen(PositionSearch("greedy", patience=patience, min_delta=min_delta), values) == best
+    assert (
+        select_position(PositionSearchSettings(mode="greedy", patience=patience, min_delta=min_delta), values) == best
+    )
 
 
 def test_greedy_stops_where_exhaustive_goes_on():
     values = [9.0, 1.0, 5.0, 4.0]
-    assert chosen(PositionSearch("greedy"), values) == 2 and chosen(PositionSearch(), values) == 0
-    assert chosen(PositionSearch("greedy", patience=2), values) == 0
-    assert chosen(PositionSearch(min_delta=4.5), values) == 0 and chosen(PositionSearch(min_delta=5), values) == 3
+    assert (
+        select_position(PositionSearchSettings(mode="greedy"), values) == 2
+        and select_position(PositionSearchSettings(), values) == 0
+    )
+    assert select_position(PositionSearchSettings(mode="greedy", patience=2), values) == 0
+    assert (
+        select_position(PositionSearchSettings(min_delta=4.5), values) == 0
+        and select_position(PositionSearchSettings(min_delta=5), values) == 3
+    )
 
 
 def test_settings_of_the_search_are_checked_together():
+    wrong = {"mode": "best", "metric": "loss", "patience": 0, "min_delta": -1.0}
     with pytest.raises(ConfigError) as error:
-        PositionSearch("best", "loss", 0, -1.0)
+        PositionSearchSettings.of(wrong, "method.search")
     words = "\n".join(error.value.problems)
     for key in ("mode=best: one of exhaustive, greedy", "metric=loss: one of average, similarity"):
         assert f"method.search.{key} is needed" in words
-    assert "method.search.patience=0" in words and "method.search.min_delta=-1.0" in words
+    assert "method.search.patience=0" in words and "method.search.min_delta=-1" in words
 
 
 def test_all_pairs_of_cuts_are_those_of_one_kind():
     target, source = graph(network("resnet20", 3)), graph(network("lenet5", 5, seed=1))
-    there = positions(target, source, "all")
+    there = find_positions(target, source, "all")
     own, others = cuts(target), cuts(source)
     pairs = [(a.name, b.name) for a, b in itertools.product(own, others) if len(a.shape) == len(b.shape)]
     assert [(p.target.name, p.source.name) for p in there[1:]] == pairs
     assert there[0].number == there[0].source_number == 0
-    assert all(places(target)[p.number] is not None and others[p.source_number - 1] == p.source for p in there[1:])
-    assert set(positions(target, source)) <= set(there)
+    assert all(list_cuts(target)[p.number] is not None and others[p.source_number - 1] == p.source for p in there[1:])
+    assert set(find_positions(target, source)) <= set(there)
     assert len({position.label for position in there}) == len(there)
 
 
 def test_the_whole_source_on_the_targets_features():
     target, source = network("resnet20", 3), network("cnn", 5, seed=1)
-    there = positions(graph(target), graph(source), "whole")
+    there = find_positions(graph(target), graph(source), "whole")
     assert [p.source_number for p in there] == [0] * 5 and there[-1].target.name == "layer3"
     branch = branch_of(target, source, 2, keep=0.5, align="whole")
     assert branch.adapter[0].weight.shape[:2] == (3, 16) and branch.position.label == "R2-0"
@@ -81,11 +94,11 @@ def test_the_whole_source_on_the_targets_features():
 
 @pytest.mark.parametrize("head", ["rows", "scale", "concat"])
 def test_nothing_shared_without_adapter_is_the_direct_ensemble(head):
-    """Section 12, number 9: R = 0, all filters on."""
+    """R = 0, all filters on."""
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     target, source = network("lenet5", 3), network("resnet20", 5, seed=1)
     branch = branch_of(target, source, 0, adapter="none", head=head)
-    cloned = ClonedNetwork(target, OWN).attach(Clone(branch, ["car", "van"]), "clone")
+    cloned = ClonedNetwork(target, NAMES).attach(Clone(branch, ["car", "van"]), "clone")
     torch.testing.assert_close(cloned(images), torch.cat([target(images), source(images)[:, [1, 3]]], 1))
 
 
@@ -94,40 +107,32 @@ def test_similarity_of_a_candidate_by_hand(digits, build):
     target, source = build(0, 4), build(1, 5)
     branches = [branch_of(target, source, number, keep=0.5) for number in (1, 2)]
     net = Candidates(target, source, (graph(target), graph(source)), branches).eval()
-    near = Neighbourhood(grid=2, num_fit=12, output="prob")
-    found = similarities(_Bench(digits, target, source), net, near)
-    batch = _Bench(digits, target, source).some(None, "", 3, None)
+    neighbourhood = Neighbourhood(grid=2, num_fit=12, output="prob")
+    batch = next(digits.loader("train", 3, train=False, indices=[5, 70, 300]).epoch(0))
+    evaluator = Evaluator(16, 8, "fp32", None, 7, neighbourhood, SimilaritySettings(images=3, vectors=14))
+    found = joint_similarities(net, [1, 3], batch, batch, evaluator)
     for k, branch in enumerate(branches):
         cloned = ClonedNetwork(target, ["a"] * 4).attach(Clone(branch, ["x", "y"]), "c")
         thetas = {name: [] for name in ("module", "new", "target", "old")}
         for image, index in zip(batch.images, batch.index, strict=True):
-            vectors = presence((7, 0, Purpose.SIMILARITY), index[None], 14, 4)
+            vectors = draw_vectors((7, 0, Purpose.SIMILARITY), index[None], 14, 4)
             with torch.no_grad():
                 inside = blank(target.preprocess(image[None]), vectors)
-                values, _ = net.of_source(blank(source.preprocess(image[None]), vectors))
+                values, _ = net.forward_source(blank(source.preprocess(image[None]), vectors))
                 logits = {"module": branch.upper(values[k])[1], "target": target.net(inside)}
                 *value, features, own = cloned._taps[0](inside)
                 joined = torch.cat([own, cloned.clones["c"](value[0], features)], 1)
             logits |= {"new": joined, "old": joined}
             columns = {"module": [1, 3], "new": [4, 5], "target": range(4), "old": range(4)}
             for name, value in logits.items():
-                said = value.softmax(1)[None, :, list(columns[name])]
-                thetas[name].append(ridge(vectors, near.weights(vectors), said, near.alpha)[0, :-1].flatten())
+                probabilities = value.softmax(1)[None, :, list(columns[name])]
+                thetas[name].append(
+                    fit_ridge(vectors, neighbourhood.weights(vectors), probabilities, neighbourhood.alpha)[
+                        0, :-1
+                    ].flatten()
+                )
         flat = {name: torch.cat(parts) for name, parts in thetas.items()}
         cosines = [torch.cosine_similarity(flat[a], flat[b], 0) for a, b in (("module", "new"), ("target", "old"))]
         assert found[k] == pytest.approx(float(sum(cosines)), abs=1e-5)
         cloned.restore()
     assert abs(found[0] - found[1]) > 1e-3
-
-
-class _Bench:
-    """What `similarities` asks of a workbench: the digits, and both networks."""
-
-    def __init__(self, digits, target, source):
-        self.digits, self.target, self.source, self.outputs = digits, target, source, [1, 3]
-        self.cfg = type("cfg", (), {"similarity": type("s", (), {"images": 3, "vectors": 14})})
-        self.run = type("run", (), {"seed": 7})
-        self.original, self.cloned = type("data", (), {"classes": target.classes}), None
-
-    def some(self, data, name, count, model):
-        return next(self.digits.loader("train", count, train=False, indices=[5, 70, 300]).epoch(0))

@@ -17,23 +17,23 @@ from recombine.cli import clones, predict
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.models.freeze import digest
-from recombine.pnc import recipe, sources
-from recombine.pnc import run_plots as pictures
-from recombine.pnc.calibration import Calibration, calibrate, offsets
+from recombine.pnc import recipe
+from recombine.pnc.calibration import Calibration, calibrate
 from recombine.pnc.clone import file
-from recombine.pnc.clone.network import Clone, ClonedNetwork
-from recombine.pnc.workbench import Workbench
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.data import first_outputs
+from recombine.pnc.plots import plot_search
 from recombine.run.launch import check, launch
-from tests.core.fitting import SmallRun
+from tests.pnc.parts import SHORT, composed, launched, open_parts
 from tests.pnc.test_clone import branch_of
-from tests.pnc.test_pnc import SHORT, composed, launched
 
 LOW = "{name: low, dataset: digits_low, clone: [0, 1]}"
 MIDDLE = "{name: middle, dataset: digits, class_subset: [2, 3, 4], clone: [2]}"
 TWO = f"sources=[{LOW},{MIDDLE}]"
 
 
-def said(cfg, net, classes):
+def predict_digits(cfg, net, classes):
     """Logits of the test digits of some classes, and the digits."""
     node = {"name": "digits", "class_subset": classes}
     where = {"data_root": "", "cache_root": cfg.cache_root, "seed": 0, "device": "cpu"}
@@ -64,19 +64,22 @@ def test_two_sources_give_a_network_that_each_can_leave(two, weights):
     cfg, row, path = two
     m = row.metrics
     assert row.cell["source"] == "low + middle" and row.cell["clone"] == "0 1 + 2"
-    assert list(pnc.cards(path)) == ["clone_1", "clone_2"]
+    assert list(pnc.read_cards(path)) == ["clone_1", "clone_2"]
     target = models.build("high", weights_root=weights)
     before, cloned = digest(target), pnc.attach(target, path)
     assert cloned.class_names == ["5", "6", "7", "8", "9", "0", "1", "4"]
     order = [int(name) for name in cloned.class_names]
     parts = {"original": [5, 6, 7, 8, 9], "cloned": [0, 1, 4], "cloned_1": [0, 1], "cloned_2": [4]}
-    logits = {name: said(cfg, cloned, digits) for name, digits in parts.items()}
+    logits = {name: predict_digits(cfg, cloned, digits) for name, digits in parts.items()}
     for name, (values, digits) in logits.items():
         assert accuracy(values, digits, order) == pytest.approx(m[f"accuracy_{name}"])
-    assert torch.equal(logits["original"][0][:, :5], said(cfg, target, parts["original"])[0]) and m["logit_shift"] == 0
+    assert (
+        torch.equal(logits["original"][0][:, :5], predict_digits(cfg, target, parts["original"])[0])
+        and m["logit_shift"] == 0
+    )
     left = cloned.detach("clone_1")
     for name in ("original", "cloned_2"):
-        values, digits = said(cfg, left, parts[name])
+        values, digits = predict_digits(cfg, left, parts[name])
         assert torch.equal(values, logits[name][0][:, [0, 1, 2, 3, 4, 7]])
         kept = accuracy(values, digits, [5, 6, 7, 8, 9, 4])
         assert kept == pytest.approx(
@@ -93,7 +96,7 @@ def test_a_clone_is_the_one_its_source_gives_alone(two, tmp_path, weights):
     """Sources do not know of each other, but for the calibration."""
     row = launched(tmp_path, weights, *SHORT, f"sources=[{MIDDLE}]")
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
-    (alone,), (_, beside) = file.read(path), file.read(two[2])
+    (alone,), (_, beside) = file.read_clones(path), file.read_clones(two[2])
     assert alone.card["name"] == "clone" and row.metrics["position"] == two[1].metrics["position_2"]
     assert alone.tensors.keys() == beside.tensors.keys()
     differ = {key for key, value in alone.tensors.items() if not torch.equal(value, beside.tensors[key])}
@@ -101,30 +104,25 @@ def test_a_clone_is_the_one_its_source_gives_alone(two, tmp_path, weights):
     assert float(alone.tensors["scale"]) == 1 and float(alone.tensors["bias"]) == 0
 
 
-def benches_of(folder, weights, *overrides):
-    cfg, run, found = composed(folder, weights, *overrides), SmallRun(folder), []
-    for source in sources.listed(cfg):
-        found.append(Workbench(cfg, run, source, tuple(found)))
-    return found
-
-
 def test_classes_of_several_sources_follow_each_other(tmp_path, weights):
-    first, second = benches = benches_of(tmp_path, weights, TWO, "source_data.fraction=0.5")
-    assert offsets(benches) == [5, 7] and first.names == ["0", "1"] and second.names == ["4"]
-    assert second.target is first.target and second.original is first.original
-    assert second.source_data.settings.fraction == 0.5 and second.source.classes == 3
-    for bench in benches[::-1]:
-        bench.close()
+    with open_parts(tmp_path, weights, TWO, "source_data.fraction=0.5") as parts:
+        first, second = parts.pairs
+        assert first_outputs(parts.pairs) == [5, 7]
+        assert first.class_names == ["0", "1"] and second.class_names == ["4"]
+        assert second.target is first.target
+        assert second.source.settings.fraction == 0.5 and parts.sources[1].classes == 3
 
 
 def test_a_class_that_two_sources_have(tmp_path, weights):
     both = f"sources=[{LOW},{{name: low, dataset: digits_low, clone: [1, 3]}}]"
-    with pytest.raises(ConfigError, match=r"the source low knows 1 already; .* leave these out by on_collision=first"):
-        benches_of(tmp_path, weights, both)
-    benches = benches_of(tmp_path, weights, both, "on_collision=first")
-    assert [bench.names for bench in benches] == [["0", "1"], ["3"]]
-    with pytest.raises(ConfigError, match=r"the source low knows 0, 1 already; clone other classes of low$"):
-        benches_of(tmp_path, weights, f"sources=[{LOW},{LOW}]", "on_collision=first")
+    twice = r"the source low knows 1 already; .* leave these out by on_collision=first"
+    with pytest.raises(ConfigError, match=twice), open_parts(tmp_path, weights, both):
+        pass
+    with open_parts(tmp_path, weights, both, "on_collision=first") as parts:
+        assert [pair.class_names for pair in parts.pairs] == [["0", "1"], ["3"]]
+    nothing, same = r"the source low knows 0, 1 already; clone other classes of low$", f"sources=[{LOW},{LOW}]"
+    with pytest.raises(ConfigError, match=nothing), open_parts(tmp_path, weights, same, "on_collision=first"):
+        pass
 
 
 @pytest.fixture
@@ -139,28 +137,29 @@ def cloned(weights):
     return ClonedNetwork(target, list("56789")).attach(first, "a").attach(second, "b")
 
 
-def training_images(benches):
+def training_images(pairs):
     """All images that calibration may train on: the target's own, then those of each source's classes."""
-    whole = [
-        (benches[0], benches[0].original, 0),
-        (benches[0], benches[0].cloned, 5),
-        (benches[1], benches[1].cloned, 7),
-    ]
     batches = []
-    for bench, data, offset in whole:
-        part = bench.part(data, "train")
+    for data, offset in ((pairs[0].target, 0), (pairs[0].cloned, 5), (pairs[1].cloned, 7)):
+        part = pairs[0].split(data, "train")
         (batch,) = data.loader("train", len(part), train=False, indices=part).epoch(0)
         batches.append((batch.images.clone(), batch.labels + offset))
     return [torch.cat(values) for values in zip(*batches, strict=True)]
 
 
-@pytest.mark.parametrize("use_target_data", [True, False])
-def test_calibration_finds_the_scales_and_biases_that_scipy_finds(tmp_path, weights, cloned, use_target_data):
+@pytest.fixture(params=[True, False])
+def parts(request, tmp_path, weights):
+    """Two sources, with and without the target's own images."""
+    with open_parts(tmp_path, weights, TWO, f"use_target_data={str(request.param).lower()}") as parts:
+        yield parts
+
+
+def test_calibration_finds_the_scales_and_biases_that_scipy_finds(parts, cloned):
     """All classes are compared, or without the target's own images the cloned ones among themselves."""
-    benches = benches_of(tmp_path, weights, TWO, f"use_target_data={str(use_target_data).lower()}")
+    use_target_data = parts.data.use_target_data
     first = 0 if use_target_data else 5
     before = {key: value.clone() for key, value in cloned.state_dict().items()}
-    images, labels = training_images(benches)
+    images, labels = training_images(parts.pairs)
     images, labels = images[labels >= first], labels[labels >= first]
     with torch.no_grad():
         logits = cloned(images).double()
@@ -173,24 +172,22 @@ def test_calibration_finds_the_scales_and_biases_that_scipy_finds(tmp_path, weig
     step = Calibration(cloned, first)(SimpleNamespace(images=images, labels=labels))
     assert float(step.loss.detach()) == pytest.approx(objective([1.0, 0.0, 1.0, 0.0]), rel=1e-4)
     best = minimize(objective, [1.0, 0.0, 1.0, 0.0], method="Nelder-Mead", options={"maxiter": 4000}).fun
-    calibrate(benches, cloned, 2, min_steps=400)
+    calibrate(cloned, cloned.target, parts.pairs, parts.trainer, 2, min_steps=400)
     numbers = [float(value) for clone in cloned.clones.values() for value in (clone.scale, clone.bias)]
     assert objective(numbers) < 0.6 * objective([1.0, 0.0, 1.0, 0.0]) and objective(numbers) < best + 0.05
     after = cloned.state_dict()
     changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
     assert changed == {f"clones.{name}.{part}" for name in "ab" for part in ("scale", "bias")}
     assert not any(parameter.requires_grad for parameter in cloned.parameters())
-    for bench in benches:
-        bench.close()
 
 
 def test_a_file_is_measured_again_and_only_with_its_classes(two, tmp_path, weights):
     _, row, path = two
     again = ["method=from_file", f"method.files=[{path}]", TWO]
-    measured = launched(tmp_path, weights, *again)
+    again_row = launched(tmp_path, weights, *again)
     for name in ("accuracy_original", "accuracy_cloned", "accuracy_cloned_2", "accuracy_average_without_1"):
-        assert measured.metrics[name] == row.metrics[name]
-    assert "accuracy_source_1" not in measured.metrics  # the file holds what it needs
+        assert again_row.metrics[name] == row.metrics[name]
+    assert "accuracy_source_1" not in again_row.metrics  # the file holds what it needs
     assert not check(recipe, composed(tmp_path, weights, *again[:2], TWO.replace("name: low", "name: gone")))
     assert recipe.files(composed(tmp_path, weights, *again)) == [path]
     with pytest.raises(
@@ -224,21 +221,26 @@ def test_clone_files_are_put_together_and_taken_apart(two, tmp_path, weights, mo
     shell(monkeypatch, capsys, clones, "detach", mine, "clone_1")
     assert torch.equal(logits(mine), both[:, [0, 1, 2, 3, 4, 7]])
     one = tmp_path / "one.safetensors"
-    file.write(one, [clone._replace(card=clone.card | {"name": "clone_2"}) for clone in file.read(path)[:1]])
+    file.write_clones(
+        one, [clone._replace(card=clone.card | {"name": "clone_2"}) for clone in file.read_clones(path)[:1]]
+    )
     shown = shell(monkeypatch, capsys, clones, "attach", mine, one)
-    assert list(pnc.cards(mine)) == ["clone_2", "clone_22"] and "clone_22" in shown
+    assert list(pnc.read_cards(mine)) == ["clone_2", "clone_22"] and "clone_22" in shown
     assert torch.equal(logits(mine), both[:, [0, 1, 2, 3, 4, 7, 5, 6]])
     shell(monkeypatch, capsys, clones, "export", mine, small, "--form", "reference")
-    assert small.stat().st_size == file.size(file.read(small)) < mine.stat().st_size
+    assert small.stat().st_size == file.file_size(file.read_clones(small)) < mine.stat().st_size
     assert torch.equal(logits(small, middle, low), logits(mine))
     networks = ["--model", "high", "--source", "low", "--source", "middle", "--weights-root", weights]
     shell(monkeypatch, capsys, clones, "export", small, whole, "--form", "whole", *networks)
-    assert whole.read_bytes() == mine.read_bytes()
+    assert whole.stat().st_size == mine.stat().st_size
+    for made, original in zip(file.read_clones(whole), file.read_clones(mine), strict=True):
+        assert made.card == original.card and made.tensors.keys() == original.tensors.keys()
+        assert all(torch.equal(value, original.tensors[key]) for key, value in made.tensors.items())
 
 
 def test_a_customised_network_classifies_images(two, tmp_path, weights, monkeypatch, capsys):
     path, small = two[2], tmp_path / "small.safetensors"
-    file.write(small, [file.as_reference(clone) for clone in file.read(path)])
+    file.write_clones(small, [file.to_reference(clone) for clone in file.read_clones(path)])
     images = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for k, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
@@ -253,25 +255,25 @@ def test_a_customised_network_classifies_images(two, tmp_path, weights, monkeypa
         shell(monkeypatch, capsys, predict, *common, "--clone", small, "--source", "middle")
 
 
-def test_what_cannot_be_put_together_or_taken_apart_is_said(two, tmp_path, weights, monkeypatch, capsys):
+def test_what_cannot_be_put_together_or_taken_apart(two, tmp_path, weights, monkeypatch, capsys):
     path, small = two[2], tmp_path / "small.safetensors"
-    first, second = file.read(path)
+    first, second = file.read_clones(path)
     with pytest.raises(ConfigError, match="the class 0, 1, 4 comes twice; leave one of the clones out"):
         shell(monkeypatch, capsys, clones, "attach", path, path)
     with pytest.raises(ConfigError, match="holds no clone 'b'; it holds: clone_1, clone_2"):
         shell(monkeypatch, capsys, clones, "detach", path, "b")
-    file.write(small, [file.as_reference(second)])
+    file.write_clones(small, [file.to_reference(second)])
     with pytest.raises(ConfigError, match=r"clone_2 is the last clone of .*: without it the network is its target"):
         shell(monkeypatch, capsys, clones, "detach", small, "clone_2")
     with pytest.raises(ConfigError, match="--form whole takes the sources' weights: give --model"):
         shell(monkeypatch, capsys, clones, "export", small, small, "--form", "whole")
     with pytest.raises(ConfigError, match="these are clones for different targets"):
-        file.write(small, [first, second._replace(card=second.card | {"target": "other"})])
+        file.write_clones(small, [first, second._replace(card=second.card | {"target": "other"})])
     with pytest.raises(ConfigError, match=r"holds 2 clones \(clone_1, clone_2\): one name cannot be given to all"):
         pnc.attach(models.build("high", weights_root=weights), path, "mine")
 
 
-def test_mistakes_in_the_list_of_sources_are_said_together(tmp_path, weights):
+def test_mistakes_in_the_list_of_sources_are_reported_together(tmp_path, weights):
     wrong = "sources=[{name: low, dataset: digits_low},{name: low, dataset: digts, clone: [0]},7]"
     problems = "\n".join(check(recipe, composed(tmp_path, weights, wrong, "on_collision=last", "calibrate_epochs=-1")))
     assert "sources, entry 1: clone not given; such as 'sources=[{name: cnn-digits_low-s0" in problems
@@ -280,14 +282,17 @@ def test_mistakes_in_the_list_of_sources_are_said_together(tmp_path, weights):
     more = composed(tmp_path, weights, TWO.replace("class_subset", "class_subst"), "on_collision=last", "method=lwf")
     problems = "\n".join(check(recipe, more))
     assert "sources, entry 2: unknown setting dataset.class_subst: did you mean" in problems
-    assert "on_collision=last: error, or first" in problems and "method=lwf takes one source; method=pnc" in problems
+    assert (
+        "on_collision=last: one of error, first is needed" in problems
+        and "method=lwf takes one source; method=pnc" in problems
+    )
 
 
 def test_the_picture_of_a_search_shows_every_position():
     curve = {"original": [80.0, 81.0], "cloned": [60.0, 70.0], "average": [70.0, 75.5], "similarity": [1.2, 1.4]}
-    upper, lower = pictures.draw(curve, ["R1", "R2-3"], 1).axes
+    upper, lower = plot_search(curve, ["R1", "R2-3"], 1).axes
     assert [list(line.get_ydata()) for line in upper.lines[:3]] == [curve[k] for k in ("original", "cloned", "average")]
     assert list(lower.lines[0].get_ydata()) == curve["similarity"] and list(upper.lines[3].get_xdata()) == [1, 1]
     assert [text.get_text() for text in lower.get_xticklabels()] == ["R1", "R2-3"]
     del curve["similarity"]
-    assert len(pictures.draw(curve, ["R1", "R2"], 0).axes) == 1
+    assert len(plot_search(curve, ["R1", "R2"], 0).axes) == 1

@@ -10,8 +10,8 @@ import pytest
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.pnc import plots as plots
-from recombine.pnc.claims import claims
+from recombine.pnc import plots
+from recombine.pnc.claims import derive_claims
 from recombine.report.html import page
 from recombine.report.spec import load_specs
 from recombine.report.tables import build
@@ -42,10 +42,10 @@ def compared():
 
 
 def test_claims_are_against_the_best_of_the_same_task_and_seed():
-    found = {(r.seed, r.cell["fraction"]): r.metrics for r in claims(compared())}
+    found = {(r.seed, r.cell["fraction"]): r.metrics for r in derive_claims(compared())}
     assert len(found) == 4 and found[0, 1.0] == {"accuracy_average": 92.0}
     assert found[1, 0.3]["gain_over_tuning"] == 7 and found[1, 0.3]["gain_over_continual"] == 9
-    assert found[1, 0.3]["locality_gain"] == pytest.approx(100 * (1 - 2 / 9)), "of tune, the best, not of lwf"
+    assert found[1, 0.3]["locality_gain"] == pytest.approx(100 * (1 - 2 / 9)), "of finetune, the best, not of lwf"
     assert found[0, 0.3]["gain_of_all_images"] == 2 and "gain_of_all_images" not in found[1, 0.3]
 
 
@@ -53,10 +53,10 @@ def test_ablations_are_no_part_of_the_claims_and_nothing_lost_is_no_gain():
     ablations = [
         row("pnc", 10.0, 50.0, **other) for other in ({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"})
     ]
-    (found,) = claims([row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0), *ablations])
+    (found,) = derive_claims([row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0), *ablations])
     assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0}
     old = row("pnc", 70.0, 1.0)
-    (found,) = claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])
+    (found,) = derive_claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])
     assert found.cell["classes"] == 2
 
 
@@ -79,7 +79,7 @@ def searched(method="pnc", **cell):
     ]
 
 
-def lines_of(axes):
+def curves_of(axes):
     return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
 
 
@@ -88,7 +88,7 @@ def test_accuracy_against_position():
     figure = plots.position_curve(rows)
     titles = [axes.get_title("left").removeprefix("cnn-mnist_high-s0, ") for axes in figure.axes]
     assert titles == ["0 1", "3 4 5 6 7 8 ... (7)"]
-    average = lines_of(figure.axes[0])["mean"]
+    average = curves_of(figure.axes[0])["mean"]
     np.testing.assert_allclose(average.get_data(), [[1, 2, 3], [85.5, 90.5, 86.5]])
     with pytest.raises(ConfigError, match="nothing to plot"):
         plots.position_curve(searched(positions="2"))
@@ -120,9 +120,9 @@ def test_modules_share_filters():
     assert plots.jaccard(["f0", "c"], ["3c", "3"]) == pytest.approx([1 / 3, 0])
     elsewhere = replace(modules()[0], series=modules()[0].series | {"mask_layers": ["conv4"], "masks": ["c"]})
     (axes,) = plots.mask_overlap([*modules(), elsewhere]).axes
-    mean = lines_of(axes)["mean over pairs of classes"]
+    mean = curves_of(axes)["mean over pairs of classes"]
     np.testing.assert_allclose(mean.get_ydata(), [1 / 3, 0.5])
-    np.testing.assert_allclose(lines_of(axes)["chance"].get_ydata(), 1 / 3)
+    np.testing.assert_allclose(curves_of(axes)["chance"].get_ydata(), 1 / 3)
     with pytest.raises(ConfigError, match="nothing to plot"):
         plots.mask_overlap(modules()[:1])
 
@@ -130,10 +130,10 @@ def test_modules_share_filters():
 def test_curves_over_filters_and_images():
     kept = [row("pnc", 80 + 10 * ratio, 1.0, s, keep_ratio=ratio) for ratio in (0.25, 0.5, 1.0) for s in range(2)]
     (axes,) = plots.keep_curve(kept).axes
-    np.testing.assert_allclose(lines_of(axes)["pnc: mean"].get_data(), [[0.25, 0.5, 1.0], [82.5, 85.0, 90.0]])
+    np.testing.assert_allclose(curves_of(axes)["pnc: mean"].get_data(), [[0.25, 0.5, 1.0], [82.5, 85.0, 90.0]])
     images = [row(m, 80 + 10 * part, 1.0, fraction=part) for m in ("pnc", "lwf") for part in (0.1, 0.3, 1.0)]
     (axes,) = plots.data_curve(images).axes
-    np.testing.assert_allclose(lines_of(axes)["lwf: mean"].get_data(), [[0.1, 0.3, 1.0], [81.0, 83.0, 90.0]])
+    np.testing.assert_allclose(curves_of(axes)["lwf: mean"].get_data(), [[0.1, 0.3, 1.0], [81.0, 83.0, 90.0]])
     with pytest.raises(ConfigError, match="nothing to plot"):
         plots.data_curve(images[:1])
 

@@ -9,7 +9,8 @@ from recombine import models
 from recombine.models import Model
 from recombine.stitch.matching import match
 from recombine.stitch.parents import Parent
-from recombine.stitch.stitches import problem
+from recombine.stitch.settings import MatchingSettings
+from recombine.stitch.stitches import matching_problem
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 from tests.networks import shaken
 
@@ -33,7 +34,7 @@ def joined():
 
     def make(a: Model, b: Model, granularity: str = "op", max_matches: int | None = None) -> Supernetwork:
         parents = (Parent(a, granularity), Parent(b, granularity))
-        found = match(problem(parents), max_matches=max_matches)
+        found = match(matching_problem(parents), MatchingSettings(max_matches=max_matches))
         pairs = [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found.pairs.tolist()]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -7,7 +7,7 @@ step of one for the other.
 
 import numpy as np
 
-from recombine.stitch.search.space import Evaluated, Space
+from recombine.stitch.search.space import Evaluations, Space
 
 
 def space(bits, stitches=6.2):
@@ -22,7 +22,7 @@ def evaluate(genotypes):
     cost = bits - zeros + np.array([0, 1, 0.5])[output]
     active = np.ones(genotypes.shape, bool)
     active[:, :-1] = (np.arange(bits) <= ones[:, None]) | (np.arange(bits) >= bits - 1 - zeros[:, None])
-    return Evaluated(np.stack([-accuracy, cost], 1), accuracy, active)
+    return Evaluations(np.stack([-accuracy, cost], 1), accuracy, active)
 
 
 def known_front(bits):

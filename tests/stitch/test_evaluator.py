@@ -14,7 +14,7 @@ from recombine.core.errors import Interrupted
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import Evaluator, Scores
+from recombine.stitch.evaluator import Evaluator, NetworkScores
 from recombine.stitch.search.random import RandomSearch
 from recombine.stitch.search.space import Budget, Space
 from recombine.stitch.search.sweep import references
@@ -40,11 +40,11 @@ def run(tmp_path):
     return Run(**where, seed=0, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
-def made(net, many, run, **options) -> Evaluator:
+def make_evaluator(net, many, run, **options) -> Evaluator:
     return Evaluator(net, Labelled(many, 8), run, precision="fp32", **options)
 
 
-def scores(evaluator: Evaluator, genotype: np.ndarray) -> Scores:
+def scores(evaluator: Evaluator, genotype: np.ndarray) -> NetworkScores:
     return evaluator.memo[evaluator.net.phenotype(genotype).tobytes()]
 
 
@@ -54,7 +54,7 @@ def random_genotypes(net, count: int) -> np.ndarray:
 
 @torch.no_grad()
 def test_scores_are_those_of_each_network_alone(net, many, run):
-    evaluator = made(net, many, run, eval_batch_networks=3)
+    evaluator = make_evaluator(net, many, run, eval_batch_networks=3)
     genotypes = random_genotypes(net, 10)
     found = evaluator(genotypes)
     labels = torch.arange(len(many)) % 4
@@ -69,14 +69,14 @@ def test_scores_are_those_of_each_network_alone(net, many, run):
 
 
 def test_loss_may_be_the_objective(net, many, run):
-    evaluator = made(net, many, run, performance="loss")
+    evaluator = make_evaluator(net, many, run, performance="loss")
     genotypes = random_genotypes(net, 3)
-    wanted = [scores(evaluator, g).loss for g in genotypes] if evaluator(genotypes) else None
-    assert evaluator(genotypes).objectives[:, 0].tolist() == wanted
+    found = evaluator(genotypes)
+    assert found.objectives[:, 0].tolist() == [scores(evaluator, genotype).loss for genotype in genotypes]
 
 
 def test_a_network_is_measured_once_whatever_it_is_called(net, many, run, monkeypatch):
-    evaluator, measured = made(net, many, run), []
+    evaluator, measured = make_evaluator(net, many, run), []
     inner = evaluator._scores
     monkeypatch.setattr(evaluator, "_scores", lambda genotypes: measured.extend(genotypes) or inner(genotypes))
     genotypes = random_genotypes(net, 12)
@@ -91,20 +91,20 @@ def test_networks_without_finite_logits_are_worst(net, many, run):
     with torch.no_grad():
         net.stitches[0].bias.fill_(float("nan"))
     genotype[0] = 1
-    evaluator = made(net, many, run, performance="loss", file=run.dir / "e.jsonl")
+    evaluator = make_evaluator(net, many, run, performance="loss", file=run.dir / "e.jsonl")
     assert net.active(genotype)[0]
     assert evaluator(genotype[None]).objectives[0, 0] == np.inf and scores(evaluator, genotype).accuracy == 0
-    again = made(net, many, run, performance="loss", file=run.dir / "e.jsonl")
+    again = make_evaluator(net, many, run, performance="loss", file=run.dir / "e.jsonl")
     assert again.memo == evaluator.memo
 
 
 def test_what_was_measured_is_remembered_by_the_next_process(net, many, run, monkeypatch):
     file = run.dir / "evaluations.jsonl"
     genotypes = random_genotypes(net, 9)
-    first = made(net, many, run, file=file)(genotypes)
+    first = make_evaluator(net, many, run, file=file)(genotypes)
     with file.open("a") as stream:
         stream.write('{"on": [1, 2], "outp')  # killed while it wrote
-    again = made(net, many, run, file=file)
+    again = make_evaluator(net, many, run, file=file)
     monkeypatch.setattr(again, "_scores", lambda genotypes: pytest.fail("measured twice") if genotypes else [])
     assert np.array_equal(again(genotypes).objectives, first.objectives)
     lines = file.read_text().splitlines()
@@ -114,16 +114,16 @@ def test_what_was_measured_is_remembered_by_the_next_process(net, many, run, mon
 def test_other_stitches_or_images_are_measured_anew(net, many, run):
     file = run.dir / "evaluations.jsonl"
     genotypes = random_genotypes(net, 4)
-    made(net, many, run, file=file)(genotypes)
-    assert not made(net, many[:20], run, file=run.dir / "other.jsonl").memo
+    make_evaluator(net, many, run, file=file)(genotypes)
+    assert not make_evaluator(net, many[:20], run, file=run.dir / "other.jsonl").memo
     with torch.no_grad():
         net.stitches[0].bias.add_(1)
-    assert not made(net, many, run, file=file).memo
+    assert not make_evaluator(net, many, run, file=file).memo
 
 
 def test_a_signal_stops_between_passes_and_loses_nothing(net, many, run):
     file = run.dir / "evaluations.jsonl"
-    evaluator = made(net, many, run, file=file, eval_batch_networks=2)
+    evaluator = make_evaluator(net, many, run, file=file, eval_batch_networks=2)
     genotypes = random_genotypes(net, 8)
     inner, passes = evaluator._scores, []
 
@@ -137,7 +137,7 @@ def test_a_signal_stops_between_passes_and_loses_nothing(net, many, run):
     with pytest.raises(Interrupted):
         evaluator(genotypes)
     run.signals.received = None
-    assert len(made(net, many, run, file=file).memo) == 4
+    assert len(make_evaluator(net, many, run, file=file).memo) == 4
 
 
 def test_a_search_is_repeated_from_the_file(net, many, run):
@@ -146,5 +146,5 @@ def test_a_search_is_repeated_from_the_file(net, many, run):
         return search.run(evaluator).members
 
     file = run.dir / "evaluations.jsonl"
-    first, again = (searched(made(net, many, run, file=file)) for _ in range(2))
+    first, again = (searched(make_evaluator(net, many, run, file=file)) for _ in range(2))
     assert np.array_equal(first.genotypes, again.genotypes) and np.array_equal(first.objectives, again.objectives)

@@ -14,8 +14,7 @@ from recombine.report.spec import load_specs, matches
 from recombine.run.config import build, plain
 from recombine.run.launch import launch
 from recombine.stitch import recipe
-from recombine.stitch.run_search import budget
-from recombine.stitch.search.space import Space
+from recombine.stitch.search.space import Budget, Space
 from tests import sweeps
 
 register_papers()
@@ -42,7 +41,9 @@ def test_every_choice_of_the_sweep_composes(experiment):
         for value in values if key != "seed" else values[:1]:
             cfg = config(experiment, {key: value})
             # a search that does not know the settings of the experiment refuses them
-            search = build(cfg.search, space=Space(np.array([2, 2, 3]), 1.0), budget=budget(cfg), seed=0)
+            search = build(
+                cfg.search, space=Space(np.array([2, 2, 3]), 1.0), budget=Budget(cfg.budget, cfg.budget_unit), seed=0
+            )
             assert search.name == recipe.cell(cfg)["search"]
             build(cfg.method)
             for parent in (cfg.a, cfg.b):

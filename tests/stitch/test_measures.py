@@ -1,4 +1,4 @@
-"""What is said of offspring: calibration against torchmetrics and a grid, comparisons worked by hand."""
+"""Metrics of offspring: calibration against torchmetrics and a grid, comparisons worked by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from recombine.engine.evaluate import Predictions
-from recombine.stitch.metrics import BINS, comparison, network_measures, temperature
+from recombine.stitch.metrics import BINS, compare_to_references, network_metrics, temperature
 
 
 def said(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
@@ -29,9 +29,9 @@ def test_temperature_is_the_best_of_a_grid():
     assert found == pytest.approx(3, rel=0.2)  # the logits were made three times too sure
 
 
-def test_network_measures_are_torchmetrics():
+def test_network_metrics_are_torchmetrics():
     search, test = said(1, 2.0), said(2, 2.0)
-    facts = network_measures(search, test)
+    facts = network_metrics(search, test)
     for purpose, one in (("search", search), ("test", test)):
         metric = MulticlassCalibrationError(5, n_bins=BINS)
         assert facts[f"{purpose}_ece"] == pytest.approx(100 * float(metric(one.logits.softmax(1), one.labels)))
@@ -52,7 +52,7 @@ def columns(points, outputs):
 def test_comparison_by_hand():
     references = columns([(80, 79, 100), (90, 88, 300), (91, 90, 400)], [0, 1, 2])
     front = columns([(92, 89, 380), (90.8, 90.5, 200), (80, 81, 90), (70, 70, 50)], [2, 2, 0, 1])
-    facts = comparison(front, references)
+    facts = compare_to_references(front, references)
     assert facts["front"] == 4
     # search: the second is better and cheaper than B, the third as good as A and cheaper, the first beats the ensemble
     assert [facts[f"search_dominate_{who}"] for who in ("a", "b", "ensemble")] == [1, 1, 1]
@@ -70,4 +70,4 @@ def test_comparison_by_hand():
 
 def test_no_cheap_ensemble_is_no_number():
     references = columns([(80, 79, 100), (90, 88, 300), (91, 90, 400)], [0, 1, 2])
-    assert "cheap_ensemble_cost" not in comparison(columns([(90, 89, 380)], [2]), references)
+    assert "cheap_ensemble_cost" not in compare_to_references(columns([(90, 89, 380)], [2]), references)

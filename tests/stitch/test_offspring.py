@@ -78,36 +78,55 @@ def test_parents_that_normalise_differently_survive_a_file(joined, model, images
 def test_cards_are_told_from_other_files(net, tmp_path):
     path = stitch.save(net, genotypes(net)[0], tmp_path / "o.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert stitch.offspring_card(path)["format"] == 1
+    assert stitch.offspring_card(path)["name"] == "offspring"
     assert stitch.offspring_card(tmp_path / "other.safetensors") is None
     assert stitch.offspring_card("resnet20") is None
-    with pytest.raises(ConfigError, match="no offspring file"):
+    with pytest.raises(ConfigError, match="offspring file is needed"):
         stitch.read_card(tmp_path / "other.safetensors")
 
 
-def damaged(net, tmp_path, change) -> str:
+def changed(
+    net, tmp_path, change, metadata=lambda card: {"kind": "offspring", "format": "1", "card": json.dumps(card)}
+):
+    """A file whose card and weights are not as they were written."""
     path = stitch.save(net, genotypes(net)[0], tmp_path / "o.safetensors")
     card, state = stitch.read_card(path), stitch.export(net, genotypes(net)[0]).net.state_dict()
     change(card, state)
-    save_file({k: v.contiguous() for k, v in state.items()}, path, {"offspring": json.dumps(card)})
+    save_file({k: v.contiguous() for k, v in state.items()}, path, metadata(card))
     return path
 
 
+def first_format(card):
+    """The metadata that version 0.1 wrote."""
+    return {"offspring": json.dumps({"format": 1, **card})}
+
+
+@torch.no_grad()
+def test_files_of_the_first_version_stay_readable(net, images, tmp_path):
+    net.set_genotype(genotypes(net)[0])
+    path = changed(net, tmp_path, lambda card, state: None, first_format)
+    assert torch.equal(stitch.load(path)(images), net(images))
+    assert stitch.offspring_card(path)["format"] == 1
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("change", "metadata"),
     [
-        lambda card, state: card.pop("output"),
-        lambda card, state: card.update(format=2),
-        lambda card, state: card["on"][0].update(a="elsewhere"),
-        lambda card, state: card["parents"].pop(),
-        lambda card, state: card["parents"][0].update(architecture="resnet9000"),
-        lambda card, state: state.pop(next(iter(state))),
-        lambda card, state: card.update(output=7),
+        (lambda card, state: card.pop("output"), None),
+        (lambda card, state: card.update(format=2), None),
+        (lambda card, state: card.update(format=2), first_format),
+        (lambda card, state: None, lambda card: {"kind": "offspring", "format": "2", "card": json.dumps(card)}),
+        (lambda card, state: card["on"][0].update(a="elsewhere"), None),
+        (lambda card, state: card["parents"].pop(), None),
+        (lambda card, state: card["parents"][0].update(architecture="resnet9000"), None),
+        (lambda card, state: state.pop(next(iter(state))), None),
+        (lambda card, state: card.update(output=7), None),
     ],
 )
-def test_damaged_files_are_refused(net, tmp_path, change):
+def test_damaged_files_are_refused(net, tmp_path, change, metadata):
+    path = changed(net, tmp_path, change, metadata) if metadata else changed(net, tmp_path, change)
     with pytest.raises(ConfigError, match="damaged"):
-        stitch.load(damaged(net, tmp_path, change))
+        stitch.load(path)
 
 
 def test_cut_off_files_are_refused(net, tmp_path):

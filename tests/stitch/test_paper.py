@@ -29,7 +29,7 @@ def test_imagenet_pairs(joined, names, pairs, costs):
     assert tuple(net.cost(genotype) for genotype in references(len(net.alphabet))) == pytest.approx(costs, rel=5e-3)
     if names[0] == "resnet50":
         assert sum(p.numel() for p in net.stitches.parameters()) == 240_523_264
-        assert sum(vertex.cost for vertex in net.vertices) == pytest.approx(46_322_740_176, rel=5e-3)
+        assert sum(vertex.cost for vertex in net.graph.vertices) == pytest.approx(46_322_740_176, rel=5e-3)
 
 
 def test_candidates_of_resnet_50_are_all_operations_but_the_input_and_the_output():

@@ -13,7 +13,7 @@ from recombine.core.errors import ConfigError
 from recombine.models import Model
 from recombine.models.model import Preprocess
 from recombine.stitch.layers import compatible, make_stitch, rows
-from recombine.stitch.parents import Parent, common_preprocessing
+from recombine.stitch.parents import Parent, preprocessing_differences
 
 
 def wrapped(net: nn.Module, size: int = 32, classes: int = 5) -> Model:
@@ -150,6 +150,6 @@ def test_a_stitch_is_one_linear_map_of_channels(layout, shape, out):
 
 def test_parents_have_to_see_the_same_pixels(model):
     one, other = model("resnet8", 0), model("resnet8", 1, crop_pct=0.875)
-    (problem,) = common_preprocessing([one, other])
+    (problem,) = preprocessing_differences(one, other)
     assert "a.crop_pct=0.875 or b.crop_pct=1.0" in problem
-    assert common_preprocessing([one, model("cnn", 0, mean=[0.1] * 3)]) == []
+    assert preprocessing_differences(one, model("cnn", 0, mean=[0.1] * 3)) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from recombine.stitch.search.population import initial, mutate, two_point
+from recombine.stitch.search.population import initial_population, mutate, two_point_crossover
 from recombine.stitch.search.space import Space
 from tests.stitch.lotz import space
 
@@ -21,7 +21,7 @@ def rng():
     [(336, "6.72", 256), (412, "6.18", 128), (112, "6.16", 2048), (100, "7", 100), (10, "2", 7), (10, "5", 3)],
 )
 def test_every_value_occurs_as_often_as_it_should(bits, expected, count):
-    genotypes = initial(space(bits, float(expected)), count, rng())
+    genotypes = initial_population(space(bits, float(expected)), count, rng())
     assert genotypes.shape == (count, bits + 1) and genotypes.dtype == np.int8
     on = count - floor((1 - Fraction(expected) / bits) * count)
     assert (genotypes[:, :-1].sum(0) == on).all() and genotypes[:, :-1].max() == 1
@@ -30,7 +30,7 @@ def test_every_value_occurs_as_often_as_it_should(bits, expected, count):
 
 
 def test_genes_are_drawn_each_by_itself():
-    genotypes = initial(space(400, 40), 120, rng())
+    genotypes = initial_population(space(400, 40), 120, rng())
     together = np.triu(genotypes[:, :-1].T.astype(int) @ genotypes[:, :-1], 1).sum() / (400 * 399 / 2)
     assert together == pytest.approx(12 * 12 / 120, rel=0.05)
     assert genotypes[:, :-1].sum(1).std() > 3, "individuals differ in how many stitches are on"
@@ -43,7 +43,7 @@ def test_few_stitches_are_on_half_of_the_time():
 
 def test_two_points_exchange_what_lies_between():
     first, second = np.zeros((4000, 9), np.int8), np.ones((4000, 9), np.int8)
-    one, other = two_point(first, second, rng())
+    one, other = two_point_crossover(first, second, rng())
     assert (one + other == 1).all()
     changes = np.abs(np.diff(np.pad(one, ((0, 0), (1, 1))), axis=1))
     assert (changes.sum(1) == 2).all(), "one stretch, never empty"

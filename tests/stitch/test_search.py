@@ -7,19 +7,19 @@ import pytest
 from omegaconf import OmegaConf
 
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.run.config import build, plain
+from recombine.run.config import build
 from recombine.stitch.pareto import front, hypervolume
 from recombine.stitch.search.ga import FamilialGa
 from recombine.stitch.search.gomea import Gomea, LkGomea
 from recombine.stitch.search.nsga2 import Nsga2
 from recombine.stitch.search.random import RandomSearch
-from recombine.stitch.search.space import Budget, Evaluated, phenotypes
+from recombine.stitch.search.space import Budget, Evaluations, phenotypes
 from recombine.stitch.search.sweep import SingleStitchSweep
 from tests.stitch.lotz import evaluate, known_front, reference, space
 
 EVOLVING = [FamilialGa, Nsga2, Gomea, LkGomea]
 ALL = [RandomSearch, *EVOLVING]
-FILES = sorted((Path(__file__).parents[2] / "config/search").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "config/stitch/search").glob("*.yaml"))
 
 
 class Recorder:
@@ -38,9 +38,9 @@ class Recorder:
         return np.concatenate(self.batches)
 
 
-def searched(kind, *, bits=10, budget=600, counts="requests", answer=None, on_generation=None, **options):
+def searched(kind, *, bits=10, budget=600, unit="requests", answer=None, on_generation=None, **options):
     """The archive, the budget after the search, and what was asked."""
-    answer, budget = answer or Recorder(), Budget(budget, counts)
+    answer, budget = answer or Recorder(), Budget(budget, unit)
     archive = kind(space(bits), budget, **{"population": 24, **options}).run(answer, on_generation)
     return archive, budget, answer
 
@@ -77,11 +77,11 @@ def test_the_same_seed_asks_the_same(kind):
     assert not np.array_equal(np.concatenate(runs[0])[-100:], np.concatenate(runs[2])[-100:])
 
 
-@pytest.mark.parametrize("counts", ["requests", "unique"])
+@pytest.mark.parametrize("unit", ["requests", "unique"])
 @pytest.mark.parametrize("kind", ALL)
-def test_an_interrupted_search_takes_the_same_course(kind, counts):
+def test_an_interrupted_search_takes_the_same_course(kind, unit):
     """Its memo answers the first requests; steering and the budget go by the search and not by the memo."""
-    options = {"seed": 2, "counts": counts, "budget": 600 if counts == "requests" else 60}
+    options = {"seed": 2, "unit": unit, "budget": 600 if unit == "requests" else 60}
     whole, spent, asked = searched(kind, **options)
     memo, measured = {}, 0
 
@@ -96,7 +96,7 @@ def test_an_interrupted_search_takes_the_same_course(kind, counts):
                 measured += 1
                 memo[key.tobytes()] = [field[0] for field in evaluate(genotype[None])]
             rows.append(memo[key.tobytes()])
-        return Evaluated(*map(np.stack, zip(*rows, strict=True)))
+        return Evaluations(*map(np.stack, zip(*rows, strict=True)))
 
     with pytest.raises(InterruptedError):
         searched(kind, answer=remembering, **options)
@@ -115,20 +115,20 @@ def test_the_budget_is_spent_and_never_exceeded(kind, total):
     options = {} if kind is not SingleStitchSweep else {"bits": 400}
     asked, budget = Recorder(), Budget(total)
     (kind(space(options.get("bits", 10)), budget) if options else kind(space(10), budget, population=24)).run(asked)
-    assert len(asked.genotypes) == budget.requests == total and budget.left == 0
+    assert len(asked.genotypes) == budget.requests == total and budget.remaining == 0
     assert budget.unique == len(np.unique(phenotypes(asked.genotypes, evaluate(asked.genotypes).active), axis=0))
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_budget_of_phenotypes(kind):
-    _, budget, asked = searched(kind, counts="unique", budget=70)
-    assert budget.unique == 70 <= budget.requests == len(asked.genotypes) and budget.left == 0
+    _, budget, asked = searched(kind, unit="unique", budget=70)
+    assert budget.unique == 70 <= budget.requests == len(asked.genotypes) and budget.remaining == 0
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_search_that_finds_nothing_new_ends(kind):
     """Of 4 bits there are 33 networks, fewer than the budget asks for."""
-    _, budget, asked = searched(kind, bits=4, counts="unique", budget=150)
+    _, budget, asked = searched(kind, bits=4, unit="unique", budget=150)
     networks = np.unique(phenotypes(asked.genotypes, evaluate(asked.genotypes).active), axis=0)
     assert budget.unique == len(networks) < 60 and budget.requests <= len(networks) * 150
 
@@ -153,9 +153,9 @@ def test_the_archive_is_the_front_of_all_that_was_asked(kind):
 @pytest.mark.parametrize("kind", [RandomSearch, FamilialGa, Gomea, LkGomea])
 def test_steering_drops_what_is_less_accurate(kind):
     """All of the budget are new phenotypes here, so the threshold ends at `steering`."""
-    archive, _, asked = searched(kind, counts="unique", budget=70, steering=0.7)
+    archive, _, asked = searched(kind, unit="unique", budget=70, steering=0.7)
     assert archive.members.accuracy.min() >= 0.7
-    free, _, asked_free = searched(kind, counts="unique", budget=70, steering=0.0)
+    free, _, asked_free = searched(kind, unit="unique", budget=70, steering=0.0)
     assert free.members.accuracy.min() < 0.5
     if kind is FamilialGa:  # GOMEA asks for what it does not accept, and its extreme clusters are not steered
         steered, unsteered = (evaluate(each.genotypes[-100:]).accuracy.mean() for each in (asked, asked_free))
@@ -169,7 +169,7 @@ def test_the_threshold_by_hand():
     assert search.threshold == 0
     search.budget.spend(genotypes, evaluate(genotypes).active)
     assert evaluate(genotypes).active[:2].tolist() == [[True, False, False, True, True]] * 2
-    assert (search.budget.requests, search.budget.unique, search.budget.left) == (4, 3, 4)
+    assert (search.budget.requests, search.budget.unique, search.budget.remaining) == (4, 3, 4)
     assert search.threshold == 0.5 * 3 / 8
 
 
@@ -218,17 +218,8 @@ def test_config_files_build(path):
     assert len(search.run(evaluate)) > 0
     if "population" in cfg:
         assert search.size == cfg.population
-        with pytest.raises(ConfigError, match=r"^search\.population=1: .* try search\.population=128$"):
-            build({**plain(cfg), "population": 1}, space=space(10), budget=Budget(40))
 
 
-def test_mistakes_are_named_together():
-    with pytest.raises(ConfigError) as error:
-        FamilialGa(space(0, stitches=-1), Budget(5), population=2.5, steering=1.5)
-    begin = ["no layers", "expected_stitches=-1", "search.population=2.5", "search.steering=1.5"]
-    assert [text[: len(start)] for text, start in zip(error.value.problems, begin, strict=True)] == begin
-    with pytest.raises(ConfigError) as error:
-        Budget(0, "evaluations")
-    assert [text.split(":")[0] for text in error.value.problems] == ["budget=0", "budget_counts=evaluations"]
-    with pytest.raises(TypeError):
-        Nsga2(space(10), Budget(5), steering=0.5)
+def test_nothing_to_search_is_refused():
+    with pytest.raises(ConfigError, match="no layers"):
+        FamilialGa(space(0), Budget(5))

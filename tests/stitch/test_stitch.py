@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
-from recombine.stitch.workbench import Workbench
+from recombine.stitch.images import open_images
+from recombine.stitch.parents import load_parents
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "budget=60", "num_saved=2"]
@@ -83,13 +85,12 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     assert [file.name for file in files] == ["0.safetensors", "1.safetensors"][: int(m["front"])]
     card = stitch.read_card(files[0])
     assert card["metrics"]["test_accuracy"] == s["front_test_accuracy"][0]
-    # the file by itself says what the run said
-    bench = Workbench(composed(tmp_path, weights, FEW), _run(tmp_path))
+    # the file by itself scores what the run measured
     model, hits, total = stitch.load(files[0]), 0, 0
-    for batch in bench.loader("test").epoch(0):
-        hits += int((model(batch.images).argmax(1) == batch.labels).sum())
-        total += len(batch.labels)
-    bench.close()
+    with opened(tmp_path, weights, FEW) as (images, parent):
+        for batch in images.test(parent, 64).epoch(0):
+            hits += int((model(batch.images).argmax(1) == batch.labels).sum())
+            total += len(batch.labels)
     assert 100 * hits / total == pytest.approx(s["front_test_accuracy"][0])
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "black.png")
     words = ["--model", str(files[0]), "--json", "--device", "cpu", str(tmp_path / "black.png")]
@@ -97,6 +98,14 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     capsys.readouterr()
     predict.main()
     assert re.fullmatch(r"\d", json.loads(capsys.readouterr().out)["class"])
+
+
+@contextmanager
+def opened(folder, weights, *overrides):
+    """The images of a config, and the first parent."""
+    cfg, run = composed(folder, weights, *overrides), _run(folder)
+    with closing(open_images(cfg, run)) as images:
+        yield images, load_parents(cfg, run)[0]
 
 
 def _run(folder):
@@ -138,43 +147,27 @@ def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):
 
 
 def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
-    bench = Workbench(composed(tmp_path, weights, "search_fraction=0.3"), _run(tmp_path))
-    seen = [torch.cat([b.index.clone() for b in bench.loader(purpose).epoch(0)]) for purpose in ("search", "test")]
+    with opened(tmp_path, weights, "search_fraction=0.3") as (images, parent):
+        loaders = images.search(parent, 64), images.test(parent, 64)
+        seen = [torch.cat([batch.index.clone() for batch in loader.epoch(0)]) for loader in loaders]
+        assert sorted(torch.cat(seen).tolist()) == images.data.indices("test").tolist()
     assert not set(seen[0].tolist()) & set(seen[1].tolist())
-    assert sorted(torch.cat(seen).tolist()) == bench.data.indices("test").tolist()
     assert len(seen[0]) == pytest.approx(0.3 * len(torch.cat(seen)), abs=1)
-    bench.close()
 
 
 def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
-    cfg = composed(tmp_path, weights, "dataset@search_data=digits", "search_data.test_fraction=0.2")
-    bench = Workbench(cfg, _run(tmp_path))
-    assert bench.loader("test").samples == len(bench.data.indices("test"))
-    assert bench.loader("search").samples == pytest.approx(0.2 * bench.loader("test").samples, abs=1)
-    bench.close()
+    other = ["dataset@search_data=digits", "search_data.test_fraction=0.2"]
+    with opened(tmp_path, weights, *other) as (images, parent):
+        test, search = images.test(parent, 64), images.search(parent, 64)
+        assert test.samples == len(images.data.indices("test"))
+        assert search.samples == pytest.approx(0.2 * test.samples, abs=1)
 
 
-def test_problems_are_told_together(tmp_path, weights):
-    wrong = [
-        "b.name=third",
-        "search_fraction=1",
-        "performance=speed",
-        "eval_batch_networks=0",
-        "search.population=1",
-        "budget=0",
-    ]
-    wrong += ["matching.method=best", "matching.granularity=net", "method.init=good", "expected_stitches=0"]
-    problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong)))
-    for sign in (
-        "third",
-        "search_fraction=1",
-        "performance=speed",
-        "eval_batch_networks=0",
-        "method.init=good",
-        "budget=0",
-    ):
-        assert sign in problems
-    assert "matching.method=best" in problems and "granularity=net" in problems
+def test_problems_of_both_parents_and_all_data_are_told_together(tmp_path, weights):
+    wrong = ["a.name=fourth", "b.name=third", "search_fraction=1", "dataset@search_data=cifar10"]
+    problems = check(recipe, composed(tmp_path, weights, *wrong, "search_data.download=false"))
+    for sign in ("fourth", "third", "search_fraction=1", "cifar10"):
+        assert any(sign in problem for problem in problems), problems
 
 
 def test_parents_have_to_be_two(tmp_path, weights):

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from recombine.core.errors import ConfigError
-from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.search.sweep import references
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 
@@ -72,13 +71,13 @@ def test_every_genotype_is_the_network_its_definition_says(net, images):
 @torch.no_grad()
 def test_many_at_once_are_each_alone_and_share_what_they_have_in_common(net, images):
     genotypes = random_genotypes(net, 10, 0.15)
-    together = net.many(images, genotypes)
+    together = net.logits(net.plan(genotypes), images)
     for genotype, logits in zip(genotypes, together, strict=True):
         net.set_genotype(genotype)
         assert torch.equal(net(images), logits)
-    alone = sum(len(ExecutionPlan(net, [genotype]).steps) for genotype in genotypes)
-    assert len(ExecutionPlan(net, genotypes).steps) < alone
-    assert len(ExecutionPlan(net, genotypes + genotypes).steps) == len(ExecutionPlan(net, genotypes).steps)
+    alone = sum(len(net.plan([genotype]).steps) for genotype in genotypes)
+    assert len(net.plan(genotypes).steps) < alone
+    assert len(net.plan(genotypes + genotypes).steps) == len(net.plan(genotypes).steps)
 
 
 @torch.no_grad()
@@ -104,7 +103,7 @@ def test_phenotypes_are_equal_if_and_only_if_the_networks_are(net, images):
     others = [np.where(net.active(g), g, rng.integers(2, size=len(g))).astype(np.int8) for g in genotypes]
     everyone = genotypes + others
     keys = [net.phenotype(genotype).tobytes() for genotype in everyone]
-    logits = net.many(images, everyone)
+    logits = net.logits(net.plan(everyone), images)
     for i in range(len(everyone)):
         for j in range(i):
             assert (keys[i] == keys[j]) == torch.equal(logits[i], logits[j])
@@ -138,10 +137,11 @@ def test_a_stitch_costs_its_own_and_saves_what_it_cuts_off(net):
     genotype = references(len(net.alphabet))[0]
     genotype[gene] = 1
     a, b, _ = (net.cost(reference) for reference in references(len(net.alphabet)))
-    above = {vertex for vertex in net.needed(genotype)[0] if net.vertices[vertex].side == 0}
-    below = {vertex for vertex in net.needed(genotype)[0] if net.vertices[vertex].side == 1}
+    required = net.graph.required(genotype)[0]
+    above = {vertex for vertex in required if net.graph.vertices[vertex].side == 0}
+    below = {vertex for vertex in required if net.graph.vertices[vertex].side == 1}
     stitch = sum(p.numel() for p in net.stitches[gene].parameters())
-    assert net.cost(genotype) == stitch + sum(net.vertices[v].cost for v in above | below)
+    assert net.cost(genotype) == stitch + sum(net.graph.vertices[v].cost for v in above | below)
     assert net.cost(genotype) < a + b + stitch
 
 

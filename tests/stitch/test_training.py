@@ -10,14 +10,13 @@ import torch
 from sklearn.linear_model import LinearRegression
 from torch.nn import functional as F
 
-from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.models.freeze import digest
-from recombine.stitch.init import initialise
 from recombine.stitch.layers import rows
 from recombine.stitch.offspring import export
 from recombine.stitch.retraining import Branches, Retraining
-from recombine.stitch.training import Stitching, StitchTraining, relative_errors
+from recombine.stitch.stitch_init import initialise
+from recombine.stitch.training import StitchTraining, relative_errors
 
 
 class Images:
@@ -174,13 +173,6 @@ def test_the_mean_of_each_channel_has_error_one(net, many):
         atol=1e-3,
         rtol=0,
     )
-
-
-@pytest.mark.parametrize("wrong", [{"init": "good"}, {"init_images": 0}, {"init_images": 1.5}])
-def test_wrong_settings_are_refused(wrong):
-    (key,) = wrong
-    with pytest.raises(ConfigError, match=f"method.{key}="):
-        Stitching(**wrong)
 
 
 def test_further_training_teaches_each_branch_of_an_ensemble(net, images):

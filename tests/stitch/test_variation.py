@@ -151,14 +151,14 @@ def test_what_cannot_be_forced_is_replaced_from_the_archive():
     assert len(asked) > 3 and text(population.genotypes[0]) == "00000"
 
 
-def test_a_long_stretch_without_improvement_is_ended_by_force():
+def test_stagnation_is_ended_by_force():
     """Neutral changes go on for 1 + floor(log2 4) = 3 generations, then a change towards the archive comes on top."""
-    population, stretches = individuals("01000", "00100", "01100", "00010"), []
+    population, counts = individuals("01000", "00100", "01100", "00010"), []
     generation = a_generation(population, individuals("11102"))
     generation.single[:] = -1
     generation.weights[:] = 0
     for _ in range(8):
         for _ in answered(generation.improve(0)):
             pass
-        stretches.append(int(generation.stretch[0]))
-    assert stretches == [1, 2, 3, 0, 1, 2, 3, 0]
+        counts.append(int(generation.stagnation[0]))
+    assert counts == [1, 2, 3, 0, 1, 2, 3, 0]

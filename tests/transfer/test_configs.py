@@ -6,50 +6,89 @@ from pkgutil import resolve_name
 import numpy as np
 import pytest
 import torch
+import yaml
 from hydra import compose
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from recombine.cli.entries import ENTRIES, register_papers
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import initialize_entry
+from recombine.core.settings import find_problems
 from recombine.engine.evaluate import Predictions
+from recombine.models.settings import ModelSettings
 from recombine.report.spec import load_specs
 from recombine.run.config import validate
-from recombine.transfer.metrics import transfer_measures
-from recombine.transfer.ranking import outlook
+from recombine.transfer.metrics import transfer_metrics
+from recombine.transfer.ranking import score_candidate
 from recombine.transfer.recipe import routing
+from recombine.transfer.settings import METHOD
+from tests.sweeps import choices, experiments, written
 
 register_papers()
 CONFIG = Path(__file__).parents[2] / "config"
-PRIMARY = {"transfer": "transfer/transfer", "multi_teacher": "multi_teacher/multi_teacher"}
+PRIMARY = {name: ENTRIES[name].config for name in ("transfer", "multi_teacher")}
 LABELS = np.arange(12) % 3
 STUDENT, AFTER, TEACHER = ((LABELS + np.isin(np.arange(12), wrong)) % 3 for wrong in ([0, 1, 2, 3], [2, 3, 4], [3, 5]))
-SAID = [Predictions(torch.eye(3)[torch.tensor(said)], torch.tensor(LABELS), None) for said in (STUDENT, TEACHER)]
-MEASURED = {
-    *transfer_measures(STUDENT, AFTER, TEACHER, LABELS, 3)[0],
-    *outlook(*SAID),
+PREDICTIONS = [Predictions(torch.eye(3)[torch.tensor(p)], torch.tensor(LABELS), None) for p in (STUDENT, TEACHER)]
+METRICS = {
+    *transfer_metrics(STUDENT, AFTER, TEACHER, LABELS, 3)[0],
+    *score_candidate(*PREDICTIONS),
     *routing([{"train/to_teacher": 1.0}]),
     *("rank", "parameters", "accuracy_best"),
 }
 """Names of all metrics that rows of transfers and rankings have."""
-EXPERIMENTS = [
-    f"{entry}/{path.stem}" for entry in PRIMARY for path in sorted((CONFIG / "experiment" / entry).glob("*"))
-]
+EXPERIMENTS = [f"{entry}/{name}" for entry in PRIMARY for name in experiments(entry)]
+
+
+def swept(entry, experiment):
+    """What an experiment sweeps, if it sweeps."""
+    sweeps = OmegaConf.select(written(entry, experiment), "hydra.sweeper.params")
+    return choices(entry, experiment) if sweeps else {}
+
+
+def options(entry, group):
+    """The files of a group that an entry sees."""
+    return CONFIG / (f"transfer/{group}" if group in ("method", "pair") else group)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_names_settings_and_options_that_exist(experiment):
+    """Its first job composes as a whole; of the others, what differs is checked by itself."""
+    entry, _, name = experiment.partition("/")
+    sweeps, schema = swept(entry, name), resolve_name(ENTRIES[entry].settings)
+    first = [f"{key}={values[0]}" for key, values in sweeps.items()]
+    with initialize_entry(entry):
+        cfg = compose(PRIMARY[entry], [f"experiment={experiment}", *first])
+    assert validate(cfg, schema, rules=False) == []
+    overridden = OmegaConf.to_container(written(entry, name))
+    for key, values in sweeps.items():
+        group, _, package = key.partition("@")
+        if not options(entry, group).is_dir():
+            for value in values[1:]:
+                OmegaConf.update(cfg, key, yaml.safe_load(value.replace("\\", "")), force_add=False)
+                assert validate(cfg, schema, rules=False) == []
+            continue
+        nodes = {value: yaml.safe_load((options(entry, group) / f"{value}.yaml").read_text()) for value in values}
+        for value, node in nodes.items():
+            if group == "method":
+                assert METHOD.problems({**node["method"], **overridden.get("method", {})}, f"method={value}") == []
+            elif group == "model":
+                assert find_problems(ModelSettings, {**node, **overridden.get(package, {})}, value) == []
+            elif group == "pair":
+                assert node.keys() == {"student", "teacher"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_of_an_experiment_composes(experiment):
-    entry = experiment.partition("/")[0]
+    entry, _, name = experiment.partition("/")
     found = compose_all(str(CONFIG), PRIMARY[entry], [f"experiment={experiment}"])
     assert found.problems == []
     assert validate(found.cfg, resolve_name(ENTRIES[entry].settings), rules=False) == []
     with initialize_entry(entry):
-        hydra = compose(PRIMARY[entry], [f"experiment={experiment}"], return_hydra_config=True).hydra
-        for key, value in (hydra.sweeper.params or {}).items():
-            (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
-            if key.startswith(("model@", "method")):
-                for choice in override.sweep_string_iterator() if override.is_sweep_override() else [value]:
-                    compose(PRIMARY[entry], [f"experiment={experiment}", f"{key}={choice}"])
+        for key, values in swept(entry, name).items():
+            for value in values if key.startswith(("model@", "method")) else ():
+                compose(PRIMARY[entry], [f"experiment={experiment}", f"{key}={value}"])
 
 
 @pytest.mark.parametrize("entry", PRIMARY)
@@ -58,8 +97,8 @@ def test_tables_ask_for_what_rows_have(entry):
     assert specs
     for spec in specs.values():
         assert spec.command.startswith(f"python main_{entry}.py")
-        asked = {metric.of or name for name, metric in spec.metrics.items()}
-        asked |= {name for metric in spec.metrics.values() for name in metric.above}
-        assert asked <= MEASURED, f"{spec.name}: no row has {asked - MEASURED}"
+        needed = {metric.of or name for name, metric in spec.metrics.items()}
+        needed |= {name for metric in spec.metrics.values() for name in metric.above}
+        assert needed <= METRICS, f"{spec.name}: no row has {needed - METRICS}"
         for cell in spec.published:
             assert set(spec.keys) <= set(cell), spec.name

@@ -16,12 +16,14 @@ def test_similarity_of_features_by_loop(networks, batch):
     features, logits = student.features_and_logits(batch.images[:9])
     torch.testing.assert_close(features, student.features(batch.images[:9]))
     torch.testing.assert_close(logits, student(batch.images[:9]))
-    wanted = teacher.features(batch.images[:9])
+    target_features = teacher.features(batch.images[:9])
     total = 0.0
     for i in range(9):
-        rows = [torch.stack([F.cosine_similarity(f[i], f[j], dim=0) for j in range(9)]) for f in (features, wanted)]
+        rows = [
+            torch.stack([F.cosine_similarity(f[i], f[j], dim=0) for j in range(9)]) for f in (features, target_features)
+        ]
         total = total + F.kl_div(rows[0].log_softmax(0), rows[1].softmax(0), reduction="sum")
-    torch.testing.assert_close(similarity_loss(features, wanted), total, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(similarity_loss(features, target_features), total, rtol=1e-4, atol=1e-6)
 
 
 def test_memory_draws_other_classes_and_remembers():
@@ -64,7 +66,7 @@ def test_features_are_compared_in_full_precision(networks, batch):
     student, _, (teacher, _) = networks
     method = CosineDistillation(student, FrozenTeachers([teacher]), name="", xe_weight=0.0, contrast_weight=1.0).train()
     seen = []
-    method.contrast = lambda own, wanted, batch: seen.append((own @ own.T).dtype) or own.sum()
+    method.contrast = lambda own, target_features, batch: seen.append((own @ own.T).dtype) or own.sum()
     with torch.autocast("cpu", torch.bfloat16):
         method(batch)
     assert seen == [torch.float32]

@@ -48,10 +48,10 @@ def test_a_network_whose_logits_are_made_in_another_way_is_refused():
 def test_a_teacher_of_fixed_size_sees_the_students_crop_at_its_own_size(folder):
     student = zoo.build("narrow", weights_root=folder / "weights")
     fixed = transformer()
-    seen = networks.as_seen_by_student(fixed, student)
+    seen = networks.match_preprocessing(fixed, student)
     assert (seen.size, seen.crop_pct) == (32, student.crop_pct)
     free = zoo.build("wide", weights_root=folder / "weights")
-    assert networks.as_seen_by_student(free, student).size == student.size
+    assert networks.match_preprocessing(free, student).size == student.size
     zoo.save(transformer(), folder / "weights" / "fixed.safetensors", {})
     options = ["teacher.name=fixed", "teacher_preprocessing=student", "engine.max_steps=1", "dataset.test_fraction=0.1"]
     (row,) = run_rows(recipe, composed(folder, *options))
@@ -61,7 +61,7 @@ def test_a_teacher_of_fixed_size_sees_the_students_crop_at_its_own_size(folder):
 def test_the_cards_line_loads_a_resized_network_in_plain_timm(tmp_path):
     model = transformer()
     path = zoo.save(model, tmp_path / "student.safetensors", {})
-    line = networks.load_line(model, str(path))
+    line = networks.loading_code(model, str(path))
     assert "img_size=32" in line and "num_classes=10" in line and "depth=1" in line
     net = eval(line, {"timm": timm}).eval()
     images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
@@ -74,4 +74,4 @@ def test_networks_of_the_hub_are_timms_too():
     model = transformer()
     model.architecture, model.options = "hf-hub:somebody/network", {}
     expected = "timm.create_model('hf-hub:somebody/network', num_classes=10, checkpoint_path='a.safetensors')"
-    assert networks.load_line(model, "a.safetensors") == expected
+    assert networks.loading_code(model, "a.safetensors") == expected

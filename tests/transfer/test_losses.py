@@ -5,8 +5,8 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from recombine.transfer.assignment import confidence, flips, most_confident, select
 from recombine.transfer.losses import cross_entropy, kl_divergence, masked_mean
+from recombine.transfer.sample_selection import confidence, find_flips, most_confident, select_logits
 
 LABELS = torch.tensor([0, 0])
 STUDENT = torch.tensor([[1, 0, -1], [0.5, 0.2, 0.1]], dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_golden_partition():
     for labels in (LABELS, None):
         assert most_confident([INITIAL, TEACHER], labels).tolist() == [0, 1]
         assert most_confident([INITIAL, TEACHER, SECOND], labels).tolist() == [2, 1]
-    target = select([INITIAL, TEACHER], most_confident([INITIAL, TEACHER], LABELS))
+    target = select_logits([INITIAL, TEACHER], most_confident([INITIAL, TEACHER], LABELS))
     close(kl_divergence(STUDENT, target).mean(), 0.205569)
     close(kl_divergence(STUDENT, target, temperature=2).mean(), 0.287255)
 
@@ -103,13 +103,13 @@ def test_partition_is_the_loop_over_samples(supervised, count):
     assert winner.tolist() == slow_winners(candidates, labels)
     assert not winner[:10].eq(1).any(), "ties belong to the initial student"
     expected = torch.stack([candidates[k][i] for i, k in enumerate(winner.tolist())])
-    assert torch.equal(select(candidates, winner), expected)
+    assert torch.equal(select_logits(candidates, winner), expected)
 
 
 def test_flips_and_their_identity():
     student, teacher = random_logits(200, 4), random_logits(200, 4, seed=1)
     labels = torch.arange(200) % 4
-    positive, negative = flips(student, teacher, labels)
+    positive, negative = find_flips(student, teacher, labels)
     right = [(logits.argmax(1) == labels) for logits in (student, teacher)]
     assert positive.tolist() == [bool(t and not s) for s, t in zip(*right, strict=True)]
     assert positive.sum() - negative.sum() == right[1].sum() - right[0].sum()

@@ -120,7 +120,7 @@ def test_a_gate_on_features_by_loop(networks, batch):
     total, taught = 0.0, 0
     own, said = student.features_and_logits(batch.images)
     (kept, was), (new, knew) = (model.features_and_logits(batch.images) for model in (initial, teachers[1]))
-    embedded = own @ method.embed_own, kept @ method.embed_initial, new @ method.embed_teacher
+    embedded = own @ method.embed_student, kept @ method.embed_initial, new @ method.embed_teacher
     for i in range(len(batch.labels)):
         own_, kept_, new_ = (e[i] for e in embedded)
         to_teacher = torch.dot(method.gate, new_ * own_) > torch.dot(method.gate, kept_ * own_)
@@ -188,7 +188,7 @@ def test_terms_take_their_settings(networks, batch):
         torch.testing.assert_close(loss(method, batch), expected)
 
 
-def test_without_weight_the_teacher_is_never_asked(networks, batch):
+def test_without_weight_the_teacher_is_never_evaluated(networks, batch):
     student, _, teachers = networks
     method = Distillation(student, FrozenTeachers(teachers), name="xe", kl_weight=0.0)
     assert method.frozen == () and not hasattr(method, "teachers")
@@ -227,7 +227,7 @@ def test_slow_weights(networks):
     method.after_update(0)
     method.after_update(1)  # not every step
     for name, value in student.named_parameters():
-        with method.measured():
+        with method.evaluation_weights():
             torch.testing.assert_close(value.detach(), start[name] + 0.1)
         torch.testing.assert_close(value.detach(), start[name] + 1.0)
     method.publish()
@@ -243,12 +243,12 @@ def test_slow_weights_without_decay_are_the_fast_ones_and_may_replace_them(netwo
         next(student.parameters()).add_(1.0)
     fast = next(student.parameters()).detach().clone()
     method.after_update(0)
-    with method.measured():
+    with method.evaluation_weights():
         assert torch.equal(next(student.parameters()), fast)
     resetting = momentum(student, teacher, decay=0.5, reset_fast_on_eval=True)
     with torch.no_grad():
         next(student.parameters()).add_(1.0)
-    with resetting.measured():
+    with resetting.evaluation_weights():
         pass
     torch.testing.assert_close(next(student.parameters()).detach(), fast)
 

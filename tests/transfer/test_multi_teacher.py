@@ -143,7 +143,7 @@ def test_soup_is_the_mean_of_the_single_students(folder):
 def test_soup_of_copies_is_the_copy():
     state = zoo.build({"name": "cnn"}, classes=10).net.state_dict()
     state = {k: v + 3 if k.endswith("num_batches_tracked") else v for k, v in state.items()}
-    mixed = recipe.soup([state, state, state])
+    mixed = recipe.average_weights([state, state, state])
     assert all(torch.equal(mixed[key], value) and mixed[key].dtype == value.dtype for key, value in state.items())
 
 
@@ -172,10 +172,10 @@ def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("teachers=[wide]", "a list of at least two networks is needed, such as 'teachers="),
-        ("teachers=null", "teachers=None: a list of at least two networks"),
-        ("teachers=wide", "teachers=wide: a list of at least two networks"),
-        ("teachers=[3,4]", "a list of at least two networks"),
+        ("teachers=[wide]", "teachers: at least two are needed, such as teachers="),
+        ("teachers=null", "teachers=null: a list of names or settings is needed"),
+        ("teachers=wide", r"teachers=wide: a list of names .* such as teachers=\[resnet32,resnet56\]"),
+        ("teachers=[3,4]", r"teachers=\[3,4\]: a list of names"),
         ("cache_teacher_logits=maybe", "cache_teacher_logits=maybe: true or false"),
         ("teachers=[wide,wide]", "wide is named twice"),
         ("teachers=[wide,narrow]", "same network"),

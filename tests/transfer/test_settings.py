@@ -1,11 +1,73 @@
-"""Wrong settings of a method are told in one sentence each, before any network is loaded."""
+"""Settings of transfer and flips: those of the constructors, and wrong ones are told in one sentence each."""
+
+import inspect
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
-from digits import composed
+import torch
+import yaml
+from digits import composed, run_rows
 
+from recombine.core.builds import load_target
+from recombine.core.settings import SCHEMAS, find_problems
+from recombine.engine.settings import MethodSettings
+from recombine.flips import settings as flips_settings
 from recombine.run.config import validate
-from recombine.transfer import checks
-from recombine.transfer.settings import TransferSettings
+from recombine.run.launch import check
+from recombine.transfer import multi_teacher, recipe
+from recombine.transfer.method import Transfer, make_step
+from recombine.transfer.settings import METHOD, MultiTeacherSettings, TransferSettings
+
+CONFIG = Path(__file__).parents[2] / "config"
+TARGETS = [target for target in SCHEMAS if target.startswith(("recombine.transfer.", "recombine.flips."))]
+METHODS = sorted((CONFIG / "transfer" / "method").rglob("*.yaml"))
+
+
+def parameters(constructor):
+    """Parameters of a class; where it ends with `**options`, those of its base too."""
+    found = {}
+    for each in constructor.__mro__:
+        taken = inspect.signature(each).parameters.values()
+        found = {p.name: p for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
+            return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_declared_settings_are_those_of_the_constructor(target):
+    constructor, schema = load_target("", target), SCHEMAS[target]
+    taken = {name: p for name, p in parameters(constructor).items() if name not in METHOD.late}
+    assert taken.keys() == schema.model_fields.keys()
+    for name, field in schema.model_fields.items():
+        assert field.is_required() == (taken[name].default is inspect.Parameter.empty), name
+        assert field.is_required() or field.default == taken[name].default, name
+        assert field.description, f"{name} has no help text"
+    if issubclass(schema, METHOD.schema):
+        assert schema.many_teachers == constructor.many_teachers
+
+
+@pytest.mark.parametrize("file", METHODS, ids=lambda file: str(file.relative_to(CONFIG)))
+def test_every_method_file_has_settings_of_its_method(file):
+    cfg = yaml.safe_load(file.read_text())
+    assert METHOD.problems(cfg["method"], "method") == []
+    assert issubclass(SCHEMAS[cfg["method"]["_target_"]], MethodSettings)
+    assert cfg.pop("optimizer", {}).keys() <= {"lr", "weight_decay"}
+    problems = find_problems(TransferSettings, {key: value for key, value in cfg.items() if key != "defaults"})
+    assert all("a value is needed" in problem for problem in problems), "the primary config gives the rest"
+
+
+@pytest.mark.parametrize(("entry", "schema"), [("transfer", TransferSettings), ("multi_teacher", MultiTeacherSettings)])
+def test_the_entry_lists_every_setting_with_its_default(entry, schema):
+    cfg = yaml.safe_load((CONFIG / entry / f"{entry}.yaml").read_text())
+    groups = {"student", "teacher", "dataset", "loader", "engine", "schedule", "wandb", "optimizer", "method"}
+    roots = {"seed", "device", "eval_batch_size", "data_root", "weights_root", "cache_root", "output_root"}
+    assert schema.model_fields.keys() - groups - roots <= cfg.keys()
+    for name, field in schema.model_fields.items():
+        if name in cfg and not field.is_required() and name not in {"name", "batch_size", "optimizer"}:
+            assert cfg[name] == field.default, name
 
 
 @pytest.mark.parametrize("method", ["xekl_mcl", "dp_flip_st", "cd", "crd"])
@@ -21,33 +83,80 @@ def test_settings_a_method_does_not_have_are_told(folder, method):
     [
         ("kl", "kl_weight=1.5", "a number of at least 0 and at most 1 is needed, such as method.kl_weight=0.5"),
         ("kl", "kl_samples=none", "one of all, not_negative, positive"),
-        ("kl", "batchnorm=off", "one of adapt, keep"),
-        ("kl", "temperature=0", "a number of more than 0"),
-        ("kl", "temperature=warm", "a number of more than 0"),
-        ("kl_dp", "temperature=inf", "a number of more than 0"),
-        ("kl", "topk=0", "a whole number of at least 1 is needed, such as method.topk=100"),
+        ("kl", "batchnorm=frozen", "one of adapt, keep"),
+        ("kl", "temperature=0", "a number above 0 is needed, such as method.temperature=1"),
+        ("kl", "temperature=warm", "a number above 0"),
+        ("kl_dp", "temperature=inf", "a number above 0"),
+        ("kl", "topk=0", "a whole number of at least 1, or null is needed, such as method.topk=100"),
         ("kl_dp", "topk=-1", "a whole number of at least 1"),
         ("kl_dp", "topk=many", "a whole number of at least 1"),
         ("kl_dp", "topk=1.5", "a whole number of at least 1"),
         ("kl_dp", "initial_weight=-1", "a number of at least 0"),
         ("kl_dp", "supervised=maybe", "true or false"),
         ("dp_flip_st", "rule=coin", "one of teacher_on_positive"),
+        ("dp_flip_st", "supervised=false", "true is needed"),
         ("xe", "label_smoothing=1.5", "a number of at least 0 and at most 1"),
         ("xe", "xe_on_probabilities=2", "true or false"),
-        ("xekl_mcl", "decay=1.0", "a number of at least 0 and less than 1"),
-        ("xekl_mcl", "every=0", "a number of more than 0"),
+        ("xekl_mcl", "decay=1.0", "a number of at least 0 and below 1"),
+        ("xekl_mcl", "every=0", "a number above 0"),
         ("xekl_mcl", "reset_fast_on_eval=1", "true or false"),
-        ("self_dist", "temperature=-1", "a number of more than 0"),
+        ("self_dist", "temperature=-1", "a number above 0"),
         ("bi_kd", "detach=perhaps", "true or false"),
         ("cd", "contrast_weight=-1", "a number of at least 0"),
         ("crd", "negatives=0", "a whole number of at least 1"),
         ("crd", "dimensions=2.5", "a whole number of at least 1"),
-        ("crd", "nce_temperature=0", "a number of more than 0"),
+        ("crd", "nce_temperature=0", "a number above 0"),
         ("crd", "nce_momentum=2", "a number of at least 0 and at most 1"),
     ],
 )
-def test_wrong_settings_are_one_clear_message_before_networks_are_loaded(folder, method, setting, message):
-    cfg = composed(folder, f"method={method}", f"method.{setting}")
-    (problem,) = checks.method_problems(cfg)
-    assert problem.startswith(f"method.{setting}: {message}")
-    assert checks.method_problems(composed(folder, f"method={method}")) == []
+def test_wrong_settings_are_one_clear_message(method, setting, message):
+    node = yaml.safe_load((CONFIG / "transfer" / "method" / f"{method}.yaml").read_text())["method"]
+    name, value = setting.split("=")
+    (problem,) = METHOD.problems({**node, name: math.inf if value == "inf" else yaml.safe_load(value)}, "method")
+    assert problem.lower().startswith(f"method.{setting.replace('1.0', '1')}: {message}")
+
+
+def test_all_mistakes_of_a_command_are_told_together(folder):
+    wrong = ["lr_factor=-1", "method.topk=0", "teacher.name=nobody", "optimizer.lr=fast", "engine.epochs=soon"]
+    problems = "\n".join(check(recipe, composed(folder, *wrong)))
+    for text in ("lr_factor=-1: a number", "method.topk=0", "unknown model 'nobody'", "optimizer.lr", "engine.epochs"):
+        assert text in problems
+    wrong = ["combine=soup", "method=xe", "teachers=[wide,wide,nobody]", "order=up"]
+    problems = "\n".join(check(multi_teacher, composed(folder, *wrong, config="multi_teacher/multi_teacher")))
+    for text in ("method=xe learns", "wide is named twice", "unknown model 'nobody'", "order=up: one of"):
+        assert text in problems
+
+
+class SquaredError(Transfer):
+    """Somebody's own method."""
+
+    reads_labels = False
+
+    def __init__(self, net, teachers, *, name, scale, batchnorm="adapt"):
+        super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
+        self.scale = scale
+
+    def forward(self, batch):
+        (target,) = self.teachers(batch)
+        return make_step(self.scale * torch.nn.functional.mse_loss(self.net(batch.images), target), {})
+
+
+def test_a_method_of_ones_own(folder, monkeypatch):
+    module = ModuleType("my_methods")
+    module.SquaredError = SquaredError
+    monkeypatch.setitem(sys.modules, "my_methods", module)
+    keep = ["method=self_dist", "~method.temperature", "method.name=mine", "method._target_=my_methods.SquaredError"]
+    assert check(recipe, composed(folder, *keep)) == ["method.scale: a value is needed; give +method.scale=..."]
+    wrong = check(recipe, composed(folder, *keep, "+method.scale=1", "+method.scales=1"))
+    assert wrong == ["unknown setting method.scales: my_methods.SquaredError does not take it; did you mean 'scale'?"]
+    (row,) = run_rows(recipe, composed(folder, *keep, "+method.scale=0.1", "engine.max_steps=3"))
+    assert (row.status, row.cell["method"]) == ("ok", "mine")
+    several = ["teachers=[wide,letters]", "combine=parallel", *keep, "+method.scale=1"]
+    (problem,) = check(multi_teacher, composed(folder, *several, config="multi_teacher/multi_teacher"))
+    assert "method=mine takes one teacher at a time, not 2" in problem
+
+
+def test_text_encoders_are_declared():
+    assert find_problems(flips_settings.ClipSettings, {"weights": 3}, "text_encoder")[0].startswith(
+        "text_encoder.weights=3: text"
+    )

@@ -111,25 +111,25 @@ def test_labels_are_taken_away():
 
             yield Batch(torch.zeros(2), torch.tensor([3, 4]), torch.arange(2))
 
-    (batch,) = training.Unlabelled(Loader()).epoch(0)
+    (batch,) = training.UnlabelledLoader(Loader()).epoch(0)
     assert batch.labels.tolist() == [-1, -1]
 
 
 @pytest.mark.parametrize("augment", ["none", "flip"])
-def test_remembered_logits_change_nothing(folder, augment):
+def test_cached_logits_change_nothing(folder, augment):
     students = []
-    for remember in (True, False):
-        cfg = composed(folder, f"cache_teacher_logits={remember}", f"dataset.augment={augment}")
+    for cached in (True, False):
+        cfg = composed(folder, f"cache_teacher_logits={cached}", f"dataset.augment={augment}")
         (row,) = run_rows(recipe, cfg)
         students.append(load_file(folder / "output" / "transfer" / row.run / "student.safetensors"))
     for key, value in students[0].items():
         torch.testing.assert_close(value, students[1][key], rtol=1e-4, atol=1e-6)
 
 
-def test_logits_too_large_to_remember_are_computed_anew(folder, transferred, caplog):
+def test_logits_too_large_to_cache_are_computed_in_every_step(folder, transferred, caplog):
     _, row, place = transferred
     (anew,) = run_rows(recipe, composed(folder, "cache_limit_gib=1e-6"))
-    assert "would take 0.000112 GiB, more than cache_limit_gib=1e-06: they are computed anew" in caplog.text
+    assert "would take 0.000112 GiB, more than cache_limit_gib=1e-06: they are computed in every step" in caplog.text
     states = [load_file(place.parent / run / "student.safetensors") for run in (row.run, anew.run)]
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-4, atol=1e-6)
@@ -197,17 +197,20 @@ def test_ranking_counts_what_the_student_lacks(folder, transferred):
         ("+student.weights=null", "student: .*random weights"),
         ("lr_scaling=square", "lr_scaling=square: one of none, linear"),
         ("teacher_preprocessing=both", "teacher_preprocessing=both: one of own, student"),
-        ("method._target_=recombine.engine.method.Supervised", "no transfer method"),
-        ("candidates=wide", "a list of networks is needed, such as 'candidates="),
-        ("candidates=3", "candidates=3: a list of networks"),
-        ("candidates=[3]", "a list of networks"),
-        ("candidates=[]", "a list of networks"),
+        ("method._target_=recombine.engine.method.Supervised", "is not a transfer method; method=kl_dp is one"),
+        ("candidates=wide", r"candidates=wide: a list of names .*, such as candidates=\[resnet32,resnet56\]"),
+        ("candidates=3", "candidates=3: a list of names"),
+        ("candidates=[3]", r"candidates=\[3\]: a list of names"),
+        ("candidates=[]", r"candidates=\[\]: a list of names"),
         ("candidates=[wide,wide]", "candidates: wide is named twice"),
         ("candidates=[wide,seven]", "different numbers of classes: student 10, candidate wide 10, candidate seven 7"),
         ("candidates=[cnn-mnist-s3]", "main_pretrain.py model=cnn dataset=mnist seed=3 weights_root="),
         ("fit_heads=sure", "fit_heads=sure: true or false"),
-        ("method.temperature=warm", "method.temperature=warm: a number of more than 0"),
-        ("~method.name", "method cannot be built: .*name"),
+        (
+            "method.temperature=warm",
+            "method.temperature=warm: a number above 0 is needed, such as method.temperature=1",
+        ),
+        ("~method.name", "method.name: a value is needed"),
         ("candidates=[wide,nobody_knows_this]", "candidate nobody_knows_this: unknown model"),
     ],
 )

@@ -8,10 +8,9 @@ import pytest
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.transfer import plots as plots
+from recombine.transfer import plots
 from recombine.transfer import rate_plots as rates
-from recombine.transfer import stage_plots as teachers
-from recombine.transfer.method_names import frame_of
+from recombine.transfer.plot_frames import mean_frame
 
 LABELS = ("t0", "t1", "t2")
 
@@ -26,7 +25,7 @@ def made(students=4, teachers=10, methods=("kl", "kl_dp")):
                     gap = t - 4.5 - s
                     metrics = {"accuracy_gap": gap, "transfer_delta": 0.3 * gap * (1 - m) + m + 0.1 * random.normal()}
                     metrics |= {"success": 100.0 * (metrics["transfer_delta"] > 0)}
-                    metrics |= {f"top{x}_transfer_rate": 100.0 - x / 2 for x in rates.SHARES}
+                    metrics |= {f"top{x}_transfer_rate": 100.0 - x / 2 for x in rates.TOP_PERCENTAGES}
                     metrics |= {"transfer_rate_strict": 20.0 + t, "positive_flips_before": 5 + gap}
                     metrics |= {"transfer_rate_after": 30.0, "parameters": 1e6 * (s + 1)}
                     cell = {"student": f"s{s}", "teacher": f"t{t}", "method": method, "dataset": "digits"}
@@ -74,7 +73,7 @@ def test_pair_deltas_are_means_and_spreads_over_seeds():
 
 
 def test_bins_by_loop():
-    frame = frame_of(made(), "transfer_delta", "accuracy_gap")
+    frame = mean_frame(made(), "transfer_delta", "accuracy_gap")
     table = plots.gap_table(frame, bins=8)
     mine = frame[frame["method"] == "kl"]
     gaps = mine["accuracy_gap"].to_numpy()
@@ -92,7 +91,7 @@ def test_bins_by_loop():
 def test_success_is_the_median_over_students():
     figure = plots.success_rates(made())
     texts = [text.get_text() for text in figure.axes[0].texts]
-    frame = frame_of(made(), "transfer_delta")
+    frame = mean_frame(made(), "transfer_delta")
     for method, text in zip(("kl", "kl_dp"), texts, strict=True):
         mine = frame[frame["method"] == method]
         shares = [100 * (part["transfer_delta"] > 0).mean() for _, part in mine.groupby("student")]
@@ -133,11 +132,11 @@ def test_rates_are_over_the_pairs_that_have_them_and_differ_in_accuracy():
 
 
 def test_stages_follow_each_other():
-    series = {"epoch": [1, 2], **{name: [0.1, 0.2] for name in teachers.CURVES}}
+    series = {"epoch": [1, 2], **{name: [0.1, 0.2] for name in plots.CURVES}}
     cell = {"student": "s", "teachers": "a+b", "combine": "sequential", "order": "ascending", "method": "kl_dp"}
     rows = [Row(cell={**cell, "stage": stage}, series=series) for stage in ("1", "final")]
-    (axes,) = teachers.stages(rows).axes
+    (axes,) = plots.stages(rows).axes
     assert axes.get_lines()[0].get_xdata().tolist() == [1, 2, 3, 4]
     unsupervised = [replace(row, cell={**row.cell, "method": "kl_dp_u"}) for row in rows]
-    titles = [axes.get_title("left") for axes in teachers.stages(rows + unsupervised).axes]
+    titles = [axes.get_title("left") for axes in plots.stages(rows + unsupervised).axes]
     assert titles == ["s, KL+DP, ascending", "s, KL+DP unsupervised, ascending"]

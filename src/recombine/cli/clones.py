@@ -19,11 +19,19 @@ from rich.table import Table
 from recombine import models
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import digest
-from recombine.pnc.clone import file
-from recombine.pnc.clone.file import Stored
+from recombine.pnc.clone.file import (
+    StoredClone,
+    build_clone,
+    file_size,
+    free_name,
+    read_clones,
+    to_reference,
+    to_whole,
+    write_clones,
+)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
@@ -44,61 +52,61 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Do what is asked and show the file it led to."""
-    options = arguments()
-    place = options.file
+    """Run one action and show the resulting file."""
+    options = parse_arguments()
+    path = options.file
     if options.action == "attach":
-        file.write(place, attached(place, options.clones))
+        write_clones(path, attach_clones(path, options.clones))
     elif options.action == "detach":
-        file.write(place, detached(place, options.name))
+        write_clones(path, detach_clone(path, options.name))
     elif options.action == "export":
-        place = file.write(options.out, exported(options))
-    Console().print(table(place))
+        path = write_clones(options.out, export_clones(options))
+    Console().print(format_table(path))
 
 
-def attached(place: Path, others: Sequence[Path]) -> list[Stored]:
+def attach_clones(path: Path, others: Sequence[Path]) -> list[StoredClone]:
     """The clones of a file, if it is there, and those of others; names that are taken get a number."""
-    clones = file.read(place) if place.exists() else []
+    clones = read_clones(path) if path.exists() else []
     for other in others:
-        for clone in file.read(other):
-            name = file.free_name(clone.card["name"], [each.card["name"] for each in clones])
-            clones.append(Stored(clone.card | {"name": name}, clone.tensors))
+        for clone in read_clones(other):
+            name = free_name(clone.card["name"], [each.card["name"] for each in clones])
+            clones.append(StoredClone(clone.card | {"name": name}, clone.tensors))
     return clones
 
 
-def detached(place: Path, name: str) -> list[Stored]:
+def detach_clone(path: Path, name: str) -> list[StoredClone]:
     """The clones of a file but one; ConfigError if it is not there, or the last."""
-    clones = file.read(place)
+    clones = read_clones(path)
     left = [clone for clone in clones if clone.card["name"] != name]
     if len(left) == len(clones):
         held = ", ".join(clone.card["name"] for clone in clones)
-        raise ConfigError(f"{place} holds no clone {name!r}; it holds: {held}")
+        raise ConfigError(f"{path} holds no clone {name!r}; it holds: {held}")
     if not left:
-        raise ConfigError(f"{name} is the last clone of {place}: without it the network is its target; delete the file")
+        raise ConfigError(f"{name} is the last clone of {path}: without it the network is its target; delete the file")
     return left
 
 
-def exported(options: argparse.Namespace) -> list[Stored]:
-    """The clones in the form that is asked for."""
-    clones = file.read(options.file)
+def export_clones(options: argparse.Namespace) -> list[StoredClone]:
+    """The clones with or without their sources' weights, as `--form` says."""
+    clones = read_clones(options.file)
     if options.form == "reference":
-        return [file.as_reference(clone) for clone in clones]
+        return [to_reference(clone) for clone in clones]
     if not any(clone.card["reference"] for clone in clones):
         return clones
     if options.model is None:
         raise ConfigError("--form whole takes the sources' weights: give --model <target> and --source <source>")
     names = (options.model, *options.source)
     target, *sources = (models.build(name, weights_root=options.weights_root) for name in names)
-    own = digest(target)
-    return [file.as_whole(clone, file.build(options.file, clone, target, own, sources)) for clone in clones]
+    weights = digest(target)
+    return [to_whole(clone, build_clone(options.file, clone, target, weights, sources)) for clone in clones]
 
 
-def table(place: Path) -> Table:
+def format_table(path: Path) -> Table:
     """What a file holds, for a terminal."""
-    clones = file.read(place)
-    about = clones[0].card
-    size, small = file.size(clones), file.size([file.as_reference(clone) for clone in clones])
-    title = f"{place}: for {about['network']} {about['target'][:12]}, {size:,} bytes ({small:,} as references)"
+    clones = read_clones(path)
+    first = clones[0].card
+    size, small = file_size(clones), file_size([to_reference(clone) for clone in clones])
+    title = f"{path}: for {first['network']} {first['target'][:12]}, {size:,} bytes ({small:,} as references)"
     shown = Table("clone", "classes", "source", "R", "form", "average accuracy", title=title)
     for card, _ in clones:
         accuracy = card.get("metrics", {}).get("accuracy_average")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 
-__all__ = ["ENTRIES", "Entry", "find_entry", "register_papers"]
+from recombine.core.files import CONFIG_DIR
+
+__all__ = ["ENTRIES", "Entry", "find_entry", "owners_of", "register_papers"]
 
 PAPERS = (
     *("recombine.flips.plots", "recombine.pretrain.plots", "recombine.transfer.plots", "recombine.pnc.plots"),
@@ -97,6 +99,16 @@ ENTRIES = {
 def find_entry(config_name: str) -> Entry | None:
     """The entry of a primary config, such as `transfer/transfer`; None for a config of somebody else's."""
     return next((entry for entry in ENTRIES.values() if entry.config == config_name.removesuffix(".yaml")), None)
+
+
+def owners_of(group: str, option: str) -> str:
+    """` here, it belongs to ...` for an option of a group that other entries have; else nothing."""
+    there = [
+        entry.name
+        for entry in ENTRIES.values()
+        if entry.groups and (CONFIG_DIR / entry.groups / group / f"{option}.yaml").is_file()
+    ]
+    return f" here, it belongs to {' and '.join(there)}" if there else ""
 
 
 def register_papers() -> None:

@@ -127,8 +127,9 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
 
 def _alone(context: DictConfig, arguments: Namespace) -> str:
     """The arguments that run this job of a multirun alone."""
-    given = {"--config-path": arguments.config_path, "--config-name": arguments.config_name}
-    flags = [word for flag, value in given.items() if value for word in (flag, value)]
+    given = {name: getattr(arguments, name) for name in ("config_path", "config_name", "config_dir")}
+    flags = [word for name, value in given.items() if value for word in (f"--{name.replace('_', '-')}", value)]
+    flags += [text for text in context.overrides.hydra if text.startswith("hydra.searchpath")]
     # Where an experiment file asked for the multirun, it would ask again.
     mode = [] if arguments.multirun else ["hydra.mode=RUN"]
     return shlex.join([*flags, *context.overrides.task, *mode])

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from recombine.cli import renamed
-from recombine.cli.entries import find_entry
+from recombine.cli.entries import find_entry, owners_of
 from recombine.cli.search_path import use_groups
 from recombine.core.errors import did_you_mean
 from recombine.run.config import accepts
@@ -186,7 +186,8 @@ class _Composer:
         now = renamed.OPTIONS.get((group, value))
         if now in self.options(group):
             return f"{text}: {group} '{value}' is called '{now}' since version 0.2; give {_key(text)}={now}"
-        return f"{text}: there is no {group} '{value}'; {did_you_mean(value, self.options(group))}"
+        near = did_you_mean(value, self.options(group))
+        return f"{text}: there is no {group} '{value}'{owners_of(group, value)}; {near}"
 
     def explain(self, text: str, override: Override, error: Exception) -> str:
         group, slot, cfg = override.key_or_group, override.get_key_element(), self.compose(self.accepted)

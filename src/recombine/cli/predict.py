@@ -25,13 +25,15 @@ from recombine import models, pnc, stitch
 from recombine.core.errors import ConfigError
 from recombine.data.storage import decode
 from recombine.models.model import Model
-from recombine.patch import System
+from recombine.patch import PatchedNetwork
 from recombine.pnc import ClonedNetwork
 from recombine.run.device import opened
 
 BASE = "base"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 BATCH = 64
+Expert = Callable[[Tensor], Tensor]
+"""uint8 images [B, 3, H, W] in, logits out."""
 
 
 def arguments() -> argparse.Namespace:
@@ -64,51 +66,51 @@ def main() -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
     files = image_files(options.images)
-    model, names = base(options)
-    system = with_patches(model, options.patch)
-    whole, names = with_clones(model, names, options)
-    names = {BASE: names}
-    names |= {name: card["class_names"] for name, card in system.list().items()}
+    model, base_names = load_base(options)
+    patched = attach_patches(model, options.patch)
+    cloned, class_names = attach_clones(model, base_names, options)
+    names = {BASE: class_names} | {name: card["class_names"] for name, card in patched.list().items()}
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     with opened(options.device) as (device, _, _):
-        experts = {BASE: whole.to(device)} | {name: partial(system.to(device), task=name) for name in system.list()}
-        lines = predicted(experts, model, files, names, options)
+        experts: dict[str, Expert] = {BASE: cloned.to(device)}
+        experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
+        found = predict(experts, model, files, names, options)
         if options.json:
-            for line in lines:
-                print(json.dumps(line))
+            for each in found:
+                print(json.dumps(each))
         else:
-            Console().print(as_table(list(lines), system.list()))
+            Console().print(as_table(list(found), patched.list()))
 
 
-def base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
-    """The network, and its class names where its file says them."""
+def load_base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
+    """The network, and its class names where its file has them."""
     card = stitch.offspring_card(options.model)
     if card is None:
         return models.build(options.model, weights_root=options.weights_root), None
     return stitch.load(options.model), card.get("class_names")
 
 
-def with_patches(model: Model, patches: Sequence[str]) -> System:
-    """The base with patches given as `file` or `name=file`; ConfigError for names that do not do."""
-    system = System(model)
+def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
+    """The base with patches given as `file` or `name=file`; ConfigError for impossible names."""
+    network = PatchedNetwork(model)
     for text in patches:
         name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
         try:
-            system.attach(file, name or None)
+            network.attach(file, name or None)
         except ConfigError as error:
-            raise ConfigError(str(error).replace("apply(model, path, name)", f"--patch another={file}")) from error
-    return system
+            raise ConfigError(str(error).replace("attach(network, path, name)", f"--patch another={file}")) from error
+    return network
 
 
-def with_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:
-    """The base with clones of parts of other networks, and the names of all its classes: the base's own come first.
+def attach_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:
+    """The base with clones of parts of other networks, and the names of all its classes, the base's first.
 
-    `names` of the base, if its file says them.
+    `names` of the base, if its file has them.
     """
-    cards = [card for file in options.clone for card in pnc.cards(file).values()]
+    cards = [card for file in options.clone for card in pnc.read_cards(file).values()]
     names = names or next((card.get("target_class_names") for card in cards), None)
-    names = names if names and not options.classes else base_names(options.classes, model)
+    names = names if names and not options.classes else read_class_names(options.classes, model)
     if not options.clone:
         return model, names
     cloned = ClonedNetwork(model, names)
@@ -118,7 +120,7 @@ def with_clones(model: Model, names: list[str] | None, options: argparse.Namespa
     return cloned, cloned.class_names
 
 
-def base_names(path: Path | None, model: Model) -> list[str]:
+def read_class_names(path: Path | None, model: Model) -> list[str]:
     """The class names of the base: those of a JSON file, ImageNet's if there are 1000 classes, or their numbers."""
     if path is None:
         known = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
@@ -152,23 +154,26 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predicted(
-    experts: Mapping[str, Callable[[Tensor], Tensor]],
+def predict(
+    experts: Mapping[str, Expert],
     model: Model,
     files: Sequence[Path],
     names: dict[str, list[str]],
     options: argparse.Namespace,
 ) -> Iterator[dict]:
-    """What each expert asked for says about each image: image, task, class, probability."""
-    asked = list(experts) if options.task in (None, "auto") else [options.task]
+    """The predictions of each selected expert for each image: image, task, class, probability."""
+    selected = list(experts) if options.task in (None, "auto") else [options.task]
     for first in range(0, len(files), BATCH):
-        some = files[first : first + BATCH]
-        images = torch.cat([read(file, model) for file in some]).to(next(model.parameters()).device)
-        said = {name: experts[name](images).softmax(1).cpu() for name in asked}
-        for k, file in enumerate(some):
-            surest = max(asked, key=lambda name: float(said[name][k].max()))
-            for name in [surest] if options.task == "auto" else asked:
-                yield from best(said[name][k], {"image": str(file), "task": name}, names[name], options.top)
+        batch = files[first : first + BATCH]
+        images = torch.cat([read(file, model) for file in batch]).to(next(model.parameters()).device)
+        predictions = {name: experts[name](images).softmax(1).cpu() for name in selected}
+        for k, file in enumerate(batch):
+            confidence = {name: float(probabilities[k].max()) for name, probabilities in predictions.items()}
+            tasks = [max(selected, key=confidence.__getitem__)] if options.task == "auto" else selected
+            for name in tasks:
+                yield from top_classes(
+                    predictions[name][k], {"image": str(file), "task": name}, names[name], options.top
+                )
 
 
 def read(file: Path, model: Model) -> Tensor:
@@ -176,14 +181,14 @@ def read(file: Path, model: Model) -> Tensor:
     return model.preprocess.fit(torch.from_numpy(decode(file.read_bytes(), str(file))).permute(2, 0, 1)[None])
 
 
-def best(probabilities: Tensor, line: dict, names: list[str], count: int) -> Iterator[dict]:
-    """A line for each of the most probable classes."""
+def top_classes(probabilities: Tensor, row: dict, names: list[str], count: int) -> Iterator[dict]:
+    """A row for each of the most probable classes."""
     for probability, label in zip(*probabilities.topk(min(count, len(names))), strict=True):
-        yield {**line, "class": names[label], "probability": float(probability)}
+        yield {**row, "class": names[int(label)], "probability": float(probability)}
 
 
-def as_table(lines: Sequence[dict], cards: dict[str, dict]) -> Table:
-    """For a terminal; what is known of the patches stands below."""
+def as_table(rows: Sequence[dict], cards: dict[str, dict]) -> Table:
+    """The predictions for a terminal, with the accuracies of the patches below."""
     known = [
         f"{name}: {card['metrics'][f'accuracy_{task}']:.2f} % right on the test images of {task}"
         for name, card in cards.items()
@@ -191,6 +196,6 @@ def as_table(lines: Sequence[dict], cards: dict[str, dict]) -> Table:
         if f"accuracy_{task}" in card.get("metrics", ())
     ]
     table = Table("image", "task", "class", "probability", caption="\n".join(known) or None, caption_justify="left")
-    for line in lines:
-        table.add_row(line["image"], line["task"], line["class"], f"{line['probability']:.3f}")
+    for row in rows:
+        table.add_row(row["image"], row["task"], row["class"], f"{row['probability']:.3f}")
     return table

@@ -17,6 +17,7 @@ KEYS = {
     "use_original": "use_target_data",
     "together": "eval_batch_networks",
     "keep": "num_saved",
+    "budget_counts": "budget_unit",
 }
 """Setting of version 0.1 -> its name now; settings below a renamed node follow it."""
 OPTIONS = {

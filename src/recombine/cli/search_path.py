@@ -18,15 +18,21 @@ __all__ = ["initialize_entry", "use_groups"]
 
 
 class _EntryGroups(SearchPathPlugin):
-    """Adds `<config folder>/<groups>` behind the config folder."""
+    """Adds `<config folder>/<groups>` behind the config folder, and ours behind one of somebody's own."""
 
     groups: ClassVar[str] = ""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Called by Hydra whenever it makes a search path."""
         main = next((source.path for source in search_path.get_path() if source.provider == "main"), None)
-        if main and self.groups:
-            search_path.append("recombine", f"{main}/{self.groups}")
+        if main is None:
+            return
+        ours = main.removeprefix("file://") == str(CONFIG_DIR)
+        for folder in (main,) if ours else (main, f"file://{CONFIG_DIR}"):
+            if folder != main:
+                search_path.append("recombine", folder)
+            if self.groups:
+                search_path.append("recombine", f"{folder}/{self.groups}")
 
 
 def use_groups(groups: str) -> None:

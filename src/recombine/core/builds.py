@@ -9,10 +9,13 @@ from importlib import import_module
 from typing import Any
 
 from recombine.core.errors import ConfigError, did_you_mean
+from recombine.core.inputs import record_file
 from recombine.core.settings import NodeRule, Settings, find_problems, given_settings, schema_of
 
 __all__ = ["Builds", "Node", "load_target", "parameters_of"]
 
+OWN = ("recombine.", "torch.", "torchvision.", "timm.", "builtins")
+"""Packages whose version is in the provenance; of code elsewhere the file is noted."""
 Node = dict[str, Any]
 """A config node that constructs something: `_target_` and its arguments."""
 
@@ -50,12 +53,28 @@ class Builds(NodeRule):
             return error.problems
         if not self._fits(made):
             return [f"{path}._target_={target} is not {self.what}; {self.example} is one"]
-        known = parameters_of(made)
+        known, gaps = parameters_of(made), self._gaps(made, node)
+        if gaps:
+            told = f"{path}._target_={target} needs {', '.join(gaps)}, which nothing gives it here"
+            return [f"{told}; set it as {path}.{gaps[0]}=..., or choose {self.example}"]
         return [
             f"unknown setting {path}.{key}: {target} does not take it; {did_you_mean(key, known - set(self.late))}"
             for key in given_settings(node)
             if known is not None and key not in known
         ]
+
+    def _gaps(self, made: Any, node: Mapping[str, Any]) -> list[str]:
+        """Arguments without a default that neither the node nor the entry gives."""
+        if not self.late:
+            return []
+        there = {*given_settings(node), *self.late, *self.parameters}
+        needed = (
+            parameter.name
+            for parameter in inspect.signature(made).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        )
+        return [name for name in needed if name not in there]
 
     def _fits(self, made: Any) -> bool:
         if inspect.isclass(made):
@@ -84,7 +103,10 @@ def load_target(path: str, name: str) -> Callable[..., Any]:
     if not module:
         raise ConfigError(f"{path}._target_={name}: package.module.Class is needed")
     try:
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
+        if not module.startswith(OWN):
+            record_file("code", inspect.getsourcefile(import_module(module)) or "")
+        return found
     except ImportError as error:
         raise ConfigError(f"{path}._target_={name}: {error}") from error
     except AttributeError as error:

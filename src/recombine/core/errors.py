@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "Diverged", "Interrupted", "LockedError", "RecombineError", "did_you_mean"]
+__all__ = ["ConfigError", "Diverged", "Interrupted", "LockedError", "NotFinite", "RecombineError", "did_you_mean"]
 
 
 class RecombineError(Exception):
@@ -44,6 +44,15 @@ class Interrupted(RecombineError):
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"stopped by signal {signal_number}; repeat the command to continue")
+
+
+class NotFinite(ArithmeticError):
+    """The first value since the last log point that was not finite."""
+
+    def __init__(self, what: str, step: int, part: int | None = None) -> None:
+        super().__init__(f"{what} of step {step}")
+        self.what, self.step, self.part = what, step, part
+        """loss, gradient or weights; optimizer step; batch of that step's accumulation (None: any of them)."""
 
 
 def did_you_mean(given: str, known: Iterable[str], *, show: int = 12) -> str:

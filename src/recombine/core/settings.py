@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.field_text import allowed_values, as_text, example
 
-__all__ = ["SCHEMAS", "NodeRule", "Settings", "find_problems", "given_settings", "read", "schema_of"]
+__all__ = ["SCHEMAS", "NodeRule", "Settings", "find_problems", "given_settings", "read", "schema_of", "to_dict"]
 
 S = TypeVar("S", bound="Settings")
 SCHEMAS: dict[str, type[Settings]] = {}
@@ -37,13 +37,13 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-    target: ClassVar[str] = ""
+    constructs: ClassVar[str] = ""
     """What a node with these settings constructs, where that is not this class."""
 
     def __init_subclass__(cls, target: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
         if target:
-            cls.target = target
+            cls.constructs = target
             SCHEMAS[target] = cls
 
     def check(self, path: str) -> Iterable[str]:
@@ -96,7 +96,7 @@ def _node_problems(schema: type[Settings], given: dict[str, Any], path: str) -> 
     """What is wrong with the nodes that construct something."""
     problems = []
     for name, field in schema.model_fields.items():
-        for rule in field.metadata:
+        for rule in (*field.metadata, *_rules(field.annotation)):
             if isinstance(rule, NodeRule) and isinstance(given.get(name), Mapping):
                 problems += rule.problems(given[name], f"{path}.{name}" if path else name)
         inner = _nested(field.annotation)
@@ -105,18 +105,24 @@ def _node_problems(schema: type[Settings], given: dict[str, Any], path: str) -> 
     return problems
 
 
+def _rules(annotation: Any) -> Iterator[Any]:
+    """What is noted beside the members of a union, as in `Annotated[Node, Builds(...)] | None`."""
+    for member in get_args(annotation):
+        yield from getattr(member, "__metadata__", ())
+
+
 def given_settings(node: Settings | Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a node, without `_target_` and its kin."""
     items = vars(node) if isinstance(node, Settings) else node
-    return {str(key): plain(items[key]) for key in items if not (str(key).startswith("_") and str(key).endswith("_"))}
+    return {str(key): to_dict(items[key]) for key in items if not (str(key).startswith("_") and str(key).endswith("_"))}
 
 
-def plain(node: Any) -> Any:
+def to_dict(node: Any) -> Any:
     """Config containers as dict and list, recursively."""
     if isinstance(node, Mapping):
-        return {str(key): plain(value) for key, value in node.items()}
+        return {str(key): to_dict(value) for key, value in node.items()}
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return [plain(value) for value in node]
+        return [to_dict(value) for value in node]
     return node
 
 

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 __all__ = ["Batch", "Loader", "Row", "Step"]
@@ -32,23 +33,61 @@ class Step(NamedTuple):
 
 
 class Loader(Protocol):
-    """Batches of one split; what it yields is a pure function of (seed, epoch, position)."""
+    """Batches of one split; what it yields is a pure function of (seed, epoch, position).
 
-    batch_size: int
-    """Samples in a step over all ranks together."""
-    samples: int
-    """Samples of one epoch over all ranks together."""
-    digest: str
-    """Identity of the stored samples, their indices and size (augmentation left out): the key of caches."""
+    `recombine.data.mixed.LoaderWrapper` has all of it for loaders that change what another one yields.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a step over all ranks together."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Samples of one epoch over all ranks together."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity of the stored samples, their indices and size (augmentation left out): the key of caches."""
+        ...
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Positions in the split of the samples in use, int64, ascending; of mixed data, one task's after another's."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """Side in pixels of the images that are read; None where mixed data have several."""
+        ...
+
+    @property
+    def augment(self) -> Any | None:
+        """The `recombine.data.augment.Augment` of the images, None without one; of mixed data, the first there is."""
+        ...
+
+    @property
+    def crop(self) -> Any | None:
+        """The random crop that is part of `augment`; None for the largest centred square."""
+        ...
 
     def __len__(self) -> int:
         """Steps in an epoch: without the ragged last batch when training, with it when evaluating."""
+        ...
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Yield this rank's batches of `epoch` from step `start` on, without producing the skipped ones."""
+        ...
+
+    def epoch_batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
+        """The `index` of each batch that `epoch` yields, without reading any image."""
+        ...
 
     def close(self) -> None:
         """Stop threads and free buffers; may be called twice."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recombine.data.checks import check
     from recombine.data.dataset import Data, open_data, open_data_for
+    from recombine.data.layouts import Found
+    from recombine.data.storage import Arrays
 
-__all__ = ["Data", "check", "open_data", "open_data_for"]
+__all__ = ["Arrays", "Data", "Found", "check", "open_data", "open_data_for"]
 _HOMES = {
+    "Arrays": "recombine.data.storage",
+    "Found": "recombine.data.layouts",
     "Data": "recombine.data.dataset",
     "check": "recombine.data.checks",
     "open_data": "recombine.data.dataset",

@@ -78,7 +78,10 @@ class RandomResizedCropSettings(OperationSettings, target=f"{MODULE}.RandomResiz
 
 
 OPERATION = Builds(
-    "an augmentation", "{_target_: recombine.data.augment.Rotation, degrees: 15}", OperationSettings, base=f"{MODULE}.Operation"
+    "an augmentation",
+    "{_target_: recombine.data.augment.Rotation, degrees: 15}",
+    OperationSettings,
+    base=f"{MODULE}.Operation",
 )
 
 

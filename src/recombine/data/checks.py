@@ -1,4 +1,4 @@
-"""What is wrong with data before anything is opened: absent files, splits and label maps. Reads names, imports no torch."""
+"""What is wrong with data before anything is opened: absent files, splits and label maps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def check(
     settings: DatasetSettings, data_root: str | Path, split: str | None = None, *, path: str = "dataset"
 ) -> list[str]:
     """What is wrong with the files of a data set and with the `split` of it that is asked for, as messages."""
+    if settings.reader is not None:
+        return []  # what it reads is its own affair
     folder, root = settings.folder or settings.name, Path(data_root)
     absent = problems(settings.source or settings.name, folder, root, settings.download)
     wrong = absent or _unknown_split(split, settings, folder, root)

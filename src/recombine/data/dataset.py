@@ -16,12 +16,13 @@ from PIL import Image
 
 from recombine.core.errors import ConfigError
 from recombine.data import augment as operations
-from recombine.data.loading import BatchLoader, Split
 from recombine.data.device import DeviceLoader
-from recombine.data.storage import Samples, Storage
+from recombine.data.fingerprint import record_split
+from recombine.data.loading import BatchLoader, Split
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
-from recombine.data.sources import open_source, problems, splits_of
+from recombine.data.sources import open_own, open_source
 from recombine.data.splits import LEFT_OUT, UNLABELLED, Relabel, read_label_map, stratified
+from recombine.data.storage import Samples, Storage
 from recombine.data.torch import TorchLoader
 
 __all__ = ["Data", "open_data", "open_data_for"]
@@ -39,15 +40,22 @@ class Data:
     one square size, else None; splits: names that are there (train, test, and val if `val_fraction` > 0).
     """
 
-    def __init__(self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple) -> None:
+    def __init__(
+        self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple
+    ) -> None:
         self.settings, self.name = settings, settings.name
         self._kind, self._workers = kind, workers
         self._seed, self._device, self._rank, self._world = run
         self._betons = Path(cache_root) / "betons"
         folder = settings.folder or settings.name
         fake = {"samples": settings.samples, "size": settings.image_size, "classes": settings.classes or 10}
-        self.source = open_source(settings.source or settings.name, folder, Path(data_root), settings.download, **fake)
-        mapping = read_label_map(Path(data_root) / folder / settings.label_map) if settings.label_map else None
+        if settings.reader is not None:
+            self.source = open_own(settings.name, settings.reader, Path(data_root) / folder)
+        else:
+            name = settings.source or settings.name
+            self.source = open_source(name, folder, Path(data_root), settings.download, **fake)
+        self._label_map = Path(data_root) / folder / settings.label_map if settings.label_map else None
+        mapping = read_label_map(self._label_map) if self._label_map else None
         self._relabel = Relabel(self.source.class_names, mapping, settings.classes, settings.class_subset)
         self.classes, self.class_names = self._relabel.classes, self._relabel.names
         self.splits = (
@@ -66,6 +74,7 @@ class Data:
             samples = self.source.samples(stored)
             if not len(samples):
                 raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
+            record_split(self.source, self.settings, stored, self._label_map)
             kind, size = _storage(samples, self.settings.storage)
             storage, place = Storage(kind, None if size else self.settings.max_side), self.source.place
             classes = len(self.source.class_names)

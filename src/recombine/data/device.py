@@ -49,6 +49,8 @@ class DeviceLoader(BatchLoader):
         return store
 
     def _batches(self, epoch: int, batches: list[np.ndarray]) -> Generator[Batch]:
+        if not batches:
+            return
         store = self._store
         order = np.concatenate(batches)
         rows = torch.from_numpy(np.searchsorted(self.indices, order)).to(self.device)

@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from recombine.core.errors import ConfigError
-from recombine.data.storage import Arrays, Blobs, Files, Samples, identity_of_files
 from recombine.data.splits import UNLABELLED, stratified_halves
+from recombine.data.storage import Arrays, Blobs, Files, Samples, identity_of_files
 
 __all__ = ["TEST_FOLDERS", "Found", "cub", "digits", "domain", "fake", "idx", "omniglot", "tiny_imagenet"]
 __all__ += ["torchvision_arrays", "torchvision_files", "tree", "ucf", "voc"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -112,12 +111,10 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """This rank's batches from step `start` on."""
-        batches = self.epoch_batches(epoch, start)
-        generator = self._batches(epoch, batches) if batches else iter(())
-        if batches:
-            self._live.add(generator)
+        generator = self._batches(epoch, self.epoch_batches(epoch, start))
+        self._live.add(generator)
         return generator
 
     def epoch_batches(self, epoch: int, start: int = 0) -> list[np.ndarray]:
@@ -148,6 +145,8 @@ class BatchLoader:
         return torch.from_numpy(self.labels).to(self.device)
 
     def _batches(self, epoch: int, batches: list[np.ndarray]) -> Generator[Batch]:
+        if not batches:
+            return
         order = torch.from_numpy(np.concatenate(batches).astype(np.int64)).to(self.device)
         first = 0
         with closing(self._pixels(epoch, batches)) as pixels, closing(_moved(pixels, self.device)) as moved:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from recombine.core.builds import Node
+from recombine.core.builds import Builds, Node
 from recombine.core.settings import Settings
 from recombine.data.augment_settings import problems_of
 
@@ -28,9 +28,12 @@ class LoaderSettings(Settings):
     """Which loader gives the batches; all give the same ones."""
 
     kind: Literal["ffcv", "device", "torch"] = "ffcv"
-    """ffcv: compiled decoding, the torch loader where FFCV is not installed. device: a small split kept on the device."""
+    """ffcv: compiled decoding, or torch where FFCV is not installed; device: a small split kept on the device."""
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=cores())] = "auto"
     """Threads; auto: the cores that this process may use."""
+
+
+READER = Builds("a reader of images", "dataset=digits", parameters=("folder",), late=("folder",))
 
 
 class DatasetSettings(Settings):
@@ -42,6 +45,8 @@ class DatasetSettings(Settings):
     """Which known set it is; default: `name`."""
     folder: str = ""
     """Below data_root; default: `name`."""
+    reader: Annotated[Node, READER] | None = None
+    """A function of one's own, `_target_` and arguments: `reader(folder, ...)` gives a `recombine.data.Found`."""
     classes: Count | None = None
     """Outputs a network needs; null: as many as there are."""
     label_map: str | None = None

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from recombine.core.builds import Node, load_target
 from recombine.core.errors import ConfigError
 from recombine.data import layouts
 from recombine.data.layouts import Found
 from recombine.data.parquet import parquet
 
-__all__ = ["KNOWN", "Known", "Source", "locate", "open_source", "problems", "splits_of"]
+__all__ = ["KNOWN", "Known", "Source", "locate", "open_own", "open_source", "problems", "splits_of"]
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,14 @@ def open_source(name: str, folder: str, data_root: Path, download: bool, **fake:
             f"{name} has {known.classes} classes but {place} holds {len(found.class_names)}: dataset.folder=..."
         )
     return Source(name, known, place, found)
+
+
+def open_own(name: str, reader: Node, folder: Path) -> Source:
+    """The set that a reader of somebody's own gives for a folder."""
+    options = {key: value for key, value in reader.items() if key != "_target_"}
+    found = load_target("dataset.reader", reader["_target_"])(folder=folder, **options)
+    # stored sets are found by their place: that of another reader, or of other options, is another one
+    return Source(name, Known(), folder / "-".join(str(reader[key]) for key in reader), found)
 
 
 def _download(name: str, folder: str, data_root: Path) -> None:

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from recombine.core.distributed import maximum
-from recombine.core.errors import Interrupted
+from recombine.core.errors import Interrupted, NotFinite
 from recombine.core.random_state import preserved_rng
 from recombine.core.types import Batch, Loader
-from recombine.engine.divergence import NotFinite, explain
+from recombine.engine.divergence import explain
 from recombine.engine.evaluate import evaluate
 from recombine.engine.method import Method
 from recombine.engine.metrics import Metric

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from recombine.core.distributed import all_reduce_sum, world
+from recombine.core.errors import NotFinite
 from recombine.core.types import Step
-from recombine.engine.divergence import NotFinite
 
 __all__ = ["MetricBuffer"]
 

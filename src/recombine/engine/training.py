@@ -16,11 +16,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from recombine.core import distributed
 from recombine.core.counter_rng import key
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, NotFinite
 from recombine.core.random_state import preserved_rng, restore_rng, rng_state, seed_everything
 from recombine.core.types import Loader
 from recombine.engine import checkpoint
-from recombine.engine.divergence import NotFinite
 from recombine.engine.evaluate import autocast, resolve
 from recombine.engine.logging import MetricLogger, StepPlan
 from recombine.engine.method import Method

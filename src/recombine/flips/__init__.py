@@ -1,1 +1,1 @@
-"""Prediction flips: what one pretrained model knows that another does not (Roth et al., ICLR 2024, section 2)."""
+"""Prediction flips: what one pretrained model knows that another does not (Roth et al., ICLR 2024)."""

@@ -14,14 +14,15 @@ from torch import Tensor
 from recombine.core.types import Row
 from recombine.flips import knowledge
 from recombine.flips.semantics import Similarity
-from recombine.flips.top_classes import top_classes
+from recombine.flips.top_classes import count_top_classes
 
-__all__ = ["Comparison", "PairComparison", "ordered_pairs", "pair_rows"]
+__all__ = ["Comparison", "PairComparison", "list_pairs", "make_rows"]
 
-SHARES = (2, 5, 20, 50)
-"""The classes that hold this many percent of the flips are looked at (section 2.4)."""
+TOP_PERCENTAGES = (2, 5, 20, 50)
+"""Metrics are reported for the classes that hold this many percent of the flips."""
+ENSEMBLES = ("ensemble", "probability_ensemble")
 SERIES_LIMIT = 200_000
-"""Numbers per class that the rows of one run may hold; beyond it only three typical pairs keep theirs."""
+"""Numbers per class that the rows of one run may hold; beyond it only three typical pairs have them."""
 
 
 class PairComparison(NamedTuple):
@@ -34,7 +35,14 @@ class PairComparison(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What N models said about the same n images; matrices are [N, N], the teacher in the row, in percent."""
+    """Predictions of N models for the same n images; matrices are [N, N], the teacher in the row, in percent.
+
+    Example:
+        models = {name: recombine.models.build(name) for name in ("resnet20", "resnet56")}
+        predictions = predict_many(models, lambda size: data.loader("test", 256, train=False, size=size))
+        comparison = Comparison(list(models), [p.logits for p in predictions.values()], labels)
+        comparison.matrices["rho_pos"]  # what each knows that the other does not
+    """
 
     names: Sequence[str]
     logits: Sequence[Tensor]
@@ -92,25 +100,25 @@ class Comparison:
         }
 
 
-def ordered_pairs(models: int, pairs: str | int, seed: int, random_copies: bool) -> list[PairComparison]:
-    """The pairs to report: all ordered ones, or draws as the authors made them; models + i is the random copy of i.
+def list_pairs(models: int, pairs: str | int, seed: int, random_copies: bool) -> list[PairComparison]:
+    """The pairs to report: all ordered ones, or draws as in the authors' code; models + i is the random copy of i.
 
-    A number of `pairs` draws teacher, then student with NumPy's legacy generator seeded seed, seed + 1, ...
-    (section 2.6); pairs drawn twice are kept once.
+    A number of `pairs` draws teacher, then student with NumPy's legacy generator seeded seed, seed + 1, ...; pairs
+    drawn twice appear once.
     """
     if pairs == "all":
-        chosen = [(t, s) for t in range(models) for s in range(models) if t != s]
+        indices = [(t, s) for t in range(models) for s in range(models) if t != s]
     else:
         draws = (np.random.RandomState(seed + k).choice(models, 2, replace=False) for k in range(int(pairs)))
-        chosen = list(dict.fromkeys((int(t), int(s)) for t, s in draws))
-    found = [PairComparison(t, s) for t, s in chosen]
+        indices = list(dict.fromkeys((int(t), int(s)) for t, s in draws))
+    found = [PairComparison(t, s) for t, s in indices]
     if random_copies:
-        found += [PairComparison(t, models + s, "student") for t, s in chosen]
-        found += [PairComparison(models + t, s, "teacher") for t, s in chosen]
+        found += [PairComparison(t, models + s, "student") for t, s in indices]
+        found += [PairComparison(models + t, s, "teacher") for t, s in indices]
     return found
 
 
-def pair_rows(
+def make_rows(
     comparison: Comparison,
     pairs: Sequence[PairComparison],
     cell: Mapping[str, Any],
@@ -126,7 +134,7 @@ def pair_rows(
     for pair in pairs:
         t, s = pair.teacher, pair.student
         positive, negative = comparison.flips[t, s], comparison.flips[s, t]
-        metrics = _accuracies(comparison, t, s)
+        metrics: dict[str, float | None] = {**_accuracies(comparison, t, s)}
         for sign, counts in (("positive", positive), ("negative", negative)):
             metrics |= {
                 f"{sign}_flips": float(counts.sum()),
@@ -145,19 +153,19 @@ def pair_rows(
             series["negative_flips_per_class"] = negative.tolist()
             series["images_per_class"] = comparison.images_per_class.tolist()
         names = {"teacher": comparison.names[t], "student": comparison.names[s], "baseline": pair.baseline}
-        rows.append(Row(cell={**names, **cell}, metrics=_known(metrics), series=series))
+        rows.append(Row(cell={**names, **cell}, metrics=_finite(metrics), series=series))
     return rows
 
 
-def _known(metrics: Mapping[str, float | None]) -> dict[str, float]:
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
     """Metrics that have a value: no published accuracy and the entropy of no flips are left out."""
     return {name: value for name, value in metrics.items() if value is not None and np.isfinite(value)}
 
 
-def _accuracies(comparison: Comparison, t: int, s: int) -> dict[str, float | None]:
+def _accuracies(comparison: Comparison, t: int, s: int) -> dict[str, float]:
     """What the pair gets right alone and together; gains are over the better of the two."""
     alone = comparison.accuracy[[t, s]]
-    metrics: dict[str, float | None] = {
+    metrics = {
         "accuracy_teacher": float(alone[0]),
         "accuracy_student": float(alone[1]),
         "accuracy_gap": float(alone[0] - alone[1]),
@@ -166,9 +174,8 @@ def _accuracies(comparison: Comparison, t: int, s: int) -> dict[str, float | Non
             comparison.logits[t], comparison.logits[s], comparison.labels
         ),
     }
-    for name in ("ensemble", "probability_ensemble"):
-        metrics[f"{name}_gain"] = metrics[f"{name}_accuracy"] - float(alone.max())
-    return metrics
+    gains = {f"{name}_gain": metrics[f"{name}_accuracy"] - float(alone.max()) for name in ENSEMBLES}
+    return metrics | gains
 
 
 def _expertise(
@@ -176,15 +183,15 @@ def _expertise(
 ) -> dict[str, float]:
     """How few classes hold the top-X % of the positive flips, their percent of all classes, and how alike they are."""
     metrics = {}
-    for share in SHARES:
-        number = int(top_classes(positive, share, legacy=legacy))
-        metrics[f"top{share}_classes"] = float(number)
-        metrics[f"top{share}_share"] = 100.0 * number / len(positive)
+    for top in TOP_PERCENTAGES:
+        number = int(count_top_classes(positive, top, legacy=legacy))
+        metrics[f"top{top}_classes"] = float(number)
+        metrics[f"top{top}_share"] = 100.0 * number / len(positive)
         if similarity is not None and number:
             at_least_two = np.argsort(-positive, kind="stable")[: max(2, number)]
             classes = comparison.present[at_least_two]
-            metrics[f"top{share}_similarity"], metrics[f"top{share}_similarity_max"] = similarity.of(classes)
-            metrics[f"top{share}_similarity_relative"] = similarity.relative(classes)
+            metrics[f"top{top}_similarity"], metrics[f"top{top}_similarity_max"] = similarity.of(classes)
+            metrics[f"top{top}_similarity_relative"] = similarity.relative(classes)
     return metrics
 
 

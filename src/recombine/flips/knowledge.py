@@ -40,11 +40,11 @@ def accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
 def positive_flips(right: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Images that the teacher gets right and the student wrong, [N, N]; negative flips are its transpose.
 
-    rho_pos = 100 * positive_flips / n is the complementary knowledge of the teacher (section 2), and
+    rho_pos = 100 * positive_flips / n is the complementary knowledge of the teacher, and
     rho_pos - rho_neg = accuracy of the teacher - accuracy of the student.
     """
-    dtype = np.float32 if right.shape[1] <= EXACT_IN_FLOAT32 else np.float64
-    return np.rint(right.astype(dtype) @ (~right).astype(dtype).T).astype(np.int64)
+    dtype = np.dtype("float32" if right.shape[1] <= EXACT_IN_FLOAT32 else "float64")
+    return np.rint(np.matmul(right.astype(dtype), (~right).astype(dtype).T)).astype(np.int64)
 
 
 def flips_per_class(right: NDArray[np.bool_], labels: ArrayLike, classes: int) -> NDArray[np.int32]:
@@ -65,9 +65,9 @@ def entropy(counts: ArrayLike) -> NDArray[np.float64]:
     """Entropy -sum p ln p of counts [..., C] over the classes, in nats (uniform: ln C); nan where there is no count."""
     counts = np.asarray(counts, dtype=np.float64)
     total = counts.sum(axis=-1, keepdims=True)
-    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    logarithm = np.log(share, out=np.zeros_like(share), where=share > 0)
-    return -(share * logarithm).sum(axis=-1) + 0.0
+    fraction = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    logarithm = np.log(fraction, out=np.zeros_like(fraction), where=fraction > 0)
+    return -(fraction * logarithm).sum(axis=-1) + 0.0
 
 
 def agreement(predictions: ArrayLike) -> NDArray[np.float64]:

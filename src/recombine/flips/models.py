@@ -3,63 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.data import Data
-from recombine.models import Model
 from recombine.models.artifact import is_kind, read_card
+from recombine.models.files import SUFFIXES, find, stem
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
-from recombine.models.weights import SUFFIXES, find, stem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["checkpoints", "open_models", "problems", "random_copy"]
+    from recombine.data import Data
+    from recombine.models import Model
+
+__all__ = ["check_models", "list_checkpoints", "open_models", "randomize"]
 
 log = logging.getLogger(__name__)
 
 
-def named(cfg: DictConfig) -> list[tuple[str, Any]]:
-    """The names that models have in rows, each with what the model is built from."""
-    if cfg.models == "all":
-        root = Path(cfg.weights_root)
+def list_models(models: str | Sequence[Any], weights_root: str) -> list[tuple[str, Any]]:
+    """The names that models have in rows, each with the name, file or node that the model is built from."""
+    if models == "all":
+        root = Path(weights_root)
         files = sorted(root.iterdir()) if root.is_dir() else []
         return [(stem(file), str(file)) for file in files if file.suffix in SUFFIXES]
-    nodes = [] if cfg.models is None else [cfg.models] if isinstance(cfg.models, str) else list(cfg.models)
-    return [(node if isinstance(node, str) else str(node.get("name")), node) for node in nodes]
+    nodes = [models] if isinstance(models, str) else models
+    return [(node if isinstance(node, str) else node["name"], node) for node in nodes]
 
 
-def problems(cfg: DictConfig) -> list[str]:
-    """What is wrong with `cfg.models`, all at once, without building any."""
-    entries = named(cfg)
+def check_models(models: str | Sequence[Any], weights_root: str, classes: int | None) -> list[str]:
+    """Everything wrong with the models to be compared, without building any."""
+    entries = list_models(models, weights_root)
     names = [name for name, _ in entries]
-    faults = {name: _faults(node, cfg, cfg.dataset.classes) for name, node in entries}
+    problems = {name: _problems(node, weights_root, classes) for name, node in entries}
+    usable = [name for name in names if not problems[name]] if models == "all" else names
     found = [f"models names {name} twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if cfg.models == "all":
-        entries, faults = [name for name in names if not faults[name]], {}
-    if len(entries) < 2:
+    if len(usable) < 2:
+        given = models if isinstance(models, str) else f"[{','.join(names)}]"
         found.append(
-            f"models={cfg.models}: {len(entries)} usable where at least 2 can be compared; such as "
-            f"models=[resnet20,resnet56], or models=all for every checkpoint in weights_root={cfg.weights_root}"
+            f"models={given}: {len(usable)} usable where at least 2 can be compared; such as "
+            f"models=[resnet20,resnet56], or models=all for every checkpoint in weights_root={weights_root}"
         )
-    return found + _to_train(faults, cfg)
+    return found if models == "all" else found + _with_training_command(problems, weights_root)
 
 
-def _faults(node: Any, cfg: DictConfig, classes: int | None) -> list[str]:
-    return zoo.check(node, weights_root=cfg.weights_root, classes=classes, frozen=True)
+def _problems(node: Any, weights_root: str, classes: int | None) -> list[str]:
+    return zoo.check(node, weights_root=weights_root, classes=classes, frozen=True)
 
 
-def _to_train(faults: Mapping[str, list[str]], cfg: DictConfig) -> list[str]:
-    """All faults; networks that main_pretrain.py has not made yet are named with the command that does."""
-    root = cfg.weights_root
-    names = {name: PRETRAINED.fullmatch(name) for name, those in faults.items() if those}
+def _with_training_command(problems: Mapping[str, list[str]], root: str) -> list[str]:
+    """All problems; networks that main_pretrain.py has not made yet are named with the command that does."""
+    names = {name: PRETRAINED.fullmatch(name) for name, those in problems.items() if those}
     absent = {name: parts for name, parts in names.items() if parts and not find(name, Path(root))}
-    found = [fault for name, those in faults.items() if name not in absent for fault in those]
+    found = [text for name, those in problems.items() if name not in absent for text in those]
     for dataset in dict.fromkeys(parts["dataset"] for parts in absent.values()):
         these = {name: parts for name, parts in absent.items() if parts["dataset"] == dataset}
         models, seeds = (",".join(dict.fromkeys(parts[key] for parts in these.values())) for key in ("model", "seed"))
@@ -71,18 +71,21 @@ def _to_train(faults: Mapping[str, list[str]], cfg: DictConfig) -> list[str]:
     return found
 
 
-def checkpoints(cfg: DictConfig) -> list[Path]:
+def list_checkpoints(cfg: DictConfig) -> list[Path]:
     """The local files that the models come from."""
-    found = (locate(node, Path(cfg.weights_root))[1] for _, node in named(cfg) if not _faults(node, cfg, None))
-    return [file for file in found if file is not None]
+    usable = [
+        node for _, node in list_models(cfg.models, cfg.weights_root) if not _problems(node, cfg.weights_root, None)
+    ]
+    files = (locate(node, Path(cfg.weights_root))[1] for node in usable)
+    return [file for file in files if file is not None]
 
 
 def open_models(cfg: DictConfig, data: Data) -> dict[str, Model]:
     """Build the models; `models=all` leaves out those that do not fit the data, otherwise ConfigError names them."""
-    everything = cfg.models == "all"
-    models, misfits = {}, []
-    for name, node in named(cfg):
-        if everything and (reason := _unfit(node, cfg, data)):
+    models: dict[str, Model] = {}
+    misfits = []
+    for name, node in list_models(cfg.models, cfg.weights_root):
+        if cfg.models == "all" and (reason := _misfit(node, cfg, data)):
             log.info("%s is left out: %s", name, reason)
             continue
         model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
@@ -96,16 +99,16 @@ def open_models(cfg: DictConfig, data: Data) -> dict[str, Model]:
     return models
 
 
-def _unfit(file: str, cfg: DictConfig, data: Data) -> str | None:
+def _misfit(file: str, cfg: DictConfig, data: Data) -> str | None:
     """Why a checkpoint cannot be compared on these data, or None."""
-    if faults := _faults(file, cfg, data.classes):
-        return faults[0]
-    ours = Path(file).suffix == ".safetensors" and is_kind(file, "student")
-    trained_on = read_card(file, "student").get("dataset", data.name) if ours else data.name
+    if problems := _problems(file, cfg.weights_root, data.classes):
+        return problems[0]
+    has_card = Path(file).suffix == ".safetensors" and is_kind(file, "student")
+    trained_on = read_card(file, "student").get("dataset", data.name) if has_card else data.name
     return None if trained_on == data.name else f"it was trained on {trained_on}"
 
 
-def random_copy(model: Model, seed: int) -> Model:
+def randomize(model: Model, seed: int) -> Model:
     """The same network and preprocessing with random weights."""
     node = {
         **model.options,

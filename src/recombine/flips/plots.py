@@ -57,7 +57,7 @@ def pair_matrix(rows: Sequence[Row], metric: str) -> pd.DataFrame:
 
 
 def cluster(rho: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Average linkage of the models by the share of images that only one of two gets right; None if pairs lack.
+    """Average linkage of the models by the fraction of images that only one of two gets right; None if pairs lack.
 
     rho_pos(t, s) + rho_pos(s, t) is the Hamming distance between what t and s get right, in percent.
     """
@@ -139,13 +139,13 @@ def class_histogram(rows: Sequence[Row]) -> Figure:
         axes.bar(np.arange(1, len(percent) + 1), percent, width, color=BLUE, linewidth=0)
         axes.axhline(percent.mean(), color=RED, linewidth=1.2, linestyle=(0, (4, 2)))
         axes.set_title(f"{row.cell['teacher']}\n→ {row.cell['student']}", size=9.5)
-        facts = (
+        notes = (
             f"gap {row.metrics['accuracy_gap']:+.2f} points".replace("-", "−"),
             f"mean over classes {percent.mean():.2f} %",
             f"{100 * np.mean(counts == 0):.0f} % of classes without a flip",
         )
         axes.text(
-            0.98, 0.97, "\n".join(facts), transform=axes.transAxes, ha="right", va="top", size=8.5, color="#57606a"
+            0.98, 0.97, "\n".join(notes), transform=axes.transAxes, ha="right", va="top", size=8.5, color="#57606a"
         )
         axes.set(xlabel="classes, sorted", xlim=(0.4, len(percent) + 0.6))
         axes.grid(axis="x", visible=False)
@@ -203,8 +203,8 @@ def entropy_scatter(rows: Sequence[Row]) -> Figure:
 
 @styled
 def ensemble_gain(rows: Sequence[Row]) -> Figure:
-    """What two models get right together beyond the better one: by the more confident one's vote, and by an oracle."""
-    found = {}
+    """What two models get right together beyond the better one: if the more confident predicts, and by an oracle."""
+    found: dict[frozenset[str], dict[str, float]] = {}
     for row in real_pairs(rows, "ensemble_accuracy", "oracle_accuracy", "accuracy_teacher", "accuracy_student"):
         found.setdefault(frozenset((row.cell["teacher"], row.cell["student"])), row.metrics)
     best = {pair: max(m["accuracy_teacher"], m["accuracy_student"]) for pair, m in found.items()}
@@ -234,8 +234,8 @@ def ensemble_gain(rows: Sequence[Row]) -> Figure:
 PLOTS = {
     "heat_map": Plot(
         "Complementary knowledge of every pair",
-        "Share of images that the teacher (row) gets right and the student (column) gets wrong. Models are "
-        "ordered by average-linkage clustering on the share of images that only one of two gets right.",
+        "Percentage of images that the teacher (row) gets right and the student (column) gets wrong. Models are "
+        "ordered by average-linkage clustering on the images that only one of two gets right.",
         heat_map,
     ),
     "gap_scatter": Plot(

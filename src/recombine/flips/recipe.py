@@ -1,4 +1,4 @@
-"""Flips: N models cost N evaluations, then every ordered pair is arithmetic (section 2)."""
+"""Flips: N models cost N evaluations, then every ordered pair is arithmetic."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recombine import models as zoo
 from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.evaluate import predict_many
-from recombine.flips import models as lineup
-from recombine.flips.comparison import Comparison, ordered_pairs, pair_rows
+from recombine.flips.comparison import Comparison, list_pairs, make_rows
+from recombine.flips.models import list_checkpoints, open_models, randomize
 from recombine.flips.plots import PLOTS
 from recombine.flips.semantics import class_similarity
 from recombine.flips.settings import FlipsSettings
@@ -37,27 +37,27 @@ SETTINGS = FlipsSettings
 log = logging.getLogger(__name__)
 
 CLAIM_TOLERANCE = 0.3
-"""Points by which a measured accuracy may miss the published one before it is said."""
+"""Points by which an accuracy may differ from the published one without a warning."""
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
-    """What is known of the pairs before there are any, for the row of a failed run."""
+    """What is known of all pairs beforehand, for the row of a failed run."""
     return {"dataset": cfg.dataset.name, "split": cfg.split}
 
 
 def files(cfg: DictConfig) -> list[Path]:
-    """The checkpoints that are compared: with other weights the same command is not done yet."""
-    return lineup.checkpoints(cfg)
+    """The checkpoints that are compared: with other weights the same command runs again."""
+    return list_checkpoints(cfg)
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Evaluate every model once, compare all ordered pairs, leave matrices and pictures, yield a row for each pair."""
+    """Evaluate every model once, compare all ordered pairs, write matrices and plots, yield a row for each pair."""
     data = datasets.open_data_for(cfg, run)
     try:
-        models = lineup.open_models(cfg, data)
-        pairs = ordered_pairs(len(models), cfg.pairs, cfg.seed, cfg.random_baseline)
+        models = open_models(cfg, data)
+        pairs = list_pairs(len(models), cfg.pairs, cfg.seed, cfg.random_baseline)
         if cfg.random_baseline:
-            models |= {f"{name}-random": lineup.random_copy(model, cfg.seed) for name, model in models.items()}
+            models |= {f"{name}-random": randomize(model, cfg.seed) for name, model in models.items()}
         comparison = _evaluate(cfg, run, data, models)
     finally:
         data.close()
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     if _is_whole_split(cfg, data):
         _compare_with_claims(comparison, claimed)
     encoder = build(cfg.text_encoder) if cfg.text_encoder else None
-    rows = pair_rows(
+    rows = make_rows(
         comparison,
         pairs,
         cell(cfg),
@@ -77,7 +77,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     run.stats["weights"] = {name: f"{model.tag}, digest {model.digest()}" for name, model in models.items()}
     if run.main:
         show(zoo.describe(models.values(), dict(zip(comparison.names, comparison.accuracy, strict=True))))
-        _leave_matrices(comparison, data.class_names, run.dir)
+        _write_matrices(comparison, data.class_names, run.dir)
         save_plots(PLOTS, rows, run)
         accuracies = [[name, comparison.accuracy[i], claimed[name]] for i, name in enumerate(models)]
         run.tracker.table("models", ["model", "accuracy", "claimed"], accuracies)
@@ -85,7 +85,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
 
 
 def _evaluate(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> Comparison:
-    """Every model on the split, each with its own input size and normalisation; what is cached is not run again."""
+    """Every model on the split, each with its own input size and normalisation; predictions are cached."""
     predictions = predict_many(
         {name: model.to(run.device) for name, model in models.items()},
         lambda canvas: data.loader(cfg.split, cfg.eval_batch_size, train=False, size=canvas),
@@ -107,17 +107,17 @@ def _is_whole_split(cfg: DictConfig, data: Data) -> bool:
 
 
 def _compare_with_claims(comparison: Comparison, claimed: Mapping[str, float | None]) -> None:
-    for name, measured in zip(comparison.names, comparison.accuracy, strict=True):
-        if claimed[name] is not None and abs(measured - claimed[name]) > CLAIM_TOLERANCE:
+    for name, accuracy in zip(comparison.names, comparison.accuracy, strict=True):
+        if claimed[name] is not None and abs(accuracy - claimed[name]) > CLAIM_TOLERANCE:
             log.warning(
                 "%s: top-1 is %.2f %% here and %.2f %% as published; is its preprocessing right?",
                 name,
-                measured,
+                accuracy,
                 claimed[name],
             )
 
 
-def _leave_matrices(comparison: Comparison, class_names: Sequence[str], folder: Path) -> None:
+def _write_matrices(comparison: Comparison, class_names: Sequence[str], folder: Path) -> None:
     """Write each matrix as CSV (teachers down, students across) and the flips of every class as one NumPy archive."""
     for name, matrix in comparison.matrices.items():
         table = pd.DataFrame(matrix, index=pd.Index(comparison.names, name="teacher"), columns=comparison.names)

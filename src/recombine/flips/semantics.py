@@ -1,4 +1,4 @@
-"""Areas of expertise: are the classes that hold the complementary knowledge alike in meaning? (section 2.5)"""
+"""Areas of expertise: are the classes that hold the complementary knowledge alike in meaning?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TextEncoder = Callable[[list[str]], ArrayLike]
 
 
 class Clip:
-    """CLIP's text encoder through open_clip; the plain class names are embedded, without a prompt around them."""
+    """CLIP's text encoder through open_clip; class names are embedded as they are, without a prompt around them."""
 
     def __init__(self, architecture: str = "ViT-B-32-quickgelu", weights: str = "openai") -> None:
         """`weights` is one of open_clip's tags or the path of a local file."""
@@ -49,7 +49,7 @@ class Similarity:
         """Mean and maximum over the pairs of at least two classes."""
         if len(classes) < 2:
             raise ValueError(f"similarity needs at least two classes, got {len(classes)}")
-        pairs = self.cosine[np.ix_(classes, classes)][np.triu_indices(len(classes), k=1)]
+        pairs = self.cosine[np.ix_(np.asarray(classes), np.asarray(classes))][np.triu_indices(len(classes), k=1)]
         return float(pairs.mean()), float(pairs.max())
 
     def relative(self, classes: Sequence[int] | NDArray) -> float:

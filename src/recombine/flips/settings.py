@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import EngineSettings
+from recombine.models.settings import ModelSettings
 from recombine.run.settings import EntrySettings
 
 __all__ = ["FlipsSettings"]
@@ -38,7 +39,7 @@ class FlipsSettings(EntrySettings):
     """The loader."""
     engine: EngineSettings = EngineSettings(precision="fp32")
     """The precision of evaluations."""
-    models: Literal["all"] | list[str | dict[str, Any]] | str = Field("all", examples=[["resnet20", "resnet56"]])
+    models: Literal["all"] | list[str | ModelSettings] | str = Field("all", examples=[["resnet20", "resnet56"]])
     """Names, config nodes, or `all`: every checkpoint in weights_root that fits the data."""
     split: str = "test"
     """The images that are compared on."""
@@ -59,6 +60,8 @@ class FlipsSettings(EntrySettings):
 
     def check(self, path: str) -> list[str]:
         """Absent files, a split that is not there, models that cannot be compared."""
-        from recombine.flips.models import problems
+        from recombine.flips.models import check_models
 
-        return check_data(self.dataset, self.data_root, self.split) + problems(self)
+        given = self.model_dump(include={"models"}, exclude_unset=True).get("models", self.models)
+        problems = check_data(self.dataset, self.data_root, self.split)
+        return problems + check_models(given, self.weights_root, self.dataset.classes)

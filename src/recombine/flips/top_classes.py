@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["holders", "top_classes"]
+__all__ = ["count_top_classes", "select_top_classes"]
 
 
-def top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
+def count_top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
     """The smallest number of classes of counts [..., C] that together hold `percent` % of them; 0 without counts.
 
-    Deviation: the code of Fantastic Gains counts one class too many (it increments after testing); `legacy` does the
-    same.
+    Deviation: the authors' code of Fantastic Gains counts one class too many (it increments after testing); `legacy`
+    does the same.
     """
     counts = np.asarray(counts)
     held = np.cumsum(-np.sort(-counts, axis=-1), axis=-1)
@@ -22,7 +22,7 @@ def top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> N
     return np.minimum(number, counts.shape[-1])
 
 
-def holders(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
-    """The classes that `top_classes` counts, most first (ties: lower label first); `counts` is [C]."""
+def select_top_classes(counts: ArrayLike, percent: float, *, legacy: bool = False) -> NDArray[np.int64]:
+    """The classes that `count_top_classes` counts, most first (ties: lower label first); `counts` is [C]."""
     counts = np.asarray(counts)
-    return np.argsort(-counts, kind="stable")[: int(top_classes(counts, percent, legacy=legacy))]
+    return np.argsort(-counts, kind="stable")[: int(count_top_classes(counts, percent, legacy=legacy))]

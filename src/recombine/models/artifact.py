@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing
+from recombine.core.inputs import record_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DAMAGE", "Artifact", "is_kind", "kind_of", "read_artifact", "read_card", "write_artifact"]
 
@@ -49,6 +51,8 @@ def write_artifact(
     path: str | Path, kind: str, card: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
 ) -> Path:
     """Write tensors with their card; the file appears whole or not at all."""
+    from safetensors.torch import save_file
+
     path = Path(path)
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     with replacing(path) as temporary:
@@ -79,6 +83,7 @@ def read_card(path: str | Path, kind: str, needed: Mapping[str, Any] | None = No
 def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None = None) -> Artifact:
     """A file of this kind; ConfigError if it is none, is damaged, or does not say what is `needed` (key -> type)."""
     version, card = _checked(path, _metadata(path), kind, needed or {})
+    record_file(kind, path)
     try:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -89,7 +94,7 @@ def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None 
 
 def _metadata(path: str | Path) -> dict[str, str]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "numpy") as file:  # the header alone is read, without torch
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error

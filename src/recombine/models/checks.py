@@ -1,4 +1,4 @@
-"""What would keep networks from being built, told before anything is."""
+"""What would keep networks from being built, reported before anything is. Imports no torch for networks of our own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recombine.models.registry import training_hint
-from recombine.models.settings import ModelSettings
+from recombine.core.errors import ConfigError
+from recombine.core.settings import find_problems
+from recombine.models.architectures import option_problems
+from recombine.models.libraries import library_classes, no_weights, weights_problem
+from recombine.models.registry import is_library, training_hint
+from recombine.models.resolve import locate, preprocessing, resolve
+from recombine.models.settings import ModelSettings, PreprocessSettings
 
-__all__ = ["check_model"]
+__all__ = ["check", "check_model"]
 
 
 def check_model(
@@ -21,10 +26,47 @@ def check_model(
     path: str = "model",
 ) -> list[str]:
     """What is wrong with a network at `path` of a config, and how to train one that pretraining has not made yet."""
-    from recombine.models.factory import check
-
     node = model.model_dump(exclude_unset=True) if isinstance(model, ModelSettings) else model
     name = node if isinstance(node, str) else str(node.get("name"))
     hint = training_hint(name, str(weights_root))
-    found = check(node, weights_root=weights_root, classes=classes, frozen=frozen)
-    return [text.replace("model.", f"{path}.") + hint for text in found]
+    problems = check(node, weights_root=weights_root, classes=classes, frozen=frozen)
+    return [text.replace("model.", f"{path}.") + hint for text in problems]
+
+
+def check(
+    model: str | Mapping[str, Any],
+    *,
+    weights_root: str | Path = "weights",
+    classes: int | None = None,
+    frozen: bool = False,
+) -> list[str]:
+    """What would keep `build` from working, one message each, without building anything.
+
+    `frozen`: the model is used as it is, so random weights and another number of classes are problems too.
+    """
+    root = Path(weights_root)
+    try:
+        spec, _ = resolve(model, root)
+    except ConfigError as error:
+        return error.problems
+    problems = option_problems(spec.architecture, spec.options)
+    try:
+        spec, file = locate(model, root)
+        problems = problems or option_problems(spec.architecture, spec.options)
+        if not is_library(spec.architecture):
+            problems += find_problems(PreprocessSettings, preprocessing(spec, {}), "model")
+        if problems:
+            return problems
+        if spec.weights is not None and file is None and (problem := weights_problem(spec.architecture)):
+            problems.append(no_weights(spec.architecture, problem))
+        count = spec.classes or library_classes(spec.architecture)
+    except ConfigError as error:
+        return problems + error.problems
+    if frozen and spec.weights is None:
+        problems.append(f"model {spec.name} would have random weights; give trained ones with model.weights=<file>")
+    elif frozen and None not in (classes, count) and classes != count:
+        problems.append(
+            f"model {spec.name} has {count} classes and the data {classes}; it is used as it is, so choose a model "
+            f"trained for {classes} classes, or a label map (dataset.label_map) that gives the labels among its {count}"
+        )
+    return problems

@@ -7,8 +7,6 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recombine.core.errors import ConfigError
-
 __all__ = ["CifarResNet"]
 
 
@@ -57,10 +55,6 @@ class CifarResNet(nn.Module):
     ) -> None:
         """`shortcut` A (zeros) or B (1x1 convolution); `head` is the classifier's name in checkpoints: linear or fc."""
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ConfigError(f"depth {depth} of a CIFAR ResNet is not 6n + 2: 8, 14, 20, 32, 44, 56, 110, ...")
-        if shortcut not in ("A", "B") or head not in ("linear", "fc"):
-            raise ConfigError(f"shortcut {shortcut!r} must be A or B, and head {head!r} linear or fc")
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = (depth - 2) // 6

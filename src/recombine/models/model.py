@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as transforms
 
 from recombine.core.errors import ConfigError
+from recombine.models.settings import PreprocessSettings
 
-__all__ = ["INTERPOLATIONS", "Model", "Preprocess", "find_head", "head_names", "reset_head"]
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+__all__ = ["Model", "Preprocess", "find_head", "head_names", "reset_head"]
 
 
 class Preprocess(nn.Module):
@@ -40,25 +39,11 @@ class Preprocess(nn.Module):
         super().__init__()
         self.size, self.crop_pct, self.interpolation = size, crop_pct, interpolation
         self.mean, self.std = list(mean), list(std)
-        if problems := self.problems():
-            raise ConfigError(problems)
+        PreprocessSettings.of(self.settings(), "model")
         # (x / 255 - mean) / std as one multiply-add; the quotients are taken in double precision.
         mean_, std_ = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (self.mean, self.std))
         self.register_buffer("scale", (1 / (255 * std_)).float(), persistent=False)
         self.register_buffer("offset", (-mean_ / std_).float(), persistent=False)
-
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, one sentence each."""
-        found = []
-        if not isinstance(self.size, int) or self.size < 1:
-            found.append(f"model size is {self.size!r}; it must be a number of pixels, such as model.size=32")
-        if not 0 < self.crop_pct <= 1:
-            found.append(f"model crop_pct is {self.crop_pct!r}; it must be in (0, 1], such as model.crop_pct=0.875")
-        if self.interpolation not in INTERPOLATIONS:
-            found.append(f"model interpolation is {self.interpolation!r}; allowed: {', '.join(INTERPOLATIONS)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            found.append(f"model mean {self.mean} and std {self.std}: three numbers each, std above 0")
-        return found
 
     @property
     def canvas(self) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recombine.core.files import config_files
 
-__all__ = ["PRETRAINED", "SETTINGS", "config_file", "config_names", "training_hint"]
+__all__ = ["PRETRAINED", "SETTINGS", "config_file", "config_names", "is_library", "training_hint"]
 
 PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
 """A name that main_pretrain.py gives."""
@@ -23,6 +23,11 @@ def config_names() -> list[str]:
 def config_file(name: str) -> Path:
     """The file of a name under config/model."""
     return config_files("model")[name]
+
+
+def is_library(architecture: str) -> bool:
+    """Whether the architecture comes from timm or torchvision (and may have weights of its own there)."""
+    return architecture.startswith(("timm:", "torchvision:", "hf-hub:", "hf_hub:"))
 
 
 def training_hint(name: str, weights_root: str) -> str:

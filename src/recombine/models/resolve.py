@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 
 from recombine.core.errors import ConfigError, did_you_mean
-from recombine.models import weights, zoo
-from recombine.models.registry import config_file, config_names
+from recombine.core.settings import to_dict
+from recombine.models import files
+from recombine.models.libraries import library_name, library_names
+from recombine.models.registry import config_file, config_names, is_library
 
-__all__ = ["Spec", "locate"]
+__all__ = ["Spec", "locate", "preprocessing", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Spec:
 
     name: str
     architecture: str
-    """A built-in one (see `zoo.BUILT_IN`), `timm:<name>`, `torchvision:<name>` or `hf-hub:<repository>`."""
+    """A built-in one (see `architectures.BUILT_IN`), `timm:<name>`, `torchvision:<name>`, `hf-hub:<repository>`, or the
+    dotted name of somebody's own class, which a node gives as `_target_`."""
     weights: str | None = None
     """None: random; `pretrained`: the file of that name in weights_root, else the library's own; or a file."""
     classes: int | None = None
@@ -36,20 +39,6 @@ class Spec:
     claimed_accuracy: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Every other key of the node: arguments of the architecture."""
-
-    def preprocessing(self) -> dict[str, Any]:
-        """The preprocessing settings that are given."""
-        keys = ("size", "crop_pct", "mean", "std", "interpolation")
-        return {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
-
-
-def plain(node: Any) -> Any:
-    """Config containers as dict and list, recursively."""
-    if isinstance(node, Mapping):
-        return {str(key): plain(value) for key, value in node.items()}
-    if isinstance(node, Sequence) and not isinstance(node, str):
-        return [plain(value) for value in node]
-    return node
 
 
 def from_mapping(node: Mapping[str, Any]) -> Spec:
@@ -68,10 +57,10 @@ def from_file(path: Path) -> Spec:
     """A checkpoint that describes itself or whose file name is one of config/model; ConfigError for any other."""
     if not path.is_file():
         raise ConfigError(f"there is no checkpoint {path}")
-    if about := weights.description(path):
+    if about := files.description(path):
         return described(about, path)
-    if weights.stem(path) in config_names():
-        return dataclasses.replace(from_config(weights.stem(path)), weights=str(path))
+    if files.stem(path) in config_names():
+        return dataclasses.replace(from_config(files.stem(path)), weights=str(path))
     raise ConfigError(
         f"{path} does not say which network it belongs to; name the architecture too, "
         f"such as model=resnet20 model.weights={path}"
@@ -89,19 +78,17 @@ def from_name(name: str, root: Path) -> Spec:
     if name in config_names():
         spec = from_config(name)
         # A name alone never asked for random weights, so trained ones are taken where they exist.
-        return (
-            dataclasses.replace(spec, weights="pretrained") if not spec.weights and weights.find(name, root) else spec
-        )
-    if name.endswith(weights.SUFFIXES):
+        return dataclasses.replace(spec, weights="pretrained") if not spec.weights and files.find(name, root) else spec
+    if name.endswith(files.SUFFIXES):
         return from_file(Path(name) if Path(name).is_file() else root / name)
-    file = None if ":" in name else weights.find(name, root)
-    if file and (about := weights.description(file)):
+    file = None if ":" in name else files.find(name, root)
+    if file and (about := files.description(file)):
         return described(about, file)
-    if architecture := zoo.library_name(name):
+    if architecture := library_name(name):
         return Spec(name, architecture, "pretrained")
     if file:
         return from_file(file)
-    known = [*config_names(), *zoo.library_names()]
+    known = [*config_names(), *library_names()]
     near = did_you_mean(name.rpartition(":")[2], known, show=0)
     raise ConfigError(
         f"unknown model {name!r}{near and f' ({near})'}. Allowed: a name in config/model, "
@@ -118,11 +105,13 @@ def overlay(spec: Spec, given: Mapping[str, Any]) -> Spec:
 
 def resolve(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, dict[str, Any]]:
     """The Spec of a name or node, and what a node without architecture lays over the Spec of its name."""
-    node = plain(model)
+    node = to_dict(model)
     if isinstance(node, str):
         return from_name(node, root), {}
     if not isinstance(node, dict) or not isinstance(node.get("name"), str):
         raise ConfigError(f"a model is a name or a node with a name, not {node!r}; such as model=resnet20")
+    if own := node.pop("_target_", None):
+        node["architecture"] = own
     if node.get("architecture"):
         return from_mapping(node), {}
     spec = from_name(node.pop("name"), root)
@@ -143,7 +132,7 @@ def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | Non
     if spec.weights is None:
         return spec, None
     file = weights_file(spec, root)
-    about = weights.description(file) if file else None
+    about = files.description(file) if file else None
     if file is None or about is None:
         return spec, file
     if about["architecture"] != spec.architecture:
@@ -157,8 +146,8 @@ def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | Non
 def weights_file(spec: Spec, root: Path) -> Path | None:
     """The file that `spec.weights` means; None for a library's own weights; ConfigError if it is missing."""
     if spec.weights == "pretrained":
-        file = weights.find(spec.name, root)
-        if file is None and zoo.is_library(spec.architecture):
+        file = files.find(spec.name, root)
+        if file is None and is_library(spec.architecture):
             return None
         sought = f"{spec.name}.safetensors (.th, .pt, .pth, .bin) or {spec.name}-<8 hex digits>.* in {root}"
     else:
@@ -170,3 +159,16 @@ def weights_file(spec: Spec, root: Path) -> Path | None:
             f"model.weights=<file>, or model.weights=null for random ones"
         )
     return file
+
+
+def preprocessing(spec: Spec, library: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `Preprocess`: what the node gives, else what the library has; ConfigError for a gap."""
+    keys = ("size", "crop_pct", "mean", "std", "interpolation")
+    settings = {**library, **{key: getattr(spec, key) for key in keys if getattr(spec, key) is not None}}
+    missing = [f"model.{key}" for key in ("size", "mean", "std") if key not in settings]
+    if missing:
+        raise ConfigError(f"model {spec.name} does not say how to prepare images: set {', '.join(missing)}")
+    for key in ("mean", "std"):
+        if isinstance(settings[key], (int, float)):
+            settings[key] = [settings[key]] * 3
+    return settings

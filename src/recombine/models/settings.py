@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from recombine.core.settings import Settings
 
-__all__ = ["ModelSettings"]
+__all__ = ["ModelSettings", "PreprocessSettings"]
 
 Positive = Annotated[float, Field(gt=0)]
 Channels = float | Annotated[list[float], Field(min_length=3, max_length=3)]
+
+
+class PreprocessSettings(Settings, target="recombine.models.model.Preprocess"):
+    """How a network prepares images."""
+
+    size: Annotated[int, Field(ge=1)]
+    """Pixels of the input."""
+    mean: Annotated[list[float], Field(min_length=3, max_length=3, examples=[[0.5, 0.5, 0.5]])]
+    """Of the channels, in 0..1."""
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3, examples=[[0.25, 0.25, 0.25]])]
+    """Of the channels, in 0..1."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the resized image that the centre crop keeps."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """How images are resized."""
 
 
 class ModelSettings(Settings):
@@ -30,7 +45,7 @@ class ModelSettings(Settings):
     size: Annotated[int, Field(ge=1)] | None = None
     """Pixels of the input; null: as the library or the file says. So for the four below."""
     crop_pct: Positive | None = None
-    """Share of the resized image that the centre crop keeps."""
+    """Fraction of the resized image that the centre crop keeps."""
     mean: Channels | None = None
     """Of the channels, in 0..1."""
     std: Channels | None = None

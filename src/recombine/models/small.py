@@ -8,15 +8,11 @@ from collections.abc import Sequence
 import torchvision
 from torch import nn
 
-from recombine.core.errors import ConfigError
-
 __all__ = ["cnn", "lenet5", "mobilenetv2_cifar", "resnet_cifar", "shufflenetv2_cifar", "vgg_cifar"]
 
 
 def resnet_cifar(classes: int, depth: int = 18) -> nn.Module:
     """torchvision's ResNet-18/34/50 with a 3x3 stride-1 stem and no max pooling, as is usual for 32 to 64 pixels."""
-    if depth not in (18, 34, 50):
-        raise ConfigError(f"depth {depth} of resnet_cifar is not one of 18, 34, 50")
     net = getattr(torchvision.models, f"resnet{depth}")(num_classes=classes)
     net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -34,9 +30,6 @@ def mobilenetv2_cifar(classes: int, width_mult: float = 1.0) -> nn.Module:
 
 def shufflenetv2_cifar(classes: int, width: str = "x1_0") -> nn.Module:
     """torchvision's ShuffleNetV2 (x0_5, x1_0, x1_5, x2_0) with a stride-1 stem and no max pooling (total stride 8)."""
-    widths = ("x0_5", "x1_0", "x1_5", "x2_0")
-    if width not in widths:
-        raise ConfigError(f"width {width!r} of shufflenetv2_cifar is not one of {', '.join(widths)}")
     net = getattr(torchvision.models, f"shufflenet_v2_{width}")(num_classes=classes)
     net.conv1[0].stride = (1, 1)
     net.maxpool = nn.Identity()
@@ -46,8 +39,6 @@ def shufflenetv2_cifar(classes: int, width: str = "x1_0") -> nn.Module:
 def vgg_cifar(classes: int, depth: int = 16) -> nn.Module:
     """torchvision's VGG-11/13/16/19 convolutions with BatchNorm, global average pooling and one linear layer."""
     letters = {11: "A", 13: "B", 16: "D", 19: "E"}
-    if depth not in letters:
-        raise ConfigError(f"depth {depth} of vgg_cifar is not one of 11, 13, 16, 19")
     features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs[letters[depth]], batch_norm=True)
     for module in features:
         if isinstance(module, nn.Conv2d):

@@ -1,9 +1,8 @@
-"""Checkpoint files: found, read without running code, loaded strictly, and written so that they describe themselves."""
+"""Checkpoint files: read without running code, loaded strictly, and written so that they describe themselves."""
 
 from __future__ import annotations
 
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import is_kind, read_card, write_artifact
+from recombine.core.inputs import record_file
+from recombine.models.artifact import write_artifact
 from recombine.models.model import Model
 
-__all__ = ["SUFFIXES", "description", "find", "load", "read", "save", "stem"]
+__all__ = ["load", "read", "save"]
 
-SUFFIXES = (".safetensors", ".th", ".pt", ".pth", ".bin")
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-HASH = re.compile(r"-[0-9a-f]{8}$")
-
-
-def stem(path: Path) -> str:
-    """The model's name in a file name: no suffix, no torch-hub hash (`resnet20-12fca82f.th` -> `resnet20`)."""
-    return HASH.sub("", path.name.removesuffix(path.suffix))
-
-
-def find(name: str, root: Path) -> Path | None:
-    """A checkpoint in `root`: `<name><suffix>`, else `<name>-<8 hex digits><suffix>`; ConfigError if several."""
-    bare = name.rpartition(":")[2].rpartition("/")[2]
-    exact = [root / f"{bare}{suffix}" for suffix in SUFFIXES if (root / f"{bare}{suffix}").is_file()]
-    if exact:
-        return exact[0]
-    files = sorted(root.iterdir()) if root.is_dir() else []
-    hashed = [f for f in files if f.suffix in SUFFIXES and stem(f) == bare]
-    if len(hashed) > 1:
-        raise ConfigError(
-            f"{root} holds several checkpoints of {bare}: {', '.join(f.name for f in hashed)}; "
-            f"choose with model.weights={hashed[0].name}"
-        )
-    return hashed[0] if hashed else None
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file by name, on the CPU; ConfigError if it is unreadable or runs code."""
+    record_file("weights", path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -70,17 +48,17 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def load(net: nn.Module, path: Path) -> None:
     """Copy a checkpoint's tensors into `net`, in place; ConfigError names every kind of disagreement."""
-    state, wanted = read(path), net.state_dict()
+    state, expected = read(path), net.state_dict()
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        if all(k.startswith(prefix) for k in wanted):
+        if all(k.startswith(prefix) for k in expected):
             break
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in wanted]
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in expected]
     shapes = [
-        f"{k} (file {tuple(state[k].shape)}, network {tuple(wanted[k].shape)})"
-        for k in wanted
-        if k in state and state[k].shape != wanted[k].shape
+        f"{k} (file {tuple(state[k].shape)}, network {tuple(expected[k].shape)})"
+        for k in expected
+        if k in state and state[k].shape != expected[k].shape
     ]
     lists = {"missing in the file": missing, "unexpected in the file": unexpected, "of another shape": shapes}
     report = [f"{len(v)} {what}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}" for what, v in lists.items() if v]
@@ -90,16 +68,6 @@ def load(net: nn.Module, path: Path) -> None:
             f"Check model.architecture, its options and model.classes"
         )
     net.load_state_dict(state, strict=True)
-
-
-def description(path: Path) -> dict[str, Any] | None:
-    """What a file written by `save` says about its model; None for any other file."""
-    if path.suffix != ".safetensors" or not is_kind(path, "student"):
-        return None
-    facts = read_card(path, "student", {"model": dict})["model"]
-    if "claimed_top1" in facts:  # written before version 0.2
-        facts["claimed_accuracy"] = facts.pop("claimed_top1")
-    return facts
 
 
 def save(model: Model, path: str | Path, card: dict[str, Any]) -> Path:

@@ -1,13 +1,36 @@
-"""Delta-patching: small removable additions that teach a frozen network new tasks.
+"""Delta-Patching: small removable additions that teach a frozen network new tasks.
 
 from recombine import patch
 
-patched = patch.apply(timm_model, "flowers.safetensors")   # patched(x) is the base, patched(x, "flowers") the task
-patched.list()                                             # the cards of all patches
-timm_model = patched.detach()                              # as it was, bit for bit
+network = patch.attach(timm_model, "flowers.safetensors")   # network(x) is the base, network(x, "flowers") the task
+network.attach("cars.safetensors", "cars")                  # one more
+network.list()                                              # the cards of all patches
+network.detach("cars")                                      # takes off one
+timm_model = network.restore()                              # takes off everything: bit for bit what it was
 """
 
-from recombine.patch.file import System, apply, load, read_card, save
-from recombine.patch.patched import Patch, Patched
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Patch", "Patched", "System", "apply", "load", "read_card", "save"]
+if TYPE_CHECKING:
+    from recombine.patch.file import load, read_card, save
+    from recombine.patch.network import PatchedNetwork, attach
+    from recombine.patch.patched import Patch, TaskNetwork
+
+__all__ = ["Patch", "PatchedNetwork", "TaskNetwork", "attach", "load", "read_card", "save"]
+_HOMES = {
+    "Patch": "recombine.patch.patched",
+    "PatchedNetwork": "recombine.patch.network",
+    "TaskNetwork": "recombine.patch.patched",
+    "attach": "recombine.patch.network",
+    "load": "recombine.patch.file",
+    "read_card": "recombine.patch.file",
+    "save": "recombine.patch.file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are used: settings can be read without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,18 @@ from torch.fx import Node
 
 from recombine.core.errors import ConfigError
 from recombine.models.graph import Traced
-from recombine.patch.patched import Edit, Patch, Patched
+from recombine.patch.patched import Edit, Patch, TaskNetwork
+from recombine.patch.settings import NormAdaptationSettings, ResidualAdaptersSettings
 
 __all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
 
-POSITIONS = ("parallel", "series")
-MODES = ("affine", "dua")
+M = TypeVar("M", bound=nn.Module)
 DUA_IMAGES, DUA_VIEWS, DUA_PADDING = 80, 64, 4
 DUA_FIRST, DUA_DECAY, DUA_FLOOR = 0.1, 0.94, 0.005
 
 
 class _WithNorms(Patch):
-    """Every BatchNorm of the network gets a copy of the task's own, which starts as the pretrained one."""
+    """Every BatchNorm of the network gets a copy for the task, which starts as the pretrained one."""
 
     def __init__(self, traced: Traced, classes: int, **options) -> None:
         super().__init__(traced, classes, **options)
@@ -32,12 +33,12 @@ class _WithNorms(Patch):
             raise ConfigError(
                 f"{type(traced.net).__name__} has no BatchNorm to adapt; choose another method or network"
             )
-        self.norms = nn.ModuleList(copy.deepcopy(traced.net.get_submodule(node.target)) for node in self._norm_calls)
+        self.norms = nn.ModuleList(copy.deepcopy(norm) for _, norm in self._norm_calls)
         self.norms.requires_grad_(True)
 
     def insert(self, edit: Edit) -> None:
         """Replace the network's BatchNorms by the task's."""
-        for number, node in enumerate(self._norm_calls):
+        for number, (node, _) in enumerate(self._norm_calls):
             place = edit.at(node)
             edit.replace(node, edit.call(f"norms.{number}", place.args[0], after=place))
 
@@ -50,25 +51,17 @@ class ResidualAdapters(_WithNorms):
     """
 
     def __init__(self, traced: Traced, classes: int, *, position: str = "parallel") -> None:
-        if problems := self.problems(position):
-            raise ConfigError(problems)
+        ResidualAdaptersSettings.of({"position": position}, "method")
         super().__init__(traced, classes, position=position)
         calls = _calls(traced, nn.Conv2d)
-        self._convolutions = [n for n in calls if traced.net.get_submodule(n.target).kernel_size == (3, 3)]
-        convolutions = [traced.net.get_submodule(node.target) for node in self._convolutions]
-        if not convolutions:
+        self._convolutions = [(node, conv) for node, conv in calls if conv.kernel_size == (3, 3)]
+        if not self._convolutions:
             raise ConfigError(f"{type(traced.net).__name__} has no 3x3 convolution, where adapters are attached")
-        self.adapters = nn.ModuleList(_adapter(conv, position) for conv in convolutions)
-
-    @staticmethod
-    def problems(position: str = "parallel", **_: object) -> list[str]:
-        """What is wrong with the options."""
-        known = position in POSITIONS
-        return [] if known else [f"method.position={position}: one of {', '.join(POSITIONS)} is needed"]
+        self.adapters = nn.ModuleList(_adapter(conv, position) for _, conv in self._convolutions)
 
     def insert(self, edit: Edit) -> None:
         """Add the adapters, then exchange the BatchNorms."""
-        for number, node in enumerate(self._convolutions):
+        for number, (node, _) in enumerate(self._convolutions):
             place = edit.at(node)
             source = place.args[0] if self.options["position"] == "parallel" else place
             added = edit.call(f"adapters.{number}", source, after=place)
@@ -81,20 +74,14 @@ class NormAdaptation(_WithNorms):
     statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
 
     Deviation: the images are training images of the task, where DUA takes the test images as they come in: a patch is
-    finished, and its classifier trained, before anything is asked of it.
+    finished, and its classifier trained, before it is used.
     Deviation: what is left after the last image counts, where DUA's code reports the best step on the test images.
     """
 
     def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
-        if problems := self.problems(mode):
-            raise ConfigError(problems)
+        NormAdaptationSettings.of({"mode": mode}, "method")
         super().__init__(traced, classes, mode=mode)
         self.norms.requires_grad_(mode == "affine")
-
-    @staticmethod
-    def problems(mode: str = "affine", **_: object) -> list[str]:
-        """What is wrong with the options."""
-        return [] if mode in MODES else [f"method.mode={mode}: one of {', '.join(MODES)} is needed"]
 
     def train(self, mode: bool = True) -> NormAdaptation:
         """Statistics found by DUA stay as they are while the classifier is trained."""
@@ -104,8 +91,8 @@ class NormAdaptation(_WithNorms):
         return self
 
     @torch.no_grad()
-    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
-        """DUA's pass over the images, one after the other."""
+    def prepare(self, patched: TaskNetwork, images: Callable[[int], Tensor], seed: int) -> None:
+        """Adapt the statistics to the images, one after the other (DUA)."""
         if self.options["mode"] != "dua":
             return
         generator = torch.Generator().manual_seed(seed)
@@ -114,13 +101,13 @@ class NormAdaptation(_WithNorms):
         for image, momentum in zip(stream, dua_momenta(len(stream)), strict=True):
             for norm in self.norms:
                 norm.train()
-                norm.momentum = momentum
+                norm.momentum = momentum  # type: ignore[assignment]
             patched(_views(image, generator))
         self.norms.eval()
 
 
 def dua_momenta(count: int) -> list[float]:
-    """DUA's share of each new image: m_k = 0.94 m_{k-1} with m_0 = 0.1, plus 0.005."""
+    """DUA's momentum for each image: m_k = 0.94 m_{k-1} with m_0 = 0.1, plus 0.005."""
     return [DUA_FIRST * DUA_DECAY**k + DUA_FLOOR for k in range(1, count + 1)]
 
 
@@ -136,14 +123,16 @@ def _views(image: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(views)
 
 
-def _calls(traced: Traced, kind: type[nn.Module]) -> list[Node]:
-    calls = (node for node in traced.graph.nodes if node.op == "call_module")
-    return [node for node in calls if isinstance(traced.net.get_submodule(node.target), kind)]
+def _calls(traced: Traced, kind: type[M]) -> list[tuple[Node, M]]:
+    """The calls of all modules of a kind, each with its module."""
+    nodes = (node for node in traced.graph.nodes if node.op == "call_module")
+    calls = ((node, traced.net.get_submodule(str(node.target))) for node in nodes)
+    return [(node, module) for node, module in calls if isinstance(module, kind)]
 
 
 def _adapter(conv: nn.Conv2d, position: str) -> nn.Module:
     parallel = position == "parallel"
-    inputs, stride = (conv.in_channels, conv.stride) if parallel else (conv.out_channels, 1)
-    adapter = nn.Conv2d(inputs, conv.out_channels, 1, stride, bias=False)
+    inputs, stride = (conv.in_channels, conv.stride) if parallel else (conv.out_channels, (1, 1))
+    adapter = nn.Conv2d(inputs, conv.out_channels, 1, stride, bias=False)  # type: ignore[arg-type]
     nn.init.normal_(adapter.weight, std=math.sqrt(2 / conv.out_channels))
     return adapter if parallel else nn.Sequential(nn.BatchNorm2d(inputs), adapter)

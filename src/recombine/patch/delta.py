@@ -9,7 +9,6 @@ are. The order of the weights is i = 1..n, then j = 0..i-1; it is part of the fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,9 @@ from recombine.core.errors import ConfigError
 from recombine.models.blocks import Block
 from recombine.models.graph import Traced
 from recombine.patch.patched import Edit, Patch
+from recombine.patch.settings import DeltaSettings
 
 __all__ = ["Delta", "DeltaModule", "edges", "modules_within"]
-
-SKIPS = ("all", "new", "existing")
-WEIGHTS = ("delta", "learned", "ones", "random", "random_fixed", "base")
-NORMS = ("last_post_act", "last_pre_act", "every_subblock", "skip_sum", "none")
-INITS = ("default", "base")
-PROJECTIONS = ("reuse_frozen", "drop")
-ALLOWED = {"weights": WEIGHTS, "skips": SKIPS, "norm": NORMS, "alpha_init": INITS, "input_projection": PROJECTIONS}
 
 Edge = tuple[int, int]
 
@@ -84,7 +77,7 @@ class Constant(nn.Module):
 
 
 class Random(nn.Module):
-    """Weights uniform in (0, 1), drawn for each sample, connection and pass, in training and in evaluation."""
+    """Weights uniform in (0, 1), drawn for each sample, connection and forward pass, in training and in evaluation."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -135,49 +128,22 @@ class Delta(Patch):
         alpha_init: str = "default",
         input_projection: str = "reuse_frozen",
     ) -> None:
-        """`weights`: delta (input-conditioned), learned, ones, random, random_fixed, or base (the unpatched network).
-
-        `norm`: where the extra BatchNorm of a block stands (of a dense block, always at its end).
-        `input_projection`: reuse_frozen takes the pretrained projection of the first sub-block for all skips from
-        the block's input, drop leaves those skips out. `budget`: as many modules as have at most so many parameters
-        (instead of `modules`).
-        """
-        settings = {"weights": weights, "skips": skips, "norm": norm, "strides": strides}
+        """The options are those of `DeltaSettings`; ConfigError for wrong ones, and for what the network lacks."""
+        settings = {"weights": weights, "skips": skips, "norm": norm, "strides": list(strides)}
         settings |= {"alpha_init": alpha_init, "input_projection": input_projection}
-        if problems := self.problems(modules, budget, **settings):
-            raise ConfigError(problems)
-        settings["strides"] = list(strides)
+        DeltaSettings.of({"modules": modules, "budget": budget, **settings}, "method")
         if budget is not None:
             modules = modules_within(traced, budget, **settings)
         found = len(traced.last_blocks())
-        if modules != "all" and modules > found:
+        if isinstance(modules, int) and modules > found:
             raise ConfigError(f"method.modules={modules}: {type(traced.net).__name__} has {found} blocks; or all")
-        self._blocks = traced.last_blocks(None if modules == "all" else modules)
+        self._blocks = traced.last_blocks(modules if isinstance(modules, int) else None)
         super().__init__(traced, classes, modules=len(self._blocks), **settings)
         self.pairs = [self._edges(block) for block in self._blocks]
         self.blocks = nn.ModuleList(
             BlockPatch(block, pairs, weights, norm, strides, alpha_init)
             for block, pairs in zip(self._blocks, self.pairs, strict=True)
         )
-
-    @staticmethod
-    def problems(modules: int | str = "all", budget: int | None = None, **options: Any) -> list[str]:
-        """What is wrong with the options, one message each."""
-        found = [
-            f"method.{key}={options[key]}: one of {', '.join(values)} is needed"
-            for key, values in ALLOWED.items()
-            if key in options and options[key] not in values
-        ]
-        strides = options.get("strides", (2, 2))
-        if not isinstance(strides, Sequence) or len(strides) != 2 or not all(map(_is_count, strides)):
-            found.append(f"method.strides={strides}: two numbers of at least 1 are needed, such as [2,2]")
-        if modules != "all" and not _is_count(modules):
-            found.append(f"method.modules={modules}: a number of blocks counted from the last, such as 1, 2, 4, or all")
-        if budget is not None and not _is_count(budget):
-            found.append(f"method.budget={budget}: a whole number of parameters, such as 100000, or null")
-        if options.get("norm") == "skip_sum" and options.get("skips") == "new":
-            found.append("method.norm=skip_sum needs the existing skips: method.skips=all")
-        return found
 
     def _edges(self, block: Block) -> list[Edge]:
         first = block.parts[0]
@@ -236,7 +202,7 @@ class Delta(Patch):
             edit.replace(block.output, edit.call(f"{path}.norms.0", value, after=value))
 
 
-def weighted_sum(start: Tensor | None, alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Tensor:
+def weighted_sum(start: Tensor | None, alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Tensor | None:
     """start + sum_k alpha[:, columns[k]] sources[k]; [B, C, H, W]."""
     for column, source in zip(columns, sources, strict=True):
         weight = alpha[:, column, None, None, None]
@@ -248,10 +214,6 @@ def weighted_cat(alpha: Tensor, columns: list[int], sources: list[Tensor]) -> Te
     """The sources, each times its weight, as channels of one map."""
     pairs = zip(columns, sources, strict=True)
     return torch.cat([alpha[:, column, None, None, None] * source for column, source in pairs], 1)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def modules_within(traced: Traced, budget: int, **settings) -> int:

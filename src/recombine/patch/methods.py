@@ -1,31 +1,19 @@
-"""The methods of a patch run by their config node: what rows call them, and what is wrong with their settings."""
+"""What rows call the methods of a patch run."""
 
 from __future__ import annotations
 
-from recombine.patch.file import KINDS
-from recombine.patch.paint import ALPHAS, Paint
-from recombine.run.config import DictConfig, plain
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["problems", "row_names"]
+from recombine.core.settings import to_dict
+from recombine.patch.settings import ALPHAS
 
-CLASSES = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*KINDS.values(), Paint)}
-"""By `_target_`."""
-
-
-def problems(node: DictConfig) -> list[str]:
-    """What is wrong with the settings of a method, as far as no network is needed to tell."""
-    settings = plain(node)
-    target = str(settings.get("_target_"))
-    if target not in CLASSES:
-        known = "delta, fc, paint, finetune, parallel_adapter, series_adapter, bn_adapt"
-        own = target.startswith("recombine.patch.")  # one more way, written by a user, checks itself when it is built
-        return [] if own else [f"method {target} is no way to patch; choose method=delta, or another of {known}"]
-    return CLASSES[target].problems(**{key: value for key, value in settings.items() if not key.startswith("_")})
+__all__ = ["row_names"]
 
 
-def row_names(node: DictConfig) -> dict[str, str]:
-    """How rows call a method: its family, and every setting that tells it from its kin."""
-    settings = plain(node)
+def row_names(node: Mapping[str, Any]) -> dict[str, str]:
+    """Cells of a method node: its family, and every setting in which it differs from the default."""
+    settings = to_dict(node)
     target = str(settings.get("_target_", "")).rpartition(".")[2]
     if target == "Delta":
         return _delta(settings)
@@ -36,7 +24,7 @@ def row_names(node: DictConfig) -> dict[str, str]:
     return {"method": names.get(target, target), "modules": "none"}
 
 
-def _delta(settings: dict) -> dict[str, str]:
+def _delta(settings: Mapping[str, Any]) -> dict[str, str]:
     weights, skips = settings.get("weights", "delta"), settings.get("skips", "all")
     norm, strides = settings.get("norm", "last_post_act"), settings.get("strides", [2, 2])
     parts = ["delta"]
@@ -57,8 +45,8 @@ def _delta(settings: dict) -> dict[str, str]:
     return {"method": "_".join(parts), "modules": str(modules)}
 
 
-def _paint(settings: dict) -> dict[str, str]:
-    """A choice by another score has a key of its own: protocols differ in the one the paper takes."""
+def _paint(settings: Mapping[str, Any]) -> dict[str, str]:
+    """`select` is a cell key: the paper selects by another mean in each protocol."""
     select, alpha = settings.get("select", "harmonic_mean"), settings.get("alpha", 1.0)
     alphas = settings.get("alphas", ALPHAS)
     if select == "fixed":

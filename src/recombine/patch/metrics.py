@@ -1,4 +1,4 @@
-"""How a base and its tasks are summed up (section 5.3)."""
+"""How the accuracies of a base and its tasks are summarised."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["harmonic_mean", "mean", "pooled"]
 
 
 def harmonic_mean(accuracies: Sequence[float]) -> float:
-    """Of percents; 0 if any is 0."""
+    """Harmonic mean of percentages; 0 if any is 0."""
     return len(accuracies) / sum(1 / a for a in accuracies) if all(accuracies) else 0.0
 
 
 def mean(accuracies: Sequence[float]) -> float:
-    """Of percents, the base counted like every task."""
+    """Mean of percentages, the base counted like every task."""
     return fmean(accuracies)
 
 

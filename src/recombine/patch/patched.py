@@ -14,11 +14,11 @@ from recombine.models.freeze import freeze, thaw
 from recombine.models.graph import Traced, frontier, segment
 from recombine.models.model import Model
 
-__all__ = ["Edit", "HeadOnly", "Patch", "Patched"]
+__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork"]
 
 
 class Edit:
-    """A copy of a network's graph into which a patch puts calls of its own modules."""
+    """A copy of a network's graph into which a patch puts calls of its modules."""
 
     def __init__(self, traced: Traced) -> None:
         self.graph, self._new = traced.copy(prefix="base.")
@@ -27,7 +27,7 @@ class Edit:
         """The node of the copy that now gives the value of the traced `node`."""
         return self._new[node]
 
-    def call(self, module: str, *inputs: Node, after: Node) -> Node:
+    def call(self, module: str, *inputs: Any, after: Node) -> Node:
         """Call `patch.<module>` on `inputs`, directly after a node of the copy."""
         with self.graph.inserting_after(after):
             return self.graph.call_module(f"patch.{module}", inputs)
@@ -53,7 +53,7 @@ class Edit:
 
 
 class Patch(nn.Module):
-    """What one task adds to a network: modules between its layers, and a classifier of its own.
+    """What one task adds to a network: modules between its layers, and a new classifier.
 
     A subclass says in `insert` where its modules are called. `options` are the arguments that build it again.
     """
@@ -65,18 +65,13 @@ class Patch(nn.Module):
         old = traced.net.get_submodule(self.head_name)
         if isinstance(old, nn.Linear):
             self.head: nn.Module = nn.Linear(old.in_features, classes)
-        else:
-            self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
-
-    @staticmethod
-    def problems(**options: Any) -> list[str]:
-        """What is wrong with the options of this kind of patch, whatever the network; default: nothing."""
-        return []
+        elif isinstance(old, nn.Conv2d):
+            self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
 
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
 
-    def prepare(self, patched: Patched, images: Callable[[int], Tensor], seed: int) -> None:
+    def prepare(self, patched: TaskNetwork, images: Callable[[int], Tensor], seed: int) -> None:
         """What a patch learns of its task before any label is used; default: nothing.
 
         `images(count)` gives at most so many training images in random order, uint8 [N, 3, H, W].
@@ -92,11 +87,11 @@ class HeadOnly(Patch):
     """The network as it is with a new classifier: the row `+ FC` of Table 8."""
 
 
-class Patched(nn.Module):
+class TaskNetwork(nn.Module):
     """The network `base` with one patch: images (or cached prefix values) in, logits of the patch's task out.
 
     What lies before the first patched place runs without gradients; `prefix` gives its values for keeping. A frozen
-    base is in eval mode without gradients, whatever is trained around it, until `detach`.
+    base is in eval mode without gradients, whatever trains around it, until `restore`.
     """
 
     def __init__(self, model: nn.Module, patch: Patch, *, frozen: bool = True) -> None:
@@ -112,14 +107,14 @@ class Patched(nn.Module):
         self._cut()
         self._before = freeze(self.base) if frozen else None
 
-    def train(self, mode: bool = True) -> Patched:
+    def train(self, mode: bool = True) -> TaskNetwork:
         """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
         super().train(mode)
         if self.frozen:
             self.base.eval()
         return self
 
-    def detach(self) -> nn.Module:
+    def restore(self) -> nn.Module:
         """The network as it was, with the modes and gradient flags it came with; the patch is not used afterwards."""
         if self._before is not None:
             thaw(self.base, self._before)
@@ -131,8 +126,8 @@ class Patched(nn.Module):
         images = next(node for node in graph.nodes if node.op == "placeholder")
         live: set[Node] = set()
         for node in graph.nodes:
-            own = node.op == "call_module" and node.target.startswith("patch.")
-            if own or live.intersection(node.all_input_nodes):
+            added = node.op == "call_module" and str(node.target).startswith("patch.")
+            if added or live.intersection(node.all_input_nodes):
                 live.add(node)
         (result,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
         border = frontier(graph, live)
@@ -142,7 +137,7 @@ class Patched(nn.Module):
                 f"({', '.join(odd)}); choose another number of modules, or a network such as a ResNet or ConvNeXt"
             )
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border]
-        # in a tuple: the segments share the modules of `base` and `patch`, which must be registered only once
+        # in a tuple: the segments use the same modules of `base` and `patch`, which must be registered only once
         self._segments = segment(self, graph, [images], border), segment(self, graph, border, [result])
 
     def _apply(self, function, recurse: bool = True):

@@ -1,18 +1,24 @@
-"""Plots of patch rows: what a task costs in parameters, and what mixing weights costs the base."""
+"""Plots: what a task costs in parameters, what interpolating weights costs the base, and learned skip weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from numpy.typing import ArrayLike
 
 from recombine.core.types import Row
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import GREY, INK, SERIES, measured, styled
 
-__all__ = ["interpolation", "parameters"]
+__all__ = ["interpolation", "parameters", "plot_skip_weights"]
 
 MARKERS = "osD^vPX*"
 
@@ -45,7 +51,7 @@ def parameters(rows: Sequence[Row]) -> Figure:
     size = (1 + 3.1 * len(tasks), 1 + 2.7 * len(models))
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(len(models), len(tasks), squeeze=False)
-    named: dict[str, object] = {}
+    named: dict[str, Any] = {}
     for line, model in zip(panels, models, strict=True):
         for axes, task in zip(line, tasks, strict=True):
             cell = frame[(frame["model"] == model) & (frame["task"] == task)]
@@ -99,6 +105,48 @@ def interpolation(rows: Sequence[Row]) -> Figure:
 def _cheapest(frame: pd.DataFrame) -> list[str]:
     """Labels by the number of parameters they train."""
     return list(frame.groupby("label")["trainable_parameters"].min().sort_values(kind="stable").index)
+
+
+@styled
+def plot_skip_weights(
+    blocks: Sequence[str], pairs: Sequence[Sequence[tuple[int, int]]], weights: Sequence[ArrayLike]
+) -> Figure:
+    """Mean, standard deviation and histogram of the weights [N, K] of each block; rows are `to`, columns `from`.
+
+    The scales are 0 to 1 for means and histograms, 0 to 0.5 for deviations, wider where learned weights leave these.
+    """
+    figure, axes = plt.subplots(3, len(blocks), figsize=(1.2 + 2.6 * len(blocks), 7.4), squeeze=False)
+    for column, (block, edges, value) in enumerate(zip(blocks, pairs, map(np.asarray, weights), strict=True)):
+        spread = value.std(0)
+        _matrix(axes[0, column], f"{block}: mean", edges, value.mean(0).tolist(), 1.0)
+        _matrix(axes[1, column], f"{block}: std", edges, spread.tolist(), 0.5)
+        low, high = min(0.0, float(value.min())), max(1.0, float(value.max()))
+        axes[2, column].hist(value.flatten(), bins=40, range=(low, high), color=mpl.colormaps["viridis"](0.35))
+        axes[2, column].set_xlabel("weight, all samples and skips")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def _matrix(axis: Axes, title: str, edges: Sequence[tuple[int, int]], numbers: Sequence[float], top: float) -> None:
+    """A number for each connection as a coloured field, on a scale from 0 to `top` or as far as the numbers go."""
+    n = max(i for _, i in edges)
+    low, high = min(0.0, *numbers), max(top, *numbers)
+    matrix = np.full((n, n), np.nan)
+    for (j, i), number in zip(edges, numbers, strict=True):
+        matrix[i - 1, j] = number
+        if n <= 6:
+            tint = "white" if number < low + 0.6 * (high - low) else INK
+            axis.text(j, i - 1, f"{number:.2f}", ha="center", va="center", color=tint, fontsize=8)
+    colours = mpl.colormaps["viridis"].with_extremes(bad="white")
+    image = axis.imshow(matrix, vmin=low, vmax=high, cmap=colours)
+    axis.grid(False)
+    axis.set_title(title)
+    axis.set_xticks(range(n), [str(j) for j in range(n)])
+    axis.set_yticks(range(n), [str(i) for i in range(1, n + 1)])
+    axis.set_xlabel("from node")
+    axis.set_ylabel("to node")
+    axis.figure.colorbar(image, ax=axis, fraction=0.046)
 
 
 PLOTS = {

@@ -1,216 +1,242 @@
-"""Delta-patching: a base network, tasks it never saw, and what each way of teaching them costs the base."""
+"""Delta-Patching: a base network, tasks it never saw, and what each method of teaching them costs the base."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from recombine import data as datasets
 from recombine import models as zoo
-from recombine.core.errors import ConfigError
 from recombine.core.types import Row
+from recombine.engine.engine import Engine
 from recombine.engine.metrics import Accuracy
 from recombine.models import Model
-from recombine.models.model import find_head
-from recombine.models.registry import training_hint
-from recombine.patch import file, methods, routing, tasks
-from recombine.patch import run_plots as pictures
-from recombine.patch.metrics import harmonic_mean, mean, pooled
-from recombine.patch.paint import Paint, backbone
-from recombine.patch.patched import Patched
-from recombine.patch.settings import PatchSettings
-from recombine.patch.tasks import Task
-from recombine.patch.workbench import Workbench
-from recombine.run.config import DictConfig, plain
+from recombine.patch import routing
+from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base
+from recombine.patch.file import save
+from recombine.patch.paint import backbone, load_backbone, with_backbone
+from recombine.patch.paint_training import AlphaSearch, Tuned, finetune
+from recombine.patch.patched import TaskNetwork
+from recombine.patch.rows import TaskResult, body_parameters, cell, joined, joint_row, row
+from recombine.patch.settings import Paint, PatchSettings, as_list
+from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
+from recombine.patch.tasks import Task, label_offsets, open_base, open_tasks
+from recombine.patch.training import PatchBuilder, Trainer, join, task_loaders, train_patch
+from recombine.run.config import build, plain
 from recombine.run.console import show
 from recombine.run.run import Run
 
-__all__ = ["OBJECTIVE", "cell", "check", "run"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
+__all__ = ["OBJECTIVE", "SETTINGS", "cell", "run"]
+
+SETTINGS = PatchSettings
+"""The class that declares the config."""
 OBJECTIVE = "harmonic_mean"
 """What a hyper-parameter search maximises."""
 
 
-@dataclass
-class TaskResult:
-    """What learning some tasks came to: accuracies in percent, counts for the row, curves for its plots."""
-
-    after: float
-    """Of the base."""
-    accuracies: dict[str, float]
-    """By task."""
-    facts: dict[str, float] = field(default_factory=dict)
-    series: dict[str, list] = field(default_factory=dict)
-
-
-SETTINGS = PatchSettings
-"""The class that declares the config."""
-
-
-def check(cfg: DictConfig) -> list[str]:
-    """Problems of base, tasks, method and protocol, without loading any."""
+def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
+    """Evaluate the base, teach it the tasks as the protocol says, evaluate base and tasks again."""
     scratch = cfg.protocol == "scratch"
-    problems = tasks.problems(cfg)
-    if scratch:
-        problems += zoo.check(untrained(cfg), weights_root=cfg.weights_root)
-    else:
-        classes = cfg.dataset.get("classes")
-        base = zoo.check(cfg.model, weights_root=cfg.weights_root, classes=classes, frozen=True)
-        hint = training_hint(str(cfg.model.name), cfg.weights_root)
-        problems = problems + [text + hint for text in base]
-    if cfg.protocol not in PROTOCOLS:
-        problems.append(f"protocol={cfg.protocol}: one of {', '.join(PROTOCOLS)} is needed")
-    if scratch and "paint" in str(cfg.method.get("_target_")):
-        problems.append("protocol=scratch has no base to mix with; method=fc (the plain network) or method=delta")
-    if cfg.protocol == "joint" and len(tasks.listed(plain(cfg)["tasks"])) < 2:
-        problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
-    problems += methods.problems(cfg.method)
-    ways = tasks.listed(plain(cfg)["routing"])
-    wrong = [name for name in ways if name not in routing.WAYS]
-    return problems + [f"routing={name}: a list of {', '.join(routing.WAYS)} is needed" for name in wrong]
+    opened: list[Task] = []
+    try:
+        node = untrained(cfg) if scratch else cfg.model
+        classes = 1000 if scratch else None  # what a network without weights has before its task is known
+        model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
+        tasks = open_tasks(cfg, run, model)
+        opened += tasks
+        method, trainer = build(cfg.method), Trainer(cfg, Engine(cfg.engine, run))
+        if scratch:
+            yield from train_from_scratch(cfg, trainer, method, model, tasks)
+            return
+        base = open_base(cfg, run, model)
+        opened.append(base)
+        model.to(run.device).eval().requires_grad_(False)
+        if isinstance(method, Paint):
+            yield from PAINT_PROTOCOLS[cfg.protocol](cfg, trainer, method, base, tasks)
+        else:
+            builder = PatchBuilder(method, model, run)
+            yield from PATCH_PROTOCOLS[cfg.protocol](cfg, trainer, builder, base, tasks)
+    finally:
+        for each in opened:
+            each.data.close()
 
 
-def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The names of what is measured, known before anything is built."""
+# ------------------------------------------------------------------------------------------------- patches
+
+
+def patch_single(
+    cfg: DictConfig, trainer: Trainer, builder: PatchBuilder, base: Task, tasks: list[Task]
+) -> Iterator[Row]:
+    """Each task alone: one row a task, with the harmonic mean of base and task.
+
+    The patches together are also the result of learning the tasks one after the other, so that row comes for free.
+    """
+    before = evaluate_base(trainer.engine, base)
+    networks: dict[str, TaskNetwork] = {}
+    accuracies: dict[str, float] = {}
+    for task in tasks:
+        networks[task.name] = train_patch(trainer, builder, task.name, [task])
+        result = finish_patch(cfg, trainer.engine, networks[task.name], task.name, base, [task])
+        accuracies |= result.accuracies
+        yield row(cfg, {"task": task.name}, before, result, trainer.seconds[task.name])
+    if len(tasks) > 1:
+        together = TaskResult(result.base, accuracies)
+        yield all_patches_row(cfg, trainer, networks, base, tasks, before, together)
+
+
+def patch_joint(
+    cfg: DictConfig, trainer: Trainer, builder: PatchBuilder, base: Task, tasks: list[Task]
+) -> Iterator[Row]:
+    """All tasks at once: one patch, one classifier over the union of labels."""
+    before = evaluate_base(trainer.engine, base)
+    network = train_patch(trainer, builder, "joint", tasks)
+    result = finish_patch(cfg, trainer.engine, network, "joint", base, tasks)
+    yield joint_row(cfg, tasks, before, result, trainer.seconds["joint"])
+
+
+def patch_sequential(
+    cfg: DictConfig, trainer: Trainer, builder: PatchBuilder, base: Task, tasks: list[Task]
+) -> Iterator[Row]:
+    """A patch for each task, one after the other; the final network is told the task of each image."""
+    before = evaluate_base(trainer.engine, base)
+    networks = {task.name: train_patch(trainer, builder, task.name, [task]) for task in tasks}
+    together = TaskResult(before, {})
+    for task in tasks:
+        result = finish_patch(cfg, trainer.engine, networks[task.name], task.name, base, [task])
+        together.base = result.base
+        together.accuracies |= result.accuracies
+        together.series |= {f"{task.name}_{key}": values for key, values in result.series.items()}
+    yield all_patches_row(cfg, trainer, networks, base, tasks, before, together)
+
+
+def finish_patch(
+    cfg: DictConfig, engine: Engine, network: TaskNetwork, name: str, base: Task, tasks: Sequence[Task]
+) -> TaskResult:
+    """Accuracies of base (without the patch) and tasks, the patch's file and plots, counts and mean weights."""
+    result = TaskResult(base_accuracy(engine, base, base.model), {})
+    result.counts["trainable_parameters"] = float(network.patch.parameters_without_head())
+    with record_skip_weights(network) as weights:
+        for task, offset in zip(tasks, label_offsets(tasks), strict=True):
+            result.accuracies[task.name] = accuracy(engine, network, task, offset=offset)
+    result.series.update(save_skip_weights(engine.run, network, name, weights))
+    if engine.run.main:
+        info = card_info(cfg, network, base, tasks, result)
+        path = save(network, engine.run.dir / "patches" / f"{name}.safetensors", name=name, **info)
+        result.counts["patch_bytes"] = float(path.stat().st_size)
+    return result
+
+
+def card_info(
+    cfg: DictConfig, network: TaskNetwork, base: Task, tasks: Sequence[Task], result: TaskResult
+) -> dict[str, Any]:
+    """What the card of a patch says beside how it is built: its data, its accuracies, how it was trained."""
+    settings = plain(cfg)
     return {
-        "model": cfg.model.name,
-        "dataset": cfg.dataset.name,
-        **methods.row_names(cfg.method),
-        "protocol": cfg.protocol,
+        "class_names": [str(label) for task in tasks for label in task.data.class_names],
+        "tasks": [task.name for task in tasks],
+        "datasets": [task.data.settings.source or task.data.name for task in tasks],
+        "training_images": [len(task.data.indices("train")) for task in tasks],
+        "blocks": getattr(network.patch, "block_names", []),
+        "base_dataset": base.name,
+        "size": base.model.size,
+        "description": base.model.description(),
+        "metrics": {"accuracy_base": result.base} | {f"accuracy_{k}": v for k, v in result.accuracies.items()},
+        "training": {key: settings[key] for key in ("optimizer", "schedule", "batch_size", "task", "seed")}
+        | {"epochs": settings["engine"]["epochs"]},
     }
 
 
-def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Measure the base, teach it the tasks as the protocol says, measure base and tasks again."""
-    base_data = None
-    opened: list[Task] = []
-    try:
-        scratch = cfg.protocol == "scratch"
-        classes = 1000 if scratch else None  # what a network without weights has before its task is known
-        node = untrained(cfg) if scratch else cfg.model
-        model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
-        opened = tasks.open_tasks(cfg, run, model)
-        if scratch:
-            if run.main:
-                show(zoo.describe([model]))
-            bench = Workbench(cfg, run, model, opened[0].data, opened)
-        else:
-            base_data = datasets.open_data_for(cfg, run)
-            if base_data.classes != model.classes:
-                raise ConfigError(
-                    f"base {model.name} has {model.classes} classes and dataset {base_data.name} {base_data.classes}; "
-                    f"choose the data it was trained on, or a label map (dataset.label_map)"
-                )
-            bench = Workbench(cfg, run, model, base_data, opened)
-        yield from PROTOCOLS[cfg.protocol](bench)
-    finally:
-        for data in [base_data, *(task.data for task in opened)]:
-            if data is not None:
-                data.close()
+def all_patches_row(
+    cfg: DictConfig,
+    trainer: Trainer,
+    networks: dict[str, TaskNetwork],
+    base: Task,
+    tasks: Sequence[Task],
+    before: float,
+    result: TaskResult,
+) -> Row:
+    """The row of a base with several patches, told the task of each image; and without it, if `routing` says so."""
+    parameters = sum(network.patch.parameters_without_head() for network in networks.values())
+    result.counts["trainable_parameters"] = float(parameters)
+    if routings := as_list(plain(cfg)["routing"]):
+        result.counts |= routing.evaluate(trainer.engine.cfg.precision, base, tasks, networks, routings)
+    names = {"tasks": joined(tasks), "protocol": "sequential"}
+    return row(cfg, names, before, result, sum(trainer.seconds.values()))
 
 
-def single(bench: Workbench) -> Iterator[Row]:
-    """Each task alone: one row a task, HM of base and task (section 5.3).
+# --------------------------------------------------------------------------------------------------- PAINT
 
-    What is learnt by patches is also the result of learning the tasks one after the other, so that row comes for free.
+
+def paint_single(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, tasks: list[Task]) -> Iterator[Row]:
+    """Each task alone: one row a task, with the harmonic mean of base and task."""
+    engine, search = trainer.engine, AlphaSearch(method, trainer, base)
+    before = evaluate_base(engine, base)
+    for task in tasks:
+        tuned = Tuned(task, finetune(trainer, base.model, task.name, [task]))
+        state, alpha, series = search.choose(task.name, backbone(base.model), [tuned])
+        after = base_accuracy(engine, base, with_backbone(base.model, state))
+        accuracies = {task.name: accuracy(engine, load_backbone(tuned.model, state), task)}
+        counts = {"trainable_parameters": body_parameters(base.model), "alpha": alpha}
+        result = TaskResult(after, accuracies, counts, {**series, "chosen": [alpha]})
+        yield row(cfg, {"task": task.name}, before, result, trainer.seconds[task.name])
+
+
+def paint_joint(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, tasks: list[Task]) -> Iterator[Row]:
+    """All tasks at once: one fine-tuned network, one classifier over the union of labels."""
+    engine, search = trainer.engine, AlphaSearch(method, trainer, base)
+    before = evaluate_base(engine, base)
+    model = finetune(trainer, base.model, "joint", tasks)
+    tuned = [Tuned(task, model, offset) for task, offset in zip(tasks, label_offsets(tasks), strict=True)]
+    state, alpha, series = search.choose("joint", backbone(base.model), tuned, joint=True)
+    after = base_accuracy(engine, base, with_backbone(base.model, state))
+    load_backbone(model, state)
+    accuracies = {task.name: accuracy(engine, model, task, offset=offset) for task, _, offset in tuned}
+    counts = {"trainable_parameters": body_parameters(base.model), "alpha": alpha}
+    yield joint_row(cfg, tasks, before, TaskResult(after, accuracies, counts, series), trainer.seconds["joint"])
+
+
+def paint_sequential(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, tasks: list[Task]) -> Iterator[Row]:
+    """One task after the other, each from the backbone that the last one left."""
+    engine, search = trainer.engine, AlphaSearch(method, trainer, base)
+    before = evaluate_base(engine, base)
+    state, tuned = backbone(base.model), []
+    all_series: dict[str, list] = {}
+    for task in tasks:
+        tuned.append(Tuned(task, finetune(trainer, base.model, task.name, [task], state)))
+        state, alpha, series = search.choose(task.name, state, tuned)
+        all_series |= {f"{task.name}_{key}": values for key, values in series.items()}
+        all_series[f"{task.name}_chosen"] = [alpha]
+    after = base_accuracy(engine, base, with_backbone(base.model, state))
+    accuracies = {task.name: accuracy(engine, load_backbone(model, state), task) for task, model, _ in tuned}
+    result = TaskResult(after, accuracies, {"trainable_parameters": body_parameters(base.model)}, all_series)
+    yield row(cfg, {"tasks": joined(tasks)}, before, result, sum(trainer.seconds.values()))
+
+
+# ------------------------------------------------------------------------------------------------- scratch
+
+
+def train_from_scratch(cfg: DictConfig, trainer: Trainer, method: Any, like: Model, tasks: list[Task]) -> Iterator[Row]:
+    """No base: network and patch are drawn at random and trained together, one task each.
+
+    `like` is the same network with another classifier, to be shown and to see that the method fits.
     """
-    before = bench.measured_base()
-    patches: dict[str, Patched] = {}
-    accuracies: dict[str, float] = {}
-    for task in bench.tasks:
-        if isinstance(bench.method, Paint):
-            model = bench.learn_all(task.name, [task])
-            start = backbone(bench.base.net, bench.base.classes)
-            state, alpha, series = bench.mix(start, model, [(task, model, 0)], task.name)
-            after, series = bench.base_accuracy(bench.with_backbone(state)), {**series, "chosen": [alpha]}
-            accuracy = {task.name: bench.accuracy(bench.carrying(model, state), task)}
-            learnt = TaskResult(
-                after, accuracy, {"trainable_parameters": body_parameters(bench.base), "alpha": alpha}, series
-            )
-        else:
-            patches[task.name] = bench.learn_patch(task.name, [task])
-            learnt = finish_patch(bench, patches[task.name], task.name, [task])
-        accuracies |= learnt.accuracies
-        yield row(bench, {"task": task.name}, before, learnt)
-    if len(patches) > 1:
-        yield system_row(bench, patches, before, TaskResult(learnt.after, accuracies))
-
-
-def joint(bench: Workbench) -> Iterator[Row]:
-    """All tasks at once: one classifier over the union of labels, top-1 on the concatenated test sets."""
-    before = bench.measured_base()
-    if isinstance(bench.method, Paint):
-        model: nn.Module = bench.learn_all("joint", bench.tasks)
-        offsets = tasks.label_offsets(bench.tasks)
-        tuned = [(task, model, offset) for task, offset in zip(bench.tasks, offsets, strict=True)]
-        start = backbone(bench.base.net, bench.base.classes)
-        state, alpha, series = bench.mix(start, model, tuned, "joint", joint=True)
-        after = bench.base_accuracy(bench.with_backbone(state))
-        bench.carrying(model, state)
-        accuracies = {task.name: bench.accuracy(model, task, offset=offset) for task, _, offset in tuned}
-        learnt = TaskResult(
-            after, accuracies, {"trainable_parameters": body_parameters(bench.base), "alpha": alpha}, series
-        )
-    else:
-        learnt = finish_patch(bench, bench.learn_patch("joint", bench.tasks), "joint", bench.tasks)
-    sizes = [len(task.data.indices("test")) for task in bench.tasks]
-    together = pooled(list(learnt.accuracies.values()), sizes)
-    yield row(bench, {"tasks": names(bench)}, before, learnt, [together])
-
-
-def sequential(bench: Workbench) -> Iterator[Row]:
-    """One task after the other; the final system is told the task of each image (mean over base and tasks)."""
-    before = bench.measured_base()
-    if not isinstance(bench.method, Paint):
-        patches = {task.name: bench.learn_patch(task.name, [task]) for task in bench.tasks}
-        done = {task.name: finish_patch(bench, patches[task.name], task.name, [task]) for task in bench.tasks}
-        accuracies = {name: one.accuracies[name] for name, one in done.items()}
-        curves = {f"{name}_{key}": values for name, one in done.items() for key, values in one.series.items()}
-        after = next(reversed(done.values())).after
-        yield system_row(bench, patches, before, TaskResult(after, accuracies, {}, curves))
-        return
-    state, tuned, series = backbone(bench.base.net, bench.base.classes), [], {}
-    for task in bench.tasks:
-        model = bench.learn_all(task.name, [task], state)
-        tuned.append((task, model, 0))
-        state, alpha, curve = bench.mix(state, model, tuned, task.name)
-        series |= {f"{task.name}_{key}": values for key, values in curve.items()} | {f"{task.name}_chosen": [alpha]}
-    after = bench.base_accuracy(bench.with_backbone(state))
-    accuracies = {task.name: bench.accuracy(bench.carrying(model, state), task) for task, model, _ in tuned}
-    learnt = TaskResult(after, accuracies, {"trainable_parameters": body_parameters(bench.base)}, series)
-    yield row(bench, {"tasks": names(bench)}, before, learnt)
-
-
-def system_row(bench: Workbench, patches: dict[str, Patched], before: float, learnt: TaskResult) -> Row:
-    """The row of a base with several patches, each asked by its task's id; and found without it, if asked for."""
-    learnt.facts["trainable_parameters"] = total(patches)
-    if ways := tasks.listed(plain(bench.cfg)["routing"]):
-        learnt.facts.update(routing.measure(bench, patches, ways))
-    return row(bench, {"tasks": names(bench), "protocol": "sequential"}, before, learnt)
-
-
-def total(patches: dict[str, Patched]) -> float:
-    """Trainable parameters of all patches together, their classifiers left out."""
-    return float(sum(patched.patch.parameters_without_head() for patched in patches.values()))
-
-
-def scratch(bench: Workbench) -> Iterator[Row]:
-    """No base (section 7.4): network and patch are drawn at random and trained together."""
-    for task in bench.tasks:
-        model = zoo.build(untrained(bench.cfg), classes=task.classes, seed=bench.run.seed)
-        model = model.to(bench.run.device).requires_grad_(True)
-        patched = bench.patch(task.name, task.classes, frozen=False, model=model)
-        bench.fit(task.name, patched, bench.train_loader([task]))
+    engine, run = trainer.engine, trainer.engine.run
+    if run.main:
+        show(zoo.describe([like]))
+    PatchBuilder(method, like, run)
+    for task in tasks:
+        model = zoo.build(untrained(cfg), classes=task.classes, seed=run.seed).to(run.device).requires_grad_(True)
+        network = PatchBuilder(method, model, run).build(task.name, task.classes, frozen=False)
+        trainer.fit(task.name, network, join(task_loaders([task], cfg.batch_size, run.world), [task]))
         top = Accuracy((1, 5) if task.classes > 5 else (1,))
-        metrics = bench.engine.evaluator(task.all_of("test"), {"accuracy": top})(patched)
-        accuracies = {f"accuracy_{task.name}": metrics["accuracy"], "accuracy_patched": metrics["accuracy"]}
-        more = {"top5": metrics["top5"]} if "top5" in metrics else {}
-        counts = {"trainable_parameters": body_parameters(model) + patched.patch.parameters_without_head()}
-        seconds = {"fit_seconds": bench.fit_seconds(task.name)}
-        yield Row({**cell(bench.cfg), "dataset": task.name, "task": task.name}, accuracies | more | counts | seconds)
+        metrics = engine.evaluator(task.eval_loader("test"), {"accuracy": top})(network)
+        found = {f"accuracy_{task.name}": metrics["accuracy"], "accuracy_patched": metrics["accuracy"]}
+        found |= {"top5": metrics["top5"]} if "top5" in metrics else {}
+        found["trainable_parameters"] = body_parameters(model) + network.patch.parameters_without_head()
+        found["fit_seconds"] = trainer.seconds[task.name]
+        yield Row({**cell(cfg), "dataset": task.name, "task": task.name}, found)
 
 
 def untrained(cfg: DictConfig) -> dict[str, Any]:
@@ -218,61 +244,5 @@ def untrained(cfg: DictConfig) -> dict[str, Any]:
     return {**cfg.model, "weights": None}
 
 
-PROTOCOLS = {"single": single, "joint": joint, "sequential": sequential, "scratch": scratch}
-
-
-def finish_patch(bench: Workbench, patched: Patched, name: str, tasks_: Sequence[Task]) -> TaskResult:
-    """Accuracies of base (the patch taken off) and tasks, the patch's file and pictures, counts and mean weights."""
-    learnt = TaskResult(bench.base_accuracy(bench.base), {})
-    learnt.facts["trainable_parameters"] = float(patched.patch.parameters_without_head())
-    with pictures.recording(patched) as weights:
-        for task, offset in zip(tasks_, tasks.label_offsets(tasks_), strict=True):
-            learnt.accuracies[task.name] = bench.accuracy(patched, task, offset=offset)
-    learnt.series.update(pictures.skip_weights(bench.run, patched, name, weights))
-    if bench.run.main:
-        facts = patch_facts(bench, patched, tasks_, learnt)
-        path = file.save(patched, bench.run.dir / "patches" / f"{name}.safetensors", name=name, **facts)
-        learnt.facts["patch_bytes"] = float(path.stat().st_size)
-    return learnt
-
-
-def patch_facts(bench: Workbench, patched: Patched, tasks_: Sequence[Task], learnt: TaskResult) -> dict[str, Any]:
-    """What the card of a patch says beside how it is built: its data, what it measures, how it was trained."""
-    settings = plain(bench.cfg)
-    return {
-        "class_names": [str(label) for task in tasks_ for label in task.data.class_names],
-        "tasks": [task.name for task in tasks_],
-        "datasets": [task.data.settings.source or task.data.name for task in tasks_],
-        "training_images": [len(task.data.indices("train")) for task in tasks_],
-        "blocks": getattr(patched.patch, "block_names", []),
-        "base_dataset": bench.base_task.name,
-        "size": bench.base.size,
-        "description": bench.base.description(),
-        "metrics": {"accuracy_base": learnt.after} | {f"accuracy_{k}": v for k, v in learnt.accuracies.items()},
-        "training": {key: settings[key] for key in ("optimizer", "schedule", "batch_size", "task", "seed")}
-        | {"epochs": settings["engine"]["epochs"]},
-    }
-
-
-def row(
-    bench: Workbench, names_: dict[str, str], before: float, learnt: TaskResult, tasks_: Sequence[float] = ()
-) -> Row:
-    """A row of one of the patching protocols; means are over the base and `tasks_`, by default each task's accuracy."""
-    tasks_ = list(tasks_ or learnt.accuracies.values())
-    metrics = {"accuracy_base_before": before, "accuracy_base_after": learnt.after}
-    metrics |= {f"accuracy_{name}": value for name, value in learnt.accuracies.items()}
-    metrics |= {"accuracy_patched": mean(tasks_), "mean": mean([learnt.after, *tasks_])}
-    metrics |= {"harmonic_mean": harmonic_mean([learnt.after, *tasks_]), **learnt.facts}
-    metrics["fit_seconds"] = bench.fit_seconds(names_.get("task"))
-    return Row({**cell(bench.cfg), **names_}, metrics, learnt.series)
-
-
-def names(bench: Workbench) -> str:
-    """The tasks of a row that has several."""
-    return "-".join(task.name for task in bench.tasks)
-
-
-def body_parameters(model: Model) -> float:
-    """All parameters of a network but its classifier's."""
-    head = model.net.get_submodule(find_head(model.net, model.classes))
-    return float(sum(p.numel() for p in model.net.parameters()) - sum(p.numel() for p in head.parameters()))
+PATCH_PROTOCOLS = {"single": patch_single, "joint": patch_joint, "sequential": patch_sequential}
+PAINT_PROTOCOLS = {"single": paint_single, "joint": paint_joint, "sequential": paint_sequential}

@@ -1,28 +1,218 @@
-"""Settings of Delta-Patching."""
+"""Settings of Delta-Patching: the run, its tasks and every method. No torch here."""
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from recombine.core.builds import Builds, Node
+from recombine.core.errors import ConfigError
+from recombine.core.settings import Settings, schema_of
+from recombine.data import registry
 from recombine.data.checks import check as check_data
+from recombine.data.checks import check_node
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
+from recombine.models.checks import check_model
+from recombine.models.settings import ModelSettings
+from recombine.patch.names import name_problem
 
-__all__ = ["PatchSettings"]
+__all__ = [
+    *("ALPHAS", "DeltaSettings", "HeadOnlySettings", "NormAdaptationSettings", "Paint", "PatchMethodSettings"),
+    *("PatchSettings", "ResidualAdaptersSettings", "TaskOverlay", "as_list", "task_nodes"),
+]
+
+HELD_OUT = 0.1
+"""Fraction of a task's training images on which PAINT's interpolation weight is chosen, as in its authors' code."""
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""The interpolation weights that PAINT tries by default."""
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Routing = Literal["confidence", "features"]
+
+
+class PatchMethodSettings(Settings):
+    """How a network learns a task."""
+
+
+class DeltaSettings(PatchMethodSettings, target="recombine.patch.delta.Delta"):
+    """Delta-networks: weighted skip connections between all sub-blocks of the last blocks (arXiv 2303.14772)."""
+
+    modules: Literal["all"] | Count = "all"
+    """Delta-modules, one for each patched block, counted from the last block."""
+    budget: Count | None = Field(None, examples=[100000])
+    """Instead of `modules`: as many as have at most so many parameters, the classifier left out."""
+    weights: Literal["delta", "learned", "ones", "random", "random_fixed", "base"] = "delta"
+    """delta: computed from the block's input. The others are ablations; base is the unpatched network."""
+    skips: Literal["all", "new", "existing"] = "all"
+    """existing: the network's skip connections alone; new: the others alone."""
+    norm: Literal["last_post_act", "last_pre_act", "every_subblock", "skip_sum", "none"] = "last_post_act"
+    """Where the extra BatchNorm of a block stands; in a dense block always at its end."""
+    strides: Annotated[list[Count], Field(min_length=2, max_length=2)] = [2, 2]
+    """Strides of the two convolutions of a Delta-module."""
+    alpha_init: Literal["default", "base"] = "default"
+    """base: start close to the unpatched network."""
+    input_projection: Literal["reuse_frozen", "drop"] = "reuse_frozen"
+    """drop: no skip connections from a block's input where its shape changes."""
+
+    def check(self, path: str) -> list[str]:
+        """A BatchNorm of the sum of skips needs the existing skips in that sum."""
+        wrong = self.norm == "skip_sum" and self.skips == "new"
+        return [f"{path}.norm=skip_sum needs the existing skips: {path}.skips=all"] if wrong else []
+
+
+class HeadOnlySettings(PatchMethodSettings, target="recombine.patch.patched.HeadOnly"):
+    """A new classifier on the frozen network."""
+
+
+class ResidualAdaptersSettings(PatchMethodSettings, target="recombine.patch.adapters.ResidualAdapters"):
+    """1x1 convolutions at every 3x3 convolution, and BatchNorms of the task (Rebuffi et al. 2017, 2018)."""
+
+    position: Literal["parallel", "series"] = "parallel"
+    """parallel: beside the convolution; series: after it."""
+
+
+class NormAdaptationSettings(PatchMethodSettings, target="recombine.patch.adapters.NormAdaptation"):
+    """BatchNorms of the task."""
+
+    mode: Literal["affine", "dua"] = "affine"
+    """affine: scales, shifts and statistics, with labels. dua: statistics alone, without labels (Mirza et al. 2022)."""
+
+
+class Paint(PatchMethodSettings):
+    """PAINT (Ilharco et al. 2022): fine-tune all weights, then interpolate between them and the original ones.
+
+    `select=fixed` with `alpha=1` is fine-tuning.
+    """
+
+    alphas: Annotated[list[Fraction], Field(min_length=1, examples=[[0, 0.5, 1]])] = list(ALPHAS)
+    """Interpolation weights to choose from: 0 is the original network, 1 the fine-tuned one."""
+    select: Literal["harmonic_mean", "mean", "fixed"] = "harmonic_mean"
+    """Choose by this mean of the accuracies on held-out images, or take `alpha`."""
+    alpha: Fraction = 1.0
+    """The interpolation weight of select=fixed."""
+    statistics: Literal["interpolated", "recalibrated"] = "interpolated"
+    """BatchNorm statistics: interpolated like the weights (the paper's), or recalibrated on images of the task."""
+
+
+class TaskOverlay(DatasetSettings):
+    """Settings laid over the dataset node of every task."""
+
+    name: str = ""
+    """Given by each task."""
+    val_fraction: Literal["auto"] | Annotated[float, Field(ge=0, lt=1)] = "auto"  # type: ignore[assignment]
+    """auto: 0.1 where the method chooses by held-out images, else 0."""
 
 
 class PatchSettings(TrainingSettings):
-    """Delta-Patching."""
+    """Can a frozen network learn new tasks through a small removable patch?"""
 
-    model_config = ConfigDict(extra="allow")
-
+    model: ModelSettings
+    """The base network."""
     dataset: DatasetSettings
-    """The images."""
-    protocol: str = "single"
-    """single, joint, sequential or scratch."""
+    """The data of the base network."""
     loader: LoaderSettings = LoaderSettings()
     """The loader."""
+    method: Annotated[
+        Node,
+        Builds(
+            "a patch method",
+            "method=delta",
+            PatchMethodSettings,
+            base="recombine.patch.patched.Patch",
+            late=("traced", "classes"),
+        ),
+    ]
+    """How a network learns the tasks."""
+    tasks: str | list[str | Node] = Field(examples=[["mnist", "usps"]])
+    """Datasets by name, or nodes such as {name: cars_half, dataset: stanford_cars, fraction: 0.5}."""
+    task: TaskOverlay = TaskOverlay()
+    """Laid over the dataset node of every task."""
+    protocol: Literal["single", "joint", "sequential", "scratch"] = "single"
+    """single: each task alone. joint: one patch and one classifier for all. sequential: one after the other, told the
+    task of each image. scratch: no base; network and patch are trained together, one task each."""
+    choice_split: str = "train"
+    """Split of the base's data on which held-out choices measure the base: 5,000 of its images."""
+    feature_cache_gib: Annotated[float, Field(ge=0)] = 4.0
+    """Size up to which values before the first patched place are cached; only where images are not augmented."""
+    routing: Routing | list[Routing] | None = Field([], examples=[["confidence", "features"]])
+    """Also find the task of each image without its id; sequential protocol, patches only."""
 
     def check(self, path: str) -> list[str]:
-        """Absent files, and a split that is not there."""
-        return [] if self.protocol == "scratch" else check_data(self.dataset, self.data_root)
+        """Absent data and weights, tasks that cannot be opened, and a protocol that does not fit."""
+        problems = self._task_problems()
+        if self.protocol == "scratch":
+            untrained = {**self.model.model_dump(exclude_unset=True), "weights": None}
+            problems += check_model(untrained, self.weights_root)
+            if is_paint(self.method):
+                problems.append(
+                    "protocol=scratch has no base to interpolate with; method=fc (the network alone) or method=delta"
+                )
+        else:
+            split = self.choice_split if chooses(self.method) else None
+            wrong = check_data(self.dataset, self.data_root, split)
+            problems += [f"choice_{text}" if text.startswith("split=") else text for text in wrong]
+            problems += check_model(self.model, self.weights_root, classes=self.dataset.classes, frozen=True)
+        if self.protocol == "joint" and len(as_list(self.tasks)) < 2:
+            problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
+        return problems
+
+    def _task_problems(self) -> list[str]:
+        try:
+            nodes = task_nodes(self.tasks, self.task.model_dump(exclude_unset=True), self.method)
+        except ConfigError as error:
+            return error.problems
+        return [
+            f"task {node['name']}: {text.lstrip('.')}"
+            for node in nodes
+            for text in check_node(node, self.data_root, "")
+        ]
+
+
+def as_list(value: Any) -> list:
+    """A list of the config; a single item stands for a list of one, null for an empty one."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def is_paint(method: Mapping[str, Any]) -> bool:
+    """Whether a method node is PAINT or fine-tuning, which change the base."""
+    return schema_of(str(method.get("_target_"))) is Paint
+
+
+def chooses(method: Mapping[str, Any]) -> bool:
+    """Whether a method node chooses something by held-out images."""
+    return is_paint(method) and method.get("select") != "fixed"
+
+
+def task_nodes(tasks: str | Sequence[str | Node], overlay: Node, method: Node) -> list[Node]:
+    """The dataset node of every task, `overlay` included; ConfigError with every problem of the names.
+
+    A task is a dataset's name, or a node {name, dataset, ...} with other settings of that dataset.
+    """
+    nodes: list[Node] = []
+    problems: list[str] = []
+    for item in as_list(tasks):
+        given = {"name": item} if isinstance(item, str) else item
+        dataset = str(given.get("dataset", given.get("name")))
+        try:
+            node = registry.node(dataset)
+        except ConfigError as error:
+            problems += [f"tasks: {text}" for text in error.problems]
+            continue
+        if problem := name_problem(str(given.get("name", dataset))):
+            problems.append(f"tasks: {problem}; 'tasks=[{{name: another, dataset: {dataset}}}]' gives another one")
+            continue
+        node |= overlay | {key: value for key, value in given.items() if key != "dataset"}
+        if node.get("val_fraction") == "auto":
+            node["val_fraction"] = HELD_OUT if chooses(method) else 0.0
+        nodes.append(node)
+    names = [node["name"] for node in nodes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"tasks names {name} twice; give one of them another name" for name in twice]
+    if not as_list(tasks):
+        problems.append("tasks is empty; name at least one dataset, such as tasks=[mnist,usps]")
+    if problems:
+        raise ConfigError(problems)
+    return nodes

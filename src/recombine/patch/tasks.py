@@ -1,119 +1,119 @@
-"""The tasks of a run: data sets by name, each opened with the run's data settings."""
+"""The base and the tasks of a run as data: which images each has, as a given network sees them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from recombine import data as datasets
+from recombine.core.distributed import gather_by_index
 from recombine.core.errors import ConfigError
 from recombine.core.types import Loader
 from recombine.data import Data
-from recombine.data import registry as named
-from recombine.data.checks import check_node
 from recombine.models import Model
-from recombine.patch.file import name_problem
-from recombine.run.config import DictConfig, plain
+from recombine.patch.settings import task_nodes
+from recombine.run.config import plain
 from recombine.run.run import Run
 
-__all__ = ["Task", "chooses", "label_offsets", "listed", "nodes", "open_tasks", "problems"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
-HELD_OUT = 0.1
-"""Part of a task's training images that PAINT's mixing weight is chosen on, as in its authors' code."""
+__all__ = ["Task", "choice_loader", "label_offsets", "open_base", "open_tasks", "random_images"]
+
+CHOICE_IMAGES = 5000
 
 
 @dataclass
 class Task:
-    """One data set to learn, as a given network sees it."""
+    """One data set, as a given network sees it: a task to learn, or what the base was trained on."""
 
     name: str
     data: Data
     model: Model
+    """The base network, which says how large images are."""
     eval_batch_size: int
-    _whole: dict[str, Loader] = field(default_factory=dict, repr=False)
+    _loaders: dict[str, Loader] = field(default_factory=dict, repr=False)
 
     @property
     def classes(self) -> int:
         """Number of its classes."""
         return self.data.classes
 
-    def train(self, batch_size: int, augment: bool = True) -> Loader:
+    def train_loader(self, batch_size: int, augment: bool = True) -> Loader:
         """Training batches in random order; without a random crop, the network sees what it sees in evaluation."""
         loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas, augment=augment)
-        if getattr(loader, "crop", None) is None:
+        if loader.crop is None:
             return loader
         return self.data.loader("train", batch_size, train=True, size=self.model.size)
 
-    def all_of(self, split: str) -> Loader:
+    def eval_loader(self, split: str) -> Loader:
         """Every image of a split once, not augmented; one loader a split, so a resident one decodes it once."""
-        if split not in self._whole:
-            size = self.model.canvas
-            self._whole[split] = self.data.loader(split, self.eval_batch_size, train=False, size=size)
-        return self._whole[split]
+        if split not in self._loaders:
+            self._loaders[split] = self.subset(split, None)
+        return self._loaders[split]
 
-
-def listed(value: Any) -> list:
-    """A list of the config; a single item stands for a list of one, null for an empty one."""
-    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-
-
-def chooses(cfg: DictConfig) -> bool:
-    """Whether the method chooses something by held-out images."""
-    return cfg.method.get("select", "fixed") != "fixed"
-
-
-def nodes(cfg: DictConfig) -> list[dict[str, Any]]:
-    """The dataset node of each task: config/dataset/<name>.yaml, then `task` of the config, then the task's own keys.
-
-    Raises ConfigError for names that are no data set.
-    """
-    found, wrong = [], []
-    for item in listed(plain(cfg)["tasks"]):
-        given = {"name": item} if isinstance(item, str) else item
-        name = str(given.get("dataset", given.get("name"))) if isinstance(given, Mapping) else str(item)
-        try:
-            own = named.node(name)
-        except ConfigError as error:
-            wrong += [f"tasks: {text}" for text in error.problems]
-            continue
-        if problem := name_problem(str(given.get("name", name))):
-            wrong.append(f"tasks: {problem}; 'tasks=[{{name: another, dataset: {name}}}]' gives another one")
-            continue
-        more = {key: value for key, value in given.items() if key != "dataset"}
-        node = {**own, **plain(cfg)["task"], **more}
-        if node.get("val_fraction") == "auto":
-            node["val_fraction"] = HELD_OUT if chooses(cfg) else 0.0
-        found.append(node)
-    doubles = {node["name"] for node in found if [n["name"] for n in found].count(node["name"]) > 1}
-    wrong += [f"tasks names {name} twice; give one of them another name" for name in sorted(doubles)]
-    if not listed(plain(cfg)["tasks"]):
-        wrong.append("tasks is empty; name at least one dataset, such as tasks=[mnist,usps]")
-    if wrong:
-        raise ConfigError(wrong)
-    return found
-
-
-def problems(cfg: DictConfig) -> list[str]:
-    """What keeps the tasks from being opened; reads names only."""
-    try:
-        return [
-            f"task {node['name']}: {problem}"
-            for node in nodes(cfg)
-            for problem in check_node(node, cfg.data_root, "dataset")
-        ]
-    except ConfigError as error:
-        return error.problems
+    def subset(self, split: str, indices: Any) -> Loader:
+        """The images of a split at these positions (an array; None: all) once, not augmented."""
+        size = self.model.canvas
+        return self.data.loader(split, self.eval_batch_size, train=False, indices=indices, size=size)
 
 
 def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     """Open every task for `model`."""
-    roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
-    where = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
-    opened = [datasets.open_data(node, **roots, **where) for node in nodes(cfg)]
+    settings = plain(cfg)
+    roots: dict[str, Any] = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
+    place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
+    nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])
+    opened = [datasets.open_data(node, **roots, **place) for node in nodes]
     return [Task(data.name, data, model, cfg.eval_batch_size) for data in opened]
+
+
+def open_base(cfg: DictConfig, run: Run, model: Model) -> Task:
+    """Open the data that `model` was trained on; ConfigError if it has another number of classes."""
+    data = datasets.open_data_for(cfg, run)
+    if data.classes != model.classes:
+        data.close()
+        raise ConfigError(
+            f"base {model.name} has {model.classes} classes and dataset {data.name} {data.classes}; "
+            f"choose the data it was trained on, or a label map (dataset.label_map)"
+        )
+    return Task(data.name, data, model, cfg.eval_batch_size)
+
+
+def choice_loader(base: Task, split: str, seed: int) -> Loader:
+    """The images of the base's data on which choices are made: at most 5,000 of a split, drawn with `seed`."""
+    indices = base.data.indices(split)
+    if len(indices) > CHOICE_IMAGES:
+        indices = np.sort(np.random.default_rng(seed).choice(indices, CHOICE_IMAGES, replace=False))
+    return base.subset(split, indices)
 
 
 def label_offsets(tasks: Sequence[Task]) -> list[int]:
     """Where the classes of each task start in the union of all."""
     return [sum(task.classes for task in tasks[:k]) for k in range(len(tasks))]
+
+
+def random_images(tasks: Sequence[Task], run: Run, count: int) -> Tensor:
+    """Training images in random order at the network's size, at most `count`; of several tasks in turn.
+
+    uint8 [N, 3, size, size] on the run's device; the order depends on its seed.
+    """
+    images: list[Tensor] = []
+    turns: list[int] = []
+    for task in tasks:
+        indices = np.random.default_rng(run.seed).permutation(task.data.indices("train"))[: count // len(tasks)]
+        canvas, positions = task.model.canvas, indices.tolist()
+        loader = task.data.loader("train", len(indices), train=False, indices=positions, size=canvas)
+        with closing(loader.epoch(0)) as batches:
+            columns = [(batch.index, batch.images) for batch in batches]
+        # every process needs all of them; a loader gives each process its part, in ascending order
+        places, found = gather_by_index(*(torch.cat(column) for column in zip(*columns, strict=True)))
+        images.append(task.model.preprocess.fit(found[torch.searchsorted(places, torch.from_numpy(indices))]))
+        turns += range(len(indices))
+    return torch.cat(images)[np.argsort(turns, kind="stable")].to(run.device)

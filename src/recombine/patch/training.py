@@ -1,71 +1,108 @@
-"""Training a patch: only what trains is computed."""
+"""Training of a run: what trains, in which batches, and how long it took."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
-from functools import cached_property
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recombine.core.types import Batch, Loader
-from recombine.engine.evaluate import autocast, evaluating
+from recombine.core.types import Loader
+from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
+from recombine.engine.engine import Engine, Fit
 from recombine.engine.method import Supervised
-from recombine.patch.patched import Patched
+from recombine.models import Model
+from recombine.models.graph import traced
+from recombine.patch.cached_features import cache_features
+from recombine.patch.patched import TaskNetwork
+from recombine.patch.tasks import Task, label_offsets, random_images
+from recombine.run.config import build
+from recombine.run.run import Run
 
-__all__ = ["CachedFeatureLoader", "TaskTraining"]
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["PatchBuilder", "TaskTraining", "Trainer", "initial_weights", "join", "task_loaders", "train_patch"]
 
 
 class TaskTraining(Supervised):
-    """Cross entropy of one task; of a `Patched` net with a frozen base only the patch trains."""
+    """Cross entropy of one task; of a `TaskNetwork` with a frozen base only the patch trains."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
-        if isinstance(net, Patched) and net.frozen:
+        if isinstance(net, TaskNetwork) and net.frozen:
             self.frozen = ("net.base",)
 
 
-class CachedFeatureLoader:
-    """A training loader whose batches hold what the frozen prefix makes of the images, computed once.
+class Trainer:
+    """Fits networks with the optimizer and schedule of a run, and counts the seconds."""
 
-    Only for data that are not augmented: order, labels and digest are those of the loader it stands for.
-    """
+    def __init__(self, cfg: DictConfig, engine: Engine) -> None:
+        self.cfg, self.engine = cfg, engine
+        self.seconds: dict[str, float] = {}
+        """Spent in each fit, by its name."""
 
-    def __init__(self, train: Loader, every: Loader, patched: Patched, precision: str) -> None:
-        """`train` gives the order, `every` all its samples once, in ascending order."""
-        self.train, self.every, self.patched, self.precision = train, every, patched, precision
-        self.batch_size, self.samples, self.digest = train.batch_size, train.samples, train.digest
+    def fit(self, name: str, net: nn.Module, loader: Loader) -> Fit:
+        """Train what trains in `net`, in place."""
+        optimizer, schedule = build(self.cfg.optimizer), build(self.cfg.schedule)
+        fit = self.engine.fit(TaskTraining(net), loader, optimizer, schedule, name=name)
+        self.seconds[name] = fit.seconds
+        return fit
 
-    def __len__(self) -> int:
-        return len(self.train)
 
-    @cached_property
-    def _store(self) -> tuple[Tensor, Tensor]:
-        values, labels = [], []
-        with evaluating(self.patched), closing(self.every.epoch(0)) as batches:
-            for batch in batches:
-                with autocast(self.precision, batch.images.device):
-                    values.append(self.patched.prefix(batch.images))
-                labels.append(batch.labels.clone())
-        return torch.cat(values), torch.cat(labels)
+class PatchBuilder:
+    """Builds patches of one method on one network; ConfigError at once for what the network lacks."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
-        """Batches in the order of the loader it stands for."""
-        values, labels = self._store
-        batches = self.train.epoch_batches(epoch, start)
-        if not batches:
-            return
-        # moved once an epoch: in the loop the host must not wait for the device
-        order = np.concatenate(batches).astype(np.int64)
-        rows = torch.from_numpy(np.searchsorted(self.every.indices, order)).to(labels.device)
-        index = torch.from_numpy(order).to(labels.device)
-        first = 0
-        for batch in batches:
-            part = slice(first, first + len(batch))
-            first += len(batch)
-            yield Batch(values[rows[part]], labels[rows[part]], index[part])
+    def __init__(self, method: Any, model: Model, run: Run) -> None:
+        """`method(traced, classes)` constructs a patch."""
+        self.method, self.model, self.run = method, model, run
+        self.traced = traced(model)
+        with torch.device("meta"):
+            method(self.traced, 1)
 
-    def close(self) -> None:
-        """Nothing is open."""
+    def build(self, name: str, classes: int, *, frozen: bool = True) -> TaskNetwork:
+        """The network with a new patch, whose weights depend on the run's seed and `name`."""
+        with initial_weights(self.run.seed, name):
+            patch = self.method(self.traced, classes)
+        return TaskNetwork(self.model, patch, frozen=frozen).to(self.run.device)
+
+
+@contextmanager
+def initial_weights(seed: int, name: str) -> Iterator[None]:
+    """Draw weights from a generator of `seed` and `name`; torch's own is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+        yield
+
+
+def train_patch(trainer: Trainer, builder: PatchBuilder, name: str, tasks: Sequence[Task]) -> TaskNetwork:
+    """A new patch, trained for one task, or for several with a common label space."""
+    cfg, run = trainer.cfg, trainer.engine.run
+    network = builder.build(name, sum(task.classes for task in tasks))
+    network.patch.prepare(network, partial(random_images, tasks, run), run.seed)
+    loaders = task_loaders(tasks, cfg.batch_size, run.world)
+    if run.world == 1:
+        precision = trainer.engine.cfg.precision
+        loaders = cache_features(loaders, tasks, network, precision, cfg.feature_cache_gib)
+    trainer.fit(name, network, join(loaders, tasks))
+    return network
+
+
+def task_loaders(tasks: Sequence[Task], batch_size: int, world: int, *, augment: bool = True) -> list[Loader]:
+    """Training batches of each task, together `batch_size`: in proportion to the sizes of their training sets."""
+    sizes = [len(task.data.indices("train")) for task in tasks]
+    parts = shares(sizes, batch_size, world) if len(tasks) > 1 else [batch_size]
+    return [task.train_loader(part, augment) for task, part in zip(tasks, parts, strict=True)]
+
+
+def join(loaders: Sequence[Loader], tasks: Sequence[Task]) -> Loader:
+    """One loader of all tasks, with one label space."""
+    if len(tasks) == 1:
+        return loaders[0]
+    offsets = label_offsets(tasks)
+    moved = [LabelOffsetLoader(loader, offset) for loader, offset in zip(loaders, offsets, strict=True)]
+    return MixedLoader(moved, tasks[0].model.preprocess.fit)

@@ -3,15 +3,36 @@
 from recombine import pnc
 
 cloned = pnc.attach(timm_model, "clone.safetensors")    # logits of its own classes, then of the cloned ones
-cloned = pnc.attach(cloned, "another.safetensors")      # the classes of a second clone come after those
-cloned.detach("clone")                                  # one clone less; the others say what they said
-timm_model = cloned.restore()                           # as it was, bit for bit
+cloned.attach("another.safetensors")                    # the classes of a second clone come after those
+cloned.list()                                           # the cards of both, by name
+cloned.detach("clone")                                  # takes off one; the logits of the others stay as they are
+timm_model = cloned.restore()                           # takes off all: bit for bit what it was
 
 The paper's full text was not at hand. Its abstract, first page, two captions and summaries by others say that the
 cloned part is found by local-performance-based pruning, with weights fixed; everything finer here is our reading.
 """
 
-from recombine.pnc.clone.file import attach, cards, load, save
-from recombine.pnc.clone.network import Clone, ClonedNetwork
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Clone", "ClonedNetwork", "attach", "cards", "load", "save"]
+if TYPE_CHECKING:
+    from recombine.pnc.clone.file import load_clones, read_cards, save_clone
+    from recombine.pnc.clone.network import ClonedNetwork, attach
+    from recombine.pnc.clone.part import Clone
+
+__all__ = ["Clone", "ClonedNetwork", "attach", "load_clones", "read_cards", "save_clone"]
+_HOMES = {
+    "Clone": "recombine.pnc.clone.part",
+    "ClonedNetwork": "recombine.pnc.clone.network",
+    "attach": "recombine.pnc.clone.network",
+    "load_clones": "recombine.pnc.clone.file",
+    "read_cards": "recombine.pnc.clone.file",
+    "save_clone": "recombine.pnc.clone.file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names are imported when they are used: settings can be read without torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

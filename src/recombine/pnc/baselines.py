@@ -1,95 +1,84 @@
-"""What a clone is compared with (section 7): both networks side by side, tuning the target, training from scratch."""
+"""What a clone is compared with: both networks side by side, tuning the target, training from scratch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from recombine.core.errors import ConfigError
-from recombine.core.types import Batch, Step
-from recombine.data.augment_settings import PRESETS
+from recombine.core.distributed import all_reduce_sum
+from recombine.core.types import Batch, Loader, Step
 from recombine.engine.method import Method, Supervised
 from recombine.models import Model
-from recombine.models import build as network
+from recombine.models import build as build_network
 from recombine.models.graph import traced
-from recombine.pnc.clone.branch import linear_head
-from recombine.pnc.training import distance
-from recombine.pnc.workbench import Workbench
+from recombine.pnc.clone.branch import find_linear_head
+from recombine.pnc.data import CloneData, repeat_for_steps
+from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.method_settings import DirectEnsembleSettings, EwcSettings, FineTuningSettings, FromScratchSettings
+from recombine.pnc.metrics import mean_accuracy
+from recombine.pnc.stages import distillation
+from recombine.pnc.trainer import Trainer
+from recombine.run.config import build
 
-__all__ = ["DirectEnsemble", "FromScratch", "Tuning", "ensemble", "from_scratch", "tuned", "widened", "wrong_numbers"]
+__all__ = [
+    *("DirectEnsemble", "ElasticWeightConsolidation", "FineTuning", "add_outputs", "consolidate", "ensemble"),
+    *("estimate_fisher", "finetune", "train_from_scratch"),
+]
 
-
-def wrong_numbers(settings: object, *others: str) -> list[str]:
-    """One message for each field that is no number of at least 0; `others` hold something else."""
-    return [
-        f"method.{key}={value}: a number of at least 0 is needed"
-        for key, value in vars(settings).items()
-        if key not in ("name", "optimizer", *others)
-        and (not isinstance(value, int | float) or isinstance(value, bool) or value < 0)
-    ]
-
-
-@dataclass(frozen=True)
-class DirectEnsemble:
-    """argmax over the target's logits and those of the cloned classes, nothing trained (B5)."""
-
-    name: str = "ensemble"
-    softmax: bool = False
-    """Of each network's own outputs before they stand side by side."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.softmax, bool):
-            raise ConfigError(f"method.softmax={self.softmax}: true or false")
+MAX_GRADIENTS = 2**28
+"""Gradients of single samples held in memory, in numbers."""
+Trained = tuple[nn.Module, dict[str, float]]
+"""A network in the joint label space, and metrics of its training."""
 
 
-class _SideBySide(nn.Module):
+# ------------------------------------------------------------------------------------------- direct ensemble
+
+
+class DirectEnsemble(nn.Module):
+    """The target's logits, then those of the source's `outputs`."""
+
     def __init__(self, target: Model, source: Model, outputs: list[int], softmax: bool) -> None:
+        """`softmax`: of each network's own outputs first."""
         super().__init__()
         self.target, self.source, self.outputs, self.softmax = target, source, outputs, softmax
 
     def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> [B, T + n]."""
         both = [self.target(images), self.source(images)]
         target, source = (logits.softmax(1) for logits in both) if self.softmax else both
         return torch.cat([target, source[:, self.outputs]], 1)
 
 
-def ensemble(bench: Workbench, method: DirectEnsemble) -> nn.Module:
-    """Both whole networks in the joint label space."""
-    return _SideBySide(bench.target, bench.source, bench.outputs, method.softmax)
+def ensemble(
+    target: Model,
+    source: Model,
+    data: CloneData,
+    method: DirectEnsembleSettings,
+    trainer: Trainer,
+    evaluator: Evaluator,
+) -> Trained:
+    """Both whole networks in the joint label space; nothing is trained."""
+    samples = {"samples_original": 0.0, "samples_cloned": 0.0}
+    return DirectEnsemble(target, source, data.outputs, method.softmax), samples
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """The target with new rows, all of it trained: what overwrites the weights that cloning leaves alone (B6 to B9)."""
-
-    optimizer: Callable
-    """Constructor from parameter groups: SGD as tuning takes it, where the clone's few new parameters take Adam."""
-    name: str = "lwf"
-    keep_weight: float = 1.0
-    """Of T^2 KL to the target on its own outputs (Learning without Forgetting); 0 is plain fine-tuning (B6)."""
-    source_weight: float = 0.0
-    """Of T^2 KL to the source on the cloned classes (B9)."""
-    temperature: float = 2.0
-    epochs: float = 20
-    min_steps: int = 600
-    """As many as both stages of a clone together."""
-
-    def __post_init__(self) -> None:
-        if wrong := wrong_numbers(self):
-            raise ConfigError(wrong)
+# ------------------------------------------------------------------------------------------------ fine-tuning
 
 
-class _Tuning(Method):
-    """Cross entropy in the joint label space, and what was known before."""
+class FineTuning(Method):
+    """Cross entropy in the joint label space, and distillation of what was known before."""
 
     frozen = ("target", "source")
 
-    def __init__(self, net: nn.Module, target: Model, source: Model, outputs: list[int], settings: Tuning) -> None:
+    def __init__(
+        self, net: nn.Module, target: Model, source: Model, outputs: list[int], settings: FineTuningSettings
+    ) -> None:
         super().__init__(net)
         self.target, self.source, self.outputs, self.settings = target, source, outputs, settings
 
@@ -101,24 +90,24 @@ class _Tuning(Method):
         logs = {"xe": loss.detach()}
         settings = self.settings
         if settings.keep_weight:
-            kept = distance(self.target(batch.images), logits[:, :width], settings.temperature)
-            loss = loss + settings.keep_weight * kept.mean()
+            old = distillation(self.target(batch.images), logits[:, :width], settings.temperature)
+            loss = loss + settings.keep_weight * old.mean()
         if settings.source_weight:
-            taught = self.source(batch.images)[:, self.outputs]
-            new = batch.labels >= width
-            learned = distance(taught, logits[:, width:], settings.temperature) * new
-            loss = loss + settings.source_weight * learned.sum() / new.sum().clamp(min=1)
+            teacher = self.source(batch.images)[:, self.outputs]
+            cloned = batch.labels >= width
+            new = distillation(teacher, logits[:, width:], settings.temperature) * cloned
+            loss = loss + settings.source_weight * new.sum() / cloned.sum().clamp(min=1)
         return Step(loss, {"loss": loss.detach(), **logs})
 
 
-def widened(bench: Workbench) -> Model:
-    """A trainable copy of the target with random new rows for the classes to add."""
-    net = deepcopy(bench.target).requires_grad_(True)
+def add_outputs(target: Model, count: int, seed: int) -> Model:
+    """A trainable copy of the target with `count` random new rows of its classifier."""
+    net = deepcopy(target).requires_grad_(True)
     graph = traced(net)
-    old = linear_head(graph)
-    new = nn.Linear(old.in_features, old.out_features + len(bench.outputs), bias=old.bias is not None)
+    old = find_linear_head(graph)
+    new = nn.Linear(old.in_features, old.out_features + count, bias=old.bias is not None)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(bench.run.seed)
+        torch.default_generator.manual_seed(seed)
         new.reset_parameters()
     new = new.to(old.weight.device)
     new.weight.data[: old.out_features] = old.weight.data
@@ -129,49 +118,117 @@ def widened(bench: Workbench) -> Model:
     return net
 
 
-def tuned(bench: Workbench, method: Tuning) -> nn.Module:
+def finetune(
+    target: Model, source: Model, data: CloneData, method: FineTuningSettings, trainer: Trainer, evaluator: Evaluator
+) -> Trained:
     """A copy of the target with new rows, trained whole."""
-    net = widened(bench)
-    loader, _ = bench.joint_loader(bench.cfg.batch_size)
-    loader = bench.long_enough(loader, method.epochs, method.min_steps)
-    training = _Tuning(net, bench.target, bench.source, bench.outputs, method)
-    bench.fit(training, loader, "finetune", method.epochs, method.optimizer)
-    return net.eval()
+    net = add_outputs(target, len(data.outputs), trainer.seed)
+    loader, _ = data.joint_loader(trainer.batch_size, target)
+    loader = repeat_for_steps(loader, method.epochs, method.min_steps)
+    training = FineTuning(net, target, source, data.outputs, method)
+    fit = trainer.fit(training, loader, "finetune", method.epochs, build(method.optimizer))
+    return net.eval(), {"finetune_seconds": fit.seconds, **data.count_samples()}
 
 
-@dataclass(frozen=True)
-class FromScratch:
-    """A new network of the target's architecture, trained on old and new classes together (B3 and B4).
+# ------------------------------------------------------------------------------- elastic weight consolidation
 
-    It sees images of the target's own classes whatever `use_target_data` says: without them there is nothing to join.
+
+def estimate_fisher(model: Model, loader: Loader) -> dict[str, Tensor]:
+    """Diagonal empirical Fisher information by parameter of `model.net`: mean over samples of (d log p(y|x))^2."""
+    parameters = {name: value.detach() for name, value in model.net.named_parameters()}
+    buffers = dict(model.net.named_buffers())
+
+    def loss(values: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(model.net, (values, buffers), (image[None],))
+        return F.cross_entropy(logits.float(), label[None])
+
+    gradients = vmap(grad(loss), (None, 0, 0))
+    rows = max(1, MAX_GRADIENTS // sum(value.numel() for value in parameters.values()))
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    count = torch.zeros((), device=next(iter(total.values())).device)
+    with closing(loader.epoch(0)) as batches:
+        for batch in batches:
+            images = model.preprocess(batch.images)
+            for chunk, labels in zip(images.split(rows), batch.labels.split(rows), strict=True):
+                for name, each in gradients(parameters, chunk, labels).items():
+                    total[name] += each.square().sum(0)
+            count += len(batch.labels)
+    all_reduce_sum(count)
+    return {name: all_reduce_sum(value) / count for name, value in total.items()}
+
+
+class ElasticWeightConsolidation(Method):
+    """Cross entropy in the joint label space and 1/2 sum_j k_j (theta_j - theta*_j)^2 over the target's parameters."""
+
+    frozen = ("target",)
+
+    def __init__(self, net: Model, target: Model, stiffness: Mapping[str, Tensor]) -> None:
+        super().__init__(net)
+        self.target, self.stiffness = target, stiffness
+
+    def forward(self, batch: Batch) -> Step:
+        """The loss of a batch of both kinds, or of cloned classes alone."""
+        loss = F.cross_entropy(self.net(batch.images).float(), batch.labels)
+        penalty = self.penalty()
+        return Step(
+            loss + penalty, {"loss": (loss + penalty).detach(), "xe": loss.detach(), "penalty": penalty.detach()}
+        )
+
+    def penalty(self) -> Tensor:
+        """The penalty, 0-d; new rows of the classifier are free."""
+        now = dict(self.net.net.named_parameters())
+        total = torch.zeros((), device=next(iter(now.values())).device)
+        for name, old in self.target.net.named_parameters():
+            same = now[name] if now[name].shape == old.shape else now[name][: len(old)]
+            total = total + (self.stiffness[name] * (same - old).square()).sum()
+        return total / 2
+
+
+def consolidate(
+    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: Trainer, evaluator: Evaluator
+) -> Trained:
+    """The best of a copy of the target with new rows for each strength (Kirkpatrick et al., PNAS 2017).
+
+    Deviation: k_j = lambda F_j goes no higher than 1 / learning rate, where a gradient step already puts a weight back
+    to its old value; without this limit the largest of the F_j make training diverge.
     """
+    optimizer = build(method.optimizer)
+    information = estimate_fisher(target, data.target_loader(trainer.eval_batch_size, target.canvas))
+    rate = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+    loader, _ = data.joint_loader(trainer.batch_size, target)
+    loader = repeat_for_steps(loader, method.epochs, method.min_steps)
+    scores, seconds = {}, 0.0
+    best: nn.Module = target
+    for strength in method.strengths:
+        stiffness = {name: (strength * value).clamp(max=1 / rate) for name, value in information.items()}
+        net = add_outputs(target, len(data.outputs), trainer.seed)
+        training = ElasticWeightConsolidation(net, target, stiffness)
+        seconds += trainer.fit(training, loader, f"finetune/{strength:g}", method.epochs, optimizer).seconds
+        score = mean_accuracy(*evaluator.predict_joint(training.net.eval(), data, "select"))
+        if score > max(scores.values(), default=-1.0):
+            best = training.net
+        scores.setdefault(float(strength), score)
+    samples = data.count_samples() | {"samples_original": float(len(data.split(data.target, "train")))}
+    return best, {"finetune_seconds": seconds, "strength": max(scores, key=scores.__getitem__), **samples}
 
-    optimizer: Callable
-    schedule: Callable
-    name: str = "joint_full"
-    whole: bool = True
-    """All training images (B3), or those that a clone trains on (B4)."""
-    epochs: float = 20
-    min_steps: int = 0
-    augment: str = "none"
-    """As in `dataset.augment`: how the networks themselves were trained."""
 
-    def __post_init__(self) -> None:
-        wrong = wrong_numbers(self, "schedule", "whole", "augment")
-        if not isinstance(self.whole, bool):
-            wrong.append(f"method.whole={self.whole}: true or false")
-        if self.augment not in PRESETS:
-            wrong.append(f"method.augment={self.augment}: one of {', '.join(PRESETS)} is needed")
-        if wrong:
-            raise ConfigError(wrong)
+# ------------------------------------------------------------------------------------------ training anew
 
 
-def from_scratch(bench: Workbench, method: FromScratch) -> nn.Module:
+def train_from_scratch(
+    target: Model, source: Model, data: CloneData, method: FromScratchSettings, trainer: Trainer, evaluator: Evaluator
+) -> Trained:
     """The target's architecture, drawn from the run's seed, and trained in the joint label space."""
-    target, count = bench.target, len(bench.class_names)
     node = {**target.options, **target.preprocess.settings(), "architecture": target.architecture, "weights": None}
-    net = network({**node, "name": method.name}, classes=count, seed=bench.run.seed).to(bench.run.device)
-    loader = bench.scratch_loader(bench.cfg.batch_size, whole=method.whole, augment=method.augment)
-    loader = bench.long_enough(loader, method.epochs, method.min_steps)
-    bench.fit(Supervised(net), loader, "scratch", method.epochs, method.optimizer, method.schedule)
-    return net.eval()
+    net = build_network({**node, "name": method.name}, classes=data.joint_classes, seed=trainer.seed)
+    parts = data.whole_parts() if method.whole else data.parts()
+    loader = repeat_for_steps(
+        data.mix(parts, trainer.batch_size, target, method.augment)[0], method.epochs, method.min_steps
+    )
+    constructors = build(method.optimizer), build(method.schedule)
+    fit = trainer.fit(Supervised(net.to(trainer.run.device)), loader, "scratch", method.epochs, *constructors)
+    samples = (float(len(indices)) for _, indices in parts)
+    return net.eval(), {
+        "scratch_seconds": fit.seconds,
+        **dict(zip(("samples_original", "samples_cloned"), samples, strict=True)),
+    }

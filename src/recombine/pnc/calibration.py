@@ -1,4 +1,4 @@
-"""Clones of several sources were never trained against each other: one scale and one bias for each (section 11.2)."""
+"""Clones of several sources were never trained against each other: one scale and one bias for each."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch, Loader, Step
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
-from recombine.engine.engine import Engine
 from recombine.engine.method import Method
+from recombine.models import Model
 from recombine.pnc.clone.network import ClonedNetwork
-from recombine.pnc.workbench import Workbench
-from recombine.run.config import build, plain
+from recombine.pnc.data import CloneData, first_outputs, repeat_for_steps
+from recombine.pnc.trainer import Trainer
 
-__all__ = ["Calibration", "calibrate", "offsets"]
+__all__ = ["Calibration", "calibrate"]
 
-RATE = 0.02
+LEARNING_RATE = 0.02
 """Of two numbers a clone, which start at 1 and 0; ours."""
 
 
@@ -34,7 +34,7 @@ class Calibration(Method):
 
     def parameter_groups(self) -> list[dict]:
         """Scales and biases, at a rate of their own."""
-        return [{"params": self.learned, "lr": RATE, "weight_decay": 0.0}]
+        return [{"params": self.learned, "lr": LEARNING_RATE, "weight_decay": 0.0}]
 
     def forward(self, batch: Batch) -> Step:
         """Images of all classes that are compared."""
@@ -43,38 +43,30 @@ class Calibration(Method):
         return Step(loss, {"loss": loss.detach()})
 
 
-def offsets(benches: Sequence[Workbench]) -> list[int]:
-    """Where the classes of each source begin among the outputs of the network with all clones."""
-    counts = [benches[0].original.classes, *(len(bench.names) for bench in benches)]
-    return [sum(counts[: k + 1]) for k in range(len(benches))]
-
-
-def calibrate(benches: Sequence[Workbench], cloned: ClonedNetwork, epochs: float, min_steps: int) -> None:
+def calibrate(
+    net: ClonedNetwork, target: Model, pairs: Sequence[CloneData], trainer: Trainer, epochs: float, min_steps: int
+) -> None:
     """Learn scales and biases on the images of all sources' clones and, if these may be used, the target's own.
 
     `epochs` of them, at least `min_steps` updates. Ours: without the target's own images the cloned classes are
     compared among themselves, as they would else gain on the old ones everywhere.
     """
-    first = benches[0]
-    start = 0 if first.cfg.use_target_data else first.original.classes
-    loader = first.long_enough(_union(benches), epochs, min_steps)
-    engine = Engine({**plain(first.cfg.engine), "epochs": epochs}, first.run)
-    settings = build(first.cfg.optimizer), build(first.cfg.schedule)
-    engine.fit(Calibration(cloned.to(first.run.device), start), loader, *settings, name="calibrate")
-    cloned.requires_grad_(False)
+    first = 0 if pairs[0].use_target_data else pairs[0].target.classes
+    loader = repeat_for_steps(_joint_loader(pairs, target, trainer.batch_size), epochs, min_steps)
+    trainer.fit(Calibration(net.to(trainer.run.device), first), loader, "calibrate", epochs)
+    net.requires_grad_(False)
 
 
-def _union(benches: Sequence[Workbench]) -> Loader:
-    first = benches[0]
-    parts = [(bench.cloned, offset) for bench, offset in zip(benches, offsets(benches), strict=True)]
-    if first.cfg.use_target_data:
-        parts.insert(0, (first.original, 0))
-    indices = [first.part(data, "train") for data, _ in parts]
-    sizes, world = [len(each) for each in indices], first.run.world
-    counts = shares(sizes, min(first.cfg.batch_size, sum(sizes) // world * world), world)
-    options = {"train": True, "size": first.target.canvas, "augment": False}
+def _joint_loader(pairs: Sequence[CloneData], target: Model, batch_size: int) -> Loader:
+    parts = [(pair.cloned, offset) for pair, offset in zip(pairs, first_outputs(pairs), strict=True)]
+    if pairs[0].use_target_data:
+        parts.insert(0, (pairs[0].target, 0))
+    indices = [pairs[0].split(data, "train") for data, _ in parts]
+    sizes, world = [len(each) for each in indices], pairs[0].world
+    counts = shares(sizes, min(batch_size, sum(sizes) // world * world), world)
+    options = {"train": True, "size": target.canvas, "augment": False}
     loaders = [
         LabelOffsetLoader(data.loader("train", count, indices=each, **options), offset)
         for (data, offset), each, count in zip(parts, indices, counts, strict=True)
     ]
-    return MixedLoader(loaders, first.target.preprocess.fit)
+    return MixedLoader(loaders, target.preprocess.fit)

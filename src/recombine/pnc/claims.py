@@ -1,4 +1,4 @@
-"""What the rows of cloning say of the paper's claims (section 9.1)."""
+"""What the rows of cloning say of the paper's claims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from recombine.core.types import Row
 from recombine.report.registry import register_derived
 
-__all__ = ["claims", "usual"]
+__all__ = ["derive_claims", "is_default"]
 
 TUNING = ("finetune", "lwf", "ewc", "lwf_source")
 CONTINUAL = ("lwf", "ewc")
@@ -16,16 +16,16 @@ TASK = ("dataset", "target", "source", "clone", "fraction", "use_target_data")
 """Cell keys in which a clone and what it is compared with must agree."""
 
 
-def usual(row: Row) -> bool:
-    """Whether a row is of the method as it is, not of one of its ablations; old rows do not say."""
+def is_default(row: Row) -> bool:
+    """Whether a row is of the method with its default settings, not of an ablation; old rows do not say."""
     cell = row.cell
     head = "rows" if cell.get("use_target_data", True) else "concat"
-    wanted = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn"}
-    return all(cell.get(key, "none") in (value, "none") for key, value in wanted.items())
+    default = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn"}
+    return all(cell.get(key, "none") in (value, "none") for key, value in default.items())
 
 
-def claims(rows: Sequence[Row]) -> list[Row]:
-    """Clones beside what they are compared with, one row for each clone of the usual kind (section 9.1).
+def derive_claims(rows: Sequence[Row]) -> list[Row]:
+    """Clones beside what they are compared with, one row for each clone with default settings.
 
     gain_over_tuning: average accuracy above the best of TUNING in the same run's seed and data, in points;
     gain_over_continual: the same of CONTINUAL; locality_gain: 100 (1 - lost / lost by the best of TUNING), if that one
@@ -33,7 +33,7 @@ def claims(rows: Sequence[Row]) -> list[Row]:
     """
     found: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        if row.status == "ok" and usual(row) and "accuracy_average" in row.metrics:
+        if row.status == "ok" and is_default(row) and "accuracy_average" in row.metrics:
             key = (*(str(row.cell.get(name)) for name in TASK), row.seed)
             found.setdefault(key, {}).setdefault(str(row.cell["method"]), row)
     return [_claim(key, methods, found) for key, methods in found.items() if "pnc" in methods]
@@ -59,4 +59,4 @@ def _claim(key: tuple, methods: dict[str, Row], found: dict[tuple, dict[str, Row
     return replace(clone, cell={**clone.cell, "classes": classes}, metrics=metrics, series={})
 
 
-register_derived("pnc_claims", claims)
+register_derived("pnc_claims", derive_claims)

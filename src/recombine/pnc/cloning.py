@@ -1,222 +1,262 @@
-"""The settings of a clone (`method` node), and the second stage: insertion at every position (section 5.6)."""
+"""How a clone is learned: localize, insert at every position, select one, cut it out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from recombine.core.errors import ConfigError
+from recombine.core.types import Loader
 from recombine.engine.engine import Fit
+from recombine.engine.evaluate import autocast
+from recombine.models import Model
 from recombine.models.channels import channel_groups
-from recombine.pnc.clone.adapters import ADAPTER_INITS, ADAPTERS, LeastSquares
-from recombine.pnc.clone.branch import HEADS, Branch, linear_head
+from recombine.models.graph import Traced, trace
+from recombine.pnc.clone.adapters import LeastSquares
+from recombine.pnc.clone.batchnorm import recalibrate
+from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import MASK_KINDS, SCOPES, one_budget, set_keep
-from recombine.pnc.clone.positions import ALIGNMENTS, Position, positions
+from recombine.pnc.clone.masks import harden, set_keep_ratio, share_budget
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.positions import Position, find_positions
+from recombine.pnc.data import CloneData, repeat_for_steps
+from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
+from recombine.pnc.evaluator import Evaluator
 from recombine.pnc.local.neighbourhood import Neighbourhood
-from recombine.pnc.local.surrogates import Local
-from recombine.pnc.search import PositionSearch
-from recombine.pnc.training import INSERT_LOSSES, Insertion
-from recombine.pnc.workbench import Workbench
+from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
+from recombine.pnc.method_settings import CloningSettings
+from recombine.pnc.search import score_positions, select_position
+from recombine.pnc.stages import Insertion, Localization
+from recombine.pnc.trainer import Trainer
 
-__all__ = ["Cloning", "candidates", "head_of", "insert"]
+__all__ = [
+    *("LearnedClone", "build_candidates", "insert", "learn_clone", "localize", "share_scores", "start_adapters"),
+]
 
-MASKS = ("learned", "ones", "random", "magnitude")
-SURROGATES = ("lime", "direct")
-LAST = "last"
-STAGES = ("localize", "insert")
-CHOICE = {"mask": MASKS, "mask_kind": tuple(MASK_KINDS), "scope": SCOPES, "surrogate": SURROGATES}
-CHOICE |= {"adapter": ADAPTERS, "adapter_init": ADAPTER_INITS, "last_stage": STAGES, "align": ALIGNMENTS}
-CHOICE |= {"head": (None, *HEADS), "insert_loss": (None, *INSERT_LOSSES)}
-SWITCHES = ("anneal", "per_position", "use_complement", "bn_recalibrate", "joint")
 ADAPTER_SAMPLES = 512
-"""Images of cloned classes from which a least-squares adapter starts (section 5.3)."""
+"""Images of cloned classes from which a least-squares adapter starts; ours."""
 
 
-@dataclass(frozen=True)
-class Cloning:
-    """What is learned and how; none of these numbers is stated by the paper's text that was at hand (section 5.8)."""
+class LearnedClone(NamedTuple):
+    """A clone, and how it came about."""
 
-    name: str = "pnc"
-    keep_ratio: float = 0.5
-    """Share of the filters of each maskable layer that stays."""
-    anneal: bool = True
-    mask: str = "learned"
-    """learned, ones (the whole source), random, or magnitude (L1 norm of the filters); the last three skip stage 1."""
-    mask_kind: str = "topk_ste"
-    """How a mask is learned, see `MASK_KINDS`; every kind ends as the best filters of the budget."""
-    scope: str = "layer"
-    """Whether the budget holds for each layer, or (global) for all filters of a module together."""
-    per_position: bool = True
-    """Whether each position has a first stage of its own; else the largest module is localized and all take its scores.
-
-    Positions are learned in one pass, but for that no position knows of another.
-    """
-    use_complement: bool = False
-    """Whether the first stage looks at the source's other classes too: the second term of eq. (3), on the outputs of
-    the cloned classes. Not its sign: the module is to be as silent about other classes as the source (section 4.2)."""
-    bn_recalibrate: bool = False
-    """Whether the module's BatchNorms get statistics of their own after the first stage, on images of cloned classes
-    that came through the source's lower layers; the insertion learns with these."""
-    surrogate: str = "lime"
-    """lime: local linear models of the source; direct: the source itself."""
-    joint: bool = True
-    """Whether insertion refines the masks."""
-    loc_weight: float = 0.1
-    keep_weight: float = 1.0
-    """Of T^2 KL to the target on its own samples; only a head of kind full can change its logits."""
-    temperature: float = 2.0
-    adapter: str = "conv1x1_bn"
-    adapter_init: str = "identity"
-    insert_loss: str | None = None
-    """One of INSERT_LOSSES; null: xe with the target's own images, match without, as cross entropy alone would then
-    give every image to the new classes (section 5.5)."""
-    match_weight: float = 1.0
-    """Of the source's logits where they are matched (lambda_f)."""
-    head: str | None = None
-    """null: rows, and concat where no images of the target's own classes train the clone (section 5.5)."""
-    positions: Sequence[int] | str | None = None
-    """Candidates R; last: the last one with filters of the source above it (R = L - 1, no search); null: all but 0,
-    the image, which shares nothing."""
-    align: str = "scale"
-    """Where the source is entered, see `ALIGNMENTS`."""
-    search: PositionSearch = field(default_factory=PositionSearch)
-    localize_epochs: float = 10
-    insert_epochs: float = 10
-    min_steps: int = 300
-    """Updates of each stage at least, however few images there are."""
-    score_lr: float = 0.02
-    last_stage: str = "insert"
-    """localize: measure the module of every position by itself, and make no clone (section 9.2, T2)."""
-
-    def __post_init__(self) -> None:
-        if problems := self.problems(**vars(self)):
-            raise ConfigError(problems)
-
-    @staticmethod
-    def problems(**options: Any) -> list[str]:
-        """What is wrong with the options, one message each."""
-        found = [
-            f"method.{key}={options[key]}: one of {', '.join('null' if a is None else a for a in allowed)} is needed"
-            for key, allowed in CHOICE.items()
-            if options.get(key, allowed[0]) not in allowed
-        ]
-        places = options.get("positions")
-        if isinstance(places, str) and places != LAST:
-            found.append(f"method.positions={places}: a list such as [3,4], {LAST}, or null for all")
-        ratio = options.get("keep_ratio", 0.5)
-        if not isinstance(ratio, int | float) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-            found.append(f"method.keep_ratio={ratio}: above 0 and at most 1, such as method.keep_ratio=0.5")
-        for key in (
-            "localize_epochs",
-            "insert_epochs",
-            "score_lr",
-            "loc_weight",
-            "keep_weight",
-            "match_weight",
-            "min_steps",
-        ):
-            value = options.get(key, 1)
-            if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-                found.append(f"method.{key}={value}: a number of at least 0 is needed")
-        for key in SWITCHES:
-            if not isinstance(options.get(key, True), bool):
-                found.append(f"method.{key}={options[key]}: true or false")
-        warm = options.get("temperature", 2.0)
-        if not isinstance(warm, int | float) or isinstance(warm, bool) or warm <= 0:
-            found.append(f"method.temperature={warm}: a number above 0 is needed, such as method.temperature=2")
-        return found + _idle(options)
+    clone: Clone
+    metrics: dict[str, float]
+    series: dict[str, list]
+    curve: dict[str, list]
+    """Scores of all positions."""
+    labels: list[str]
+    """Of the positions."""
+    selected: int
 
 
-def _idle(options: dict[str, Any]) -> list[str]:
-    """Options that would do nothing beside the others."""
-    found = []
-    if options.get("mask", "learned") != "learned":
-        changed = {"mask_kind": "topk_ste", "per_position": True, "use_complement": False}
-        found += [
-            f"method.{key}={options[key]} needs method.mask=learned, but it is {options['mask']}"
-            for key, usual in changed.items()
-            if options.get(key, usual) != usual
-        ]
-    if options.get("adapter_init") == "lstsq" and options.get("adapter") == "none":
-        found.append("method.adapter_init=lstsq: there is nothing to start with method.adapter=none")
-    return found
+def learn_clone(
+    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+) -> LearnedClone:
+    """Localize, insert at every position, select one, cut the clone out."""
+    net = build_candidates(target, source, data, method, trainer.seed)
+    local, metrics = localize(net, data, method, evaluator.neighbourhood, trainer)
+    fit = insert(net, data, method, evaluator.neighbourhood, local, trainer)
+    curve = score_positions(net, data, evaluator)
+    best = select_position(method.search, curve[method.search.metric])
+    clone, position = Clone(net.branches[best], data.class_names), net.branches[best].position
+    metrics |= evaluate_module(net, best, data, evaluator) | clone.count_parameters() | data.count_samples()
+    metrics |= {"position": float(position.number), "source_position": float(position.source_number)}
+    metrics |= {"insert_seconds": fit.seconds, "fit_seconds": fit.seconds, **measure_bytes(target, source, clone)}
+    if "similarity" in curve:
+        metrics["similarity_inserted"] = curve["similarity"][best]
+    series = {f"search_{key}": values for key, values in curve.items()} | list_masks(net, best)
+    series |= similarity_by_class(net, best, data, evaluator)
+    labels = [branch.position.label for branch in net.branches]
+    return LearnedClone(clone, metrics, series, curve, labels, best)
 
 
-def head_of(given: str | None, use_target_data: bool) -> str:
-    """The kind of head: the one given, else what suits the data (section 5.5)."""
-    return given or ("rows" if use_target_data else "concat")
+# ------------------------------------------------------------------------------------------------ candidates
 
 
-def candidates(bench: Workbench, method: Cloning) -> Candidates:
-    """A branch at each candidate position, drawn from the run's seed."""
-    target, source = bench.traced
-    there = positions(target, source, method.align)
-    if method.positions == LAST:
-        there = [position for position in there if channel_groups(source, after=position.source.node)][-1:] or there[1:]
-    else:
-        known = sorted({position.number for position in there})
-        wanted = known[1:] if method.positions is None else method.positions
-        if wrong := sorted(set(wanted) - set(known)):
-            raise ConfigError(f"method.positions={list(wanted)}: {wrong} are none; there are {known}")
-        there = [position for position in there if position.number in wanted]
-    own = linear_head(target)
+def build_candidates(target: Model, source: Model, data: CloneData, method: CloningSettings, seed: int) -> Candidates:
+    """A branch at each candidate position, drawn from `seed`; ConfigError for positions that are not there."""
+    graphs = trace(target.net, target.size), trace(source.net, source.size)
+    head, device = method.select_head(data.use_target_data), next(target.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(bench.run.seed)
-        made = [_branch(bench, method, position, own) for position in there]
-    return Candidates(bench.target, bench.source, bench.traced, made).to(bench.run.device)
+        torch.default_generator.manual_seed(seed)
+        branches = [
+            _build_branch(graphs, source, data.outputs, position, method, head)
+            for position in _list_positions(*graphs, method)
+        ]
+    return Candidates(target, source, graphs, branches).to(device)
 
 
-def _branch(bench: Workbench, method: Cloning, position: Position, own: nn.Linear) -> Branch:
-    kinds = {"adapter": method.adapter, "head": head_of(method.head, bench.cfg.use_target_data)}
-    branch = Branch(position, bench.traced[1], bench.outputs, own, **kinds, recalibrated=method.bn_recalibrate)
+def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
+    there = find_positions(target, source, method.align)
+    if method.positions == "last":
+        maskable = [position for position in there if channel_groups(source, after=position.source.node)]
+        return maskable[-1:] or there[1:]
+    known = sorted({position.number for position in there})
+    chosen = known[1:] if method.positions is None else method.positions
+    if wrong := sorted(set(chosen) - set(known)):
+        raise ConfigError(f"method.positions={list(chosen)}: {wrong} are none; there are {known}")
+    return [position for position in there if position.number in chosen]
+
+
+def _build_branch(
+    graphs: tuple[Traced, Traced],
+    source: Model,
+    outputs: Sequence[int],
+    position: Position,
+    method: CloningSettings,
+    head: str,
+) -> Branch:
+    kinds = {"adapter": method.adapter, "head": head}
+    classifier = find_linear_head(graphs[0])
+    branch = Branch(position, graphs[1], outputs, classifier, **kinds, recalibrated=method.bn_recalibrate)
     if method.scope == "global":
-        one_budget(branch.gates)
-    for gate in branch.gates:
-        gate.start(method.mask_kind)
-    for group, gate in zip(branch.groups, branch.gates, strict=True):
+        share_budget(branch.channel_masks)
+    for mask in branch.channel_masks:
+        mask.set_kind(method.mask_kind)
+    for group, mask in zip(branch.groups, branch.channel_masks, strict=True):
         if method.mask == "random":
-            gate.scores.data.uniform_()
+            mask.scores.data.uniform_()
         if method.mask == "magnitude":
-            gate.scores.data.copy_(bench.source.net.get_submodule(group.name).weight.detach().flatten(1).abs().mean(1))
-    set_keep(branch.gates, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
+            mask.scores.data.copy_(source.net.get_submodule(group.name).weight.detach().flatten(1).abs().mean(1))
+    set_keep_ratio(branch.channel_masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
     return branch
 
 
-def start_adapters(bench: Workbench, net: Candidates) -> None:
+# ---------------------------------------------------------------------------------------------- localization
+
+
+def localize(
+    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+) -> tuple[LocalModels | None, dict[str, float]]:
+    """Stage 1: learn the masks of all positions at once, eq. (6); returns the local models and metrics."""
+    metrics: dict[str, float] = {}
+    local = None
+    if method.surrogate == "lime" and method.mask == "learned":
+        local = _fit_local_models(net.source, data, method, neighbourhood, trainer)
+    if method.mask == "learned" and any(len(branch.channel_masks) for branch in net.branches):
+        metrics["localize_seconds"] = _learn_masks(net, data, method, neighbourhood, local, trainer).seconds
+    if method.mask == "learned" and method.use_complement:
+        metrics["samples_others"] = float(len(data.other_indices()))
+    if method.bn_recalibrate:
+        _recalibrate(net, data.cloned_loader(trainer.batch_size, net.source.canvas), trainer.precision)
+    return local, metrics
+
+
+def _fit_local_models(
+    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: Trainer
+) -> LocalModels:
+    if neighbourhood.refit:
+        columns = torch.tensor(data.outputs, device=trainer.run.device)
+        return RefittedLimeModels(source.net, columns, neighbourhood, trainer.seed)
+    size = trainer.eval_batch_size
+    if method.use_complement:
+        loader, _ = data.contrast_loader(size, source, train=False)
+    else:
+        loader = data.cloned_loader(size, source.canvas, train=False)
+    return LimeModels.fit(source, loader, data.outputs, neighbourhood, trainer.seed, precision=trainer.precision)
+
+
+def _learn_masks(
+    net: Candidates,
+    data: CloneData,
+    method: CloningSettings,
+    neighbourhood: Neighbourhood,
+    local: LocalModels | None,
+    trainer: Trainer,
+) -> Fit:
+    cloned, augment = None, neighbourhood.refit
+    if method.use_complement:
+        loader, cloned = data.contrast_loader(trainer.batch_size, net.source, augment=augment)
+    else:
+        loader = data.cloned_loader(trainer.batch_size, net.source.canvas, augment=augment)
+    loader = repeat_for_steps(loader, method.localize_epochs, method.min_steps)
+    largest = max(net.branches, key=lambda branch: len(branch.groups))
+    stage = Localization(
+        *(net, neighbourhood, local),
+        branches=net.branches if method.per_position else [largest],
+        cloned=cloned,
+        steps=math.ceil(method.localize_epochs * len(loader)),
+        keep_ratio=method.keep_ratio,
+        anneal=method.anneal,
+        seed=trainer.seed,
+        score_lr=method.score_lr,
+    )
+    fit = trainer.fit(stage, loader, "localize", method.localize_epochs)
+    if not method.per_position:
+        share_scores(largest, net.branches)
+    harden([mask for branch in net.branches for mask in branch.channel_masks], method.keep_ratio)
+    return fit
+
+
+def share_scores(largest: Branch, branches: Iterable[Branch]) -> None:
+    """Give all branches the scores that the largest has learned for their layers."""
+    scores = {group.name: mask.scores.data for group, mask in zip(largest.groups, largest.channel_masks, strict=True)}
+    for branch in branches:
+        for group, mask in zip(branch.groups, branch.channel_masks, strict=True):
+            mask.scores.data.copy_(scores[group.name])
+
+
+def _recalibrate(net: Candidates, loader: Loader, precision: str) -> None:
+    """Give the masked layers of every branch the BatchNorm statistics of images of cloned classes."""
+
+    def forward(images: Tensor) -> None:
+        with autocast(precision, images.device):
+            net.forward_modules(net.source.preprocess(images))
+
+    recalibrate([norm for branch in net.branches for norm in branch.batchnorms()], forward, loader)
+
+
+# ------------------------------------------------------------------------------------------------- insertion
+
+
+def insert(
+    net: Candidates,
+    data: CloneData,
+    method: CloningSettings,
+    neighbourhood: Neighbourhood,
+    local: LocalModels | None,
+    trainer: Trainer,
+) -> Fit:
+    """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned, eq. (9)."""
+    if method.adapter_init == "lstsq":
+        start_adapters(net, data, trainer.eval_batch_size)
+    loader, target_samples = data.joint_loader(trainer.batch_size, net.target)
+    loader = repeat_for_steps(loader, method.insert_epochs, method.min_steps)
+    stage = Insertion(
+        *(net, neighbourhood, local),
+        target_samples=target_samples,
+        loss=method.insert_loss or ("xe" if target_samples else "match"),
+        match_weight=method.match_weight,
+        loc_weight=method.loc_weight if method.joint and method.mask == "learned" else 0.0,
+        keep_weight=method.keep_weight,
+        temperature=method.temperature,
+        seed=trainer.seed,
+        score_lr=method.score_lr,
+    )
+    return trainer.fit(stage, loader, "insert", method.insert_epochs)
+
+
+def start_adapters(net: Candidates, data: CloneData, batch_size: int) -> None:
     """Start every adapter as the best linear map from the target's features to the source's (adapter_init=lstsq)."""
     fits = [LeastSquares(branch.adapter) for branch in net.branches]
-    share = math.ceil(ADAPTER_SAMPLES / bench.run.world)
-    loader = bench.clone_loader(bench.cfg.eval_batch_size, train=False, canvas=bench.target.canvas)
+    count = math.ceil(ADAPTER_SAMPLES / data.world)
+    loader = data.cloned_loader(batch_size, net.target.canvas, train=False)
     seen = 0
     with closing(loader.epoch(0)) as batches:
         for batch in batches:
-            images = batch.images[: share - seen]
-            values, _, _ = net.of_target(bench.target.preprocess(images))
-            wanted, _ = net.of_source(bench.source.preprocess(images))
-            for fit, value, goal in zip(fits, values, wanted, strict=True):
+            images = batch.images[: count - seen]
+            values, _, _ = net.forward_target(net.target.preprocess(images))
+            goals, _ = net.forward_source(net.source.preprocess(images))
+            for fit, value, goal in zip(fits, values, goals, strict=True):
                 fit.add(value, goal)
             seen += len(images)
-            if seen == share:
+            if seen == count:
                 break
     for fit in fits:
         fit.solve()
-
-
-def insert(bench: Workbench, method: Cloning, net: Candidates, near: Neighbourhood, local: Local | None) -> Fit:
-    """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned (eq. 9)."""
-    if method.adapter_init == "lstsq":
-        start_adapters(bench, net)
-    loader, originals = bench.joint_loader(bench.cfg.batch_size)
-    loader = bench.long_enough(loader, method.insert_epochs, method.min_steps)
-    weight = method.loc_weight if method.joint and method.mask == "learned" else 0.0
-    options = {"seed": bench.run.seed, "score_lr": method.score_lr, "originals": originals, "loc_weight": weight}
-    options |= {"keep_weight": method.keep_weight, "temperature": method.temperature}
-    options |= {"loss": method.insert_loss or ("xe" if originals else "match"), "match_weight": method.match_weight}
-    return bench.fit(Insertion(net, near, local, **options), loader, "insert", method.insert_epochs)

@@ -1,9 +1,10 @@
-"""Plots of cloning: figures 1 to 5 of section 9.3."""
+"""Plots of cloning: of many rows for reports, and of one run's search."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,13 +14,18 @@ from matplotlib.figure import Figure
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.pnc.claims import usual
+from recombine.pnc.claims import is_default
 from recombine.report.layout import natural
 from recombine.report.registry import Plot, register_plots
-from recombine.report.style import BLUE, GREY, INK, RED, measured, styled
+from recombine.report.style import BLUE, GREY, INK, ORANGE, RED, measured, save, styled
+from recombine.run.run import Run
 
-__all__ = ["data_curve", "keep_curve", "mask_overlap", "position_curve", "similarity_matrix"]
+__all__ = [
+    *("data_curve", "keep_curve", "mask_overlap", "plot_search", "position_curve", "save_search_plot"),
+    "similarity_matrix",
+]
 
+SEARCH_CURVES = {"original": ("old classes", BLUE), "cloned": ("cloned classes", RED), "average": ("average", ORANGE)}
 CURVES = {"original": ("old classes", BLUE), "cloned": ("cloned classes", RED), "average": ("mean", INK)}
 
 
@@ -28,7 +34,7 @@ def _many(row: Row) -> bool:
     return " " in str(row.cell["clone"])
 
 
-def _some(found):
+def _checked(found: Any) -> Any:
     """What was found; ConfigError if nothing was."""
     if not found:
         raise ConfigError("these rows are not those of this plot: nothing to plot")
@@ -37,17 +43,17 @@ def _some(found):
 
 def _name(row: Row) -> str:
     """The row's target and classes, and whether it saw images of the target's own classes."""
-    own = "" if row.cell.get("use_target_data", True) else ", no own images"
+    without = "" if row.cell.get("use_target_data", True) else ", no own images"
     labels = str(row.cell["clone"]).split()
-    return f"{row.cell['target']}, {' '.join(labels[:6])}{f' ... ({len(labels)})' if labels[6:] else ''}{own}"
+    return f"{row.cell['target']}, {' '.join(labels[:6])}{f' ... ({len(labels)})' if labels[6:] else ''}{without}"
 
 
 def _panels(groups: dict[str, list[Row]]) -> tuple[Figure, list[Axes]]:
-    """A figure with a panel for each group, three in a line."""
+    """A figure with a panel for each group, three in a row."""
     columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.5 + 2.9 * lines), layout="constrained")
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    count = -(-len(groups) // columns)
+    figure = Figure(figsize=(1 + 3.6 * columns, 0.5 + 2.9 * count), layout="constrained")
+    panels = list(figure.subplots(count, columns, squeeze=False).flat)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
     for axes, title in zip(panels, groups, strict=False):
@@ -74,10 +80,10 @@ def _curve(axes: Axes, points: pd.DataFrame, colour: str, label: str, line: str 
 
 @styled
 def position_curve(rows: Sequence[Row]) -> Figure:
-    """Figure 1: accuracy on images kept for choices against the position R; dashed: the positions taken."""
+    """Figure 1: accuracy on images kept for selection against the position R; dashed: the positions taken."""
     found = measured([row for row in rows if row.cell.get("method") == "pnc"], series=["search_average"])
-    found = [row for row in found if len(row.series["search_position"]) > 1 and usual(row)]
-    groups = _some(_grouped(found))
+    found = [row for row in found if len(row.series["search_position"]) > 1 and is_default(row)]
+    groups = _checked(_grouped(found))
     figure, panels = _panels(groups)
     for axes, group in zip(panels, groups.values(), strict=False):
         for name, (label, colour) in CURVES.items():
@@ -94,9 +100,9 @@ def position_curve(rows: Sequence[Row]) -> Figure:
 
 def _single(rows: Sequence[Row], series: str) -> list[Row]:
     """Clones of one class each with masks on the same layers: those of the pair and position with most classes."""
-    mine = [row for row in rows if row.cell.get("method") == "pnc" and row.cell.get("clone") and not _many(row)]
+    clones = [row for row in rows if row.cell.get("method") == "pnc" and row.cell.get("clone") and not _many(row)]
     groups: dict[tuple, list[Row]] = {}
-    for row in measured(mine, series=[series, "mask_layers"]):
+    for row in measured(clones, series=[series, "mask_layers"]):
         place = (row.cell["target"], row.cell["source"], *row.series["mask_layers"])
         groups.setdefault(place, []).append(row)
     return max(groups.values(), key=lambda group: len({row.cell["clone"] for row in group}))
@@ -117,14 +123,14 @@ def similarity_matrix(rows: Sequence[Row]) -> Figure:
 
 
 def jaccard(one: Sequence[str], other: Sequence[str]) -> list[float]:
-    """Share of the filters kept by either of two modules that both keep, layer by layer; masks as in rows."""
+    """Fraction of the filters kept by either of two modules that both keep, layer by layer; masks as in rows."""
     pairs = [(int(a, 16), int(b, 16)) for a, b in zip(one, other, strict=True)]
     return [(a & b).bit_count() / (a | b).bit_count() for a, b in pairs]
 
 
 @styled
 def mask_overlap(rows: Sequence[Row]) -> Figure:
-    """Figure 3: overlap of the filters kept for two classes, by layer; the line is the mean over pairs of classes."""
+    """Figure 3: overlap of the filters kept for two classes, by layer; the curve is the mean over pairs of classes."""
     found = _single(rows, "masks")
     by_seed: dict[int, list[Row]] = {}
     for row in found:
@@ -132,7 +138,7 @@ def mask_overlap(rows: Sequence[Row]) -> Figure:
     layers = found[-1].series["mask_layers"]
     pairs = [pair for group in by_seed.values() for pair in combinations(group, 2)]
     masks = [(a.series["masks"], b.series["masks"]) for a, b in pairs if a.cell["clone"] != b.cell["clone"]]
-    overlap = np.array([jaccard(*both) for both in _some(masks)])
+    overlap = np.array([jaccard(*both) for both in _checked(masks)])
     figure = Figure(figsize=(2.2 + 0.7 * len(layers), 3.2), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(layers))
@@ -166,24 +172,24 @@ def _matrix(values: np.ndarray, down: list[str], across: list[str], y: str, x: s
 
 @styled
 def keep_curve(rows: Sequence[Row]) -> Figure:
-    """Figure 4: accuracy over the share of filters that stays, where the position is searched."""
-    mine = [row for row in rows if row.cell.get("method") == "pnc" and row.cell.get("positions") == "all"]
-    found = [row for row in measured(mine, ["accuracy_average"]) if _many(row)]
-    return _over(found, "keep_ratio", "share of filters kept", {"pnc": "-"})
+    """Figure 4: accuracy over the fraction of filters that stays, where the position is searched."""
+    clones = [row for row in rows if row.cell.get("method") == "pnc" and row.cell.get("positions") == "all"]
+    found = [row for row in measured(clones, ["accuracy_average"]) if _many(row)]
+    return _over(found, "keep_ratio", "fraction of filters kept", {"pnc": "-"})
 
 
 @styled
 def data_curve(rows: Sequence[Row]) -> Figure:
-    """Figure 5: mean accuracy over the share of the training images, cloning and Learning without Forgetting."""
-    mine = [row for row in rows if row.cell.get("method") in ("pnc", "lwf") and usual(row)]
-    found = [row for row in measured(mine, ["accuracy_average"], across=("fraction",)) if _many(row)]
-    return _over(found, "fraction", "share of the training images", {"pnc": "-", "lwf": "--"})
+    """Figure 5: mean accuracy over the fraction of the training images, cloning and Learning without Forgetting."""
+    default = [row for row in rows if row.cell.get("method") in ("pnc", "lwf") and is_default(row)]
+    found = [row for row in measured(default, ["accuracy_average"], across=("fraction",)) if _many(row)]
+    return _over(found, "fraction", "fraction of the training images", {"pnc": "-", "lwf": "--"})
 
 
 def _over(rows: Sequence[Row], key: str, label: str, lines: dict[str, str]) -> Figure:
-    """Accuracies against a cell key with several values, a kind of line for each method."""
+    """Accuracies against a cell key with several values, a line style for each method."""
     groups = _grouped(rows).items()
-    groups = _some({name: group for name, group in groups if len({row.cell[key] for row in group}) > 1})
+    groups = _checked({name: group for name, group in groups if len({row.cell[key] for row in group}) > 1})
     figure, panels = _panels(groups)
     for axes, group in zip(panels, groups.values(), strict=False):
         for method, line in lines.items():
@@ -197,10 +203,36 @@ def _over(rows: Sequence[Row], key: str, label: str, lines: dict[str, str]) -> F
     return figure
 
 
+@styled
+def plot_search(curve: Mapping[str, Sequence], labels: Sequence[str], selected: int) -> Figure:
+    """Accuracies of `curve` by position, and eq. (8) below if it was measured; dashed: the one selected."""
+    panels = 2 if "similarity" in curve else 1
+    figure = Figure(figsize=(max(4.2, 1.6 + 0.6 * len(labels)), 1.0 + 2.4 * panels), layout="constrained")
+    upper, *lower = figure.subplots(panels, squeeze=False, sharex=True)[:, 0]
+    for name, (label, colour) in SEARCH_CURVES.items():
+        upper.plot(range(len(labels)), curve[name], "o-", color=colour, label=label)
+    upper.set_ylabel("accuracy (%)")
+    upper.legend(loc="best")
+    upper.set_title("Where to insert the clone")
+    for axes in lower:
+        axes.plot(range(len(labels)), curve["similarity"], "o-", color=GREY)
+        axes.set_ylabel("similarity, eq. (8)")
+    for axes in (upper, *lower):
+        axes.axvline(selected, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.set_xticks(range(len(labels)), labels)
+    (lower or [upper])[-1].set_xlabel("position, from input to output; images kept for selection")
+    return figure
+
+
+def save_search_plot(run: Run, curve: Mapping[str, Sequence], labels: Sequence[str], selected: int, name: str) -> None:
+    """Draw it into the run's folder, and for its tracker."""
+    run.tracker.image(name, save(plot_search(curve, labels, selected), run.dir / "plots" / f"{name}.png"))
+
+
 PLOTS = {
     "position_curve": Plot(
         "Where a part is inserted",
-        "Accuracy on images kept for choices at each position, mean over seeds; the band is one sample standard "
+        "Accuracy on images kept for selection at each position, mean over seeds; the band is one sample standard "
         "deviation. Dashed: the positions taken.",
         position_curve,
     ),
@@ -218,12 +250,12 @@ PLOTS = {
     ),
     "keep_curve": Plot(
         "How many filters stay",
-        "Accuracy over the share of filters kept, mean over seeds; the band is one sample standard deviation.",
+        "Accuracy over the fraction of filters kept, mean over seeds; the band is one sample standard deviation.",
         keep_curve,
     ),
     "data_curve": Plot(
         "How many images it takes",
-        "Accuracy over the share of the training images, cloning (lines) and Learning without Forgetting (dashed).",
+        "Accuracy over the fraction of the training images, cloning (solid) and Learning without Forgetting (dashed).",
         data_curve,
         across=("fraction",),
     ),

@@ -2,232 +2,235 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recombine import models as zoo
+from torch import nn
+
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
+from recombine.models import Model
 from recombine.models.freeze import digest
-from recombine.models.registry import training_hint
-from recombine.pnc import run_plots as pictures
-from recombine.pnc import sources
-from recombine.pnc.baselines import DirectEnsemble, FromScratch, Tuning, ensemble, from_scratch, tuned
+from recombine.pnc.baselines import consolidate, ensemble, finetune, train_from_scratch
 from recombine.pnc.calibration import calibrate
-from recombine.pnc.clone import file
-from recombine.pnc.clone.network import Clone, ClonedNetwork
-from recombine.pnc.cloning import Cloning, candidates, head_of, insert
-from recombine.pnc.elastic import Elastic, elastic
-from recombine.pnc.evaluation import (
-    mask_series,
-    measured,
-    measured_alone,
-    module_measures,
-    similarity_by_class,
-    storage,
-    suffix_of,
+from recombine.pnc.clone.file import file_size, pack_clone, to_reference, write_clones
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.cloning import build_candidates, learn_clone, localize
+from recombine.pnc.data import CloneData, open_clone_data
+from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
+from recombine.pnc.evaluator import Evaluator
+from recombine.pnc.method_settings import (
+    CloningSettings,
+    DirectEnsembleSettings,
+    EwcSettings,
+    FineTuningSettings,
+    FromFileSettings,
+    FromScratchSettings,
+    PncMethodSettings,
 )
-from recombine.pnc.from_file import Saved, attached
-from recombine.pnc.local.neighbourhood import Neighbourhood
-from recombine.pnc.localization import localize
-from recombine.pnc.search import chosen, scores
+from recombine.pnc.networks import build_source_networks, build_target
+from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
-from recombine.pnc.workbench import Workbench
-from recombine.run.config import build, plain
+from recombine.pnc.sources import list_sources
+from recombine.pnc.trainer import Trainer
+from recombine.run.config import plain
 from recombine.run.run import Run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "files", "run"]
-
-OBJECTIVE = "accuracy_average"
-"""What a hyper-parameter search maximises."""
-BASELINES = {DirectEnsemble: ensemble, Tuning: tuned, Elastic: elastic, FromScratch: from_scratch}
-"""What makes the network of each kind of settings that is no clone."""
-VARIED = ("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter")
-VARIED += ("align", "joint", "last_stage")
-"""Settings of a clone that tables compare; none in the cells of what has no such setting."""
-
+__all__ = ["OBJECTIVE", "SETTINGS", "cell", "files", "run"]
 
 SETTINGS = PncSettings
 """The class that declares the config."""
-
-
-def check(cfg: DictConfig) -> list[str]:
-    """Problems of all networks, their data, the method and the neighbourhood, without loading any."""
-    problems: list[str] = []
-    hint = training_hint(str(cfg.target.name), cfg.weights_root)
-    problems += [text + hint for text in zoo.check(cfg.target, weights_root=cfg.weights_root, frozen=True)]
-    if not 0 < cfg.select_fraction < 1:
-        problems.append(f"select_fraction={cfg.select_fraction}: between 0 and 1, such as select_fraction=0.1")
-    method = None
-    try:
-        method = build(cfg.method)
-        needed = not isinstance(method, Saved) or method.needs_sources
-    except ConfigError as error:
-        problems, needed = problems + error.problems, True
-    problems += sources.problems(cfg, networks=needed)
-    try:
-        Neighbourhood.of(plain(cfg.lime))
-    except ConfigError as error:
-        problems += error.problems
-    if len(cfg.sources) > 1 and method is not None and not isinstance(method, Cloning | Saved):
-        problems.append(f"method={cfg.method.name} takes one source; method=pnc clones from {len(cfg.sources)}")
-    if len(cfg.sources) > 1 and isinstance(method, Cloning):
-        problems += alone_problems(method)
-    if cfg.similarity is None and isinstance(method, Cloning) and method.search.metric == "similarity":
-        problems.append(
-            "method.search.metric=similarity measures eq. (8): give similarity too, such as {images:32,vectors:256}"
-        )
-    return problems + similarity_problems(plain(cfg)["similarity"], cfg.lime.grid)
-
-
-def alone_problems(method: Cloning) -> list[str]:
-    """What cannot be asked of the clones of several sources."""
-    found = {"head": method.head == "full", "last_stage": method.last_stage == "localize"}
-    return [f"method.{key}={getattr(method, key)} takes one source" for key, wrong in found.items() if wrong]
-
-
-def files(cfg: DictConfig) -> list[Path]:
-    """The clone files that are measured: with other ones the same command is not done yet."""
-    method = build(cfg.method)
-    return [Path(name) for name in method.files] if isinstance(method, Saved) else []
-
-
-def similarity_problems(settings: Any, grid: Any) -> list[str]:
-    """What is wrong with `similarity`, which is only measured after everything is trained."""
-    if settings is None:
-        return []
-    least = {"images": 1, "vectors": 2 * (grid**2 + 1) if isinstance(grid, int) else 1}
-    if not isinstance(settings, dict) or settings.keys() != {*least, "by_class"}:
-        return ["similarity: {images: 32, vectors: 256, by_class: false}, or null"]
-    wrong = [] if isinstance(settings["by_class"], bool) else ["similarity.by_class: true or false"]
-    return wrong + [
-        f"similarity.{key}={settings[key]}: an integer of at least {low}; try similarity.{key}={low}"
-        for key, low in least.items()
-        if type(settings[key]) is not int or settings[key] < low
-    ]
+OBJECTIVE = "accuracy_average"
+"""What a hyper-parameter search maximises."""
+BASELINES: dict[type[PncMethodSettings], Callable] = {
+    DirectEnsembleSettings: ensemble,
+    FineTuningSettings: finetune,
+    EwcSettings: consolidate,
+    FromScratchSettings: train_from_scratch,
+}
+"""What trains the network of each method that is no clone."""
+COMPARED = ("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter")
+COMPARED += ("align", "joint", "last_stage")
+"""Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
+    config = plain(cfg)
     try:
-        known = sources.listed(cfg)
+        sources = list_sources(config)
     except ConfigError:  # a refused config has a cell too
-        known = []
-    method = plain(cfg)["method"]
+        sources = []
+    method, use_target_data = config["method"], config["use_target_data"]
     positions = method.get("positions", "none") or "all"
     search = method.get("search") or {"mode": "none", "metric": "none"}
+    suitable_head = "rows" if use_target_data else "concat"
     names = {
-        "target": cfg.target.name,
-        "source": " + ".join(source.name for source in known),
-        "sources": len(known),
-        "dataset": cfg.dataset.name,
-        "clone": " + ".join(" ".join(map(str, source.clone)) for source in known),
-        "classes": sum(len({*source.clone}) for source in known),
-        "method": cfg.method.name,
-        "fraction": cfg.dataset.fraction,
-        "use_target_data": "none" if method.get("last_stage") == "localize" else cfg.use_target_data,
-        **{key: method.get(key, "none") for key in VARIED},
-        "head": head_of(method["head"], cfg.use_target_data) if "head" in method else "none",
+        "target": config["target"]["name"],
+        "source": " + ".join(source.name for source in sources),
+        "sources": len(sources),
+        "dataset": config["dataset"]["name"],
+        "clone": " + ".join(" ".join(map(str, source.clone)) for source in sources),
+        "classes": sum(len({*source.clone}) for source in sources),
+        "method": method["name"],
+        "fraction": config["dataset"]["fraction"],
+        "use_target_data": "none" if method.get("last_stage") == "localize" else use_target_data,
+        **{key: method.get(key, "none") for key in COMPARED},
+        "head": method["head"] or suitable_head if "head" in method else "none",
         "positions": positions if isinstance(positions, str) else " ".join(map(str, positions)),
         "search": " ".join(dict.fromkeys((search["mode"], search["metric"]))),
     }
-    return names | ({"calibrate_epochs": cfg.calibrate_epochs} if len(known) > 1 else {})
+    return names | ({"calibrate_epochs": config["calibrate_epochs"]} if len(sources) > 1 else {})
+
+
+def files(cfg: DictConfig) -> list[Path]:
+    """The clone files that are evaluated: with other ones the same command is not done yet."""
+    return [Path(name) for name in cfg.method.get("files", ())]
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Add the classes by cloning, or by what it is compared with, and measure old and new classes together."""
-    benches: list[Workbench] = []
-    with ExitStack() as opened:
-        for source in sources.listed(cfg):
-            benches.append(Workbench(cfg, run, source, tuple(benches)))
-            opened.callback(benches[-1].close)
-        method = build(cfg.method)
-        models = not isinstance(method, Saved) or method.needs_sources
-        alone = measured_alone(benches, models)
-        if isinstance(method, Cloning) and method.last_stage == "localize":
-            yield from modules(benches[0], method, alone)
-        elif isinstance(method, Cloning):
-            yield clone(benches, method, alone)
-        elif isinstance(method, Saved):
-            yield Row(cell(cfg), alone | measured(benches, attached(benches, method)))
+    """Add the classes by cloning, or by what it is compared with, and evaluate old and new classes together."""
+    settings = PncSettings.of({key: value for key, value in plain(cfg).items() if key != "hydra"})
+    method = settings.read_method()
+    with ExitStack() as stack:
+        pairs = open_clone_data(settings, run, stack)
+        target = build_target(settings, run, pairs[0].target)
+        sources = build_source_networks(settings, run, pairs) if method.needs_sources else []
+        trainer, evaluator = Trainer.from_settings(settings, run), Evaluator.from_settings(settings, run, target)
+        alone = evaluate_alone(target, sources, pairs, evaluator, main=run.main)
+        if isinstance(method, CloningSettings) and method.last_stage == "localize":
+            for position, metrics in evaluate_modules(target, sources[0], pairs[0], method, trainer, evaluator):
+                metrics["accuracy_source"] = alone["accuracy_source"]
+                yield Row({**cell(cfg), "position": position}, metrics)
+        elif isinstance(method, CloningSettings):
+            clones, metrics, series = learn_clones(target, sources, pairs, method, trainer, evaluator)
+            cloned = join_clones(target, clones, pairs, trainer, settings.calibrate_epochs, method.min_steps)
+            metrics = alone | metrics | evaluate_joint(cloned, target, pairs, evaluator)
+            cloned.restore()
+            if run.main:
+                metrics |= save_clones(run.dir, target, sources, clones, pairs, settings, metrics)
+            yield Row(cell(cfg), metrics, series)
         else:
-            net = BASELINES[type(method)](benches[0], method)
-            yield Row(cell(cfg), alone | measured(benches, net))
+            net, metrics = add_classes(target, sources, pairs, method, trainer, evaluator)
+            yield Row(cell(cfg), alone | metrics | evaluate_joint(net, target, pairs, evaluator))
 
 
-def clone(benches: Sequence[Workbench], method: Cloning, alone: dict[str, float]) -> Row:
-    """Learn a clone of every source by itself, calibrate several, measure and keep them (sections 5.6 and 11.2)."""
-    first, cfg = benches[0], benches[0].cfg
-    before = [digest(model) for model in (first.target, *(bench.source for bench in benches))]
-    cloned = ClonedNetwork(first.target, first.original.class_names)
-    metrics, series, learned = dict(alone), {}, []
-    for number, bench in enumerate(benches, start=1):
-        suffix = suffix_of(benches, number)
-        part, facts, curves = learn(bench, method, suffix)
-        learned.append((f"clone{suffix}", part))
-        metrics |= {f"{key}{suffix}": value for key, value in facts.items()}
-        series |= {f"{key}{suffix}": values for key, values in curves.items()}
-    for name, part in learned:
-        cloned.attach(part, name)
-    if len(benches) > 1 and cfg.calibrate_epochs:
-        calibrate(benches, cloned, cfg.calibrate_epochs, method.min_steps)
-    metrics |= measured(benches, cloned)
-    if [digest(cloned.restore()), *(digest(bench.source) for bench in benches)] != before:
+def add_classes(
+    target: Model,
+    sources: Sequence[Model],
+    pairs: Sequence[CloneData],
+    method: PncMethodSettings,
+    trainer: Trainer,
+    evaluator: Evaluator,
+) -> tuple[nn.Module, dict[str, float]]:
+    """The network of a method that learns no clone, and metrics of its training."""
+    if isinstance(method, FromFileSettings):
+        zeros = {"samples_original": 0.0, "samples_cloned": 0.0}
+        suffixes = [suffix(pairs, number) for number in range(1, len(pairs) + 1)]
+        unused = {f"{key}{end}": value for end in suffixes for key, value in zeros.items()}
+        return attach_files(target, sources, pairs, method.files).to(trainer.run.device), unused
+    return BASELINES[type(method)](target, sources[0], pairs[0], method, trainer, evaluator)
+
+
+def attach_files(
+    target: Model, sources: Sequence[Model], pairs: Sequence[CloneData], paths: Sequence[str]
+) -> ClonedNetwork:
+    """The target with the clones of files; ConfigError if their classes are not those of the sources, in order."""
+    cloned = ClonedNetwork(target, pairs[0].target.class_names)
+    for path in paths:
+        cloned.attach(path, sources=sources)
+    held = [card["class_names"] for card in cloned.list().values()]
+    expected = [pair.class_names for pair in pairs]
+    if held != expected:
+        cloned.restore()
+        raise ConfigError(
+            f"method.files holds clones of the classes {held} and the config names {expected}: set clone=, and "
+            f"dataset@source_data= (or sources=, one entry a clone), to what the files were made with"
+        )
+    return cloned
+
+
+def learn_clones(
+    target: Model,
+    sources: Sequence[Model],
+    pairs: Sequence[CloneData],
+    method: CloningSettings,
+    trainer: Trainer,
+    evaluator: Evaluator,
+) -> tuple[dict[str, Clone], dict[str, float], dict[str, list]]:
+    """A clone of every source by itself, by name, with metrics and series; RuntimeError if a network changed.
+
+    Of several sources, names end in the number of the source.
+    """
+    clones: dict[str, Clone] = {}
+    metrics: dict[str, float] = {}
+    series: dict[str, list] = {}
+    before = [digest(model) for model in (target, *sources)]
+    for number, (source, pair) in enumerate(zip(sources, pairs, strict=True), start=1):
+        end, folder = suffix(pairs, number), f"source{number}/" if len(pairs) > 1 else ""
+        learned = learn_clone(target, source, pair, method, replace(trainer, folder=folder), evaluator)
+        clones[f"clone{end}"] = learned.clone
+        metrics |= {f"{key}{end}": value for key, value in learned.metrics.items()}
+        series |= {f"{key}{end}": values for key, values in learned.series.items()}
+        if trainer.run.main:
+            save_search_plot(trainer.run, learned.curve, learned.labels, learned.selected, f"search{end}")
+    if [digest(model) for model in (target, *sources)] != before:
         raise RuntimeError("cloning changed a network it must not change")
-    if first.run.main:
-        metrics |= keep(benches, method, learned, metrics)
-    return Row(cell(cfg), metrics, series)
+    return clones, metrics, series
 
 
-def learn(bench: Workbench, method: Cloning, suffix: str) -> tuple[Clone, dict[str, float], dict[str, list]]:
-    """Localize, insert at every position, choose one, cut the clone out (section 5.6): it, its measures, its curves."""
-    near = Neighbourhood.of(plain(bench.cfg.lime))
-    net = candidates(bench, method)
-    local = localize(bench, method, net, near)
-    fit = insert(bench, method, net, near, local)
-    curve = scores(bench, net, near)
-    best = chosen(method.search, curve[method.search.metric])
-    part, place = Clone(net.branches[best], bench.names), net.branches[best].position
-    metrics = module_measures(bench, net, best, near) | part.parameters_by_part()
-    metrics |= {"position": float(place.number), "source_position": float(place.source_number)}
-    metrics |= {"fit_seconds": fit.seconds, **storage(bench, part)}
-    if "similarity" in curve:
-        metrics["similarity_inserted"] = curve["similarity"][best]
-    series = {f"search_{key}": values for key, values in curve.items()} | mask_series(net, best)
-    series |= similarity_by_class(bench, net, best, near)
-    if bench.run.main:
-        labels = [branch.position.label for branch in net.branches]
-        pictures.leave(bench.run, curve, labels, best, f"search{suffix}")
-    return part, metrics, series
+def join_clones(
+    target: Model,
+    clones: Mapping[str, Clone],
+    pairs: Sequence[CloneData],
+    trainer: Trainer,
+    calibrate_epochs: float,
+    min_steps: int,
+) -> ClonedNetwork:
+    """The target with all clones; those of several sources are calibrated."""
+    cloned = ClonedNetwork(target, pairs[0].target.class_names)
+    for name, clone in clones.items():
+        cloned.attach(clone, name)
+    if len(clones) > 1 and calibrate_epochs:
+        calibrate(cloned, target, pairs, trainer, calibrate_epochs, min_steps)
+    return cloned
 
 
-def keep(
-    benches: Sequence[Workbench], method: Cloning, learned: Sequence[tuple[str, Clone]], metrics: dict[str, float]
+def save_clones(
+    folder: Path,
+    target: Model,
+    sources: Sequence[Model],
+    clones: Mapping[str, Clone],
+    pairs: Sequence[CloneData],
+    settings: PncSettings,
+    metrics: dict[str, float],
 ) -> dict[str, float]:
-    """All clones in one file of the run's folder; its bytes, and those it has without the sources' weights (11.3)."""
-    first = benches[0]
-    facts = {"target_class_names": first.original.class_names, "dataset": first.cfg.dataset.name, "metrics": metrics}
-    facts |= {"method": plain(first.cfg.method)}
-    clones = [
-        file.stored(part, name=name, target=first.target, source=bench.source, **facts)
-        for (name, part), bench in zip(learned, benches, strict=True)
+    """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
+    about = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
+    about |= {"metrics": metrics, "method": settings.method}
+    packed = [
+        pack_clone(clone, name=name, target=target, source=source, **about)
+        for (name, clone), source in zip(clones.items(), sources, strict=True)
     ]
-    path = file.write(first.run.dir / "clone.safetensors", clones)
-    sent = file.size([file.as_reference(clone) for clone in clones])
-    return {"clone_bytes": float(path.stat().st_size), "reference_bytes": float(sent)}
+    path = write_clones(folder / "clone.safetensors", packed)
+    references = file_size([to_reference(clone) for clone in packed])
+    return {"clone_bytes": float(path.stat().st_size), "reference_bytes": float(references)}
 
 
-def modules(bench: Workbench, method: Cloning, alone: dict[str, float]) -> Iterator[Row]:
-    """The module of every position by itself: how local it is, and how well it keeps what is cloned (section 9.2)."""
-    near = Neighbourhood.of(plain(bench.cfg.lime))
-    net = candidates(bench, method)
-    localize(bench, method, net, near)
+def evaluate_modules(
+    target: Model, source: Model, data: CloneData, method: CloningSettings, trainer: Trainer, evaluator: Evaluator
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Every position and the metrics of its module: how local it is, and how well it keeps what is cloned."""
+    net = build_candidates(target, source, data, method, trainer.seed)
+    localize(net, data, method, evaluator.neighbourhood, trainer)
     for k, branch in enumerate(net.branches):
-        weights = {"module_parameters": Clone(branch, bench.names).parameters_by_part()["module_parameters"]}
-        metrics = {"accuracy_source": alone["accuracy_source"]} | module_measures(bench, net, k, near) | weights
-        yield Row({**cell(bench.cfg), "position": branch.position.number}, metrics)
+        parameters = Clone(branch, data.class_names).count_parameters()["module_parameters"]
+        metrics = evaluate_module(net, k, data, evaluator) | {"module_parameters": parameters}
+        yield branch.position.number, metrics

@@ -1,7 +1,7 @@
-"""Pretraining: build, train, measure, keep (the settings of Roth et al. are in config/experiment/pretrain).
+"""Pretraining: build, train, evaluate, save (the settings of Roth et al. are in config/experiment/pretrain).
 
-Deviation: each network keeps its own normalisation, where the authors gave ImageNet's to all of them, so that it scores
-the same in every role it has later.
+Deviation: each network keeps its own normalisation, where the authors gave ImageNet's to all of them, so that its
+accuracy is the same in every role it has later.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from recombine import data as datasets
 from recombine import models as zoo
-from recombine.core.types import Batch, Loader, Row
+from recombine.core.types import Batch, Row
 from recombine.data import Data
+from recombine.data.loading import BatchLoader
 from recombine.engine.engine import Engine, Fit
 from recombine.engine.method import Method
 from recombine.engine.metrics import Accuracy, Mean, PerClass
@@ -58,7 +59,7 @@ def files(cfg: DictConfig) -> list[Path]:
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Train, measure, keep the network, yield its row."""
+    """Train, evaluate and save the network, yield its row."""
     data = datasets.open_data_for(cfg, run)
     try:
         model = zoo.build(cfg.model, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
@@ -82,11 +83,11 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         data.close()
     run.stats["images_per_second"] = round(fit.images_per_second, 1)
     if run.main:
-        run.stats["weights"] = {save_name(cfg): str(keep(model, fit, cfg))}
+        run.stats["weights"] = {save_name(cfg): str(save_network(model, fit, cfg))}
     yield row(cfg, model, fit)
 
 
-def training_loader(cfg: DictConfig, data: Data, model: Model) -> Loader:
+def training_loader(cfg: DictConfig, data: Data, model: Model) -> BatchLoader:
     """Random crops come at the network's input size, whole images at its canvas, of which it takes the centre."""
     loader = data.loader("train", cfg.batch_size, train=True, size=model.size)
     if loader.augment is not None and loader.augment.crop is not None:
@@ -116,14 +117,14 @@ def freeze_backbone(method: Method, model: Model) -> None:
 
 
 def save_name(cfg: DictConfig) -> str:
-    """The name under which the network is kept; a training cut short, as by engine=debug, replaces no other network."""
+    """The name of the saved network; a training cut short, as by engine=debug, replaces no other network."""
     network = cfg.model.name.rpartition(":")[2].rpartition("/")[2]
     cut = "" if cfg.engine.max_steps is None else f"-{cfg.engine.max_steps}-steps"
     return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}{cut}"
 
 
-def keep(model: Model, fit: Fit, cfg: DictConfig) -> Path:
-    """Write the network with its card; the measured accuracy becomes what it claims."""
+def save_network(model: Model, fit: Fit, cfg: DictConfig) -> Path:
+    """Write the network with its card; its accuracy becomes the claimed one."""
     model.name, model.claimed_accuracy = save_name(cfg), fit.metrics["accuracy"]
     card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": plain(cfg)}
     return zoo.save(model, files(cfg)[0], card)
@@ -132,16 +133,16 @@ def keep(model: Model, fit: Fit, cfg: DictConfig) -> Path:
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
     """Accuracy and loss after the last epoch, the best epoch's accuracy beside it, and the curves."""
     epochs = [record for record in fit.history if "train/loss" in record]
-    measured = [record["val/accuracy"] for record in fit.history if "val/accuracy" in record]
-    facts = zoo.summary(model)
+    accuracies = [record["val/accuracy"] for record in fit.history if "val/accuracy" in record]
+    summary = zoo.summary(model)
     return Row(
         cell=cell(cfg),
         metrics={
             "accuracy": fit.metrics["accuracy"],
-            "accuracy_best": max(measured),
+            "accuracy_best": max(accuracies),
             "mean_class_accuracy": fit.metrics["mean_class_accuracy"],
             "loss": fit.metrics["loss"],
-            **{name: facts[name] for name in ("parameters", "trainable", "macs")},
+            **{name: summary[name] for name in ("parameters", "trainable", "macs")},
         },
         series={
             "epoch": [record["epoch"] for record in epochs],

@@ -32,7 +32,17 @@ __all__ = [
 ]
 
 VOLATILE = (
-    *("output_root", "cache_root", "data_root", "weights_root", "device", "name", "wandb", "loader.workers"),
+    *(
+        "output_root",
+        "cache_root",
+        "data_root",
+        "weights_root",
+        "device",
+        "name",
+        "wandb",
+        "verify_inputs",
+        "loader.workers",
+    ),
     *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
 )
 """Settings that may differ between two executions of the same run: where files lie, what the machine is, what is

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recombine.core.errors import ConfigError, Diverged, Interrupted, RecombineError
 from recombine.core.files import write_atomically
+from recombine.core.inputs import Manifest, collecting
 from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
@@ -74,10 +75,13 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
     if problems:
         raise ConfigError(problems)
     with locked(job.folder) if first_rank() else nullcontext(), StopSignals() as signals:
-        rows = finished(job.folder, job.files()) if job.resume != "never" else None
+        stale = job.stale() if job.resume != "never" else []
+        rows = finished(job.folder, job.files()) if job.resume != "never" and not stale else None
         if rows is None:
             if first_rank():
-                prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), job.resume)
+                _tell(stale, job)
+                resume = "never" if stale else job.resume
+                prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), resume)
             rows = _execute(job, signals)
             if first_rank():
                 note_files(job.folder, job.files())
@@ -89,6 +93,16 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
             # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
             raise Interrupted(signals.received)
     return rows[-1].metrics.get(getattr(job.recipe, "OBJECTIVE", "")) if rows else None
+
+
+def _tell(stale: list[str], job: _Job) -> None:
+    """Say what a run read that is not what it was; ConfigError if it is to be continued all the same."""
+    if not stale:
+        return
+    if job.resume == "must":
+        raise ConfigError([f"engine.resume=must: {job.folder} was made of other inputs", *stale])
+    print(f"starts anew, as its inputs have changed: {job.folder} (what was there is in its folder 'previous')")
+    print("\n".join(f"  {text}" for text in stale))
 
 
 def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigError) -> None:
@@ -115,6 +129,16 @@ class _Job:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.output_root) / self.entry / self.identity.run
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the run reads, noted by the first rank."""
+        roots = {key: self.cfg[key] for key in ("weights_root", "data_root", "output_root") if self.cfg.get(key)}
+        return Manifest(self.folder if first_rank() else None, roots)
+
+    def stale(self) -> list[str]:
+        """What this run read, finished or not, that is no longer as it was."""
+        return self.manifest.changes(self.folder, verify=bool(self.cfg.get("verify_inputs", False)))
 
     def files(self) -> list[Path]:
         return self.recipe.files(self.cfg) if hasattr(self.recipe, "files") else []
@@ -165,8 +189,9 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             *(Path(job.cfg.cache_root), rank, world, job.resume),
         )
         try:
-            for row in job.recipe.run(job.cfg, run):
-                rows.append(row)
+            with collecting(job.manifest):
+                for row in job.recipe.run(job.cfg, run):
+                    rows.append(row)
         except BaseException as raised:
             error = raised
             if isinstance(raised, ConfigError):
@@ -174,6 +199,7 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             rows.append(job.failed(raised))
             raise
         finally:
+            facts["inputs"] = job.manifest.digests()
             facts |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
             rows = [job.complete(row, facts) for row in rows]
             _close(run, rows, error)

@@ -52,5 +52,7 @@ class EntrySettings(Settings):
     """Folder of what can be computed again: converted datasets, predictions."""
     output_root: str = "outputs"
     """Folder of runs."""
+    verify_inputs: bool = False
+    """Compare the contents of what an earlier run read also where size and time of the files are the same."""
     wandb: LoggerSettings = LoggerSettings()
     """Logging."""

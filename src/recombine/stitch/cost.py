@@ -1,4 +1,4 @@
-"""Multiply-adds of single operations, as the authors count them (section 9)."""
+"""Multiply-adds of single operations, as the authors count them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def multiply_adds(layer: nn.Module, shape: tuple[int, ...]) -> int:
     """Of one image through a layer without parts whose output has `shape` (with the batch axis).
 
     A convolution costs its parameters once a pixel of its output, any other layer its parameters once. Activations,
-    sums, pooling and the pixels of a normalisation are free, as in torchinfo, which the authors took. Deviation: a
+    sums, pooling and the pixels of a normalisation are free, as in torchinfo, which the authors used. Deviation: a
     linear layer counts once a token, where torchinfo counts it once.
     """
     parameters = sum(parameter.numel() for parameter in layer.parameters())
@@ -54,7 +54,7 @@ class _Counter(fx.Interpreter):
     def run_node(self, node: Node) -> Any:
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(node)
-        layer = self.fetch_attr(node.target) if node.op == "call_module" else None
+        layer = self.fetch_attr(str(node.target)) if node.op == "call_module" else None
         if layer is not None and not list(layer.children()):
             self.costs[node.name] = multiply_adds(layer, getattr(result, "shape", ()))
         else:

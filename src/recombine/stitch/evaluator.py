@@ -1,42 +1,40 @@
-"""What offspring score on the search images: many in one pass, each network once (section 8.3)."""
+"""Evaluation of offspring: many in one pass over the images, and in a search each network once."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum, maximum
 from recombine.core.errors import Interrupted
 from recombine.core.files import write_atomically
 from recombine.core.types import Loader
-from recombine.engine.evaluate import autocast, evaluating
+from recombine.engine.evaluate import Predictions, autocast, evaluating, predict
 from recombine.models.freeze import digest
 from recombine.run.run import Run
-from recombine.stitch.execution_plan import ExecutionPlan
-from recombine.stitch.search.space import Evaluated
+from recombine.stitch.search.space import Evaluations
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["PERFORMANCES", "Evaluator", "Scores"]
+__all__ = ["Evaluator", "NetworkScores", "predict_networks"]
 
 log = logging.getLogger(__name__)
-PERFORMANCES = ("accuracy", "loss")
 
 
-class Scores(NamedTuple):
-    """Of one network on the search images."""
+class NetworkScores(NamedTuple):
+    """Results of one network on the search images."""
 
     accuracy: float
-    """Share of right answers, 0..1; 0 if the logits are not finite."""
+    """Fraction of correct predictions, 0..1; 0 if the logits are not finite."""
     loss: float
     """Mean cross entropy."""
     cost: int
@@ -44,10 +42,10 @@ class Scores(NamedTuple):
 
 
 class Evaluator:
-    """Genotypes in, objectives out; a network that was measured before, under whatever genotype, is not run again.
+    """Genotypes in, objectives out; a network that was evaluated before, under any genotype, is not run again.
 
-    The images stay on the device. Scores are appended to a file as they come: a search that was interrupted is repeated
-    with that file, asks for the same networks in the same order, and finds them there.
+    The images stay on the device. Scores are appended to a file as they come: an interrupted search is repeated with
+    that file, requests the same networks in the same order, and finds them there.
     """
 
     def __init__(
@@ -61,57 +59,57 @@ class Evaluator:
         eval_batch_networks: int = 32,
         file: Path | None = None,
     ) -> None:
-        """`together`: how many networks go in one pass, which bounds the memory."""
+        """`eval_batch_networks`: networks in one pass, which bounds the memory; `file`: keeps the memo."""
         self.net, self.run, self.precision = net, run, precision
         self.performance, self.eval_batch_networks, self.file = performance, eval_batch_networks, file
         with closing(loader.epoch(0)) as batches:
             self.batches = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
         self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in self.batches))))
-        self.memo: dict[bytes, Scores] = {}
+        self.memo: dict[bytes, NetworkScores] = {}
         """By phenotype."""
         if file is not None:
-            self._open(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
+            self._read_memo(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
 
-    def __call__(self, genotypes: np.ndarray) -> Evaluated:
+    def __call__(self, genotypes: np.ndarray) -> Evaluations:
         """int8 [n, 2m + 1] -> objectives (both to be minimised), accuracy and active genes of each."""
         active = np.stack([self.net.active(genotype) for genotype in genotypes])
         phenotypes = np.where(active, genotypes, 0).astype(np.int8)
         keys = [phenotype.tobytes() for phenotype in phenotypes]
         fresh = {key: phenotype for key, phenotype in zip(keys, phenotypes, strict=True) if key not in self.memo}
-        self._measure(list(fresh.values()))
+        self._evaluate(list(fresh.values()))
         scores = [self.memo[key] for key in keys]
         accuracy = np.array([score.accuracy for score in scores])
         performance = -accuracy if self.performance == "accuracy" else np.array([score.loss for score in scores])
         cost = np.array([float(score.cost) for score in scores])
-        return Evaluated(np.stack([performance, cost], 1), accuracy, active)
+        return Evaluations(np.stack([performance, cost], 1), accuracy, active)
 
-    def _measure(self, phenotypes: Sequence[np.ndarray]) -> None:
-        """Measure new networks; raises Interrupted between two passes."""
-        ordered = sorted(phenotypes, key=bytes)  # neighbours in this order begin alike, and so share layers
+    def _evaluate(self, phenotypes: Sequence[np.ndarray]) -> None:
+        """Evaluate new networks; raises Interrupted between two passes."""
+        ordered = sorted(phenotypes, key=bytes)  # neighbours in this order have a common prefix, and so share layers
         for start in range(0, len(ordered), self.eval_batch_networks):
             (signal,) = maximum(self.run.stop_requested() or 0)
             if signal:
                 raise Interrupted(signal)
             group = ordered[start : start + self.eval_batch_networks]
-            scores = dict(zip((key.tobytes() for key in group), self._scores(group), strict=True))
+            scores = dict(zip((phenotype.tobytes() for phenotype in group), self._scores(group), strict=True))
             self.memo |= scores
             self._append(scores)
 
-    def _scores(self, genotypes: Sequence[np.ndarray]) -> list[Scores]:
-        """One pass over all images, each process over its own; the device is waited for once."""
-        plan, device = ExecutionPlan(self.net, genotypes), self.run.device
-        right = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
-        loss = torch.zeros_like(right)
+    def _scores(self, genotypes: Sequence[np.ndarray]) -> list[NetworkScores]:
+        """One pass over all images, each process over its part; the host waits for the device once."""
+        plan, device = self.net.plan(genotypes), self.run.device
+        correct = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
+        loss = torch.zeros_like(correct)
         with evaluating(self.net):
             for images, labels in self.batches:
                 with autocast(self.precision, device):
-                    logits = torch.stack(plan.logits(self.net.preprocess(images))).float()
-                right += (logits.argmax(2) == labels).sum(1)
+                    logits = torch.stack(self.net.logits(plan, images))
+                correct += (logits.argmax(2) == labels).sum(1)
                 loss += self._cross_entropy(logits, labels)
-        values = all_reduce_sum(torch.stack([right, loss]).cpu()) / self.samples
+        values = all_reduce_sum(torch.stack([correct, loss]).cpu()) / self.samples
         costs = [self.net.cost(genotype) for genotype in genotypes]
         return [
-            Scores(accuracy, mean, cost) if math.isfinite(mean) else Scores(0.0, math.inf, cost)
+            NetworkScores(accuracy, mean, cost) if math.isfinite(mean) else NetworkScores(0.0, math.inf, cost)
             for accuracy, mean, cost in zip(*values.tolist(), costs, strict=True)
         ]
 
@@ -120,22 +118,22 @@ class Evaluator:
         """[G, B, C] and [B] -> sums over the batch [G]."""
         return F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none").sum(1).double()
 
-    def _open(self, file: Path, about: dict) -> None:
-        """Take over what the file holds if it was made with this supernetwork and these images, else start it anew."""
+    def _read_memo(self, file: Path, header: dict) -> None:
+        """Read the memo of a file if it was made with this supernetwork and these images, else start the file anew."""
         lines = file.read_text().splitlines() if file.is_file() else []
-        records = [record for line in lines if (record := _parsed(line)) is not None]
-        known = records[1:] if records[:1] == [about] else []
+        records = [record for line in lines if (record := _parse(line)) is not None]
+        known = records[1:] if records[:1] == [header] else []
         for record in known:
             genotype = np.zeros_like(self.net.genotype)
             genotype[record["on"]], genotype[-1] = 1, record["output"]
             loss = math.inf if record["loss"] is None else record["loss"]
-            self.memo[genotype.tobytes()] = Scores(record["accuracy"], loss, record["cost"])
+            self.memo[genotype.tobytes()] = NetworkScores(record["accuracy"], loss, record["cost"])
         if self.run.main:  # a line that was cut off must not be continued
-            write_atomically(file, "".join(json.dumps(record) + "\n" for record in [about, *known]))
+            write_atomically(file, "".join(json.dumps(record) + "\n" for record in [header, *known]))
             if known:
-                log.info("%s networks were measured before: %s", f"{len(known):,}", file)
+                log.info("%s networks were evaluated before: %s", f"{len(known):,}", file)
 
-    def _append(self, scores: dict[bytes, Scores]) -> None:
+    def _append(self, scores: dict[bytes, NetworkScores]) -> None:
         if self.file is None or not self.run.main:
             return
         with self.file.open("a") as stream:
@@ -146,9 +144,31 @@ class Evaluator:
                 stream.write(json.dumps({**genes, **score._asdict(), "loss": loss}) + "\n")
 
 
-def _parsed(line: str) -> dict | None:
+def _parse(line: str) -> dict | None:
     """One line of the file; None for one that was cut off."""
     try:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def predict_networks(
+    net: Supernetwork, genotypes: np.ndarray, loader: Loader, *, precision: str, eval_batch_networks: int
+) -> Iterator[Predictions]:
+    """The predictions of the network of each genotype [n, L], `eval_batch_networks` of them in one pass."""
+    for start in range(0, len(genotypes), eval_batch_networks):
+        group = genotypes[start : start + eval_batch_networks]
+        found = predict(_NetworkBatch(net, group), loader, precision=precision)
+        for logits in found.logits.unflatten(1, (len(group), -1)).unbind(1):
+            yield found._replace(logits=logits)
+
+
+class _NetworkBatch(nn.Module):
+    """Logits [B, G C] of several genotypes."""
+
+    def __init__(self, net: Supernetwork, genotypes: np.ndarray) -> None:
+        super().__init__()
+        self.net, self.plan = net, net.plan(genotypes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat(self.net.logits(self.plan, images), 1)

@@ -1,4 +1,4 @@
-"""Two graphs some of whose vertices are joined: orders, depths and cycles of what results, the quotient graph."""
+"""The quotient graph of two graphs with joined vertices: its orders, depths and cycles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 
-__all__ = ["Problem", "add_edge", "conflict", "depths", "is_acyclic", "left", "positions", "reachability", "sort"]
+__all__ = [
+    *("MatchingProblem", "add_edge", "depths", "find_conflict", "is_acyclic"),
+    *("positions", "reachability", "remaining_pairs", "sort"),
+]
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class MatchingProblem:
     """Two directed acyclic graphs A and B, their vertices numbered in any order, and which vertices may be joined.
 
-    ValueError if an edge leaves its graph or closes a cycle. Constants are best left out: a vertex without an edge into
-    it counts as an input where depths are measured.
+    ValueError if an edge leaves its graph or closes a cycle. Leave constants out: a vertex without an incoming edge
+    counts as an input where depths are measured.
     """
 
     compatible: np.ndarray
@@ -35,31 +38,36 @@ class Problem:
                 raise ValueError(f"the edges of {name} must be integers [E, 2], not {edges.dtype} {edges.shape}")
             if edges.size and not (edges.min() >= 0 and edges.max() < size):
                 raise ValueError(f"the edges of {name} name a vertex outside 0 to {size - 1}")
-            if _order(edges, np.arange(size)) is None:
-                raise ValueError(f"the edges of {name} close a cycle")
+            try:
+                _order(edges, np.arange(size))
+            except CycleError:
+                raise ValueError(f"the edges of {name} close a cycle") from None
 
 
-def is_acyclic(problem: Problem, pairs: np.ndarray) -> bool:
-    """Whether the graph in which each of `pairs` (int [m, 2]) is one vertex has no cycle.
+def is_acyclic(problem: MatchingProblem, pairs: np.ndarray) -> bool:
+    """Whether the quotient graph, in which each of `pairs` (int [m, 2]) is one vertex, has no cycle.
 
     ValueError if a vertex is in two pairs.
     """
     pairs = np.asarray(pairs, int).reshape(-1, 2)
     if any(len(np.unique(column)) < len(pairs) for column in pairs.T):
         raise ValueError("a vertex is in two pairs")
-    return positions(problem, pairs, np.arange(sum(problem.compatible.shape))) is not None
+    try:
+        positions(problem, pairs, np.arange(sum(problem.compatible.shape)))
+    except CycleError:
+        return False
+    return True
 
 
-def _order(edges: np.ndarray, priority: np.ndarray) -> list[int] | None:
-    """Vertices in topological order, the lowest of `priority` [n] first where several may come; None if cyclic."""
+def _order(edges: np.ndarray, priority: np.ndarray) -> list[int]:
+    """Vertices in topological order, the lowest `priority` [n] first among several; CycleError if cyclic."""
     sorter = TopologicalSorter({vertex: () for vertex in range(len(priority))})
     for source, target in edges.tolist():
         sorter.add(target, source)
-    try:
-        sorter.prepare()
-    except CycleError:
-        return None
-    order, ready, rank = [], [], priority.tolist()
+    sorter.prepare()
+    order: list[int] = []
+    ready: list[tuple[int, int]] = []
+    rank = priority.tolist()
     while sorter:
         for vertex in sorter.get_ready():
             heappush(ready, (rank[vertex], vertex))
@@ -68,24 +76,22 @@ def _order(edges: np.ndarray, priority: np.ndarray) -> list[int] | None:
     return order
 
 
-def _joint(problem: Problem) -> np.ndarray:
+def _union_edges(problem: MatchingProblem) -> np.ndarray:
     """Edges of both graphs, int [E, 2], with B's vertices numbered after A's."""
     return np.concatenate([problem.edges_a, problem.edges_b + len(problem.compatible)])
 
 
-def positions(problem: Problem, pairs: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where A's and B's vertices come in a topological order of the quotient graph; None if it has a cycle."""
+def positions(problem: MatchingProblem, pairs: np.ndarray, priority: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of A's and B's vertices in a topological order of the quotient graph; CycleError if it has none."""
     count = len(problem.compatible)
     name = np.arange(len(priority))
     name[count + pairs[:, 1]] = pairs[:, 0]
-    order = _order(name[_joint(problem)], priority)
-    if order is None:
-        return None
+    order = _order(name[_union_edges(problem)], priority)
     position = np.argsort(order)[name]
     return position[:count], position[count:]
 
 
-def sort(problem: Problem, pairs: np.ndarray) -> np.ndarray:
+def sort(problem: MatchingProblem, pairs: np.ndarray) -> np.ndarray:
     """Acyclic `pairs` in a topological order of the quotient graph, A's numbering first where it leaves a choice."""
     position, _ = positions(problem, pairs, np.arange(sum(problem.compatible.shape)))
     return pairs[np.argsort(position[pairs[:, 0]])]
@@ -101,9 +107,9 @@ def depths(edges: np.ndarray, size: int) -> np.ndarray:
     return d_in / np.maximum(1, d_in + d_out)
 
 
-def reachability(problem: Problem) -> np.ndarray:
-    """Whether the second vertex comes from the first by zero or more edges, bool [n, n], B's numbered after A's."""
-    edges, size = _joint(problem), sum(problem.compatible.shape)
+def reachability(problem: MatchingProblem) -> np.ndarray:
+    """Whether a path of zero or more edges leads from the first vertex to the second, bool [n, n], B after A."""
+    edges, size = _union_edges(problem), sum(problem.compatible.shape)
     reach = np.eye(size, dtype=bool)
     position = np.argsort(_order(edges, np.arange(size)))
     for source, target in edges[np.argsort(-position[edges[:, 0]])]:
@@ -112,12 +118,12 @@ def reachability(problem: Problem) -> np.ndarray:
 
 
 def add_edge(reach: np.ndarray, source: int, target: int) -> None:
-    """Add an edge to what `reach` describes, in place."""
+    """Add an edge to the graph that `reach` describes, in place."""
     reach[reach[:, source] & ~reach[:, target]] |= reach[target]
 
 
-def left(problem: Problem, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs [m, 2] that are one vertex in `reach` (each reaches the other), and bool [|A|, |B|] which may join them."""
+def remaining_pairs(problem: MatchingProblem, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs [m, 2] joined in `reach` (each reaches the other), and which pairs may be joined too, bool [|A|, |B|]."""
     size = len(problem.compatible)
     before, after = reach[:size, size:], reach[size:, :size].T
     joined, allowed = np.argwhere(before & after), problem.compatible & ~(before | after)
@@ -125,7 +131,7 @@ def left(problem: Problem, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return joined, allowed
 
 
-def conflict(reach: np.ndarray, pairs: np.ndarray, size: int) -> tuple[int, int] | None:
+def find_conflict(reach: np.ndarray, pairs: np.ndarray, size: int) -> tuple[int, int] | None:
     """A vertex of A and one of B, in no order yet, on a cycle through possible `pairs`; None if there is no cycle."""
     a, b = pairs[:, 0], size + pairs[:, 1]
     before = np.logical_or.reduce([reach[np.ix_(x, y)] for x in (a, b) for y in (a, b)])

@@ -1,4 +1,4 @@
-"""What is said of offspring beside their objectives: calibration, and whom of their parents they dominate."""
+"""Metrics of offspring beside their objectives: calibration, and which of their parents they dominate."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from recombine.engine.evaluate import Predictions
 from recombine.stitch.pareto import dominates, hypervolume
 
-__all__ = ["BINS", "comparison", "network_measures", "temperature"]
+__all__ = ["BINS", "compare_to_references", "network_metrics", "temperature"]
 
 BINS = 15
 """Of the expected calibration error."""
-NEAR = 0.3
-"""Points of accuracy by which a cheaper ensemble may miss the plain one."""
+MAX_LOSS = 0.3
+"""Points of accuracy that a cheaper ensemble may lose against the ensemble of both parents."""
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, C] are to be divided by for the least cross entropy (temperature scaling): 0.05 to 20."""
+    """The divisor of logits [N, C] with the least cross entropy (temperature scaling), 0.05 to 20."""
     found = minimize_scalar(
         lambda log_t: float(F.cross_entropy(logits.double() / np.exp(log_t), labels)),
         bounds=(np.log(0.05), np.log(20)),
@@ -31,55 +31,57 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def network_measures(search: Predictions, test: Predictions) -> dict[str, float]:
+def network_metrics(search: Predictions, test: Predictions) -> dict[str, float]:
     """Of one network: accuracy (percent), loss and calibration error (percent) on both sets.
 
     `*_scaled` after temperature scaling; the temperature comes from the search images.
     """
-    warm = temperature(search.logits, search.labels)
-    facts = {"temperature": warm}
-    for purpose, said in (("search", search), ("test", test)):
-        facts[f"{purpose}_accuracy"] = 100 * float((said.logits.argmax(1) == said.labels).double().mean())
-        for name, logits in (("", said.logits), ("_scaled", said.logits / warm)):
-            facts[f"{purpose}_loss{name}"] = float(F.cross_entropy(logits.double(), said.labels))
-            error = multiclass_calibration_error(logits.softmax(1), said.labels, logits.shape[1], n_bins=BINS)
-            facts[f"{purpose}_ece{name}"] = 100 * float(error)
-    return facts
+    scale = temperature(search.logits, search.labels)
+    metrics = {"temperature": scale}
+    for purpose, found in (("search", search), ("test", test)):
+        metrics[f"{purpose}_accuracy"] = 100 * float((found.logits.argmax(1) == found.labels).double().mean())
+        for name, logits in (("", found.logits), ("_scaled", found.logits / scale)):
+            metrics[f"{purpose}_loss{name}"] = float(F.cross_entropy(logits.double(), found.labels))
+            error = multiclass_calibration_error(logits.softmax(1), found.labels, logits.shape[1], n_bins=BINS)
+            metrics[f"{purpose}_ece{name}"] = 100 * float(error)
+    return metrics
 
 
-def comparison(front: Mapping[str, Sequence[float]], references: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """A front against both parents and their ensemble, on the images of the search and on those of the test.
+def compare_to_references(
+    front: Mapping[str, Sequence[float]], references: Mapping[str, Sequence[float]]
+) -> dict[str, float]:
+    """A front compared to both parents and their ensemble, on the search images and on the test images.
 
     Both hold lists by name: `search_accuracy` and `test_accuracy` in percent, `cost` in multiply-adds; `references` in
     the order A, B, ensemble. Hypervolumes are percent of the box from (accuracy of the worst reference, cost of the
     ensemble) to (100 %, 0).
     """
-    facts: dict[str, float] = {"front": float(len(front["cost"]))}
-    most = references["cost"][-1]
+    metrics: dict[str, float] = {"front": float(len(front["cost"]))}
+    ensemble_cost = references["cost"][-1]
     for purpose in ("search", "test"):
-        points, three = (
-            np.stack([-np.asarray(side[f"{purpose}_accuracy"]) / 100, np.asarray(side["cost"]) / most], 1)
+        points, parents = (
+            np.stack([-np.asarray(side[f"{purpose}_accuracy"]) / 100, np.asarray(side["cost"]) / ensemble_cost], 1)
             for side in (front, references)
         )
-        who = dominates(points, three)
-        for name, column in zip(("a", "b", "ensemble"), who.T, strict=True):
-            facts[f"{purpose}_dominate_{name}"] = float(column.sum())
-        facts[f"{purpose}_dominate_both_parents"] = float(who[:, :2].all(1).sum())
-        corner = three.max(0)
-        for name, side in (("", points), ("_references", three)):
-            facts[f"{purpose}_hypervolume{name}"] = 100 * hypervolume(side, corner) / (1 + corner[0])
-        facts[f"{purpose}_accuracy_best"] = float(max(front[f"{purpose}_accuracy"]))
+        dominated = dominates(points, parents)
+        for name, column in zip(("a", "b", "ensemble"), dominated.T, strict=True):
+            metrics[f"{purpose}_dominate_{name}"] = float(column.sum())
+        metrics[f"{purpose}_dominate_both_parents"] = float(dominated[:, :2].all(1).sum())
+        corner = parents.max(0)
+        for name, side in (("", points), ("_references", parents)):
+            metrics[f"{purpose}_hypervolume{name}"] = 100 * hypervolume(side, corner) / (1 + corner[0])
+        metrics[f"{purpose}_accuracy_best"] = float(max(front[f"{purpose}_accuracy"]))
     best = int(np.argmax(front["search_accuracy"]))
-    facts["chosen_accuracy"] = float(front["test_accuracy"][best])
-    facts["chosen_gap"] = float(front["search_accuracy"][best] - front["test_accuracy"][best])
-    facts["chosen_cost"] = 100 * float(front["cost"][best]) / most
-    near = [
+    metrics["chosen_accuracy"] = float(front["test_accuracy"][best])
+    metrics["chosen_gap"] = float(front["search_accuracy"][best] - front["test_accuracy"][best])
+    metrics["chosen_cost"] = 100 * float(front["cost"][best]) / ensemble_cost
+    ensembles = [
         k
         for k, output in enumerate(front["output"])
-        if output == 2 and front["search_accuracy"][k] >= references["search_accuracy"][-1] - NEAR
+        if output == 2 and front["search_accuracy"][k] >= references["search_accuracy"][-1] - MAX_LOSS
     ]
-    if near:
-        cheapest = min(near, key=lambda k: front["cost"][k])
-        facts["cheap_ensemble_cost"] = 100 * front["cost"][cheapest] / most
-        facts["cheap_ensemble_accuracy"] = float(front["test_accuracy"][cheapest])
-    return facts
+    if ensembles:
+        cheapest = min(ensembles, key=lambda k: front["cost"][k])
+        metrics["cheap_ensemble_cost"] = 100 * front["cost"][cheapest] / ensemble_cost
+        metrics["cheap_ensemble_accuracy"] = float(front["test_accuracy"][cheapest])
+    return metrics

@@ -1,8 +1,7 @@
-"""Offspring that stand alone: one network of a supernetwork as a model of its own, and as a file (section 5.3)."""
+"""Offspring that stand alone: one network of a supernetwork as a model of its own, and as a file."""
 
 from __future__ import annotations
 
-import json
 import operator
 from copy import deepcopy
 from pathlib import Path
@@ -10,25 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from recombine.core.errors import ConfigError
-from recombine.core.files import replacing
-from recombine.models import Model, zoo
+from recombine.models import Model, artifact, zoo
+from recombine.models.artifact import DAMAGE, kind_of, read_artifact, write_artifact
 from recombine.models.freeze import digest
 from recombine.models.model import Preprocess
 from recombine.stitch.parents import Parent
-from recombine.stitch.supernetwork import STITCH, Read, StitchPoint, Supernetwork
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
+from recombine.stitch.vertices import Operand
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 
+KIND = "offspring"
 FORMAT = 1
-CARD = {"parents": list, "on": list, "output": int, "name": str, "format": int}
-"""What every card says, and how; the rest is there to be read."""
-DAMAGE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, StopIteration)
-"""What building an offspring from a file raises if the file is not as `save` left it."""
+CARD = {"parents": list, "on": list, "output": int, "name": str}
+"""What every card says; other keys are for people to read."""
 
 
 def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, merged: bool = True) -> Model:
@@ -36,7 +33,7 @@ def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, 
 
     `merged` False: the inner network (`.net`) of an ensemble gives both parents' logits in place of their mean.
     """
-    genotype = net.phenotype(net.checked(genotype))
+    genotype = net.phenotype(net.check_genotype(genotype))
     root = nn.Module()
     root.a, root.b = net.nets
     root.renormalise = net.renormalise
@@ -66,22 +63,22 @@ def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> t
     images = graph.placeholder("images")
     made: dict[int, fx.Node] = {}
 
-    def value(read: Read) -> fx.Node:
-        return made[read.stitched if read.gene >= 0 and genotype[read.gene] else read.own]
+    def value(operand: Operand) -> fx.Node:
+        return made[operand.source(genotype)]
 
-    for vertex in net.needed(genotype)[0]:
-        side, what, reads, _ = net.vertices[vertex]
-        if side == STITCH:
-            made[vertex] = graph.call_module(f"stitches.{places[what]}", (value(reads[0]),))
-        elif what.op == "placeholder":
-            other = side == 1 and not net.renormalise.same
-            made[vertex] = graph.call_module("renormalise", (images,)) if other else images
+    for vertex in net.graph.required(genotype)[0]:
+        side, content, operands, _ = net.graph.vertices[vertex]
+        if isinstance(content, int):
+            made[vertex] = graph.call_module(f"stitches.{places[content]}", (value(operands[0]),))
+        elif content.op == "placeholder":
+            normalise = side == 1 and not net.renormalise.same
+            made[vertex] = graph.call_module("renormalise", (images,)) if normalise else images
         else:
-            values = dict(zip(what.all_input_nodes, map(value, reads), strict=True))
-            made[vertex] = graph.node_copy(what, values.__getitem__)
-            if what.op in ("call_module", "get_attr"):
-                made[vertex].target = f"{'ab'[side]}.{what.target}"
-    return graph, [value(read) for read in net.roots[genotype[-1]]]
+            values = dict(zip(content.all_input_nodes, map(value, operands), strict=True))
+            made[vertex] = graph.node_copy(content, values.__getitem__)
+            if content.op in ("call_module", "get_attr"):
+                made[vertex].target = f"{'ab'[side]}.{content.target}"
+    return graph, [value(operand) for operand in net.graph.outputs[genotype[-1]]]
 
 
 def save(
@@ -91,43 +88,30 @@ def save(
     *,
     name: str = "offspring",
     trained: Model | None = None,
-    **facts: Any,
+    **details: Any,
 ) -> Path:
-    """Write an offspring with a card: its parents (by digest), which nodes hand over to which, and `facts`.
+    """Write an offspring with a card: its parents (by digest), the switches that are on, and `details`.
 
     `trained`: the exported offspring, where its weights are no longer those of the supernetwork.
     """
-    genotype = net.phenotype(net.checked(genotype))
+    genotype = net.phenotype(net.check_genotype(genotype))
     on = []
     for gene in np.flatnonzero(genotype[:-1]).tolist():
         pair = net.pairs[gene // 2]
         on.append({"into": "ab"[gene % 2], "a": pair.a.name, "b": pair.b.name})
     parents = [{**parent.model.description(), "digest": digest(parent.model)} for parent in net.parents]
-    card = {"format": FORMAT, "name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **facts}
-    state = (trained or export(net, genotype)).net.state_dict()
-    path = Path(path)
-    with replacing(path) as temporary:
-        tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-        save_file(tensors, temporary, {"offspring": json.dumps(card)})
-    return path
+    card = {"name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **details}
+    return write_artifact(path, KIND, card, (trained or export(net, genotype)).net.state_dict())
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """The card of an offspring file; ConfigError if it is none."""
-    return _read(path)[0]
+    return artifact.read_card(path, KIND, CARD)
 
 
 def offspring_card(path: str | Path) -> dict[str, Any] | None:
     """The card of an offspring file; None if there is no such file or it is something else."""
-    if not (Path(path).suffix == ".safetensors" and Path(path).is_file()):
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            if "offspring" not in (file.metadata() or {}):
-                return None
-    except (OSError, SafetensorError):
-        return None
-    return read_card(path)
+    return read_card(path) if kind_of(path) == KIND else None
 
 
 def load(path: str | Path) -> Model:
@@ -135,45 +119,26 @@ def load(path: str | Path) -> Model:
 
     ConfigError if the file is none, is damaged, or was made with a library whose networks look different.
     """
-    card, tensors = _read(path)
+    _, version, card, tensors = read_artifact(path, KIND, CARD)
+    if version > FORMAT or card.get("format", 1) != 1:  # version 0.1 kept its format in the card
+        raise ConfigError(f"{path} is damaged, or was written by a newer version of Recombine; update it")
     try:
-        net, genotype = _rebuilt(card)
+        net, genotype = _rebuild(card)
         model = export(net, genotype, card["name"])
         model.net.load_state_dict(tensors)
-    except (*DAMAGE, ConfigError) as error:
+    except (*DAMAGE, StopIteration) as error:
         raise ConfigError(
             f"{path} is damaged, or was made with other versions of the libraries its parents come from: {error}"
         ) from error
     return model.requires_grad_(False)
 
 
-def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("offspring")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read as an offspring: {error}") from error
-    if text is None:
-        raise ConfigError(f"{path} is no offspring file; main_stitch.py writes them")
-    try:
-        card = json.loads(text)
-        wrong = [key for key, kind in CARD.items() if not isinstance(card.get(key), kind)]
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged: its card is no JSON object ({error})") from error
-    if wrong or card["format"] != FORMAT:
-        raise ConfigError(
-            f"{path} is damaged or of a newer version: its card does not say {', '.join(wrong) or 'format 1'}"
-        )
-    return card, tensors
-
-
-def _rebuilt(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
+def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
     """A supernetwork of random weights with the pairs that the offspring uses, and its genotype in it."""
-    parents = tuple(Parent(_random(about)) for about in card["parents"])
-    named = [{node.name: node for node in parent.graph.nodes} for parent in parents]
+    first, second = (Parent(_random_parent(description)) for description in card["parents"])
+    a, b = ({node.name: node for node in parent.graph.nodes} for parent in (first, second))
     pairs = list(dict.fromkeys((gene["a"], gene["b"]) for gene in card["on"]))
-    net = Supernetwork(parents, [StitchPoint(named[0][a], named[1][b]) for a, b in pairs])
+    net = Supernetwork((first, second), [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in pairs])
     genotype = np.zeros_like(net.genotype)
     for gene in card["on"]:
         genotype[2 * pairs.index((gene["a"], gene["b"])) + "ab".index(gene["into"])] = 1
@@ -181,10 +146,12 @@ def _rebuilt(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
     return net, genotype
 
 
-def _random(about: dict[str, Any]) -> Model:
+def _random_parent(description: dict[str, Any]) -> Model:
     """A parent as its description says, with random weights."""
     with torch.random.fork_rng(devices=[]):
-        net = zoo.create(about["architecture"], about["options"], classes=about["classes"], pretrained=False).net
+        net = zoo.create(
+            description["architecture"], description["options"], classes=description["classes"], pretrained=False
+        ).net
     keys = ("size", "mean", "std", "crop_pct", "interpolation")
-    facts = {key: about[key] for key in ("name", "classes", "architecture", "options", "tag")}
-    return Model(net, Preprocess(**{key: about[key] for key in keys}), **facts)
+    identity = {key: description[key] for key in ("name", "classes", "architecture", "options", "tag")}
+    return Model(net, Preprocess(**{key: description[key] for key in keys}), **identity)

@@ -1,4 +1,4 @@
-"""A trained network as a graph of single operations, without effects in place (section 2)."""
+"""A trained network as a graph of single operations, without effects in place."""
 
 from __future__ import annotations
 
@@ -9,26 +9,24 @@ import torch
 from torch.fx import Node
 
 from recombine.core.errors import ConfigError
-from recombine.models import Model
+from recombine.models import Model, build
 from recombine.models.blocks import ancestors, channels_last
 from recombine.models.graph import trace
+from recombine.run.config import DictConfig
+from recombine.run.run import Run
 
-__all__ = ["GRANULARITIES", "Parent", "common_preprocessing"]
-
-GRANULARITIES = ("op", "block")
+__all__ = ["Parent", "load_parents", "preprocessing_differences"]
 
 
 class Parent:
-    """A frozen copy of a model, its graph, and the nodes whose values can be handed to another network."""
+    """A frozen copy of a model, its graph, and the nodes whose values can be passed to another network."""
 
     def __init__(self, model: Model, granularity: str = "op") -> None:
         """`granularity`: op takes every operation's value (the paper), block the ends of residual or dense blocks.
 
         Raises ConfigError for networks that cannot be traced, whose graph computes something else than they do, or
-        whose output is no single tensor.
+        whose output is not a single tensor.
         """
-        if granularity not in GRANULARITIES:
-            raise ConfigError(f"granularity={granularity}: one of {', '.join(GRANULARITIES)} is needed")
         self.model, self.name = model, model.name
         self.net = deepcopy(model.net).eval().requires_grad_(False)
         self.traced = trace(self.net, model.size, operations=True)
@@ -38,34 +36,34 @@ class Parent:
         if not isinstance(self.output, Node) or len(self.output.meta.get("shape", ())) != 2:
             raise ConfigError(f"{self.name} gives no single tensor of logits [images, classes]; choose a classifier")
         self._modules = dict(self.net.named_modules())
-        self._compare()
+        self._check_graph()
         self.nodes = tuple(self._candidates(granularity))
         """The nodes that may be joined with nodes of another parent, in the order of their execution."""
 
-    def _compare(self) -> None:
+    def _check_graph(self) -> None:
         """The graph has to compute what the network computes."""
         like = next(self.net.parameters())
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(0)
             images = torch.randn(2, 3, self.model.size, self.model.size).to(like)
-            said = torch.fx.GraphModule(self.net, self.graph)(images)
-            if not torch.equal(said, deepcopy(self.model.net).eval()(images)):
+            logits = torch.fx.GraphModule(self.net, self.graph)(images)
+            if not torch.equal(logits, deepcopy(self.model.net).eval()(images)):
                 raise ConfigError(
                     f"{self.name} computes in a way that its graph does not show (values changed in place behind "
                     f"views, or randomness); it cannot be stitched"
                 )
 
     def _candidates(self, granularity: str) -> list[Node]:
-        made_of_images = {self.input}
+        depends_on_images = {self.input}
         for node in self.graph.nodes:
-            if made_of_images.intersection(node.all_input_nodes):
-                made_of_images.add(node)
-        needed = ancestors([self.output])
+            if depends_on_images.intersection(node.all_input_nodes):
+                depends_on_images.add(node)
+        required = ancestors([self.output])
         ends = {block.output for block in self.traced.blocks} | {p.output for b in self.traced.blocks for p in b.parts}
         return [
             node
             for node in self.graph.nodes
-            if node in made_of_images & needed
+            if node in depends_on_images & required
             and node not in (self.input, self.output)
             and node.op != "output"
             and (granularity == "op" or node in ends)
@@ -73,7 +71,7 @@ class Parent:
         ]
 
     def layout(self, node: Node) -> str | None:
-        """How the value of a node is laid out: NCHW, NC, BNC (tokens) or NHWC; None if it cannot be stitched."""
+        """Layout of the value of a node: NCHW, NC, BNC (tokens) or NHWC; None if it cannot be stitched."""
         shape = node.meta.get("shape", ())
         if not 2 <= len(shape) <= 4 or shape[0] != 1 or not node.meta["floating"]:
             return None
@@ -95,16 +93,32 @@ class Parent:
         return found
 
 
-def common_preprocessing(models: Sequence[Model]) -> list[str]:
-    """Why two parents cannot look at the same pixels; normalisation may differ, size, crop and resizing may not.
+def load_parents(cfg: DictConfig, run: Run) -> tuple[Model, Model]:
+    """Both parents, frozen and in eval mode.
 
-    Deviation: the authors give both parents one normalisation too (section 10.2); here each keeps its own, so that it
-    scores as it does alone.
+    ConfigError if they are one network, or do not see the same pixels.
     """
-    first, second = (model.preprocess.settings() for model in models)
+    a, b = (
+        build(node, weights_root=cfg.weights_root, seed=run.seed).to(run.device).eval().requires_grad_(False)
+        for node in (cfg.a, cfg.b)
+    )
+    if problems := preprocessing_differences(a, b):
+        raise ConfigError(problems)
+    if a.digest() == b.digest():
+        raise ConfigError("a and b are the same network; offspring need two, such as b=resnet32")
+    return a, b
+
+
+def preprocessing_differences(a: Model, b: Model) -> list[str]:
+    """Why two parents do not see the same pixels: size, crop and resizing have to be equal, normalisation has not.
+
+    Deviation: the authors give both parents one normalisation too; here each keeps its own, so that it scores as it
+    does alone.
+    """
+    first, second = a.preprocess.settings(), b.preprocess.settings()
     return [
-        f"the parents look at different pixels: {key} is {first[key]} for {models[0].name} and {second[key]} for "
-        f"{models[1].name}; set a.{key}={second[key]} or b.{key}={first[key]}"
+        f"the parents see different pixels: {key} is {first[key]} for {a.name} and {second[key]} for {b.name}; set "
+        f"a.{key}={second[key]} or b.{key}={first[key]}"
         for key in ("size", "crop_pct", "interpolation")
         if first[key] != second[key]
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -161,7 +162,7 @@ def _families(axes: Axes, whole: Mapping[str, tuple[float, str]], stitched: Mapp
     best = max(accuracy for accuracy, _ in whole.values())
     for name, (accuracy, colour) in whole.items():
         axes.axhline(accuracy, color=colour, linewidth=1, linestyle=(0, (4, 2)))
-        place = {"va": "bottom" if accuracy == best else "top", "color": colour}
+        place: dict[str, Any] = {"va": "bottom" if accuracy == best else "top", "color": colour}
         axes.annotate(name, (1, accuracy), (3, 0), axes.get_yaxis_transform(), "offset points", **place)
     for (name, values), colour, marker in zip(stitched.items(), (BLUE, RED), "os", strict=True):
         axes.plot(values, color=colour, marker=marker, markersize=4, linewidth=0.7, label=name)

@@ -4,88 +4,46 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from recombine import models as zoo
-from recombine.core.errors import ConfigError
-from recombine.core.types import Row
-from recombine.data.checks import check_node
-from recombine.models.registry import training_hint
+from recombine.core.types import Loader, Row
 from recombine.report.plots import save_plots
-from recombine.run.config import build, plain
+from recombine.run.config import plain
+from recombine.run.console import show
 from recombine.run.run import Run
-from recombine.stitch import offspring, stitches
-from recombine.stitch.evaluator import PERFORMANCES, Evaluator
-from recombine.stitch.matching import Problem, match
-from recombine.stitch.metrics import comparison, network_measures
-from recombine.stitch.parents import GRANULARITIES
+from recombine.stitch import offspring
+from recombine.stitch.evaluator import Evaluator, predict_networks
+from recombine.stitch.images import check_classes, open_images
+from recombine.stitch.metrics import compare_to_references, network_metrics
+from recombine.stitch.parents import load_parents
 from recombine.stitch.plots import PLOTS
-from recombine.stitch.retraining import WHAT, Retrained, retrained
-from recombine.stitch.run_search import budget, search
-from recombine.stitch.search.space import Space
+from recombine.stitch.retraining import RetrainedOffspring, retrain
+from recombine.stitch.run_search import search
 from recombine.stitch.search.sweep import references
-from recombine.stitch.settings import StitchSettings
+from recombine.stitch.settings import MatchingSettings, StitchSettings
+from recombine.stitch.stitches import join, train_stitches
 from recombine.stitch.supernetwork import Supernetwork
 from recombine.stitch.training import relative_errors
-from recombine.stitch.workbench import Workbench
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "run"]
+__all__ = ["OBJECTIVE", "SETTINGS", "cell", "run"]
 
 log = logging.getLogger(__name__)
-SMALLEST = Problem(np.ones((1, 1), bool), np.zeros((0, 2), int), np.zeros((0, 2), int))
-"""Two networks of one node: what a matching is tried on before there are others."""
-OBJECTIVE = "search_hypervolume"
-"""What a hyper-parameter search maximises; never anything of the test images."""
-
-
 SETTINGS = StitchSettings
 """The class that declares the config."""
+OBJECTIVE = "search_hypervolume"
+"""What a hyper-parameter search maximises; never a metric of the test images."""
 
-
-def check(cfg: DictConfig) -> list[str]:
-    """Problems of both parents, the images, the matching, the method and the search, without loading any."""
-    problems: list[str] = []
-    if cfg.get("search_data"):
-        problems += [f"search_data: {text}" for text in check_node(plain(cfg.search_data), cfg.data_root, "dataset")]
-    for node in (cfg.a, cfg.b):
-        hint = training_hint(str(node.name), cfg.weights_root)
-        problems += [text + hint for text in zoo.check(node, weights_root=cfg.weights_root, frozen=True)]
-    if not 0 < cfg.search_fraction < 1:
-        problems.append(f"search_fraction={cfg.search_fraction}: between 0 and 1, such as search_fraction=0.1")
-    if cfg.performance not in PERFORMANCES:
-        problems.append(f"performance={cfg.performance}: one of {', '.join(PERFORMANCES)}")
-    if cfg.retrain.what not in WHAT:
-        problems.append(f"retrain.what={cfg.retrain.what}: one of {', '.join(WHAT)}")
-    for key, least in (("eval_batch_networks", 1), ("num_saved", 0)):
-        if type(cfg[key]) is not int or cfg[key] < least:
-            problems.append(f"{key}={cfg[key]}: an integer of at least {least}")
-    return problems + _parts_problems(cfg)
-
-
-def _parts_problems(cfg: DictConfig) -> list[str]:
-    """What the constructors of method, search and matching refuse."""
-    problems = []
-    settings = plain(cfg.matching)
-    granularity = settings.pop("granularity")
-    if granularity not in GRANULARITIES:
-        problems.append(f"matching.granularity={granularity}: one of {', '.join(GRANULARITIES)}")
-    smallest = np.array([2, 2, 3])
-    for make in (
-        lambda: build(cfg.method),
-        lambda: build(cfg.search, space=Space(smallest, cfg.expected_stitches), budget=budget(cfg), seed=0),
-        lambda: match(SMALLEST, **settings),
-    ):
-        try:
-            make()
-        except ConfigError as error:
-            problems += error.problems
-    return problems
+Columns = dict[str, list]
+"""A table of networks by column."""
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
@@ -105,100 +63,114 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """One supernetwork, one search in it, one row."""
-    bench = Workbench(cfg, run)
+    stitch_run = replace(run, seed=cfg.stitch_seed)  # searches with different seeds share one supernetwork
+    a, b = load_parents(cfg, run)
+    images = open_images(cfg, stitch_run)
     try:
-        bench.describe()
-        net, facts = stitches.join(bench)
-        facts |= stitches.train(bench, net, build(cfg.method))
-        series = stitch_errors(bench, net)
-        genotypes, watch = search(cfg, run, net, evaluator(bench, net))
-        front, three = (measured(bench, net, some) for some in (genotypes, references(len(net.genotype))))
-        facts |= watch.totals() | comparison(front, three) | parents(three)
-        series |= watch.single_stitches()
-        again = retrained(bench, net, genotypes[: cfg.num_saved])
-        facts |= retraining_facts(front, again)
+        check_classes((a, b), images)
         if run.main:
-            leave(bench, net, genotypes, front, again)
+            show(zoo.describe((a, b)))
+        evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
+        loaders = {"search": images.search(*evaluation), "test": images.test(*evaluation)}
+        matching = MatchingSettings.of(plain(cfg.matching), "matching")
+        net, metrics = join((a, b), matching, stitch_run, channels_last=cfg.engine.channels_last)
+        metrics |= train_stitches(net, images.training(a, cfg.batch_size), cfg, stitch_run)
+        series = stitch_errors(net, loaders["search"], cfg.engine.precision)
+        genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"]))
+        front = evaluate_networks(net, genotypes, loaders, cfg)
+        parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
+        metrics |= monitor.totals() | compare_to_references(front, parents) | reference_metrics(parents)
+        series |= monitor.single_stitches()
+        retrained = retrain(net, genotypes[: cfg.num_saved], images, loaders, cfg, stitch_run)
+        metrics |= retraining_gains(front, retrained)
+        if run.main:
+            pd.DataFrame(front).to_csv(run.dir / "front.csv", index_label="network", float_format="%.6g")
+            details = {"class_names": list(images.data.class_names), "dataset": cfg.dataset.name}
+            run.stats["files"] = save_offspring(net, genotypes, front, retrained, run.dir / "offspring", details)
     finally:
-        bench.close()
-    series |= watch.curve | prefixed("front", front) | prefixed("reference", three)
-    series |= {"retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in again]}
-    facts["stitch_error"] = float(np.median(series["stitch_errors"]))
-    row = Row(cell(cfg), facts, series)
+        images.close()
+    series |= monitor.curve | add_prefix("front", front) | add_prefix("reference", parents)
+    series |= {"retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in retrained]}
+    metrics["stitch_error"] = float(np.median(series["stitch_errors"]))
+    row = Row(cell(cfg), metrics, series)
     if run.main:
         save_plots(PLOTS, [row], run)
     yield row
 
 
-def evaluator(bench: Workbench, net: Supernetwork) -> Evaluator:
-    """Measures offspring on the images of the search, and remembers them in the run's folder."""
-    cfg = bench.cfg
-    options = {
-        "precision": cfg.engine.precision,
-        "performance": cfg.performance,
-        "eval_batch_networks": cfg.eval_batch_networks,
-    }
-    return Evaluator(net, bench.loader("search"), bench.run, **options, file=bench.run.dir / "evaluations.jsonl")
+def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> Evaluator:
+    """Evaluates offspring on the images of the search; its memo is a file in the run's folder."""
+    return Evaluator(
+        net,
+        loader,
+        run,
+        precision=cfg.engine.precision,
+        performance=cfg.performance,
+        eval_batch_networks=cfg.eval_batch_networks,
+        file=run.dir / "evaluations.jsonl",
+    )
 
 
-def stitch_errors(bench: Workbench, net: Supernetwork) -> dict[str, list]:
-    """Each stitch's squared error relative to the variance of what it repeats, on the images of the search."""
-    errors = relative_errors(net, bench.loader("search"), bench.cfg.engine.precision)
+def stitch_errors(net: Supernetwork, loader: Loader, precision: str) -> Columns:
+    """Each stitch's squared error relative to the variance of its target, on the images of the search."""
+    errors = relative_errors(net, loader, precision)
     names = [f"{pair.a.name} | {pair.b.name}" for pair in net.pairs]
     return {"pair_nodes": names, "stitch_errors": [round(error, 6) for error in errors.tolist()]}
 
 
-def measured(bench: Workbench, net: Supernetwork, genotypes: np.ndarray) -> dict[str, list]:
-    """Columns of what is known of some networks: genes, cost, accuracy and calibration on both sets of images."""
-    said = zip(*(bench.said(net, genotypes, purpose) for purpose in ("search", "test")), strict=True)
-    lines = []
-    for genotype, (search_said, test_said) in zip(genotypes, said, strict=True):
+def evaluate_networks(
+    net: Supernetwork, genotypes: np.ndarray, loaders: Mapping[str, Loader], cfg: DictConfig
+) -> Columns:
+    """A table of networks: genes, cost, accuracy and calibration on both sets of images."""
+    options = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    search, test = (predict_networks(net, genotypes, loaders[purpose], **options) for purpose in ("search", "test"))
+    rows = []
+    for genotype, on_search, on_test in zip(genotypes, search, test, strict=True):
         phenotype = net.phenotype(genotype)
         genes = {"on": np.flatnonzero(phenotype[:-1]).tolist(), "output": int(phenotype[-1])}
-        lines.append(genes | {"cost": net.cost(genotype)} | network_measures(search_said, test_said))
-    return {key: [line[key] for line in lines] for key in lines[0]}
+        rows.append(genes | {"cost": net.cost(genotype)} | network_metrics(on_search, on_test))
+    return {key: [row[key] for row in rows] for key in rows[0]}
 
 
-def parents(three: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def reference_metrics(parents: Columns) -> dict[str, float]:
     """Accuracy and cost of both parents and their ensemble."""
     return {
-        f"{key}_{name}": float(three[key][k])
+        f"{key}_{name}": float(parents[key][k])
         for key in ("search_accuracy", "test_accuracy", "test_ece", "cost")
         for k, name in enumerate(("a", "b", "ensemble"))
     }
 
 
-def prefixed(prefix: str, columns: Mapping[str, list]) -> dict[str, list]:
-    """The columns under names of their own."""
+def add_prefix(prefix: str, columns: Columns) -> Columns:
+    """The columns under prefixed names."""
     return {f"{prefix}_{key}": values for key, values in columns.items()}
 
 
-def retraining_facts(front: Mapping[str, list], again: Sequence[Retrained | None]) -> dict[str, float]:
-    """What training with labels has changed, mean over the offspring that were trained."""
-    done = [k for k, one in enumerate(again) if one is not None]
+def retraining_gains(front: Columns, retrained: Sequence[RetrainedOffspring | None]) -> dict[str, float]:
+    """Changes by training with labels, mean over the offspring that were trained."""
+    pairs = [(k, one.metrics) for k, one in enumerate(retrained) if one is not None]
     return {
-        f"retrained_{key}_gain": float(np.mean([again[k].metrics[key] - front[key][k] for k in done]))
+        f"retrained_{key}_gain": float(np.mean([metrics[key] - front[key][k] for k, metrics in pairs]))
         for key in ("search_accuracy", "test_accuracy", "test_loss")
-        if done
+        if pairs
     }
 
 
-def leave(
-    bench: Workbench,
+def save_offspring(
     net: Supernetwork,
     genotypes: np.ndarray,
-    front: Mapping[str, list],
-    again: Sequence[Retrained | None],
-) -> None:
-    """Write the front as CSV, and the most accurate offspring as files of their own."""
-    folder, cfg = bench.run.dir, bench.cfg
-    pd.DataFrame(front).to_csv(folder / "front.csv", index_label="network", float_format="%.6g")
-    files, facts = [], {"class_names": list(bench.data.class_names), "dataset": cfg.dataset.name}
-    for k, (genotype, trained) in enumerate(zip(genotypes, again, strict=False)):
-        path = folder / "offspring" / f"{k}.safetensors"
-        facts["metrics"] = trained.metrics if trained else {key: values[k] for key, values in front.items()}
+    front: Columns,
+    retrained: Sequence[RetrainedOffspring | None],
+    folder: Path,
+    details: Mapping[str, Any],
+) -> list[str]:
+    """Write the most accurate offspring to files, with `details` on their cards; returns the paths."""
+    files = []
+    for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=False)):
+        metrics = one.metrics if one else {key: values[k] for key, values in front.items()}
         name = f"{net.name}-{k}".replace(" ", "")
-        offspring.save(net, genotype, path, name=name, trained=trained and trained.model, **facts)
+        path = folder / f"{k}.safetensors"
+        offspring.save(net, genotype, path, name=name, trained=one and one.model, **details, metrics=metrics)
         files.append(str(path))
-    bench.run.stats["files"] = files
-    log.info("Offspring are in %s", folder / "offspring")
+    log.info("Offspring are in %s", folder)
+    return files

@@ -1,8 +1,11 @@
-"""Offspring trained further with labels (section 12.5): what the search found is a start, not an end."""
+"""Offspring trained further with labels, after the search.
+
+As in the authors' code: SGD at a constant learning rate, at most one epoch, the stitches alone or all weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,45 +13,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recombine.core.types import Batch, Step
+from recombine.core.types import Batch, Loader, Step
 from recombine.engine.engine import Engine
 from recombine.engine.evaluate import predict
 from recombine.engine.method import Method
 from recombine.models import Model
-from recombine.run.config import build, plain
-from recombine.stitch.metrics import network_measures
+from recombine.run.config import DictConfig, build, plain
+from recombine.run.run import Run
+from recombine.stitch.images import ImageSplits
+from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
 from recombine.stitch.supernetwork import Supernetwork
-from recombine.stitch.workbench import Workbench
 
-__all__ = ["WHAT", "Branches", "Retrained", "Retraining", "retrained"]
-
-WHAT = ("none", "stitches", "all")
+__all__ = ["Branches", "RetrainedOffspring", "Retraining", "retrain"]
 
 
-class Retrained(NamedTuple):
-    """An offspring with its new weights, and what it scores with them."""
+class RetrainedOffspring(NamedTuple):
+    """An offspring with new weights, and its metrics with them."""
 
     model: Model
-    """As `export(merged=False)` gives it."""
+    """As `export(merged=False)` returns it."""
     metrics: dict[str, float]
 
 
 class Branches(nn.Module):
-    """An offspring whose inner network gives the logits of each output it has, one or two."""
+    """An offspring whose inner network returns the logits of each output it has, one or two."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
-    def each(self, images: Tensor) -> tuple[Tensor, ...]:
+    def branch_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [B, 3, H, W] -> logits [B, C] of each output."""
         return self.model.net(self.model.preprocess(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Their mean, as the offspring says it."""
-        outputs = self.each(images)
-        return (sum(outputs) / len(outputs)).float()
+        """Their mean: the logits of the offspring."""
+        outputs = self.branch_logits(images)
+        return (sum(outputs[1:], outputs[0]) / len(outputs)).float()
 
 
 class Retraining(Method):
@@ -57,8 +59,10 @@ class Retraining(Method):
     Deviation: BatchNorm keeps its statistics; what the authors do with them is not known.
     """
 
+    net: Branches
+
     def __init__(self, net: Branches, what: str) -> None:
-        """`what` trains: stitches, or all weights."""
+        """`what` is trained: `stitches`, or `all` weights."""
         super().__init__(net)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(what == "all" or ".stitches." in name)
@@ -71,27 +75,42 @@ class Retraining(Method):
 
     def forward(self, batch: Batch) -> Step:
         """The loss over all outputs."""
-        logits = self.net.each(batch.images)
+        logits = self.net.branch_logits(batch.images)
         loss = F.cross_entropy(torch.cat(logits).float(), batch.labels.repeat(len(logits)))
         return Step(loss, {"loss": loss.detach()})
 
 
-def retrained(bench: Workbench, net: Supernetwork, genotypes: Sequence[np.ndarray]) -> list[Retrained | None]:
-    """Train copies of some offspring and measure them again; None for those that have nothing that is to train."""
-    if bench.cfg.retrain.what == "none":
+def retrain(
+    net: Supernetwork,
+    genotypes: np.ndarray,
+    images: ImageSplits,
+    loaders: Mapping[str, Loader],
+    cfg: DictConfig,
+    run: Run,
+) -> list[RetrainedOffspring | None]:
+    """Train copies of offspring [n, L] and evaluate them again; None for those without a weight that is trained.
+
+    `loaders`: the images of `search` and `test`.
+    """
+    if cfg.retrain.what == "none":
         return [None] * len(genotypes)
-    return [_retrained(bench, net, genotype, f"retrain/{k}") for k, genotype in enumerate(genotypes)]
+    train = images.training(net.parents[0].model, cfg.retrain.batch_size, labelled=True)
+    options = {**plain(cfg.engine), "epochs": 1, "max_steps": cfg.retrain.max_steps}
+    retrained: list[RetrainedOffspring | None] = []
+    for k, genotype in enumerate(genotypes):
+        branches = Branches(export(net, genotype, merged=False))
+        method = Retraining(branches, cfg.retrain.what)
+        if not _trainable(method.parameters()):
+            retrained.append(None)
+            continue
+        optimizer, schedule = build(cfg.retrain.optimizer), build(cfg.retrain.schedule)
+        Engine(options, run).fit(method, train, optimizer, schedule, name=f"retrain/{k}")
+        search, test = (
+            predict(branches, loaders[purpose], precision=cfg.engine.precision) for purpose in ("search", "test")
+        )
+        retrained.append(RetrainedOffspring(branches.model, network_metrics(search, test)))
+    return retrained
 
 
-def _retrained(bench: Workbench, net: Supernetwork, genotype: np.ndarray, name: str) -> Retrained | None:
-    cfg = bench.cfg.retrain
-    branches = Branches(export(net, genotype, merged=False))
-    method = Retraining(branches, cfg.what)
-    if not any(parameter.requires_grad for parameter in method.parameters()):
-        return None
-    engine = Engine({**plain(bench.cfg.engine), "epochs": 1, "max_steps": cfg.max_steps}, bench.training_run)
-    loader = bench.training_loader(cfg.batch_size, labelled=True)
-    engine.fit(method, loader, build(cfg.optimizer), build(cfg.schedule), name=name)
-    precision = bench.cfg.engine.precision
-    said = (predict(branches, bench.loader(purpose), precision=precision) for purpose in ("search", "test"))
-    return Retrained(branches.model, network_measures(*said))
+def _trainable(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)

@@ -2,25 +2,173 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from recombine.core.builds import Builds, Node
+from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
-from recombine.engine.settings import TrainingSettings
+from recombine.engine.settings import OptimizerNode, ScheduleNode, TrainingSettings
+from recombine.models.checks import check_model
+from recombine.models.settings import ModelSettings
 
-__all__ = ["StitchSettings"]
+__all__ = ["MatchingSettings", "RetrainSettings", "StitchMethodSettings", "StitchSearchSettings", "StitchSettings"]
+
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Population = Annotated[int, Field(ge=2, examples=[128])]
+Steering = Annotated[float, Field(ge=0, le=1)]
+
+
+class MatchingSettings(Settings):
+    """Which nodes of the parents are joined."""
+
+    method: Literal["lcs", "greedy_depth"] = "lcs"
+    """lcs: the most pairs that can be found. greedy_depth: the nearest in depth first, as a baseline."""
+    granularity: Literal["op", "block"] = "op"
+    """op: every operation, as in the paper. block: the ends of residual or dense blocks, for large parents."""
+    depth_tiebreak: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """How much a difference in depth counts against a pair; it never costs one."""
+    restarts: Whole = 100
+    """Random orders tried where the first matching is not known to be a largest one."""
+    time_limit: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds, for what the first matching leaves open."""
+    max_matches: Annotated[int, Field(ge=1, examples=[168])] | None = None
+    """Keep this many pairs, evenly spread in depth; null: all."""
+
+
+class StitchMethodSettings(Settings):
+    """How stitches get their weights."""
+
+    name: str = "stitch"
+    """The method's name in rows."""
+    init: Literal["default", "std", "lstsq"] = "default"
+    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: the exact optimum on `init_images`."""
+    init_images: Count = 1024
+    """Training images that std and lstsq see."""
+
+
+class StitchSearchSettings(Settings):
+    """A search for offspring."""
+
+    name: str = "search"
+    """The search's name in rows."""
+
+
+class RandomSearchSettings(StitchSearchSettings, target="recombine.stitch.search.random.RandomSearch"):
+    """Stratified random samples."""
+
+    population: Population = 128
+    """Individuals; of random search, samples in a batch."""
+    steering: Steering = 0.5
+    """Accuracy required by the time all of the budget is spent; the requirement grows from 0. 0: none."""
+
+
+class FamilialGaSettings(RandomSearchSettings, target="recombine.stitch.search.ga.FamilialGa"):
+    """Genetic algorithm in which children compete with their parents."""
+
+
+class GomeaSettings(RandomSearchSettings, target="recombine.stitch.search.gomea.Gomea"):
+    """Gene-pool optimal mixing by a linkage tree of the population."""
+
+
+class LkGomeaSettings(RandomSearchSettings, target="recombine.stitch.search.gomea.LkGomea"):
+    """GOMEA with linkage kernels: linkage and donors from each individual's neighbourhood."""
+
+
+class Nsga2Settings(StitchSearchSettings, target="recombine.stitch.search.nsga2.Nsga2"):
+    """NSGA-II."""
+
+    name: str = "nsga2"
+    """The search's name in rows."""
+    population: Population = 128
+    """Individuals."""
+
+
+class SingleStitchSweepSettings(StitchSearchSettings, target="recombine.stitch.search.sweep.SingleStitchSweep"):
+    """Both parents, their ensemble and every network with a single stitch."""
+
+    name: str = "single_stitch_sweep"
+    """The search's name in rows."""
+
+
+class RetrainSettings(Settings):
+    """Training of the saved offspring with labels, after the search."""
+
+    what: Literal["none", "stitches", "all"] = "none"
+    """The weights that are trained: those of the stitches, all, or none."""
+    batch_size: Count = 8
+    """Samples of a training step."""
+    max_steps: Whole | None = 1000
+    """Training steps, at most one epoch; null: one epoch."""
+    optimizer: OptimizerNode
+    """The optimizer."""
+    schedule: ScheduleNode
+    """The learning rate over the training."""
 
 
 class StitchSettings(TrainingSettings):
-    """Stitching."""
+    """Join two networks and search for offspring that beat both."""
 
-    model_config = ConfigDict(extra="allow")
-
+    a: ModelSettings
+    """The first parent."""
+    b: ModelSettings
+    """The second parent, of the same task."""
     dataset: DatasetSettings
-    """The images."""
+    """The images: stitches are trained on its training images, results are reported on its test images."""
+    search_data: DatasetSettings | None = None
+    """Offspring are searched on the test images of this data set; null: on a part of those of `dataset`."""
+    search_fraction: Annotated[float, Field(gt=0, lt=1, examples=[0.1])] = 0.5
+    """Part of the test images of `dataset` that offspring are searched on; results are reported on the others."""
     loader: LoaderSettings = LoaderSettings()
     """The loader."""
+    matching: MatchingSettings = MatchingSettings()
+    """Which nodes of the parents are joined."""
+    method: Annotated[
+        Node,
+        Builds(
+            "a method of stitching",
+            "method=stitch_lstsq",
+            StitchMethodSettings,
+            base="recombine.stitch.settings.StitchMethodSettings",
+        ),
+    ]
+    """How stitches get their weights."""
+    stitch_seed: Whole = 0
+    """Seed of the stitches: searches with different seeds share one supernetwork."""
+    search: Annotated[
+        Node,
+        Builds(
+            "a search",
+            "search=ga_familial",
+            StitchSearchSettings,
+            base="recombine.stitch.search.base.Search",
+            late=("space", "budget", "seed"),
+        ),
+    ]
+    """The search algorithm."""
+    budget: Annotated[int, Field(ge=1, examples=[5000])] = 5000
+    """Networks that a search may request."""
+    budget_unit: Literal["requests", "unique"] = "requests"
+    """What the budget counts: all requests, as in the paper, or different networks."""
+    expected_stitches: Annotated[float, Field(gt=0)] = 6.2
+    """Stitches that are on in an initial individual, on average."""
+    performance: Literal["accuracy", "loss"] = "accuracy"
+    """First objective, beside the cost: accuracy, or loss, which asks for calibration too."""
+    eval_batch_networks: Count = 32
+    """Networks evaluated in one pass over the images; more share more layers and need more memory."""
+    num_saved: Whole = 5
+    """Offspring of the front that are written to files, the most accurate on the search images first."""
+    retrain: RetrainSettings
+    """Training of these with labels."""
 
     def check(self, path: str) -> list[str]:
-        """Absent files, and a split that is not there."""
-        return check_data(self.dataset, self.data_root)
+        """Absent files and weights of both parents and of the data."""
+        problems = check_data(self.dataset, self.data_root)
+        if self.search_data is not None:
+            problems += check_data(self.search_data, self.data_root, path="search_data")
+        for name, model in (("a", self.a), ("b", self.b)):
+            problems += check_model(model, self.weights_root, frozen=True, path=name)
+        return problems

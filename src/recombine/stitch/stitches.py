@@ -16,101 +16,105 @@ from safetensors.torch import load_file, save_file
 from recombine.core.distributed import gather
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing, write_atomically
+from recombine.core.types import Loader
 from recombine.engine.engine import Engine
+from recombine.models import Model
 from recombine.models.freeze import digest
-from recombine.run.config import build, plain
-from recombine.stitch.init import initialise
+from recombine.run.config import DictConfig, build, plain
+from recombine.run.run import Run
 from recombine.stitch.layers import compatible
-from recombine.stitch.matching import Problem, match
+from recombine.stitch.matching import MatchingProblem, match
 from recombine.stitch.parents import Parent
+from recombine.stitch.settings import MatchingSettings, StitchMethodSettings
+from recombine.stitch.stitch_init import initialise
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
-from recombine.stitch.training import Stitching, StitchTraining
-from recombine.stitch.workbench import Workbench
+from recombine.stitch.training import StitchTraining
 
-__all__ = ["join", "problem", "train"]
+__all__ = ["join", "matching_problem", "train_stitches"]
 
 log = logging.getLogger(__name__)
 
 
-def problem(parents: tuple[Parent, Parent]) -> Problem:
-    """Which nodes of two parents can be stitched, and the graphs between them (section 3)."""
-    shapes = [[(p.layout(node), tuple(node.meta["shape"])) for node in p.nodes] for p in parents]
-    fits = np.array([[compatible(*a, *b) for b in shapes[1]] for a in shapes[0]], bool)
-    edges = [np.array(p.edges(p.nodes), int).reshape(-1, 2) for p in parents]
-    return Problem(fits.reshape(len(shapes[0]), len(shapes[1])), *edges)
+def matching_problem(parents: tuple[Parent, Parent]) -> MatchingProblem:
+    """The nodes of two parents that may be joined, and the graphs between them."""
+    shapes = [[(str(parent.layout(node)), tuple(node.meta["shape"])) for node in parent.nodes] for parent in parents]
+    fits = [[compatible(*a, *b) for b in shapes[1]] for a in shapes[0]]
+    edges = [np.array(parent.edges(parent.nodes), int).reshape(-1, 2) for parent in parents]
+    return MatchingProblem(np.array(fits, np.bool_).reshape(len(shapes[0]), len(shapes[1])), *edges)
 
 
-def join(bench: Workbench) -> tuple[Supernetwork, dict[str, float]]:
-    """The supernetwork of all nodes that match, its stitches drawn from `stitch_seed`, and facts of the matching.
+def join(
+    models: tuple[Model, Model], settings: MatchingSettings, run: Run, *, channels_last: bool
+) -> tuple[Supernetwork, dict[str, float]]:
+    """The supernetwork of all nodes that match, its stitches drawn from the seed of `run`, and metrics of the matching.
 
     The pairs are kept in the run's folder: where the matching ends by its time limit, another try may end elsewhere.
     """
-    granularity = bench.cfg.matching.granularity
-    parents = tuple(Parent(model, granularity) for model in bench.models)
-    file = bench.run.dir / "matching.json"
-    found = json.loads(file.read_text()) if file.is_file() else gather(_matched(bench, parents))[0]
-    if bench.run.main:
+    parents = (Parent(models[0], settings.granularity), Parent(models[1], settings.granularity))
+    file = run.dir / "matching.json"
+    found = json.loads(file.read_text()) if file.is_file() else gather(_match(parents, settings, run.seed))[0]
+    if run.main:
         write_atomically(file, json.dumps(found, indent=1))
-    named = [{node.name: node for node in parent.nodes} for parent in parents]
+    a, b = ({node.name: node for node in parent.nodes} for parent in parents)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(bench.training_run.seed)
-        net = Supernetwork(parents, [StitchPoint(named[0][a], named[1][b]) for a, b in found["pairs"]])
-    layout = torch.channels_last if bench.cfg.engine.channels_last else torch.contiguous_format
-    facts = {"pairs": len(net.pairs), "pairs_bound": found["bound"], "pairs_proven": found["proven"]}
-    facts |= {"stitch_parameters": sum(p.numel() for p in net.stitches.parameters())}
+        torch.default_generator.manual_seed(run.seed)
+        net = Supernetwork(parents, [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in found["pairs"]])
+    metrics = {"pairs": len(net.pairs), "pairs_bound": found["bound"], "pairs_proven": found["proven"]}
+    metrics |= {"stitch_parameters": sum(p.numel() for p in net.stitches.parameters())}
     more = " (no more are possible)" if found["proven"] else ""
     log.info("%s: %d pairs of nodes joined%s", net.name, len(net.pairs), more)
-    return net.to(bench.run.device, memory_format=layout), {key: float(value) for key, value in facts.items()}
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return net.to(run.device).to(memory_format=layout), {key: float(value) for key, value in metrics.items()}
 
 
-def _matched(bench: Workbench, parents: tuple[Parent, Parent]) -> dict[str, Any]:
+def _match(parents: tuple[Parent, Parent], settings: MatchingSettings, seed: int) -> dict[str, Any]:
     """The names of the matched nodes, and how many there could be at most."""
-    settings = plain(bench.cfg.matching)
-    del settings["granularity"]
-    a, b = (parent.name for parent in parents)
-    if not all(parent.nodes for parent in parents) or not (wanted := problem(parents)).compatible.any():
+    a, b = parents
+    problem = matching_problem(parents) if a.nodes and b.nodes else None
+    if problem is None or not problem.compatible.any():
         raise ConfigError(
-            f"no node of {a} can be stitched with one of {b}: nowhere are feature maps of one size; take networks that "
-            f"shrink their images alike, or matching.granularity=op"
+            f"no node of {a.name} can be stitched with one of {b.name}: nowhere are feature maps of one size; take "
+            f"networks that shrink their images alike, or matching.granularity=op"
         )
-    found = match(wanted, **settings, seed=bench.training_run.seed)
-    pairs = [(parents[0].nodes[i].name, parents[1].nodes[j].name) for i, j in found.pairs.tolist()]
+    found = match(problem, settings, seed=seed)
+    pairs = [(a.nodes[i].name, b.nodes[j].name) for i, j in found.pairs.tolist()]
     return {"pairs": pairs, "bound": found.bound, "proven": found.proven}
 
 
-def train(bench: Workbench, net: Supernetwork, method: Stitching) -> dict[str, float]:
-    """Train all stitches, or take those that a run with the same parents, settings and images has left."""
-    loader = bench.training_loader(bench.cfg.batch_size)
-    path = _place(bench, net, method, loader.digest)
-    if path.is_file() and _known(net, path):
+def train_stitches(net: Supernetwork, loader: Loader, cfg: DictConfig, run: Run) -> dict[str, float]:
+    """Train all stitches, or load those that a run with the same parents, settings and images has trained."""
+    method: StitchMethodSettings = build(cfg.method)
+    path = run.cache / "stitches" / f"{_cache_key(net, method, loader, plain(cfg))}.safetensors"
+    if path.is_file() and _load(net, path):
         log.info("the stitches of %s were trained before: %s", net.name, path)
         return {}
     initialise(net, method.init, loader, method.init_images)
-    engine = Engine(bench.cfg.engine, bench.training_run)
-    fit = engine.fit(StitchTraining(net), loader, build(bench.cfg.optimizer), build(bench.cfg.schedule), name="stitch")
-    if bench.run.main:
+    optimizer, schedule = build(cfg.optimizer), build(cfg.schedule)
+    fit = Engine(cfg.engine, run).fit(StitchTraining(net), loader, optimizer, schedule, name="stitch")
+    if run.main:
         with replacing(path) as temporary:
             state = {key: value.detach().cpu().contiguous() for key, value in net.stitches.state_dict().items()}
             save_file(state, temporary)
     return {"stitch_seconds": fit.seconds}
 
 
-def _place(bench: Workbench, net: Supernetwork, method: Stitching, data: str) -> Path:
-    """A file name that is a function of everything the trained stitches depend on."""
-    cfg = plain(bench.cfg)
-    nodes = [[pair.a.name, pair.b.name] for pair in net.pairs]
-    keys = ("optimizer", "schedule", "batch_size", "stitch_seed")
-    engine = {
-        key: cfg["engine"].get(key)
-        for key in ("epochs", "max_steps", "precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
+def _cache_key(net: Supernetwork, method: StitchMethodSettings, loader: Loader, cfg: dict[str, Any]) -> str:
+    """A digest of everything that the trained stitches depend on."""
+    engine_keys = ("epochs", "max_steps", "precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
+    identity = {
+        "network": digest(net),
+        "pairs": [[pair.a.name, pair.b.name] for pair in net.pairs],
+        "data": loader.digest,
+        "augment": cfg["dataset"].get("augment"),
+        "method": vars(method),
+        "engine": {key: cfg["engine"].get(key) for key in engine_keys},
+        **{key: cfg[key] for key in ("optimizer", "schedule", "batch_size", "stitch_seed")},
     }
-    facts = {"network": digest(net), "pairs": nodes, "data": data, "augment": cfg["dataset"].get("augment")}
-    facts |= {"method": vars(method), "engine": engine} | {key: cfg[key] for key in keys}
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return bench.run.cache / "stitches" / f"{name}.safetensors"
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _known(net: Supernetwork, path: Path) -> bool:
+def _load(net: Supernetwork, path: Path) -> bool:
+    """Load trained stitches; False if the file is damaged."""
     try:
         net.stitches.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:

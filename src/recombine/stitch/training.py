@@ -1,43 +1,19 @@
-"""All stitches trained at once: each repeats the other network's features, no labels are used (section 7)."""
+"""All stitches trained at once: each reproduces the other network's features, no labels are used."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum
-from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.evaluate import autocast
 from recombine.engine.method import Method
-from recombine.stitch.init import INITIALISATIONS
 from recombine.stitch.layers import rows
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["StitchTraining", "Stitching", "relative_errors"]
-
-
-@dataclass(frozen=True)
-class Stitching:
-    """How stitches get their weights (the `method` node)."""
-
-    name: str = "stitch"
-    init: str = "default"
-    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: the exact optimum on `init_images`."""
-    init_images: int = 1024
-    """Training images that std and lstsq look at."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.init not in INITIALISATIONS:
-            problems.append(f"method.init={self.init}: one of {', '.join(INITIALISATIONS)} is needed")
-        if type(self.init_images) is not int or self.init_images < 1:
-            problems.append(f"method.init_images={self.init_images}: an integer of at least 1 is needed")
-        if problems:
-            raise ConfigError(problems)
+__all__ = ["StitchTraining", "relative_errors"]
 
 
 class StitchTraining(Method):
@@ -48,12 +24,13 @@ class StitchTraining(Method):
     """
 
     frozen = ("net.nets",)
+    net: Supernetwork
 
     def __init__(self, net: Supernetwork) -> None:
         super().__init__(net)
 
     def forward(self, batch: Batch) -> Step:
-        """The loss of a batch; its labels are not read."""
+        """The loss of a batch, without its labels."""
         features = self.net.features(batch.images)
         losses, spreads = [], []
         for gene, stitch in enumerate(self.net.stitches):
@@ -67,25 +44,27 @@ class StitchTraining(Method):
 
 
 TINY = 1e-12
-"""Least variance of a target; a constant one has none."""
+"""Smallest variance of a target; a constant one has none."""
 
 
 @torch.no_grad()
 def relative_errors(net: Supernetwork, loader: Loader, precision: str) -> Tensor:
     """For each stitch its mean squared error over all samples / the variance of its target within channels [2m].
 
-    0 repeats the features, 1 is as good as the mean of each channel.
+    0: equal to the features; 1: no better than the mean of each channel.
     """
     sums: list[list[Tensor]] = []
     for batch in loader.epoch(0):
         with autocast(precision, batch.images.device):
             features = net.features(batch.images)
-            given = [stitch(features[gene ^ 1]) for gene, stitch in enumerate(net.stitches)]
+            stitched = [stitch(features[gene ^ 1]) for gene, stitch in enumerate(net.stitches)]
         fresh = []
-        for gene, (value, target) in enumerate(zip(given, features, strict=True)):
-            said, wanted = (rows(v, net.layout(gene)).double() for v in (value, target))
-            count = wanted.new_full((1,), len(wanted))
-            fresh.append([(said - wanted).square().sum().view(1), wanted.square().sum().view(1), wanted.sum(0), count])
+        for gene, (value, target) in enumerate(zip(stitched, features, strict=True)):
+            values, targets = (rows(v, net.layout(gene)).double() for v in (value, target))
+            count = targets.new_full((1,), len(targets))
+            fresh.append(
+                [(values - targets).square().sum().view(1), targets.square().sum().view(1), targets.sum(0), count]
+            )
         if sums:
             sums = [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(sums, fresh, strict=True)]
         else:

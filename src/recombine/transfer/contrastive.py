@@ -1,4 +1,4 @@
-"""Distillation of features (section 3.5): cosine similarities within a batch (CD) and contrast with a memory (CRD).
+"""Distillation of features: cosine similarities within a batch (CD) and contrast with a memory (CRD).
 
 Deviation: features are what enters the last classifier layer (`Model.features`). The authors take timm's networks
 without classifier, which is the same but for distilled networks with two classifiers, whose two tokens they average
@@ -7,7 +7,8 @@ and of which the second is taken here; another place would need a rule for every
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,9 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch, Step
 from recombine.models import Model
-from recombine.transfer.assignment import flips, shares
 from recombine.transfer.losses import cross_entropy, kl_divergence
-from recombine.transfer.method import Transfer, step
-from recombine.transfer.options import number
+from recombine.transfer.method import Transfer, make_step
+from recombine.transfer.sample_selection import find_flips, flip_percentages
 from recombine.transfer.teacher_cache import FrozenTeachers
 
 __all__ = [
@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 
-class ContrastiveSamples(NamedTuple):
+@dataclass(frozen=True)
+class ContrastiveSamples:
     """The training samples: positions in their split (ascending) and labels, int64 [n] each."""
 
     index: Tensor
@@ -39,8 +40,8 @@ class ContrastiveSamples(NamedTuple):
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """KL between the rows' softmax of the cosine-similarity matrices [B, B] of features [B, D], summed, 0-d."""
-    own, wanted = (F.normalize(features, dim=1) for features in (student, teacher))
-    return kl_divergence(own @ own.T, wanted @ wanted.T).sum()
+    student, teacher = (F.normalize(features, dim=1) for features in (student, teacher))
+    return kl_divergence(student @ student.T, teacher @ teacher.T).sum()
 
 
 class _FeatureDistillation(Transfer):
@@ -60,11 +61,8 @@ class _FeatureDistillation(Transfer):
         temperature: float = 1.0,
         batchnorm: str = "adapt",
     ) -> None:
-        """`temperature` is KL's."""
+        """`temperature` is that of KL."""
         super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
-        number("temperature", temperature, 1.0, above=0)
-        for option, weight in (("xe", xe_weight), ("kl", kl_weight), ("contrast", contrast_weight)):
-            number(f"{option}_weight", weight, 1.0, least=0)
         self.weights, self.temperature = (xe_weight, kl_weight, contrast_weight), temperature
 
     def forward(self, batch: Batch) -> Step:
@@ -80,7 +78,7 @@ class _FeatureDistillation(Transfer):
         if kl:
             terms["kl"] = kl_divergence(logits, target, self.temperature).mean()
             loss = loss + kl * terms["kl"]
-        return step(loss, terms | shares(flips(logits, target, batch.labels)))
+        return make_step(loss, terms | flip_percentages(find_flips(logits, target, batch.labels)))
 
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """The loss between features [B, D]."""
@@ -103,6 +101,16 @@ class ContrastiveMemory(nn.Module):
     starts at vectors of length 1, where theirs have it on average.
     """
 
+    student: Tensor
+    teacher: Tensor
+    constants: Tensor
+    """Normalisers of both directions, [2]; negative before the first batch."""
+    order: Tensor
+    start: Tensor
+    sizes: Tensor
+    rows: Tensor
+    """Row of each dataset index in the memory; -1 where it has none."""
+
     def __init__(
         self, samples: ContrastiveSamples, dimensions: int, negatives: int, temperature: float, momentum: float
     ) -> None:
@@ -112,7 +120,7 @@ class ContrastiveMemory(nn.Module):
         for name in ("student", "teacher"):
             self.register_buffer(name, F.normalize(torch.randn(count, dimensions), dim=1))
         self.register_buffer("constants", torch.full((2,), -1.0))
-        # samples sorted by class: those of other classes are all but one stretch of the order
+        # samples sorted by class: those of other classes are all but one contiguous range of the order
         sizes = torch.bincount(samples.labels)
         self.register_buffer("order", samples.labels.argsort(stable=True), persistent=False)
         self.register_buffer("start", sizes.cumsum(0) - sizes, persistent=False)
@@ -132,9 +140,9 @@ class ContrastiveMemory(nn.Module):
         rows = self.rows[batch.index]
         chosen = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
         pairs = ((student, self.teacher), (teacher, self.student))
-        loss = sum(self._nce(embedding, bank[chosen], side) for side, (embedding, bank) in enumerate(pairs))
-        self._remember(rows, student.detach(), teacher.detach())
-        return loss
+        losses = [self._nce(embedding, bank[chosen], side) for side, (embedding, bank) in enumerate(pairs)]
+        self._update(rows, student.detach(), teacher.detach())
+        return losses[0] + losses[1]
 
     def _nce(self, embedding: Tensor, contrasted: Tensor, side: int) -> Tensor:
         scores = torch.exp(torch.einsum("bkd,bd->bk", contrasted, embedding) / self.temperature)
@@ -149,7 +157,7 @@ class ContrastiveMemory(nn.Module):
         return -(real + false).mean()
 
     @torch.no_grad()
-    def _remember(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
+    def _update(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
         for bank, fresh in ((self.student, student), (self.teacher, teacher)):
             bank[rows] = F.normalize(torch.lerp(fresh, bank[rows], self.momentum), dim=1)
 
@@ -171,17 +179,11 @@ class RepresentationDistillation(_FeatureDistillation):
     ) -> None:
         """`dimensions` of the embeddings; their projections train with the student and are dropped afterwards."""
         super().__init__(net, teachers, **options)
-        number("dimensions", dimensions, 128, least=1, whole=True)
-        number("negatives", negatives, 4096, least=1, whole=True)
-        number("nce_temperature", nce_temperature, 0.07, above=0)
-        number("nce_momentum", nce_momentum, 0.5, least=0, most=1)
-        for side, model in (("of_student", net), ("of_teacher", teachers.models[0])):
-            setattr(self, side, nn.Linear(model.width, dimensions))
+        self.project_student = nn.Linear(net.width, dimensions)
+        self.project_teacher = nn.Linear(teachers.models[0].width, dimensions)
         self.memory = ContrastiveMemory(samples, dimensions, negatives, nce_temperature, nce_momentum)
 
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """NCE against the memory."""
-        embedded = (
-            F.normalize(layer(x), dim=1) for layer, x in ((self.of_student, student), (self.of_teacher, teacher))
-        )
-        return self.memory(*embedded, batch)
+        embeddings = self.project_student(student), self.project_teacher(teacher)
+        return self.memory(*(F.normalize(embedding, dim=1) for embedding in embeddings), batch)

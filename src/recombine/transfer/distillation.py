@@ -1,4 +1,4 @@
-"""Learning from a teacher, from labels, from both, or from oneself (sections 3.1 to 3.3)."""
+"""Learning from a teacher, from labels, from both, or from oneself."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recombine.core.types import Batch, Step
 from recombine.engine.optim import ModelEma
 from recombine.models import Model
-from recombine.transfer.assignment import Flips, flips, shares
 from recombine.transfer.losses import cross_entropy, kl_divergence, masked_mean
-from recombine.transfer.method import Transfer, step
-from recombine.transfer.options import flag, number, one_of
+from recombine.transfer.method import Transfer, make_step
+from recombine.transfer.sample_selection import find_flips, flip_percentages
 from recombine.transfer.teacher_cache import FrozenTeachers
 
 __all__ = ["Distillation", "MomentumDistillation", "SelfDistillation"]
 
-KL_SAMPLES = ("all", "not_negative", "positive")
 AUTHORS_BATCH = 256
 """Batch size at which the authors give the interval of slow weights."""
 
 
 class Distillation(Transfer):
-    """L = w KL(teacher || student) + (1 - w) XE(labels): kl (w = 1), xekl, xe (w = 0) (sections 3.1, 3.2)."""
+    """L = w KL(teacher || student) + (1 - w) XE(labels): kl (w = 1), xekl, xe (w = 0)."""
 
     def __init__(
         self,
@@ -41,19 +40,12 @@ class Distillation(Transfer):
         xe_on_probabilities: bool = False,
         batchnorm: str = "adapt",
     ) -> None:
-        """`topk` restricts KL to the teacher's largest logits; with `kl_weight` 0 the teacher is never asked.
+        """`topk` restricts KL to the teacher's largest logits; with `kl_weight` 0 the teacher is never evaluated.
 
         `kl_samples`: all, not_negative (without those only the current student gets right) or positive (only those
-        the teacher alone gets right). `xe_on_probabilities` is the slip behind the published numbers.
+        the teacher alone gets right). `xe_on_probabilities` reproduces an error behind the published numbers.
         """
-        number("kl_weight", kl_weight, 0.5, least=0, most=1)
         super().__init__(net, name=name, teachers=teachers if kl_weight > 0 else None, batchnorm=batchnorm)
-        one_of("kl_samples", kl_samples, KL_SAMPLES)
-        number("temperature", temperature, 1.0, above=0)
-        if topk is not None:
-            number("topk", topk, 100, least=1, whole=True)
-        number("label_smoothing", label_smoothing, 0.1, least=0, most=1)
-        flag("xe_on_probabilities", xe_on_probabilities)
         self.kl_weight, self.temperature, self.topk, self.kl_samples = kl_weight, temperature, topk, kl_samples
         self.label_smoothing, self.xe_on_probabilities = label_smoothing, xe_on_probabilities
         self.reads_labels = kl_weight < 1 or kl_samples != "all"
@@ -64,33 +56,35 @@ class Distillation(Transfer):
         Where labels are read, the logs hold the flips of the teacher with respect to the current student.
         """
         student = self.net(batch.images)
-        terms: dict[str, Tensor] = {}
-        flipped: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        logs: dict[str, Tensor] = {}
         if self.kl_weight > 0:
             (teacher,) = self.teachers(batch)
-            flip = flips(student, teacher, batch.labels) if self.reads_labels else None
-            terms["kl"] = self._kl(student, teacher, flip)
-            flipped = {} if flip is None else shares(flip)
+            losses["kl"], logs = self._kl(student, teacher, batch.labels)
         if self.kl_weight < 1:
-            terms["xe"] = cross_entropy(
+            losses["xe"] = cross_entropy(
                 student,
                 batch.labels,
                 label_smoothing=self.label_smoothing,
                 on_probabilities=self.xe_on_probabilities,
             ).mean()
         weights = {"kl": self.kl_weight, "xe": 1 - self.kl_weight}
-        loss = sum(weights[term] * value for term, value in terms.items())
-        return step(loss, terms | flipped)
+        loss = torch.stack([weights[term] * value for term, value in losses.items()]).sum()
+        return make_step(loss, losses | logs)
 
-    def _kl(self, student: Tensor, teacher: Tensor, flip: Flips | None) -> Tensor:
+    def _kl(self, student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """KL of the chosen samples, 0-d, and percentages of flips where labels are read."""
         values = kl_divergence(student, teacher, self.temperature, self.topk)
-        if self.kl_samples == "all":
-            return values.mean()
-        return masked_mean(values, ~flip.negative if self.kl_samples == "not_negative" else flip.positive)
+        if not self.reads_labels:
+            return values.mean(), {}
+        flips = find_flips(student, teacher, labels)
+        chosen = {"not_negative": ~flips.negative, "positive": flips.positive}
+        loss = values.mean() if self.kl_samples == "all" else masked_mean(values, chosen[self.kl_samples])
+        return loss, flip_percentages(flips)
 
 
 class MomentumDistillation(Distillation):
-    """Distillation whose published weights follow the trained ones slowly: xekl_mcl (section 3.3).
+    """Distillation whose published weights follow the trained ones slowly: xekl_mcl.
 
         slow <- decay * slow + (1 - decay) * fast           every `every * 256 / batch_size` steps
 
@@ -114,9 +108,6 @@ class MomentumDistillation(Distillation):
         `options` are those of `Distillation`.
         """
         super().__init__(net, teachers, **options)
-        number("decay", decay, 0.9999, least=0, below=1)
-        number("every", every, 2, above=0)
-        flag("reset_fast_on_eval", reset_fast_on_eval)
         self.every = max(1, round(every * AUTHORS_BATCH / batch_size))
         self.reset_fast_on_eval = reset_fast_on_eval
         self.slow = ModelEma(net, decay)
@@ -127,7 +118,7 @@ class MomentumDistillation(Distillation):
             self.slow.update()
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
+    def evaluation_weights(self) -> Iterator[None]:
         """Run a block with the slow weights."""
         if self.reset_fast_on_eval:
             self.slow.publish()
@@ -142,7 +133,7 @@ class MomentumDistillation(Distillation):
 
 
 class SelfDistillation(Transfer):
-    """The initial student teaches on every sample: the control without any teacher (section 3.6)."""
+    """The initial student teaches on every sample: the control without any teacher."""
 
     reads_labels = False
 
@@ -150,10 +141,9 @@ class SelfDistillation(Transfer):
         self, net: Model, initial: FrozenTeachers, *, name: str, temperature: float = 1.0, batchnorm: str = "adapt"
     ) -> None:
         super().__init__(net, name=name, initial=initial, batchnorm=batchnorm)
-        number("temperature", temperature, 1.0, above=0)
         self.temperature = temperature
 
     def forward(self, batch: Batch) -> Step:
         """KL to the initial student."""
         (target,) = self.initial(batch)
-        return step(kl_divergence(self.net(batch.images), target, self.temperature).mean(), {})
+        return make_step(kl_divergence(self.net(batch.images), target, self.temperature).mean(), {})

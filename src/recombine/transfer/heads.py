@@ -1,4 +1,4 @@
-"""Classifiers for somebody's own classes: any two networks of a library can be compared on any folder of images.
+"""Classifiers for other classes: any two networks of a library can be compared on any folder of images.
 
 Distilled networks have two classifiers, whose mean are the logits: each is fitted on what enters it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +21,24 @@ from recombine.models.model import head_names
 
 __all__ = ["find_heads", "fit_heads", "logistic_regression"]
 
+Head = nn.Linear | nn.Conv2d
+
 
 def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
     """Fit the classifiers of `model` to the samples of `loader` on its frozen features, in place; deterministic."""
-    heads: list[nn.Module] = []
-    entered: dict[nn.Module, Tensor] = {}
+    heads: list[Head] = []
+    inputs_of: dict[nn.Module, Tensor] = {}
     features, labels = [], []
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        entered[layer] = _pooled(inputs[0])
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        inputs_of[layer] = _pooled(inputs[0])
 
     with evaluating(model):
         for batch in loader.epoch(0):
             heads = heads or find_heads(model, batch.images[:2])
-            with autocast(precision, batch.images.device), _hooked(heads, keep):
+            with autocast(precision, batch.images.device), _hooked(heads, record):
                 model(batch.images)
-            features.append([entered[head] for head in heads])
+            features.append([inputs_of[head] for head in heads])
             labels.append(batch.labels.clone())
     for head, parts in zip(heads, zip(*features, strict=True), strict=True):
         weight, bias = logistic_regression(torch.cat(parts), torch.cat(labels), model.classes)
@@ -47,26 +50,26 @@ def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
     return model
 
 
-def find_heads(model: Model, images: Tensor) -> list[nn.Module]:
-    """The last layers with an output for each class whose outputs' mean are the logits, whatever these outputs are.
+def find_heads(model: Model, images: Tensor) -> list[Head]:
+    """The last layers with an output for each class whose mean output is the logits, whatever these outputs are.
 
     Raises ConfigError for a network that makes its logits in another way: fitted layers would not fit its logits.
     """
-    layers = [model.net.get_submodule(name) for name in head_names(model.net, model.classes)]
+    layers = [cast(Head, model.net.get_submodule(name)) for name in head_names(model.net, model.classes)]
     random = torch.Generator().manual_seed(0)
-    said: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
-    def say(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        said[layer] = torch.randn(output.shape, generator=random).to(output)
-        return said[layer].clone()  # what follows may work in place
+    def replace(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        outputs[layer] = torch.randn(output.shape, generator=random).to(output)
+        return outputs[layer].clone()  # what follows may work in place
 
-    with evaluating(model), _hooked(layers, say):
+    with evaluating(model), _hooked(layers, replace):
         logits = model(images)
-    called = [layer for layer in layers if layer in said]
+    called = [layer for layer in layers if layer in outputs]
     for first in reversed(range(len(called))):
-        outputs = [_pooled(said[layer]) for layer in called[first:]]
-        alike = all(output.shape == logits.shape for output in outputs)
-        if alike and torch.allclose(torch.stack(outputs).mean(0), logits, rtol=1e-3, atol=1e-4):
+        last = [_pooled(outputs[layer]) for layer in called[first:]]
+        alike = all(output.shape == logits.shape for output in last)
+        if alike and torch.allclose(torch.stack(last).mean(0), logits, rtol=1e-3, atol=1e-4):
             return called[first:]
     raise ConfigError(
         f"fit_heads=true cannot fit the classifier of {model.name}: its logits are not the mean of its layers with "
@@ -112,5 +115,5 @@ def logistic_regression(
 
     optimizer.step(objective)
     with torch.no_grad():
-        plain = weight / std
-        return plain, bias - plain @ mean
+        weight = weight / std
+        return weight, bias - weight @ mean

@@ -10,16 +10,16 @@ __all__ = ["cross_entropy", "kl_divergence", "masked_mean"]
 
 
 def kl_divergence(student: Tensor, target: Tensor, temperature: float = 1.0, topk: int | None = None) -> Tensor:
-    """T^2 KL(softmax(target / T) || softmax(student / T)) of each sample in nats, [B] (section 3.1).
+    """T^2 KL(softmax(target / T) || softmax(student / T)) of each sample in nats, [B].
 
     With `topk` only the target's k largest logits and the student's at the same classes enter, both renormalised.
     """
     if topk is not None and topk < target.shape[1]:
         target, classes = target.topk(topk, dim=1)
         student = student.gather(1, classes)
-    wanted = F.log_softmax(target / temperature, dim=1)
-    given = F.log_softmax(student / temperature, dim=1)
-    return temperature**2 * F.kl_div(given, wanted, reduction="none", log_target=True).sum(1)
+    targets = F.log_softmax(target / temperature, dim=1)
+    inputs = F.log_softmax(student / temperature, dim=1)
+    return temperature**2 * F.kl_div(inputs, targets, reduction="none", log_target=True).sum(1)
 
 
 def cross_entropy(
@@ -28,7 +28,7 @@ def cross_entropy(
     """Cross entropy of each sample in nats, [B].
 
     Deviation: the authors' code applies it to softmax probabilities as if they were logits, and smooths these instead
-    of the labels; `on_probabilities` does the same, for the numbers they publish (section 3.2).
+    of the labels. `on_probabilities` does the same, to reproduce the published numbers.
     """
     if not on_probabilities:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")

@@ -1,4 +1,4 @@
-"""What all transfer methods share.
+"""What all transfer methods share, and the one that trains nothing.
 
 A constructor's parameters say what a method needs; the recipe supplies `net` (the student), `teachers`, `initial` (the
 student as it was), `partner` (a teacher that trains too), `samples` and `batch_size` to those that ask for them.
@@ -16,27 +16,39 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Step
 from recombine.engine.method import Method
 from recombine.models import Model
-from recombine.transfer.options import one_of
+from recombine.transfer.settings import takes_one_teacher
 from recombine.transfer.teacher_cache import FrozenTeachers
 
-__all__ = ["Ensemble", "Transfer", "share", "step"]
-
-BATCHNORM = ("adapt", "keep")
+__all__ = ["Ensemble", "Transfer", "make_step"]
 
 
 class Transfer(Method):
-    """A student that trains beside frozen networks.
+    """A student that trains beside frozen networks; a method of your own derives from it.
 
     Deviation: the authors log knowledge gain and loss on the training samples for every method, and flips too. Here a
-    method logs what its own forward passes tell: gain and loss where the initial student is asked anyway (kl_dp and
-    its ablations), flips where a teacher is asked and labels are read. A pass more for each step would only fill a log.
+    method logs what its own forward passes tell: gain and loss where the initial student is evaluated anyway (kl_dp
+    and its ablations), flips where a teacher is evaluated and labels are read. Another forward pass in each step would
+    only fill a log.
+
+    Example:
+        # my_methods.py, used by: method._target_=my_methods.SquaredError
+        class SquaredError(Transfer):
+            reads_labels = False
+
+            def forward(self, batch):
+                (target,) = self.teachers(batch)
+                return make_step((self.net(batch.images) - target).square().mean(), {})
     """
 
     reads_labels = True
-    """Whether the labels of training samples are used; if not, the recipe hands over none."""
+    """Whether the labels of training samples are used; if not, the recipe passes none."""
     reads_logits = True
-    """Whether only the logits of frozen networks are used, so that remembered ones do."""
+    """Whether only the logits of frozen networks are used, so that cached ones do."""
     many_teachers = False
+    """Whether several teachers can be learned from at once."""
+    net: Model
+    teachers: FrozenTeachers
+    initial: FrozenTeachers
 
     def __init__(
         self,
@@ -49,20 +61,16 @@ class Transfer(Method):
     ) -> None:
         """`name` is the method's in rows; `batchnorm` adapt or keep: whether running statistics follow the data."""
         super().__init__(net)
-        one_of("batchnorm", batchnorm, BATCHNORM)
         self.name, self.batchnorm = name, batchnorm
         for part, networks in (("teachers", teachers), ("initial", initial)):
             if networks is not None:
                 setattr(self, part, networks)
                 self.frozen = (*self.frozen, part)
         if teachers is not None and len(teachers.models) > 1 and not self.many_teachers:
-            raise ConfigError(
-                f"method={name} takes one teacher at a time, not {len(teachers.models)}; method=kl_dp takes many, and "
-                "combine=sequential gives one after the other"
-            )
+            raise ConfigError(takes_one_teacher(name, len(teachers.models)))
 
     def train(self, mode: bool = True) -> Transfer:
-        """Switch to training; the BatchNorms of all networks keep their statistics if they are to."""
+        """Switch to training; with `batchnorm` keep, the running statistics of all networks stay."""
         super().train(mode)
         if self.batchnorm == "keep":
             for module in self.modules():
@@ -71,12 +79,12 @@ class Transfer(Method):
         return self
 
     def on_epoch(self, epoch: int) -> None:
-        """Tell remembered logits which views the epoch shows."""
+        """Tell cached logits which images the epoch mirrors."""
         for part in self.frozen:
-            self.get_submodule(part).epoch = epoch
+            getattr(self, part).epoch = epoch
 
     @contextmanager
-    def measured(self) -> Iterator[None]:
+    def evaluation_weights(self) -> Iterator[None]:
         """Run a block with the weights in `net` that would be published now."""
         yield
 
@@ -85,7 +93,7 @@ class Transfer(Method):
 
 
 class Ensemble(Transfer):
-    """No training: the more confident of the initial student and the teacher answers (section 3.6)."""
+    """No training: the more confident of the initial student and the teacher predicts."""
 
     reads_labels = False
 
@@ -93,11 +101,6 @@ class Ensemble(Transfer):
         super().__init__(net, name=name)
 
 
-def share(mask: Tensor) -> Tensor:
-    """Samples of the batch that a bool mask [B] holds, percent, 0-d and on the device."""
-    return 100 * mask.float().mean()
-
-
-def step(loss: Tensor, logs: dict[str, Tensor]) -> Step:
+def make_step(loss: Tensor, logs: dict[str, Tensor]) -> Step:
     """A loss with its logs, all detached."""
     return Step(loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}})

@@ -1,4 +1,4 @@
-"""Transfer from several teachers: one after the other, all at once, or as a soup of single students (section 8)."""
+"""Transfer from several teachers: one after the other, all at once, or as a soup of single students."""
 
 from __future__ import annotations
 
@@ -16,50 +16,30 @@ from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.evaluate import Predictions, predict
 from recombine.models import Model
-from recombine.run.config import plain
 from recombine.run.run import Run
 from recombine.transfer import networks, training
-from recombine.transfer.checks import list_problems, method_problems, name_of, network_problems, option_problems, same
-from recombine.transfer.metrics import change, transfer_measures
-from recombine.transfer.recipe import curves, training_measures, variant
-from recombine.transfer.settings import MultiTeacherSettings
+from recombine.transfer.metrics import accuracy_changes, transfer_metrics
+from recombine.transfer.recipe import curves, training_metrics, variant
+from recombine.transfer.settings import MultiTeacherSettings, name_of, same_network
 from recombine.transfer.training import TransferResult
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "cell", "check", "in_order", "run", "soup"]
+__all__ = ["OBJECTIVE", "SETTINGS", "average_weights", "cell", "run", "sort_teachers"]
+
+Networks = dict[str, Model]
+PredictionsByName = dict[str, Predictions]
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
-ORDERS = ("ascending", "descending", "given")
-COMBINES = ("sequential", "parallel", "soup")
-
-
 SETTINGS = MultiTeacherSettings
 """The class that declares the config."""
 
 
-def check(cfg: DictConfig) -> list[str]:
-    """Problems of data, networks, their combination and the options, without loading any."""
-    problems = option_problems(cfg)
-    for key, known in (("combine", COMBINES), ("order", ORDERS)):
-        if cfg[key] not in known:
-            problems.append(f"{key}={cfg[key]}: one of {', '.join(known)} is needed")
-    if found := list_problems("teachers", cfg.teachers, 2):
-        return problems + method_problems(cfg, frozen=True) + found
-    problems += method_problems(cfg, len(cfg.teachers) if cfg.combine == "parallel" else 1, frozen=True)
-    names = [name_of(node) for node in cfg.teachers]
-    problems += [same(cfg.student.name, name_of(t)) for t in cfg.teachers if t == cfg.student.name]
-    nodes = {"student": cfg.student, **dict(zip(names, plain(cfg.teachers), strict=True))}
-    return problems + network_problems(cfg, nodes)
-
-
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
-    known = not list_problems("teachers", cfg.teachers, 1)  # a refused config has a cell too
-    teachers = "+".join(map(name_of, cfg.teachers)) if known else str(cfg.teachers)
-    names = {"student": cfg.student.name, "teachers": teachers}
+    names = {"student": cfg.student.name, "teachers": _join_names(cfg.teachers)}
     combined = {
         "method": cfg.method.get("name"),
         "combine": cfg.combine,
@@ -69,87 +49,106 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     return names | combined | variant(cfg) | where
 
 
+def _join_names(teachers: Any) -> str:
+    """As `resnet32+resnet56`, or as given where that is no list of networks: a refused config has a cell too."""
+    try:
+        return teachers if isinstance(teachers, str) else "+".join(map(name_of, teachers))
+    except (TypeError, AttributeError):
+        return str(teachers)
+
+
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Measure all networks, transfer from the teachers as `combine` says, yield a row per stage and one at the end."""
+    """Evaluate all networks, transfer from the teachers as `combine` says, yield a row per stage and one at the end."""
     data = datasets.open_data_for(cfg, run)
     try:
         student = networks.open_network(cfg, run, data, cfg.student)
         teachers = {name_of(node): networks.open_teacher(cfg, run, data, node) for node in cfg.teachers}
         for name, teacher in teachers.items():
             if teacher.digest() == student.digest():
-                raise ConfigError(same(cfg.student.name, name))
+                raise ConfigError(same_network(cfg.student.name, name))
             if cfg.teacher_preprocessing == "student":
-                networks.as_seen_by_student(teacher, student)
-        said = training.predictions(cfg, run, data, {"": student, **teachers})
-        ways = {"sequential": _sequential, "parallel": _parallel, "soup": _soup}
-        yield from ways[cfg.combine](cfg, run, data, student, teachers, said)
+                networks.match_preprocessing(teacher, student)
+        predictions = training.predict_split(cfg, run, data, {"": student, **teachers})
+        train = {"sequential": _train_in_turn, "parallel": _train_at_once, "soup": _train_soup}[cfg.combine]
+        yield from train(cfg, run, data, student, teachers, predictions)
     finally:
         data.close()
 
 
-Networks = dict[str, Model]
-Said = dict[str, Predictions]
-
-
-def _sequential(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, said: Said) -> Iterator[Row]:
-    """Each teacher in turn; a stage keeps what the stage before reached, with a fresh optimizer (A18, A19)."""
-    before = said[""]
-    order = in_order(cfg.order, said, list(teachers))
+def _train_in_turn(
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
+) -> Iterator[Row]:
+    """Each teacher in turn, with a new optimizer; the initial student of a stage is what the stage before reached."""
+    before = predictions[""]
+    order = sort_teachers(cfg.order, predictions, list(teachers))
     for stage, name in enumerate(order, start=1):
         trained = training.train(
-            cfg, run, data, student, [teachers[name]], before, said[name], name=f"stage{stage}", shared=stage == 1
+            cfg,
+            run,
+            data,
+            student,
+            [teachers[name]],
+            before,
+            predictions[name],
+            name=f"stage{stage}",
+            cache_initial=stage == 1,
         )
-        row = _row(cfg, said, student, trained.after, name, trained)
-        step = change(_classes(before), _classes(trained.after), before.labels.numpy())
+        row = _row(cfg, predictions, student, trained.after, name, trained)
+        step = accuracy_changes(_classes(before), _classes(trained.after), before.labels.numpy())
         row.metrics.update({f"{key}_step": step[key] for key in ("transfer_delta", "knowledge_gain", "knowledge_loss")})
         row.cell["stage"] = "final" if stage == len(order) else str(stage)
-        _keep(cfg, run, student, row, f"student_stage{stage}" if stage < len(order) else "student")
+        _save_student(cfg, run, student, row, f"student_stage{stage}" if stage < len(order) else "student")
         before = trained.after
         yield row
 
 
-def _parallel(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, said: Said) -> Iterator[Row]:
-    """All teachers at once: each sample from whichever network is most sure of it."""
+def _train_at_once(
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
+) -> Iterator[Row]:
+    """All teachers at once: each sample from whichever network is most confident."""
     first = next(iter(teachers))
-    trained = training.train(cfg, run, data, student, list(teachers.values()), said[""], said[first])
-    row = _row(cfg, said, student, trained.after, first, trained)
+    trained = training.train(cfg, run, data, student, list(teachers.values()), predictions[""], predictions[first])
+    row = _row(cfg, predictions, student, trained.after, first, trained)
     row.cell["stage"] = "final"
-    _keep(cfg, run, student, row, "student")
+    _save_student(cfg, run, student, row, "student")
     yield row
 
 
-def _soup(cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, said: Said) -> Iterator[Row]:
+def _train_soup(
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
+) -> Iterator[Row]:
     """The mean of the weights of students with one teacher each; the single students are rows too."""
     members, deltas = [], []
     for name, teacher in teachers.items():
         member = deepcopy(student)
-        trained = training.train(cfg, run, data, member, [teacher], said[""], said[name], name=f"single/{_file(name)}")
-        row = _row(cfg, said, member, trained.after, name, trained)
+        stage = f"single/{_file_name(name)}"
+        trained = training.train(cfg, run, data, member, [teacher], predictions[""], predictions[name], name=stage)
+        row = _row(cfg, predictions, member, trained.after, name, trained)
         row.cell.update(combine="single", stage=name)
-        _keep(cfg, run, member, row, f"student_{_file(name)}")
+        _save_student(cfg, run, member, row, f"student_{_file_name(name)}")
         members.append(member.net.state_dict())
         deltas.append(row.metrics["transfer_delta"])
         yield row
     for name, statistic in (("mean", np.mean), ("min", np.min), ("max", np.max)):
         single = cell(cfg) | {"combine": f"single {name}", "stage": "final"}
         yield Row(cell=single, metrics={"transfer_delta": float(statistic(deltas))})
-    student.net.load_state_dict(soup(members))
+    student.net.load_state_dict(average_weights(members))
     loader = training.eval_loader(cfg, data, student.canvas)
     after = predict(student, loader, precision=cfg.engine.precision)
-    row = _row(cfg, said, student, after, next(iter(teachers)), None)
+    row = _row(cfg, predictions, student, after, next(iter(teachers)), None)
     row.cell["stage"] = "final"
-    _keep(cfg, run, student, row, "student")
+    _save_student(cfg, run, student, row, "student")
     yield row
 
 
-def in_order(order: str, said: Said, names: Sequence[str]) -> list[str]:
-    """The teachers by measured accuracy, or as given."""
+def sort_teachers(order: str, predictions: PredictionsByName, names: Sequence[str]) -> list[str]:
+    """The teachers by accuracy, or as given."""
     if order == "given":
         return list(names)
-    return sorted(names, key=lambda name: training.accuracy(said[name]) * (1 if order == "ascending" else -1))
+    return sorted(names, key=lambda name: training.accuracy(predictions[name]) * (1 if order == "ascending" else -1))
 
 
-def soup(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def average_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Uniform average of state dicts; integer entries keep their type and are those of the first."""
     return {
         key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
@@ -160,30 +159,41 @@ def soup(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _row(
-    cfg: DictConfig, said: Said, student: Model, after: Predictions, teacher: str, trained: TransferResult | None
+    cfg: DictConfig,
+    predictions: PredictionsByName,
+    student: Model,
+    after: Predictions,
+    teacher: str,
+    trained: TransferResult | None,
 ) -> Row:
-    """Measures relative to the original student; flips are those of `teacher`."""
-    predicted = [_classes(p) for p in (said[""], after, said[teacher])]
-    metrics, series = transfer_measures(
-        *predicted, after.labels.numpy(), student.classes, legacy=cfg.legacy_class_count
+    """Metrics relative to the original student; flips are those of `teacher`."""
+    metrics, series = transfer_metrics(
+        _classes(predictions[""]),
+        _classes(after),
+        _classes(predictions[teacher]),
+        after.labels.numpy(),
+        student.classes,
+        legacy=cfg.legacy_class_count,
     )
     if trained is not None:
-        metrics |= training_measures(student, trained)
+        metrics |= training_metrics(student, trained)
         series |= curves(trained.fit.history)
     return Row(cell=cell(cfg), metrics=metrics, series=series)
 
 
-def _keep(cfg: DictConfig, run: Run, student: Model, row: Row, file: str) -> None:
+def _save_student(cfg: DictConfig, run: Run, student: Model, row: Row, file: str) -> None:
     if run.main:
-        made = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
-        card = {**made, "method": cfg.method.name, "data": cfg.dataset.name, "metrics": row.metrics}
-        run.stats.setdefault("files", []).append(networks.keep(student, run.dir / f"{file}.safetensors", card, cfg))
+        origin = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
+        card = {**origin, "method": cfg.method.name, "data": cfg.dataset.name, "metrics": row.metrics}
+        run.stats.setdefault("files", []).append(
+            networks.save_network(student, run.dir / f"{file}.safetensors", card, cfg)
+        )
 
 
 def _classes(predictions: Predictions) -> np.ndarray:
     return predictions.logits.argmax(1).numpy()
 
 
-def _file(name: str) -> str:
-    """A network's name as part of a file name."""
+def _file_name(name: str) -> str:
+    """A network's name as it may stand in a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).lstrip("-.")

@@ -1,4 +1,4 @@
-"""The networks of a transfer: opened with the classes of the data, seen as the paper does, and kept for other uses."""
+"""The networks of a transfer: opened for the classes of the data, prepared as in the paper, saved for other uses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recombine.transfer.heads import fit_heads
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["as_seen_by_student", "keep", "load_line", "open_network", "open_teacher"]
+__all__ = ["loading_code", "match_preprocessing", "open_network", "open_teacher", "save_network"]
 
 
 def open_teacher(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
@@ -45,32 +45,38 @@ def open_network(cfg: DictConfig, run: Run, data: Data, node: Any) -> Model:
             f"labels among its {model.classes} with dataset.label_map and dataset.classes={model.classes}"
         )
     model = model if fits else zoo.build(node, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
-    model = model.to(run.device, memory_format=torch.channels_last if cfg.engine.channels_last else None)
+    model = model.to(run.device)
+    if cfg.engine.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     if fits:
         return model
     images = data.loader("train", cfg.eval_batch_size, train=False, size=model.canvas)
     return fit_heads(model, images, cfg.engine.precision)
 
 
-def as_seen_by_student(teacher: Model, student: Model) -> Model:
+def match_preprocessing(teacher: Model, student: Model) -> Model:
     """Let a teacher work at the student's resolution and crop, with its own normalisation.
 
-    A teacher of one fixed size gets the student's crop resized to that size (A10).
+    A teacher of one fixed size gets the student's crop resized to that size.
     """
-    own = teacher.preprocess
-    view = student.preprocess.settings() | {"mean": teacher.mean, "std": teacher.std}
-    for size in (student.size, own.size):
-        teacher.preprocess = Preprocess(**{**view, "size": size}).to(own.scale.device)
-        if runs(teacher):
+    original = teacher.preprocess
+    settings = student.preprocess.settings() | {"mean": teacher.mean, "std": teacher.std}
+    for size in (student.size, original.size):
+        teacher.preprocess = Preprocess(**{**settings, "size": size}).to(_device(teacher))
+        if _runs(teacher):
             return teacher
     raise ConfigError(
-        f"{teacher.name} takes neither {student.size} nor {own.size} pixels; use teacher_preprocessing=own"
+        f"{teacher.name} takes neither {student.size} nor {original.size} pixels; use teacher_preprocessing=own"
     )
 
 
-def runs(model: Model) -> bool:
-    """Whether the network takes images of its size: asked of one image, as libraries do not say so of all networks."""
-    image = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8, device=model.preprocess.scale.device)
+def _device(model: Model) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _runs(model: Model) -> bool:
+    """Whether the network takes images of its size: tried with one image, as libraries do not tell of all networks."""
+    image = torch.zeros(1, 3, model.size, model.size, dtype=torch.uint8, device=_device(model))
     try:
         with evaluating(model):
             model(image)
@@ -79,18 +85,18 @@ def runs(model: Model) -> bool:
     return True
 
 
-def keep(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
+def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
     """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
     claim, model.claimed_accuracy = model.claimed_accuracy, card["metrics"].get("accuracy_after")
-    card = {**card, "load": load_line(model, path.name), "config": plain(cfg)}
+    card = {**card, "load": loading_code(model, path.name), "config": plain(cfg)}
     zoo.save(model, path, card)
     model.claimed_accuracy = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     return path.name
 
 
-def load_line(model: Model, file: str) -> str:
-    """The line of Python that loads a kept network: timm's own where timm builds it, with all of its options."""
+def loading_code(model: Model, file: str) -> str:
+    """Python code that loads a saved network: a call of timm where timm builds it, with all of its options."""
     if not model.architecture.startswith(("timm:", "hf-hub:", "hf_hub:")):
         return f"recombine.models.build('{file}')"
     given = {"num_classes": model.classes, **model.options, "checkpoint_path": file}

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.report.style import styled
-from recombine.transfer.method_names import frame_of, methods_in, name_of
+from recombine.transfer.metrics import TOP_PERCENTAGES
+from recombine.transfer.plot_frames import assign_colors, label_method, mean_frame
 
-__all__ = ["SHARES", "rate_by_size", "transfer_rates"]
+__all__ = ["rate_by_size", "transfer_rates"]
 
-SHARES = (2, 5, 20, 50, 100)
 STRICT = "transfer_rate_strict"
 
 
-def with_gap(rows: Sequence[Row]) -> list[Row]:
-    """Rows of pairs that differ in accuracy: like the paper, plots of rates leave out those that do not."""
+def _with_gap(rows: Sequence[Row]) -> list[Row]:
+    """Rows of pairs that differ in accuracy: as in the paper, plots of rates leave out the others."""
     return [row for row in rows if row.metrics.get("accuracy_gap") != 0]
 
 
@@ -28,25 +28,25 @@ def with_gap(rows: Sequence[Row]) -> list[Row]:
 def transfer_rates(rows: Sequence[Row]) -> Figure:
     """How much of the complementary knowledge moved, by the classes that hold its top X % (figure 5a).
 
-    The rate of the figure, 100 - X + ..., tends to 100 for small X whatever a method does: the right panel shows the
-    share of the very samples that only the teacher got right.
+    The rate of the figure, 100 - X + ..., tends to 100 for small X whatever a method does. The right panel shows how
+    many of the same samples that only the teacher got right the student gets right, percent.
     """
-    shares = [f"top{share}_transfer_rate" for share in SHARES]
-    frame = reduce(partial(pd.merge, how="outer"), [frame_of(with_gap(rows), n) for n in (*shares, STRICT)])
-    methods = methods_in(frame)
+    rates = [f"top{top}_transfer_rate" for top in TOP_PERCENTAGES]
+    frame = reduce(partial(pd.merge, how="outer"), [mean_frame(_with_gap(rows), name) for name in (*rates, STRICT)])
+    methods = assign_colors(frame)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
-    places = range(len(SHARES))
+    places = range(len(TOP_PERCENTAGES))
     for place, (method, colour) in enumerate(methods.items()):
-        mine = frame[frame["method"] == method]
-        first, median, third = (mine[shares].quantile(q) for q in (0.25, 0.5, 0.75))
-        left.plot(places, median, color=colour, marker="o", markersize=4, label=name_of(method))
+        pairs = frame[frame["method"] == method]
+        first, median, third = (pairs[rates].quantile(q) for q in (0.25, 0.5, 0.75))
+        left.plot(places, median, color=colour, marker="o", markersize=4, label=label_method(method))
         left.fill_between(places, first, third, color=colour, alpha=0.1, linewidth=0)
-        right.barh(place, mine[STRICT].mean(), 0.6, color=colour, xerr=mine[STRICT].std(), alpha=0.8)
-    left.set_xticks(places, [f"top {share} %" for share in SHARES])
+        right.barh(place, pairs[STRICT].mean(), 0.6, color=colour, xerr=pairs[STRICT].std(), alpha=0.8)
+    left.set_xticks(places, [f"top {top} %" for top in TOP_PERCENTAGES])
     left.set_ylabel("transfer rate (%), median and quartiles")
     left.legend(loc="best", fontsize=8)
-    right.set_yticks(range(len(methods)), map(name_of, methods))
+    right.set_yticks(range(len(methods)), map(label_method, methods))
     right.set_xlabel("same samples (% of positive flips),\nmean and std over pairs")
     right.grid(axis="y", visible=False)
     right.invert_yaxis()
@@ -57,16 +57,16 @@ def transfer_rates(rows: Sequence[Row]) -> Figure:
 def rate_by_size(rows: Sequence[Row]) -> Figure:
     """Transfer rate over the positive flips that remain, against the student's size, mean over teachers (fig. 5b).
 
-    The paper has a line for each family of students; rows do not say of which family a network is.
+    The paper has a curve for each family of students; rows do not tell the family of a network.
     """
-    frame = frame_of(with_gap(rows), "transfer_rate_after", "parameters")
+    frame = mean_frame(_with_gap(rows), "transfer_rate_after", "parameters")
     if frame["parameters"].nunique() < 2:
         raise ConfigError("all students have one size: nothing to plot")
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for method, colour in methods_in(frame).items():
-        mine = frame[frame["method"] == method].groupby("parameters")["transfer_rate_after"].mean()
-        axes.plot(mine.index / 1e6, mine, color=colour, marker="o", markersize=4, label=name_of(method))
+    for method, colour in assign_colors(frame).items():
+        rates = frame[frame["method"] == method].groupby("parameters")["transfer_rate_after"].mean()
+        axes.plot(rates.index / 1e6, rates, color=colour, marker="o", markersize=4, label=label_method(method))
     axes.set_xscale("log")
     axes.set(xlabel="parameters of the student (millions)", ylabel="transfer rate (%)")
     axes.legend(loc="best")

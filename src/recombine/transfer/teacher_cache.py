@@ -1,6 +1,6 @@
 """Logits of networks that do not train: computed for each batch, or looked up where the same images come back.
 
-Training without augmentation, or with horizontal flips alone, shows each network the same one or two views of every
+Training without augmentation, or with horizontal flips alone, shows each network the same one or two forms of every
 image in every epoch. Their logits are computed once, stored beside other predictions and shared by all runs.
 """
 
@@ -9,24 +9,31 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from recombine.core.counter_rng import uniform
 from recombine.core.types import Batch, Loader
-from recombine.data.augment import STREAMS, HorizontalFlip
+from recombine.data.augment import STREAMS, Augment, HorizontalFlip
 from recombine.engine.evaluate import predict
 from recombine.models import Model
 
-__all__ = ["Flipped", "FrozenTeachers", "View", "views"]
-
-View = Callable[[Tensor, int], Tensor]
-"""From dataset indices [B] and epoch to which view of each image it is, int64 [B]: 0 as stored, 1 mirrored."""
+__all__ = ["FrozenTeachers", "Mirrored", "Mirroring", "find_mirroring"]
 
 
-class Flipped(nn.Module):
-    """A model that sees its images mirrored."""
+class Mirroring(NamedTuple):
+    """How a training loader mirrors its images."""
+
+    forms: int
+    """1: images come as stored. 2: as stored or mirrored."""
+    form: Callable[[Tensor, int], Tensor]
+    """From dataset indices [B] and epoch to the form of each image, int64 [B]: 0 as stored, 1 mirrored."""
+
+
+class Mirrored(nn.Module):
+    """A model whose images are mirrored first."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -44,48 +51,51 @@ class Flipped(nn.Module):
 class FrozenTeachers(nn.Module):
     """K trained networks that stay as they are; `forward` gives their logits for a batch."""
 
+    models: Sequence[Model]
+
     def __init__(self, models: Sequence[Model]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models).eval().requires_grad_(False)
-        self.view: View | None = None
+        self.models = cast("Sequence[Model]", nn.ModuleList(models).eval().requires_grad_(False))
+        self.mirroring: Mirroring | None = None
         self.tables: list[Tensor] = []
+        """Cached logits [forms, n, C] of each network."""
         self.rows: Tensor | None = None
+        """Row of each dataset index in the tables."""
         self.epoch = 0
 
-    def remember(self, plain: Loader, view: View, views: int, cache: Path | None, precision: str) -> None:
-        """Compute the logits of all samples of `plain` (the training samples, not augmented), or take stored ones.
+    def cache_logits(self, loader: Loader, mirroring: Mirroring, cache: Path | None, precision: str) -> None:
+        """Compute the logits of all samples of `loader` (training samples, not augmented), or take those in `cache`.
 
         They are kept on the device as float32, as a live network gives them, so that results stay the same.
         """
         for model in self.models:
-            seen = [predict(model, plain, cache, precision=precision)]
-            if views == 2:
-                seen.append(predict(Flipped(model), plain, cache, precision=precision))
+            predictions = [predict(model, loader, cache, precision=precision)]
+            if mirroring.forms == 2:
+                predictions.append(predict(Mirrored(model), loader, cache, precision=precision))
             device = next(model.parameters()).device
-            self.tables.append(torch.stack([predictions.logits for predictions in seen]).to(device))
-            index = seen[0].index
+            self.tables.append(torch.stack([each.logits for each in predictions]).to(device))
+            index = predictions[0].index
         rows = torch.full((int(index.max()) + 1,), -1, dtype=torch.int64)
         rows[index] = torch.arange(len(index))
-        self.rows, self.view = rows.to(device), view
+        self.rows, self.mirroring = rows.to(device), mirroring
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> list[Tensor]:
         """Logits [B, C] of each network."""
-        if self.view is None:
+        if self.mirroring is None or self.rows is None:
             return [model(batch.images) for model in self.models]
-        view, rows = self.view(batch.index, self.epoch), self.rows[batch.index]
-        return [table[view, rows] for table in self.tables]
+        form, rows = self.mirroring.form(batch.index, self.epoch), self.rows[batch.index]
+        return [table[form, rows] for table in self.tables]
 
 
-def views(loader: Loader) -> tuple[View, int] | None:
-    """Which view a training loader shows, and how many there are; None if its augmentation makes more than two."""
-    augment = loader.augment
-    operations = [] if augment is None else augment.operations
-    if augment is not None and augment.crop is not None:
+def find_mirroring(augment: Augment | None) -> Mirroring | None:
+    """What an augmentation does, if it is to mirror images or nothing; None for any other."""
+    if augment is None or (augment.crop is None and not augment.operations):
+        return Mirroring(1, lambda index, epoch: torch.zeros_like(index))
+    if augment.crop is not None or len(augment.operations) > 1:
         return None
-    if not operations:
-        return (lambda index, epoch: torch.zeros_like(index)), 1
-    if len(operations) > 1 or not isinstance(operations[0], HorizontalFlip):
+    (operation,), seed = augment.operations, augment.seed
+    if not isinstance(operation, HorizontalFlip):
         return None
-    seed, p = augment.seed, operations[0].p
-    return (lambda index, epoch: (uniform(seed, epoch, index, STREAMS) < p).long()), 2
+    p = operation.p
+    return Mirroring(2, lambda index, epoch: torch.as_tensor(uniform(seed, epoch, index, STREAMS) < p).long())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +15,10 @@ from torch import nn
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.core.types import Batch, Loader
+from recombine.core.types import Batch
 from recombine.data import Data
+from recombine.data.loading import BatchLoader
+from recombine.data.mixed import LoaderWrapper
 from recombine.engine.engine import Engine, Fit
 from recombine.engine.evaluate import Predictions, predict, predict_many
 from recombine.models import Model
@@ -26,20 +27,13 @@ from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.transfer.contrastive import ContrastiveSamples
 from recombine.transfer.method import Transfer
-from recombine.transfer.metrics import change, complementary, percent
-from recombine.transfer.teacher_cache import FrozenTeachers, views
+from recombine.transfer.metrics import accuracy_changes, complementary_knowledge, percent
+from recombine.transfer.teacher_cache import FrozenTeachers, find_mirroring
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = [
-    "LR_SCALING",
-    "TransferResult",
-    "Unlabelled",
-    "accuracy",
-    "predictions",
-    "train",
-]
+__all__ = ["LR_SCALING", "TransferResult", "UnlabelledLoader", "accuracy", "predict_split", "train"]
 
 logger = logging.getLogger(__name__)
 LR_SCALING = {"none": 0, "linear": 1}
@@ -47,43 +41,30 @@ LR_SCALING = {"none": 0, "linear": 1}
 
 
 class TransferResult(NamedTuple):
-    """What one training leaves; the student itself was trained in place."""
+    """The result of one training; the student itself was trained in place."""
 
     method: Transfer
     fit: Fit
     after: Predictions
 
 
-class Unlabelled:
-    """A training loader that keeps the labels to itself: they arrive as -1."""
+class UnlabelledLoader(LoaderWrapper):
+    """A training loader without labels: they arrive as -1."""
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-        self.batch_size, self.samples, self.digest = loader.batch_size, loader.samples, loader.digest
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
-        """The same batches without their labels."""
-        with closing(self.loader.epoch(epoch, start)) as batches:
-            for batch in batches:
-                yield batch._replace(labels=torch.full_like(batch.labels, -1))
-
-    def close(self) -> None:
-        """Close the loader behind."""
-        self.loader.close()
+    def change(self, batch: Batch) -> Batch:
+        """The same batch without its labels."""
+        return batch._replace(labels=torch.full_like(batch.labels, -1))
 
 
-def predictions(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
-    """What trained networks say about the images of `split`, computed once for all runs; shows what they are."""
-    said = predict_many(
+def predict_split(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
+    """Predictions of trained networks for the images of `split`, computed once for all runs; shows a table of them."""
+    predictions = predict_many(
         models, lambda canvas: eval_loader(cfg, data, canvas), run.cache, precision=cfg.engine.precision
     )
     if run.main:
-        measured = {model.name: accuracy(said[role]) for role, model in models.items()}
-        show(zoo.describe(models.values(), measured))
-    return said
+        accuracies = {model.name: accuracy(predictions[role]) for role, model in models.items()}
+        show(zoo.describe(models.values(), accuracies))
+    return predictions
 
 
 def accuracy(predictions: Predictions) -> float:
@@ -91,11 +72,11 @@ def accuracy(predictions: Predictions) -> float:
     return percent((predictions.logits.argmax(1) == predictions.labels).numpy())
 
 
-def eval_loader(cfg: DictConfig, data: Data, canvas: int) -> Loader:
+def eval_loader(cfg: DictConfig, data: Data, canvas: int) -> BatchLoader:
     """The images of `split`, or its first batches where the engine asks for a few (engine=debug)."""
     few = cfg.engine.max_eval_batches
-    chosen = None if few is None else data.indices(cfg.split)[: few * cfg.eval_batch_size]
-    return data.loader(cfg.split, cfg.eval_batch_size, train=False, indices=chosen, size=canvas)
+    indices = None if few is None else data.indices(cfg.split)[: few * cfg.eval_batch_size]
+    return data.loader(cfg.split, cfg.eval_batch_size, train=False, indices=indices, size=canvas)
 
 
 def train(
@@ -105,35 +86,36 @@ def train(
     student: Model,
     teachers: Sequence[Model],
     before: Predictions,
-    taught: Predictions,
+    teacher: Predictions,
     *,
     name: str = "transfer",
-    shared: bool = True,
+    cache_initial: bool = True,
 ) -> TransferResult:
     """Train `student` in place with `cfg.method`.
 
-    Its changes are measured from the predictions `before`, and what is left to learn by those of the (first) teacher.
-    `shared`: other runs start from this student too, so its logits are worth storing.
+    Its changes are relative to the predictions `before`; what is left to learn is relative to those of the (first)
+    teacher. `cache_initial`: other runs start from this student too, so its logits are worth storing.
     """
-    method = make_method(cfg, student, teachers, partial(samples_of, data))
+    method = make_method(cfg, student, teachers, partial(labelled_samples, data))
     if method.reads_labels:
         refuse_unlabelled(cfg, data)
     indices = data.indices("train", unlabelled=not method.reads_labels)
     loader = training_loader(cfg, data, [student, *teachers], indices)
     if cfg.cache_teacher_logits and method.reads_logits:
-        remember(cfg, run, data, method, loader, {"teachers": run.cache, "initial": run.cache if shared else None})
-    watch = _Watch(method, eval_loader(cfg, data, student.canvas), before, taught, cfg.engine.precision)
+        caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
+        cache_teacher_logits(cfg, run, data, method, loader, caches)
+    evaluator = _Evaluator(method, eval_loader(cfg, data, student.canvas), before, teacher, cfg.engine.precision)
     fit = Engine(cfg.engine, run).fit(
         method,
-        loader if method.reads_labels else Unlabelled(loader),
+        loader if method.reads_labels else UnlabelledLoader(loader),
         build(cfg.optimizer, lr=learning_rate(cfg)),
         build(cfg.schedule),
         name=name,
-        evaluate=watch,
+        evaluate=evaluator,
     )
     method.publish()
     # a training that had been finished before is loaded without being evaluated again
-    after = watch.latest or predict(student, watch.loader, precision=cfg.engine.precision)
+    after = evaluator.latest or predict(student, evaluator.loader, precision=cfg.engine.precision)
     return TransferResult(method, fit, after)
 
 
@@ -142,50 +124,50 @@ def learning_rate(cfg: DictConfig) -> float:
     return cfg.optimizer.lr * cfg.lr_factor * (cfg.batch_size / 256) ** LR_SCALING[cfg.lr_scaling]
 
 
-class _Watch:
-    """Measures a student while it trains, and keeps its latest predictions."""
+class _Evaluator:
+    """Evaluates a student while it trains, and keeps its latest predictions."""
 
     def __init__(
-        self, method: Transfer, loader: Loader, before: Predictions, taught: Predictions, precision: str
+        self, method: Transfer, loader: BatchLoader, before: Predictions, teacher: Predictions, precision: str
     ) -> None:
         self.method, self.loader, self.precision = method, loader, precision
         self.labels = before.labels.numpy()
-        self.before, self.teacher = (said.logits.argmax(1).numpy() for said in (before, taught))
+        self.before, self.teacher = (each.logits.argmax(1).numpy() for each in (before, teacher))
         self.latest: Predictions | None = None
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
-        with self.method.measured():
+        with self.method.evaluation_weights():
             self.latest = predict(net, self.loader, precision=self.precision)
         now = self.latest.logits.argmax(1).numpy()
-        return change(self.before, now, self.labels) | complementary(now, self.teacher, self.labels)
+        return accuracy_changes(self.before, now, self.labels) | complementary_knowledge(now, self.teacher, self.labels)
 
 
 def make_method(
     cfg: DictConfig, student: Model, teachers: Sequence[Model], samples: Callable[[], ContrastiveSamples]
 ) -> Transfer:
-    """The method with what its constructor asks for."""
-    supplies = {
+    """The method with the late arguments that its constructor takes."""
+    late: dict[str, Callable[[], Any]] = {
         "teachers": lambda: FrozenTeachers(teachers),
         "initial": lambda: FrozenTeachers([deepcopy(student)]),
         "partner": lambda: teachers[0].requires_grad_(True),
         "samples": samples,
         "batch_size": lambda: cfg.batch_size,
     }
-    return build(cfg.method, net=student, **{k: make() for k, make in supplies.items() if accepts(cfg.method, k)})
+    return build(cfg.method, net=student, **{k: make() for k, make in late.items() if accepts(cfg.method, k)})
 
 
-def samples_of(data: Data) -> ContrastiveSamples:
+def labelled_samples(data: Data) -> ContrastiveSamples:
     """The training samples that have labels."""
     return ContrastiveSamples(torch.from_numpy(data.indices("train")), torch.from_numpy(data.labels("train")))
 
 
-def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indices: np.ndarray) -> Loader:
+def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indices: np.ndarray) -> BatchLoader:
     """Random crops come at the largest input size, whole images at the largest canvas, which each network shrinks."""
-    options = {"train": True, "indices": indices}
-    loader = data.loader("train", cfg.batch_size, size=max(model.size for model in models), **options)
+    size, canvas = (max(getattr(model, side) for model in models) for side in ("size", "canvas"))
+    loader = data.loader("train", cfg.batch_size, train=True, indices=indices, size=size)
     if loader.crop is not None:
         return loader
-    return data.loader("train", cfg.batch_size, size=max(model.canvas for model in models), **options)
+    return data.loader("train", cfg.batch_size, train=True, indices=indices, size=canvas)
 
 
 def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
@@ -198,23 +180,22 @@ def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
         )
 
 
-def remember(
-    cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: Loader, caches: Mapping[str, Path | None]
+def cache_teacher_logits(
+    cfg: DictConfig, run: Run, data: Data, method: Transfer, loader: BatchLoader, caches: Mapping[str, Path | None]
 ) -> None:
     """Look up the logits of frozen networks from now on, where the augmentation and their size allow it."""
-    found = views(loader)
-    if found is None or not method.frozen:
+    mirroring = find_mirroring(loader.augment)
+    if mirroring is None or not method.frozen:
         return
-    view, count = found
-    plain_loader = data.loader("train", cfg.batch_size, train=False, indices=loader.indices, size=loader.size)
-    networks = [model for part in method.frozen for model in method.get_submodule(part).models]
-    size = sum(4 * plain_loader.samples * count * model.classes for model in networks) / 2**30
+    unaugmented = data.loader("train", cfg.batch_size, train=False, indices=loader.indices, size=loader.size)
+    networks = [model for part in method.frozen for model in getattr(method, part).models]
+    size = sum(4 * unaugmented.samples * mirroring.forms * model.classes for model in networks) / 2**30
     if size > cfg.cache_limit_gib:
         logger.warning(
             f"the logits of {len(networks)} frozen networks would take {size:.3g} GiB, more than "
-            f"cache_limit_gib={cfg.cache_limit_gib:g}: they are computed anew in every step, with the same result"
+            f"cache_limit_gib={cfg.cache_limit_gib:g}: they are computed in every step, with the same result"
         )
         return
     method.to(run.device)
     for part in method.frozen:
-        method.get_submodule(part).remember(plain_loader, view, count, caches[part], cfg.engine.precision)
+        getattr(method, part).cache_logits(unaugmented, mirroring, caches[part], cfg.engine.precision)

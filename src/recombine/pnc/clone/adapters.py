@@ -1,9 +1,8 @@
-"""What stands between the target's features and the cloned layers: a small linear map (section 5.3)."""
+"""What stands between the target's features and the cloned layers: a small linear map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +10,11 @@ from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum
 from recombine.core.errors import ConfigError
+from recombine.pnc.clone.positions import Position
 
-if TYPE_CHECKING:
-    from recombine.pnc.clone.positions import Position
-
-__all__ = ["ADAPTERS", "ADAPTER_INITS", "LeastSquares", "make_adapter"]
+__all__ = ["ADAPTERS", "LeastSquares", "make_adapter"]
 
 ADAPTERS = ("conv1x1_bn", "conv1x1", "conv3x3_bn", "bottleneck", "none")
-ADAPTER_INITS = ("identity", "lstsq")
-"""identity: near it where both networks have as many channels, else as PyTorch starts such a layer. lstsq: the best
-linear map from the target's features to the source's."""
 NARROWING = 4
 """A bottleneck has so many times fewer channels than the narrower side."""
 
@@ -41,10 +35,10 @@ def make_adapter(position: Position, kind: str) -> nn.Module:
     """From the target's features at a position to the source's.
 
     Starts near the identity where both have as many channels, else as PyTorch starts such a layer. Feature vectors get
-    a linear layer whatever the kind. A bottleneck is two 1x1 convolutions; that nothing bends between them is our
-    decision, as the section has no non-linearity in any adapter.
+    a linear layer whatever the kind. A bottleneck is two 1x1 convolutions; Ours: no adapter has a
+    non-linearity.
     """
-    (inputs, *size), (outputs, *wanted) = position.target.shape, position.source.shape
+    (inputs, *size), (outputs, *new_size) = position.target.shape, position.source.shape
     if kind == "none":
         if position.target.shape != position.source.shape:
             raise ConfigError(
@@ -54,7 +48,7 @@ def make_adapter(position: Position, kind: str) -> nn.Module:
         return nn.Identity()
     if not size:
         return _near_identity(nn.Linear(inputs, outputs))
-    layers: list[nn.Module] = [] if size == wanted else [Resized(wanted)]
+    layers: list[nn.Module] = [] if size == new_size else [Resized(new_size)]
     if kind == "bottleneck":
         narrow = max(1, min(inputs, outputs) // NARROWING)
         layers += [nn.Conv2d(inputs, narrow, 1, bias=False), nn.Conv2d(narrow, outputs, 1, bias=False)]
@@ -125,16 +119,16 @@ class LeastSquares:
         """The first layer's weights, with the norm made so that all of it gives [h, 1] theta, and that alone."""
         mean = gram[-1, :-1] / gram[-1, -1]
         spread = gram[:-1, :-1] / gram[-1, -1] - mean[:, None] * mean
-        weight, wanted = theta[:-1].mT, theta[:-1].mT @ mean + theta[-1]
-        own = weight
+        weight, bias = theta[:-1].mT, theta[:-1].mT @ mean + theta[-1]
+        first = weight
         if len(self.layers) == 2:
             narrow = self.layers[0].out_channels
             directions = torch.linalg.eigh(weight @ spread @ weight.mT).eigenvectors[:, -narrow:]
             self.layers[1].weight.copy_(directions[..., None, None])
-            own = directions.mT @ weight
-            weight = directions @ own
+            first = directions.mT @ weight
+            weight = directions @ first
         norm.running_mean.copy_(weight @ mean)
         norm.running_var.copy_(((weight @ spread) * weight).sum(1).clamp(min=0))
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
-        norm.bias.copy_(wanted)
-        return own
+        norm.bias.copy_(bias)
+        return first

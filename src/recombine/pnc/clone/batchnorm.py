@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a cloned part's own, made anew once filters are gone; no weight changes (section 4.6)."""
+"""BatchNorm statistics of a cloned part, estimated anew once filters are gone; no weight changes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from recombine.core.distributed import all_reduce_sum, world
 from recombine.core.types import Loader
 from recombine.models.graph import Traced
 
-__all__ = ["own_statistics", "recalibrate", "running"]
+__all__ = ["copy_buffers", "find_batchnorms", "recalibrate"]
 
 
-def own_statistics(traced: Traced) -> Traced:
+def copy_buffers(traced: Traced) -> Traced:
     """The network with copies of its buffers; all parameters are the very same tensors, so that nothing is doubled."""
     shared = {id(parameter): parameter for parameter in traced.net.parameters()}
     return Traced(deepcopy(traced.net, shared), traced.graph)
 
 
-def running(net: nn.Module) -> list[_BatchNorm]:
+def find_batchnorms(net: nn.Module) -> list[_BatchNorm]:
     """The BatchNorms of a network that keep statistics."""
     return [part for part in net.modules() if isinstance(part, _BatchNorm) and part.running_mean is not None]
 
 
 @torch.no_grad()
-def recalibrate(norms: Sequence[_BatchNorm], passes: Callable[[Tensor], object], loader: Loader) -> None:
+def recalibrate(norms: Sequence[_BatchNorm], forward: Callable[[Tensor], object], loader: Loader) -> None:
     """Set the statistics of `norms` to those of one epoch of `loader`, batches weighing alike.
 
-    `passes` takes the uint8 images of a batch through them; only they are in training mode meanwhile.
+    `forward` runs the uint8 images of a batch through them; only they are in training mode meanwhile.
     """
     before = [(norm.momentum, norm.training) for norm in norms]
     for norm in norms:
@@ -42,7 +42,7 @@ def recalibrate(norms: Sequence[_BatchNorm], passes: Callable[[Tensor], object],
     try:
         with closing(loader.epoch(0)) as batches:
             for batch in batches:
-                passes(batch.images)
+                forward(batch.images)
     finally:
         for norm, (momentum, training) in zip(norms, before, strict=True):
             norm.momentum = momentum

@@ -1,6 +1,6 @@
 """A part of the source hung into the target: adapter, upper layers of the source, new outputs (eq. 7).
 
-Which layers, masks and heads the paper uses could not be read; what stands here is section 5 of our specification.
+The paper's full text was not at hand: layers, masks and heads are our reading (docs/methods/pnc.md).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from recombine.core.errors import ConfigError
 from recombine.models.channels import channel_groups, gated, without_channels
 from recombine.models.graph import Traced, segment
 from recombine.pnc.clone.adapters import make_adapter
-from recombine.pnc.clone.batchnorm import own_statistics, running
+from recombine.pnc.clone.batchnorm import copy_buffers, find_batchnorms
 from recombine.pnc.clone.masks import ChannelMask
 from recombine.pnc.clone.positions import Position
 
-__all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_of", "joined", "linear_head"]
+__all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_node", "find_linear_head", "join_logits"]
 
 
 class RowsHead(nn.Module):
@@ -95,19 +95,18 @@ class ConcatHead(nn.Module):
 
 
 HEADS: dict[str, type[nn.Module]] = {"rows": RowsHead, "scale": ScaleHead, "full": FullHead, "concat": ConcatHead}
-"""Section 5.4; each is built of the source's rows for the cloned classes and the target's classifier."""
+"""Kinds of new outputs; each is built of the source's rows for the cloned classes and the target's classifier."""
 
 
-def joined(own: Tensor, new: Tensor, head: nn.Module) -> Tensor:
-    """Logits of all classes [B, T + n]: the target's own [B, T] before what the head says, unless that is all."""
-    return new if isinstance(head, FullHead) else torch.cat([own, new], 1)
+def join_logits(target: Tensor, new: Tensor, head: nn.Module) -> Tensor:
+    """Logits of all classes [B, T + n]: the target's [B, T], then the head's [B, n]; those of a `FullHead` are all."""
+    return new if isinstance(head, FullHead) else torch.cat([target, new], 1)
 
 
 class Branch(nn.Module):
     """Features of the target at one position in, logits of the cloned classes out.
 
-    The source is not a part of the module (it is frozen and shared by all branches), its gates, the adapter and the
-    head are.
+    The source is frozen, shared by all branches and not registered here; channel masks, adapter and head are.
     """
 
     def __init__(
@@ -128,11 +127,11 @@ class Branch(nn.Module):
         super().__init__()
         self.position, self.outputs = position, list(outputs)
         self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
-        source = own_statistics(source) if recalibrated else source
+        source = copy_buffers(source) if recalibrated else source
         self.groups = channel_groups(source, after=position.source.node)
-        self.gates = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        self.channel_masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
         self.adapter = make_adapter(position, adapter)
-        rows = linear_head(source)
+        rows = find_linear_head(source)
         cloned = nn.Linear(rows.in_features, len(self.outputs))
         cloned.weight.data.copy_(rows.weight.data[self.outputs])
         cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
@@ -141,14 +140,14 @@ class Branch(nn.Module):
         self._cut()
 
     def _cut(self) -> None:
-        """Cut the gated source above the position."""
+        """Cut the masked source above the position."""
         (source,) = self.source
         root = nn.Module()
-        root.source, root.gates = source.net, self.gates
-        graph, new = gated(source, self.groups, "source.", "gates")
-        wanted = [new[features_of(source)], new[source.node(source.head)]]
+        root.source, root.channel_masks = source.net, self.channel_masks
+        graph, new = gated(source, self.groups, "source.", "channel_masks")
+        outputs = [new[features_node(source)], new[source.node(source.head)]]
         # in a tuple: what is in it must not be registered as a part of this module
-        self._upper = (segment(root, graph, [new[self.position.source.node]], wanted),)
+        self._upper = (segment(root, graph, [new[self.position.source.node]], outputs),)
 
     def _apply(self, function, recurse: bool = True):
         moved = super()._apply(function, recurse)
@@ -160,38 +159,38 @@ class Branch(nn.Module):
         return self._upper[0](value)
 
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
-        """The target's value at the position and its features [B, C_t] -> new logits [B, n], or what `joined` takes."""
+        """The target's value at the position and its features [B, C_t] -> what `join_logits` takes as new."""
         features, logits = self.upper(self.adapter(value))
         return self.head(target_features, features, logits[:, self.outputs])
 
-    def norms(self) -> list[_BatchNorm]:
+    def batchnorms(self) -> list[_BatchNorm]:
         """The BatchNorms of the source's layers above the position."""
-        return running(self._upper[0])
+        return find_batchnorms(self._upper[0])
 
-    def masks(self) -> list[Tensor]:
+    def kept_channels(self) -> list[Tensor]:
         """Which filters of each group are kept, bool [C] each."""
-        return [gate.kept() for gate in self.gates]
+        return [mask.kept() for mask in self.channel_masks]
 
     def kept_features(self) -> Tensor | None:
         """Which of the features that enter the classifier are kept, bool [C_s]; None if all are."""
         head = self.source[0].head
-        for group, gate in zip(self.groups, self.gates, strict=True):
+        for group, mask in zip(self.groups, self.channel_masks, strict=True):
             spread = dict(group.consumers).get(head)
             if spread:
-                return gate.kept().repeat_interleave(spread)
+                return mask.kept().repeat_interleave(spread)
         return None
 
-    def extracted(self) -> nn.Module:
-        """The source with the masked filters physically gone (section 4.7); its layers below the cut are whole."""
-        return without_channels(self.source[0], self.groups, self.masks())
+    def extract(self) -> nn.Module:
+        """The source without the masked filters; its layers below the cut are whole."""
+        return without_channels(self.source[0], self.groups, self.kept_channels())
 
 
-def features_of(traced: Traced) -> Node:
+def features_node(traced: Traced) -> Node:
     """What enters the classifier."""
     return traced.node(traced.head).args[0]
 
 
-def linear_head(traced: Traced) -> nn.Linear:
+def find_linear_head(traced: Traced) -> nn.Linear:
     """The classifier; ConfigError if it is no linear layer."""
     head = traced.net.get_submodule(traced.head)
     if not isinstance(head, nn.Linear):

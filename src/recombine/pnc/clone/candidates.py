@@ -1,4 +1,4 @@
-"""Every candidate position at once: both frozen networks run one time for all branches."""
+"""Every candidate position at once: both frozen networks run once for all branches."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from recombine.models import Model
 from recombine.models.graph import Traced, segment
-from recombine.pnc.clone.branch import Branch, features_of, joined
+from recombine.pnc.clone.branch import Branch, features_node, join_logits
 
-__all__ = ["Candidates", "tapped"]
+__all__ = ["Candidates", "build_taps"]
 
 
-def tapped(traced: Traced, branches: Sequence[Branch], side: str) -> nn.Module:
+def build_taps(traced: Traced, branches: Sequence[Branch], side: str) -> nn.Module:
     """From normalised images to the values at the branches' cuts, then the features and the logits, in one pass.
 
     `side` is target or source.
     """
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     places = [getattr(branch.position, side).node for branch in branches]
-    return segment(traced.net, traced.graph, [image], [*places, features_of(traced), traced.node(traced.head)])
+    return segment(traced.net, traced.graph, [image], [*places, features_node(traced), traced.node(traced.head)])
 
 
 class Candidates(nn.Module):
-    """A frozen target and source with one branch for each candidate position; no branch knows of another."""
+    """A frozen target and source with one branch for each candidate position; branches do not depend on each other."""
 
     def __init__(self, target: Model, source: Model, traced: tuple[Traced, Traced], branches: Sequence[Branch]) -> None:
         """`traced`: the graphs of target and source."""
@@ -38,7 +38,7 @@ class Candidates(nn.Module):
     def _cut(self) -> None:
         target, source = self._traced
         # in a tuple: the segments share the modules of both networks, which must be registered only once
-        self._taps = tapped(target, self.branches, "target"), tapped(source, self.branches, "source")
+        self._taps = build_taps(target, self.branches, "target"), build_taps(source, self.branches, "source")
 
     def _apply(self, function, recurse: bool = True):
         moved = super()._apply(function, recurse)
@@ -46,29 +46,29 @@ class Candidates(nn.Module):
         return moved
 
     @torch.no_grad()
-    def of_target(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Images as the target wants them -> values at each branch's cut, features [B, C_t], own logits [B, T]."""
+    def forward_target(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Images as the target wants them -> values at each branch's cut, features [B, C_t], logits [B, T]."""
         *values, features, logits = self._taps[0](normalised)
         return values, features, logits.float()
 
     @torch.no_grad()
-    def of_source(self, normalised: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward_source(self, normalised: Tensor) -> tuple[list[Tensor], Tensor]:
         """Images as the source wants them -> its values at each branch's entry, and its logits [B, S]."""
         *values, _, logits = self._taps[1](normalised)
         return values, logits.float()
 
-    def of_modules(self, normalised: Tensor) -> Tensor:
+    def forward_modules(self, normalised: Tensor) -> Tensor:
         """Images as the source wants them -> logits [B, P, S] of the source with the masks of each branch."""
-        values, _ = self.of_source(normalised)
+        values, _ = self.forward_source(normalised)
         logits = [branch.upper(value)[1].float() for branch, value in zip(self.branches, values, strict=True)]
         return torch.stack(logits, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> logits [B, P, T + n] of the target with each of the P branches."""
-        return self.of_normalised(self.target.preprocess(images))
+        return self.forward_normalized(self.target.preprocess(images))
 
-    def of_normalised(self, normalised: Tensor) -> Tensor:
+    def forward_normalized(self, normalised: Tensor) -> Tensor:
         """The same of images as the target wants them."""
-        values, features, own = self.of_target(normalised)
+        values, features, logits = self.forward_target(normalised)
         new = [branch(value, features).float() for branch, value in zip(self.branches, values, strict=True)]
-        return torch.stack([joined(own, said, b.head) for said, b in zip(new, self.branches, strict=True)], 1)
+        return torch.stack([join_logits(logits, value, b.head) for value, b in zip(new, self.branches, strict=True)], 1)

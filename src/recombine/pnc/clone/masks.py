@@ -1,4 +1,4 @@
-"""Which filters of the source belong to a clone: one learned score each, a hard budget (sections 4.2 and 4.6).
+"""Which filters of the source belong to a clone: one learned score each, a hard budget.
 
 The paper's text that was at hand does not say how masks are made binary; hard top-k with a straight-through gradient is
 our default, as it keeps the budget of eq. (3) exactly. The softer kinds end in the same hard top-k.
@@ -16,14 +16,13 @@ from recombine.core.errors import ConfigError
 
 __all__ = [
     "MASK_KINDS",
-    "SCOPES",
     "ChannelMask",
-    "annealed",
+    "anneal_keep_ratio",
     "budget_penalty",
     "harden",
-    "one_budget",
     "ramp",
-    "set_keep",
+    "set_keep_ratio",
+    "share_budget",
 ]
 
 MASK_KINDS = {"topk_ste": 0.5, "sigmoid": 3.0, "gumbel": 3.0}
@@ -33,16 +32,14 @@ topk_ste: the best filters are on, gradients pass the step unchanged. sigmoid: f
 filters are on with probability sigmoid(a), drawn in every step, with the gradient of the binary concrete relaxation
 (Maddison et al., ICLR 2017). The last two are held to the budget by `budget_penalty`.
 """
-SCOPES = ("layer", "global")
-"""Whether the budget holds for the filters of each layer, or for those of a module together."""
 TEMPERATURE = 2 / 3
 """Of gumbel; 2/3 is the value its inventors advise for binary variables."""
 SETTLED = 0.7
-"""Share of the steps after which the budget is the final one."""
+"""Fraction of the steps after which the budget is the final one."""
 
 
 class ChannelMask(nn.Module):
-    """Multiplies the channels of a value by 0 or 1: the share `keep` with the largest scores stays.
+    """Multiplies the channels of a value by 0 or 1: the fraction `keep` with the largest scores stays.
 
     In training the kinds sigmoid and gumbel differ from that; evaluated, all kinds are the same. All filters are on
     at the start.
@@ -54,19 +51,19 @@ class ChannelMask(nn.Module):
         self.scores = nn.Parameter(MASK_KINDS[self.kind] + 0.01 * torch.rand(channels))
         self.register_buffer("keep", torch.ones(()))
         self.peers: tuple[ChannelMask, ...] = (self,)
-        """The gates whose channels compete for one budget; in a tuple, as they are no parts of this one."""
+        """The masks whose channels compete for one budget; a tuple, so that they are not registered as submodules."""
 
-    def start(self, kind: str) -> None:
-        """Learn the mask in another way, from that way's starting scores."""
+    def set_kind(self, kind: str) -> None:
+        """Learn the mask in another way (`MASK_KINDS`), from the scores at which that kind starts."""
         self.scores.data += MASK_KINDS[kind] - MASK_KINDS[self.kind]
         self.kind = kind
 
     def kept(self) -> Tensor:
-        """Which channels are on, bool [C]; at least one of each gate is."""
-        scores = torch.cat([_with_a_winner(gate.scores.detach()) for gate in self.peers])
+        """Which channels are on, bool [C]; at least one of each mask is."""
+        scores = torch.cat([_with_a_winner(mask.scores.detach()) for mask in self.peers])
         count = (self.keep * len(scores)).round().clamp(min=len(self.peers))
         on = scores.argsort(descending=True, stable=True).argsort() < count
-        return on.split([len(gate.scores) for gate in self.peers])[self.peers.index(self)]
+        return on.split([len(mask.scores) for mask in self.peers])[self.peers.index(self)]
 
     @torch.no_grad()
     def fix(self, mask: Tensor) -> None:
@@ -74,7 +71,7 @@ class ChannelMask(nn.Module):
         self.scores.copy_(mask)
         self.keep.copy_(mask.float().mean())
 
-    def mask(self) -> Tensor:
+    def multipliers(self) -> Tensor:
         """What the channels are multiplied by, with a gradient to all scores: float [C]."""
         if self.kind == "topk_ste" or not self.training:
             return self.kept().to(self.scores.dtype) + (self.scores - self.scores.detach())
@@ -86,7 +83,7 @@ class ChannelMask(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """[B, C, ...] -> the same with masked channels 0."""
-        return value * self.mask().to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
+        return value * self.multipliers().to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
 
 
 def _with_a_winner(scores: Tensor) -> Tensor:
@@ -94,23 +91,23 @@ def _with_a_winner(scores: Tensor) -> Tensor:
     return scores.index_fill(0, scores.argmax(0, keepdim=True), torch.inf)
 
 
-def one_budget(gates: Sequence[ChannelMask]) -> None:
-    """Let the channels of all gates compete for one budget (mask.scope=global)."""
-    for gate in gates:
-        gate.peers = tuple(gates)
+def share_budget(channel_masks: Sequence[ChannelMask]) -> None:
+    """Let the channels of all masks compete for one budget (method.scope=global)."""
+    for mask in channel_masks:
+        mask.peers = tuple(channel_masks)
 
 
-def budget_penalty(gates: Sequence[ChannelMask], keep_ratio: float) -> Tensor:
-    """What holds soft masks to the budget and drives them to 0 and 1 (section 4.6), 0-d.
+def budget_penalty(channel_masks: Sequence[ChannelMask], keep_ratio: float) -> Tensor:
+    """What holds soft masks to the budget and drives them to 0 and 1, 0-d.
 
-    30 sum_l relu(mean(m^l) - keep_ratio) + 2 sum_l mean(m^l (1 - m^l)) over the gates, m = sigmoid(a); under a common
+    30 sum_l relu(mean(m^l) - keep_ratio) + 2 sum_l mean(m^l (1 - m^l)) over the masks, m = sigmoid(a); under a common
     budget the first mean is over all gates that share it.
     """
-    total = torch.zeros((), device=gates[0].scores.device)
-    for gate in gates:
-        mask = gate.scores.sigmoid()
-        share = torch.cat([peer.scores for peer in gate.peers]).sigmoid().mean()
-        total = total + 30 * F.relu(share - keep_ratio) + 2 * (mask * (1 - mask)).mean()
+    total = torch.zeros((), device=channel_masks[0].scores.device)
+    for mask in channel_masks:
+        soft = mask.scores.sigmoid()
+        kept = torch.cat([peer.scores for peer in mask.peers]).sigmoid().mean()
+        total = total + 30 * F.relu(kept - keep_ratio) + 2 * (soft * (1 - soft)).mean()
     return total
 
 
@@ -119,21 +116,21 @@ def ramp(step: int, steps: int) -> float:
     return min(1.0, step / (SETTLED * max(1, steps)))
 
 
-def annealed(step: int, steps: int, keep_ratio: float) -> float:
-    """The share of channels that stays after `step` of `steps`: from 1 to `keep_ratio` along a cubic (section 4.6)."""
+def anneal_keep_ratio(step: int, steps: int, keep_ratio: float) -> float:
+    """The fraction of channels that stays after `step` of `steps`: from 1 to `keep_ratio` along a cubic."""
     return keep_ratio + (1 - keep_ratio) * (1 - ramp(step, steps)) ** 3
 
 
-def set_keep(gates: Iterable[ChannelMask], keep: float) -> None:
-    """Give all gates the same budget, without waiting for the device."""
+def set_keep_ratio(channel_masks: Iterable[ChannelMask], keep: float) -> None:
+    """Give all masks the same budget, without waiting for the device."""
     if not 0 < keep <= 1:
         raise ConfigError(f"method.keep_ratio={keep}: above 0 and at most 1 is needed, such as method.keep_ratio=0.5")
-    for gate in gates:
-        gate.keep.fill_(keep)
+    for mask in channel_masks:
+        mask.keep.fill_(keep)
 
 
-def harden(gates: Sequence[ChannelMask], keep: float) -> None:
+def harden(channel_masks: Sequence[ChannelMask], keep: float) -> None:
     """End the first stage: whatever the kind, the best filters of the budget are on, and go on as topk_ste."""
-    set_keep(gates, keep)
-    for gate in gates:
-        gate.kind = "topk_ste"
+    set_keep_ratio(channel_masks, keep)
+    for mask in channel_masks:
+        mask.kind = "topk_ste"

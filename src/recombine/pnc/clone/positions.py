@@ -1,4 +1,4 @@
-"""Where a part of the source can be hung into the target: the candidates (R_t, R_s) of a pair (section 5.2)."""
+"""Where a part of the source can be hung into the target: the candidates (R_t, R_s) of a pair."""
 
 from __future__ import annotations
 
@@ -9,11 +9,7 @@ from recombine.core.errors import ConfigError
 from recombine.models.cuts import Cut, cuts
 from recombine.models.graph import Traced
 
-__all__ = ["ALIGNMENTS", "Position", "places", "positions"]
-
-ALIGNMENTS = ("scale", "all", "whole")
-"""scale: the source is entered where it has scaled the image down as much as the target; all: at every cut of the same
-kind, so that both cuts are searched; whole: all of the source runs on the target's features, made an image."""
+__all__ = ["Position", "find_positions", "list_cuts"]
 
 
 class Position(NamedTuple):
@@ -33,21 +29,21 @@ class Position(NamedTuple):
         return own if self.number == self.source_number else f"{own}-{self.source_number}"
 
 
-def places(traced: Traced) -> tuple[Cut, ...]:
+def list_cuts(traced: Traced) -> tuple[Cut, ...]:
     """The images, then the cuts R = 1..L from input to output."""
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     return (Cut("images", image, tuple(image.meta["shape"][1:]), 1.0), *cuts(traced))
 
 
-def positions(target: Traced, source: Traced, align: str = "scale") -> tuple[Position, ...]:
+def find_positions(target: Traced, source: Traced, align: str = "scale") -> tuple[Position, ...]:
     """The candidate positions R_t = 0..L of a pair from input to output, of one R_t by R_s; ConfigError if only 0 is.
 
     The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
     target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
-    only a feature vector. Ours: of several cuts of one scale our specification takes the last, which would enter a copy
-    of the target a block too late. `align` takes other rules (`ALIGNMENTS`).
+    only a feature vector. Of several cuts of one scale the last would enter a
+    copy of the target a block too late. `align`: scale (this), all (every cut of the same kind) or whole (the image).
     """
-    own, others = places(target), places(source)
+    own, others = list_cuts(target), list_cuts(source)
     found = [Position(0, own[0], others[0], 0)]
     for number, cut in enumerate(own[1:], start=1):
         entries = [place for place, other in enumerate(others) if place and len(other.shape) == len(cut.shape)]

@@ -1,27 +1,34 @@
 """The neighbourhood of an image, made by blanking patches, and linear models fitted in it (the manner of LIME).
 
 A vector b in {0, 1}^Np says which of the Np patches of an image are present; g(b) = [b, 1] theta is a linear model of
-what a network says about the image with the other patches blanked. That the paper measures local behaviour like this
-is our reading, made without its text; what is taken from LIME (Ribeiro et al., KDD 2016) and what is ours is said
-where it stands.
+a network's outputs for the image with the other patches blanked. That the paper measures local behaviour like this
+is our reading, made without its text; functions state what is from LIME (Ribeiro et al., KDD 2016) and what is ours.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recombine.core.counter_rng import bits
 from recombine.core.errors import ConfigError
+from recombine.pnc.settings import LimeSettings
 
-__all__ = ["KERNELS", "OUTPUTS", "Neighbourhood", "Purpose", "blank", "local_value", "presence", "proximity", "ridge"]
+__all__ = [
+    "KERNELS",
+    "OUTPUTS",
+    "Neighbourhood",
+    "Purpose",
+    "blank",
+    "draw_vectors",
+    "fit_ridge",
+    "predict_linear",
+    "proximity",
+]
 
 WORD = 64  # random bits looked up at once
 
@@ -56,73 +63,10 @@ OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "logit": lambda logits: logits,
     "prob": lambda logits: logits.softmax(-1),
 }
-WHY = {"num_fit": ", twice the coefficients of a local model"}
 
 
-@dataclass(frozen=True)
-class Neighbourhood:
-    """Settings of a `lime` config node; unknown keys, wrong types and impossible values are ConfigErrors.
-
-    None of them is stated by the paper: sigma and alpha are LIME's, the grid and the numbers of vectors are ours.
-    """
-
-    grid: int = 4
-    """Patches on each side of the image: Np = grid^2. Ours: 4 up to 32 pixels, 8 at 64 pixels."""
-    num_fit: int = 256
-    """Vectors for each sample's linear model; at least 2 (Np + 1)."""
-    num_train: int = 8
-    """Fresh vectors for each sample in a training step."""
-    kernel: str = "lime"
-    """lime (`proximity`) or uniform."""
-    sigma: float = 0.25
-    alpha: float = 1.0
-    """Penalty on squared coefficients, not on the intercept."""
-    output: str = "logit"
-    """What is modelled: logit, or prob (softmax over all classes)."""
-    refit: bool = False
-    """Fit the linear models anew in every step, which allows augmented images, instead of once."""
-
-    @classmethod
-    def of(cls, node: Neighbourhood | Mapping[str, Any]) -> Neighbourhood:
-        """Settings from the `lime` node of a config."""
-        if isinstance(node, cls):
-            return node
-        known = [field.name for field in fields(cls)]
-        unknown = [key for key in node if key not in known]
-        near = {key: difflib.get_close_matches(key, known, 1) for key in unknown}
-        wrong = [f"lime.{k} is unknown" + (f": did you mean lime.{near[k][0]}?" if near[k] else "") for k in unknown]
-        try:
-            settings = cls(**{key: value for key, value in dict(node).items() if key in known})
-        except ConfigError as error:
-            wrong += error.problems
-        if wrong:
-            raise ConfigError(wrong)
-        return settings
-
-    def __post_init__(self) -> None:
-        grid_fits = type(self.grid) is int and self.grid >= 2
-        least = {"grid": 2, "num_fit": 2 * (self.patches + 1) if grid_fits else 1, "num_train": 1}
-        wrong = [
-            f"lime.{key}={getattr(self, key)!r}: an integer of at least {low}{WHY.get(key, '')}; try lime.{key}={low}"
-            for key, low in least.items()
-            if type(getattr(self, key)) is not int or getattr(self, key) < low
-        ]
-        for key in ("sigma", "alpha"):
-            value = getattr(self, key)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                wrong.append(
-                    f"lime.{key}={value!r}: a number above 0, for example lime.{key}={getattr(type(self), key)}"
-                )
-        for key, allowed in (("kernel", KERNELS), ("output", OUTPUTS), ("refit", (True, False))):
-            if getattr(self, key) not in list(allowed):
-                wrong.append(f"lime.{key}={getattr(self, key)!r}: one of {', '.join(map(str, allowed))}")
-        if wrong:
-            raise ConfigError(wrong)
-
-    @property
-    def patches(self) -> int:
-        """Np."""
-        return self.grid**2
+class Neighbourhood(LimeSettings):
+    """The settings of a `lime` node, with what they make of vectors and logits."""
 
     def weights(self, vectors: Tensor) -> Tensor:
         """pi_b of vectors [..., Np], float32 [...]."""
@@ -134,7 +78,7 @@ class Neighbourhood:
         return values if columns is None else values.index_select(-1, columns)
 
 
-def presence(address: tuple[int, int, Purpose], index: Tensor, count: int, patches: int) -> Tensor:
+def draw_vectors(address: tuple[int, int, Purpose], index: Tensor, count: int, patches: int) -> Tensor:
     """Presence vectors bool [B, count, Np] of the samples at positions `index` [B] of their split, on its device.
 
     `address` is (seed, epoch, purpose). The first vector of a sample is all ones; each b_j of the others is 1 with
@@ -166,7 +110,7 @@ def blank(images: Tensor, vectors: Tensor) -> Tensor:
     return (images[:, None] * shown[:, :, None]).flatten(0, 1)
 
 
-def ridge(vectors: Tensor, weights: Tensor, outputs: Tensor, alpha: float) -> Tensor:
+def fit_ridge(vectors: Tensor, weights: Tensor, outputs: Tensor, alpha: float) -> Tensor:
     """Coefficients float64 [B, Np + 1, O] of one weighted linear model for each sample, the intercept last.
 
     argmin over theta of sum_b pi_b |y_b - [b, 1] theta|^2 + alpha |theta without intercept|^2 in closed form, for
@@ -181,7 +125,7 @@ def ridge(vectors: Tensor, weights: Tensor, outputs: Tensor, alpha: float) -> Te
     return torch.linalg.solve_ex(weighted @ design + penalty.diag(), weighted @ outputs.double()).result
 
 
-def local_value(theta: Tensor, vectors: Tensor) -> Tensor:
+def predict_linear(theta: Tensor, vectors: Tensor) -> Tensor:
     """g(b) = [b, 1] theta: coefficients [B, Np + 1, O] and vectors [B, K, Np] -> [B, K, O], theta's dtype."""
     with torch.autocast(theta.device.type, enabled=False):
         return vectors.to(theta.dtype) @ theta[:, :-1] + theta[:, -1:]

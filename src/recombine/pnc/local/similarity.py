@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, presence
-from recombine.pnc.local.surrogates import CHUNK, fit_local
+from recombine.core.errors import ConfigError
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, draw_vectors
+from recombine.pnc.local.surrogates import CHUNK, fit_linear_models
 
-__all__ = ["IMAGES", "VECTORS", "coefficients", "similarity"]
+__all__ = ["IMAGES", "VECTORS", "fit_coefficients", "similarity"]
 
 IMAGES, VECTORS = 128, 1000
 """Zest's defaults; those of the paper are not known to us."""
@@ -28,7 +28,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a[:, :-1].double().flatten(), b[:, :-1].double().flatten(), dim=0)
 
 
-def coefficients(
+def fit_coefficients(
     net: Callable[[Tensor], Tensor],
     images: Tensor,
     index: Tensor,
@@ -42,9 +42,10 @@ def coefficients(
     """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None), for `similarity`.
 
     `net` maps normalised images to logits and must be in eval mode; `images` normalised [B, 3, H, W] at positions
-    `index` [B] of their split. Two networks asked with one seed see the same `count` vectors of each image, also where
+    `index` [B] of their split. Two networks with one seed see the same `count` vectors of each image, also where
     their input sizes differ. ConfigError if `count` is too small to fit.
     """
-    settings = replace(settings, num_fit=count)
-    vectors = presence((seed, 0, Purpose.SIMILARITY), index, settings.num_fit, settings.patches)
-    return fit_local(net, images, vectors, settings, columns=columns, chunk=chunk)
+    if count < (least := 2 * (settings.patches + 1)):
+        raise ConfigError(f"similarity.vectors={count}: at least {least} are needed; try similarity.vectors={least}")
+    vectors = draw_vectors((seed, 0, Purpose.SIMILARITY), index, count, settings.patches)
+    return fit_linear_models(net, images, vectors, settings, columns=columns, chunk=chunk)

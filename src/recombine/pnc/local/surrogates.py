@@ -13,17 +13,17 @@ from recombine.core.distributed import gather_by_index
 from recombine.core.types import Loader
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.models import Model
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, presence, ridge
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, fit_ridge
 
-__all__ = ["CHUNK", "LimeModels", "Local", "Refitted", "fit_local", "localization_loss"]
+__all__ = ["CHUNK", "LimeModels", "LocalModels", "RefittedLimeModels", "fit_linear_models", "localization_loss"]
 
-Local = Callable[[Tensor, Tensor], Tensor]
+LocalModels = Callable[[Tensor, Tensor], Tensor]
 """From positions in the split [B] and normalised images [B, 3, H, W] to local models [B, Np + 1, O]."""
 CHUNK = 2048  # blanked images in one forward pass
 
 
 @torch.no_grad()
-def fit_local(
+def fit_linear_models(
     net: Callable[[Tensor], Tensor],
     images: Tensor,
     vectors: Tensor,
@@ -38,13 +38,13 @@ def fit_local(
     `vectors` bool [B, K, Np]. At most `chunk` blanked images exist at a time.
     """
     count = vectors.shape[1]
-    chosen = None if columns is None else torch.as_tensor(columns, dtype=torch.int64, device=images.device)
+    selected = None if columns is None else torch.as_tensor(columns, dtype=torch.int64, device=images.device)
     rows, width = max(1, chunk // count), min(chunk, count)
     thetas = []
-    for some, their in zip(images.split(rows), vectors.split(rows), strict=True):
-        parts = [(net(blank(some, part)), part.shape[:2]) for part in their.split(width, 1)]
-        outputs = torch.cat([settings.outputs(logits, chosen).unflatten(0, shape) for logits, shape in parts], 1)
-        thetas.append(ridge(their, settings.weights(their), outputs, settings.alpha))
+    for batch, drawn in zip(images.split(rows), vectors.split(rows), strict=True):
+        parts = [(net(blank(batch, part)), part.shape[:2]) for part in drawn.split(width, 1)]
+        outputs = torch.cat([settings.outputs(logits, selected).unflatten(0, shape) for logits, shape in parts], 1)
+        thetas.append(fit_ridge(drawn, settings.weights(drawn), outputs, settings.alpha))
     return torch.cat(thetas)
 
 
@@ -72,17 +72,17 @@ class LimeModels:
         """Fit `settings.num_fit` blanked images of every sample of `loader` to the outputs `columns` of `source`.
 
         `loader` yields each sample once and not augmented, as data.loader(..., train=False) does: a model belongs to
-        the pixels it was fitted to. The source runs in eval mode. Each process of a distributed group does its share
+        the pixels it was fitted to. The source runs in eval mode. Each process of a distributed group fits a part
         and gets all models, on the source's device.
         """
         index = [torch.zeros(0, dtype=torch.int64)]
         theta = [torch.zeros(0, settings.patches + 1, len(columns))]
         with evaluating(source), closing(loader.epoch(0)) as batches:
             for batch in batches:
-                vectors = presence((seed, 0, Purpose.FIT), batch.index, settings.num_fit, settings.patches)
+                vectors = draw_vectors((seed, 0, Purpose.FIT), batch.index, settings.num_fit, settings.patches)
                 with autocast(precision, batch.images.device):
                     images = source.preprocess(batch.images)
-                    fitted = fit_local(source.net, images, vectors, settings, columns=columns, chunk=chunk)
+                    fitted = fit_linear_models(source.net, images, vectors, settings, columns=columns, chunk=chunk)
                 index.append(batch.index.cpu())
                 theta.append(fitted.float().cpu())
         device = next(source.parameters()).device
@@ -98,7 +98,7 @@ class LimeModels:
 
 
 @dataclass(frozen=True, eq=False)
-class Refitted:
+class RefittedLimeModels:
     """Linear models fitted anew to the images of every batch, as augmented ones need them (lime.refit=true)."""
 
     net: Callable[[Tensor], Tensor]
@@ -110,18 +110,18 @@ class Refitted:
 
     def __call__(self, index: Tensor, images: Tensor) -> Tensor:
         """Coefficients float32 [B, Np + 1, O] around normalised images [B, 3, H, W] at positions `index` [B]."""
-        vectors = presence((self.seed, 0, Purpose.FIT), index, self.settings.num_fit, self.settings.patches)
-        return fit_local(self.net, images, vectors, self.settings, columns=self.columns).float()
+        vectors = draw_vectors((self.seed, 0, Purpose.FIT), index, self.settings.num_fit, self.settings.patches)
+        return fit_linear_models(self.net, images, vectors, self.settings, columns=self.columns).float()
 
 
-def localization_loss(outputs: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
-    """How far the module is from the source nearby: mean over samples and vectors of pi_b |f(b x) - wanted|^2.
+def localization_loss(outputs: Tensor, goals: Tensor, weights: Tensor) -> Tensor:
+    """How far the module is from the source nearby: mean over samples and vectors of pi_b |f(b x) - goal|^2.
 
-    `outputs` [B, K, O] of the masked source on blanked images (`Neighbourhood.outputs`), `wanted` [B, K, O] of the
-    source's local models (`local_value`) or of the source itself, `weights` pi [B, K]; 0-d float32. Our reading of
+    `outputs` [B, K, O] of the masked source on blanked images (`Neighbourhood.outputs`), `goals` [B, K, O] of the
+    source's local models (`predict_linear`) or of the source itself, `weights` pi [B, K]; 0-d float32. Our reading of
     the localization objective, made without the paper's text. Deviation: a mean where that reading sums over samples
     and vectors, so that learning rate and weight against other losses mean the same at any batch size and number of
     vectors.
     """
-    error = (outputs.float() - wanted).square().sum(-1)
+    error = (outputs.float() - goals).square().sum(-1)
     return (weights * error).mean()

@@ -1,4 +1,4 @@
-"""Whether one solution may take the place of another: steering, then Tchebycheff (sections 11.2 and 11.3)."""
+"""Whether one solution may take the place of another: steering, then Tchebycheff scalarisation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ObjectiveScale", "accepts", "assign", "farthest_first", "spread_weig
 
 
 class ObjectiveScale(NamedTuple):
-    """Brings objectives to 0..1 over a population; where all of it is equal, to 0."""
+    """Scales objectives to 0..1 over a population; to 0 where all of it is equal."""
 
     low: np.ndarray
     span: np.ndarray
@@ -36,17 +36,17 @@ def tchebycheff(scaled: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def accepts(
     new: Individuals, old: Individuals, weights: np.ndarray, scale: ObjectiveScale, threshold: float | np.ndarray
 ) -> np.ndarray:
-    """Whether `new` is not worse than `old`: by what is missing to the threshold of accuracy, on a tie by s.
+    """Whether `new` is not worse than `old`: by the accuracy missing to the threshold, on a tie by s.
 
     `weights` [..., 2] are those of `old`.
     """
-    lacks = [np.maximum(threshold - each.accuracy, 0) for each in (new, old)]
+    missing = [np.maximum(threshold - each.accuracy, 0) for each in (new, old)]
     scores = [tchebycheff(scale(each.objectives), weights) for each in (new, old)]
-    return (lacks[0] < lacks[1]) | ((lacks[0] == lacks[1]) & (scores[0] <= scores[1]))
+    return (missing[0] < missing[1]) | ((missing[0] == missing[1]) & (scores[0] <= scores[1]))
 
 
 def farthest_first(points: np.ndarray, count: int, first: int) -> np.ndarray:
-    """Positions int [count] of points [n, d], from `first` on always the farthest from all chosen before."""
+    """Positions int [count] of points [n, d], starting at `first`, each the farthest from all chosen before."""
     chosen = [first]
     distance = np.full(len(points), np.inf)
     for _ in range(count - 1):
@@ -65,9 +65,8 @@ def spread_weights(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def assign(vectors: np.ndarray, scaled: np.ndarray) -> np.ndarray:
-    """Weights [n, 2] of individuals with objectives [n, 2] in 0..1: each vector, in order, to who is best by it.
-
-    Who has a vector takes no second one.
+    """Weights [n, 2] of individuals with objectives [n, 2] in 0..1: each vector, in order, goes to the best individual
+    by it that has none yet.
     """
     weights = np.empty_like(vectors)
     free = np.arange(len(scaled))

@@ -1,4 +1,4 @@
-"""The elitist archive: every solution that no other found so far beats."""
+"""The elitist archive: all non-dominated solutions found so far."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ __all__ = ["Archive"]
 
 
 class Archive:
-    """Mutually non-dominated individuals, as many as there are; of equal objectives the first stays (section 11)."""
+    """Mutually non-dominated individuals, without a limit; of equal objectives the first stays."""
 
     def __init__(self, length: int) -> None:
         """`length` of the genotypes."""
         genes = np.empty((0, length), np.int8)
-        one = np.empty(0)
-        self.members = Individuals(genes, np.empty((0, 2)), one, genes.astype(bool), one.astype(bool))
-        """In the order in which they came."""
+        empty = np.empty(0)
+        self.members = Individuals(genes, np.empty((0, 2)), empty, genes.astype(bool), empty.astype(bool))
+        """In the order in which they were accepted."""
 
     def __len__(self) -> int:
         return len(self.members.accuracy)
 
     def add(self, found: Individuals, threshold: float = 0.0) -> np.ndarray:
-        """Offer individuals one after the other; bool [n]: which were taken, if perhaps driven out by a later one.
+        """Offer individuals one after the other; bool [n]: which were accepted, even if a later one dominates them.
 
-        Members whose accuracy is below the threshold of steering go, and none comes in (section 11.3): with a
-        threshold above what the networks reach, the archive is empty.
+        Members whose accuracy is below the threshold of steering are removed, and none is accepted: with a threshold
+        above what the networks reach, the archive is empty.
         """
-        self._keep(self.members.accuracy >= threshold)
-        return np.array([self._add(found.take([i]), threshold) for i in range(len(found.accuracy))], bool)
+        self._filter(self.members.accuracy >= threshold)
+        return np.array([self._add(found.take(np.array([i])), threshold) for i in range(len(found.accuracy))], bool)
 
     def _add(self, one: Individuals, threshold: float) -> bool:
         known = self.members.objectives
         if one.accuracy[0] < threshold or (known <= one.objectives).all(1).any():
             return False
-        self._keep((known < one.objectives).any(1))
+        self._filter(np.any(known < one.objectives, axis=1))
         self.members = Individuals(*(np.concatenate(pair) for pair in zip(self.members, one, strict=True)))
         return True
 
-    def _keep(self, which: np.ndarray) -> None:
-        if not which.all():
-            self.members = self.members.take(which)
+    def _filter(self, mask: np.ndarray) -> None:
+        if not mask.all():
+            self.members = self.members.take(mask)

@@ -1,4 +1,4 @@
-"""What all search algorithms share: asking in batches within the budget, the archive and the threshold of steering."""
+"""What all search algorithms share: batches of requests within the budget, the archive, and steering."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Search", "advance"]
 
 
 class Search(ABC):
-    """A search algorithm: `batches` says what it asks for next, `run` asks, counts and keeps the best.
+    """A search algorithm: `batches` yields the genotypes to evaluate next, `run` evaluates and archives them.
 
-    Synchronous. Deviation: the authors keep as many evaluations in flight as there are individuals and handle each
-    answer when it comes; here a batch is answered as a whole, which makes runs repeatable (section 19, 13).
+    Deviation: the authors search asynchronously, with as many evaluations in flight as there are individuals; here a
+    batch is evaluated as a whole, which makes runs repeatable.
     """
 
     def __init__(
@@ -32,19 +32,9 @@ class Search(ABC):
         population: int = 128,
         steering: float = 0.5,
     ) -> None:
-        """`name` is the search's in rows; `steering` the accuracy asked for by the time all of the budget is spent."""
-        problems = []
+        """`name` is the search's in rows; `steering` the accuracy required by the time all of the budget is spent."""
         if space.length < 3:
-            problems.append("no layers of the parents match, so there is nothing to search; take other parents")
-        if not space.expected_stitches > 0:
-            value = space.expected_stitches
-            problems.append(f"expected_stitches={value}: more than 0; try expected_stitches=6.2")
-        if type(population) is not int or population < 2:
-            problems.append(f"search.population={population}: an integer of at least 2; try search.population=128")
-        if type(steering) not in (int, float) or not 0 <= steering <= 1:
-            problems.append(f"search.steering={steering}: an accuracy in 0..1; search.steering=0 is none")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError("no layers of the parents match, so there is nothing to search; take other parents")
         self.space, self.budget, self.name = space, budget, name
         self.size, self.steering = population, steering
         self.rng = np.random.default_rng(seed)
@@ -53,49 +43,49 @@ class Search(ABC):
 
     @abstractmethod
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """Genotypes int8 [n, L] to evaluate; what became of all of them is sent back. Ends with the budget at last."""
+        """Genotypes int8 [n, L] to evaluate; all of them are sent back evaluated. May never end: the budget does."""
 
     def run(self, evaluate: Evaluate, on_generation: Callable[[Archive, Budget], None] | None = None) -> Archive:
-        """Search until the budget is spent or nothing is left to ask; `on_generation` is called after each batch."""
-        batches, answer = self.batches(), None
-        while self.budget.left and (genotypes := advance(batches, answer)) is not None:
-            answer = self._measure(genotypes, evaluate)
+        """Search until the budget is spent or `batches` ends; `on_generation` is called after each batch."""
+        batches, evaluated = self.batches(), None
+        while self.budget.remaining and (genotypes := advance(batches, evaluated)) is not None:
+            evaluated = self._evaluate(genotypes, evaluate)
             if on_generation:
                 on_generation(self.archive, self.budget)
-            if len(answer.genotypes) < len(genotypes):
+            if len(evaluated.genotypes) < len(genotypes):
                 break
         return self.archive
 
     @property
     def threshold(self) -> float:
-        """T = steering * n / budget with n phenotypes evaluated so far (section 11.3, as executed)."""
+        """T = steering * n / budget with n phenotypes evaluated so far, as the authors' code computes it."""
         return self.steering * self.budget.unique / self.budget.total
 
-    def _measure(self, genotypes: np.ndarray, evaluate: Evaluate) -> Individuals:
-        """As many of a batch as the budget leaves; where it counts what is new, known ones leave room for more."""
+    def _evaluate(self, genotypes: np.ndarray, evaluate: Evaluate) -> Individuals:
+        """Evaluate as many of a batch as the budget allows; of a budget of unique networks, known ones take nothing."""
         parts, genotypes = [], np.asarray(genotypes, np.int8)
-        while len(genotypes) and self.budget.left:
-            some, genotypes = np.split(genotypes, [self.budget.left])
-            found = evaluate(some)
-            self.budget.spend(some, found.active)
-            worked = np.isfinite(found.objectives).all(1)
-            objectives = self._replace_failed(found.objectives, worked)
-            part = Individuals(some, objectives, found.accuracy, found.active, worked.copy())
-            part.entered[worked] = self.archive.add(part.take(worked), self.threshold)
+        while len(genotypes) and self.budget.remaining:
+            requested, genotypes = np.split(genotypes, [self.budget.remaining])
+            found = evaluate(requested)
+            self.budget.spend(requested, found.active)
+            finite = np.isfinite(found.objectives).all(1)
+            objectives = self._replace_failed(found.objectives, finite)
+            part = Individuals(requested, objectives, found.accuracy, found.active, finite.copy())
+            part.archived[finite] = self.archive.add(part.take(finite), self.threshold)
             parts.append(part)
         return Individuals(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
-    def _replace_failed(self, objectives: np.ndarray, worked: np.ndarray) -> np.ndarray:
-        """Objectives with those of an offspring that did not work as bad as the worst seen so far."""
-        self._worst = np.maximum(self._worst, objectives[worked].max(0, initial=-np.inf))
+    def _replace_failed(self, objectives: np.ndarray, finite: np.ndarray) -> np.ndarray:
+        """Objectives with those that are not finite replaced by the worst seen so far."""
+        self._worst = np.maximum(self._worst, objectives[finite].max(0, initial=-np.inf))
         if not np.isfinite(self._worst).all():
             raise RecombineError("none of the first offspring could be evaluated: their objectives are not finite")
-        return np.where(worked[:, None], objectives, self._worst)
+        return np.where(finite[:, None], objectives, self._worst)
 
 
-def advance(procedure: Generator[Any, Any, None], answer: Any) -> Any:
-    """What a procedure asks for next, given the answer to its last request (at first None); None when it is done."""
+def advance(procedure: Generator[Any, Any, None], evaluated: Any) -> Any:
+    """The next request of a procedure, given its last one evaluated (at first None); None when it is done."""
     try:
-        return procedure.send(answer)
+        return procedure.send(evaluated)
     except StopIteration:
         return None

@@ -1,4 +1,4 @@
-"""The paper's genetic algorithm: no selection of parents, children compete with their own parents (section 11.4)."""
+"""The paper's genetic algorithm: no selection of parents, children compete with their own parents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from recombine.stitch.search.acceptance import ObjectiveScale, accepts, assign, spread_weights
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.population import initial, mutate, two_point
+from recombine.stitch.search.population import initial_population, mutate, two_point_crossover
 from recombine.stitch.search.space import Individuals
 
 __all__ = ["FamilialGa"]
@@ -18,18 +18,18 @@ class FamilialGa(Search):
     """Two-point crossover, mutation, and familial replacement."""
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """The initial population, then the children of all pairs; of an odd population one has none that time.
+        """The initial population, then the children of all pairs; in an odd population one individual is not paired.
 
         Weights are assigned anew, in random order, after each generation.
         """
-        population = yield initial(self.space, self.size, self.rng)
+        population = yield initial_population(self.space, self.size, self.rng)
         vectors = spread_weights(self.size, self.rng)
         scale = ObjectiveScale.of(population.objectives)
         weights = assign(vectors, scale(population.objectives))
         while True:
             pairs = self.rng.permutation(self.size)[: self.size // 2 * 2].reshape(-1, 2)
             first, second = population.genotypes[pairs].swapaxes(0, 1)
-            crossed = np.concatenate(two_point(first, second, self.rng))
+            crossed = np.concatenate(two_point_crossover(first, second, self.rng))
             children = yield mutate(crossed, self.space.alphabet, self.rng)
             for i, parents in enumerate(np.tile(pairs, (2, 1))):
                 self._compete(children.take(i), population, parents, weights, scale)
@@ -44,10 +44,11 @@ class FamilialGa(Search):
         weights: np.ndarray,
         scale: ObjectiveScale,
     ) -> None:
-        """The child takes the place of a parent it is not worse than, a random one of two (section 18, 12).
+        """The child replaces a parent it is not worse than, a random one of two.
 
-        Its sister may have taken a parent's place before; then it competes with her, by that parent's weights.
+        Where its sibling has replaced a parent before, it competes with the sibling by that parent's weights.
+        Deviation: the authors' code takes the last such parent.
         """
-        taken = accepts(child, population.take(parents), weights[parents], scale, self.threshold)
-        if taken.any():
-            population.put(self.rng.choice(parents[taken]), child)
+        accepted = accepts(child, population.take(parents), weights[parents], scale, self.threshold)
+        if accepted.any():
+            population.put(self.rng.choice(parents[accepted]), child)

@@ -1,4 +1,4 @@
-"""GOMEA and LK-GOMEA: genes that go together are copied together (sections 11.5 and 11.6)."""
+"""GOMEA and LK-GOMEA: linked genes are copied together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from recombine.stitch.search.acceptance import ObjectiveScale, accepts, assign, farthest_first, spread_weights
 from recombine.stitch.search.base import Search, advance
 from recombine.stitch.search.linkage import linkage_tree, mutual_information
-from recombine.stitch.search.population import initial
+from recombine.stitch.search.population import initial_population
 from recombine.stitch.search.space import Individuals
 
 __all__ = ["Gomea", "LkGomea", "single_objectives"]
@@ -21,11 +21,11 @@ __all__ = ["Gomea", "LkGomea", "single_objectives"]
 CLUSTERS = 5
 
 Procedure = Generator[np.ndarray, Individuals, None]
-"""Yields one genotype to evaluate and is sent what became of it."""
+"""Yields one genotype to evaluate and is sent the evaluated individual."""
 
 
 class LinkageModel(NamedTuple):
-    """What an individual is mixed by."""
+    """Subsets and donors of the optimal mixing of an individual."""
 
     subsets: np.ndarray
     """bool [S, L]: genes that are copied together."""
@@ -36,36 +36,36 @@ class LinkageModel(NamedTuple):
 class Gomea(Search):
     """Gene-pool optimal mixing by a linkage tree of the population, with forced improvement.
 
-    Deviation: the authors' individuals are improved asynchronously. Here all of a generation mix in lockstep: each asks
-    for one evaluation at a time, and those of all make a batch; one with fewer requests is done earlier. Linkage,
+    Deviation: the authors' individuals are improved asynchronously. Here all of a generation mix in lockstep: each
+    requests one evaluation at a time, and those of all make a batch; one with fewer requests is done earlier. Linkage,
     donors, clusters, weights and the scale of objectives are of the population at the beginning of the generation.
-    Requests that change inactive genes alone are made too: the evaluator answers them from its memo.
+    Changes of inactive genes alone are requested too: the evaluator finds them in its memo.
     """
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """The initial population, then what the individuals of a generation ask for, step by step.
+        """The initial population, then the requests of the individuals of a generation, step by step.
 
-        Ends when a generation asks for nothing, as all of the population is one genotype.
+        Ends when a generation requests nothing, as all of the population is one genotype.
         """
-        population = yield initial(self.space, self.size, self.rng)
+        population = yield initial_population(self.space, self.size, self.rng)
         vectors = spread_weights(self.size, self.rng)
-        stretch = np.zeros(self.size, int)
+        stagnation = np.zeros(self.size, int)
         while True:
-            generation = Generation(self, population, vectors, stretch, self.models(population.genotypes.copy()))
-            asked = False
+            generation = Generation(self, population, vectors, stagnation, self.models(population.genotypes.copy()))
+            any_request = False
             procedures = [generation.improve(i) for i in range(self.size)]
             waiting = [(p, trial) for p in procedures if (trial := advance(p, None)) is not None]
             while waiting:
-                asked = True
+                any_request = True
                 found = yield np.stack([trial for _, trial in waiting])
-                answered = [(p, advance(p, found.take(j))) for j, (p, _) in enumerate(waiting)]
-                waiting = [(p, trial) for p, trial in answered if trial is not None]
-            if not asked:
+                advanced = [(p, advance(p, found.take(j))) for j, (p, _) in enumerate(waiting)]
+                waiting = [(p, trial) for p, trial in advanced if trial is not None]
+            if not any_request:
                 return
             vectors = self.rng.permutation(vectors)
 
     def models(self, genotypes: np.ndarray) -> list[LinkageModel]:
-        """One for each individual of a population int8 [P, L]; here all have the same."""
+        """One model for each individual of a population int8 [P, L]; here all have the same."""
         subsets = linkage_tree(mutual_information(genotypes), self.rng)
         return [LinkageModel(subsets, genotypes)] * len(genotypes)
 
@@ -77,74 +77,74 @@ class LkGomea(Gomea):
         """From the k = ceil(P / u) nearest by Hamming distance, itself among them, with u ~ U(1, P / 32) for each."""
         count = len(genotypes)
         models = []
-        for own in genotypes:
+        for genotype in genotypes:
             size = math.ceil(count / self.rng.uniform(1, max(1, count / 32)))
-            order = self.rng.permutation(count)  # ties in distance break at random
-            nearest = order[np.argsort((genotypes[order] != own).sum(1), kind="stable")[:size]]
+            order = self.rng.permutation(count)  # breaks ties in distance at random
+            nearest = order[np.argsort((genotypes[order] != genotype).sum(1), kind="stable")[:size]]
             subsets = linkage_tree(mutual_information(genotypes[nearest]), self.rng)
             models.append(LinkageModel(subsets, genotypes[nearest]))
         return models
 
 
 class Generation:
-    """What stays the same while the individuals of a population are improved once, in place."""
+    """One generation: the individuals of a population are improved once, in place."""
 
     def __init__(
         self,
         search: Search,
         population: Individuals,
         vectors: np.ndarray,
-        stretch: np.ndarray,
+        stagnation: np.ndarray,
         models: list[LinkageModel],
     ) -> None:
-        """`stretch` int [P] counts procedures without improvement, and is kept up to date."""
+        """`stagnation` int [P] counts procedures without improvement, and is updated."""
         self.search, self.rng, self.archive = search, search.rng, search.archive
-        self.population, self.stretch, self.models = population, stretch, models
+        self.population, self.stagnation, self.models = population, stagnation, models
         self.scale = ObjectiveScale.of(population.objectives)
         scaled = self.scale(population.objectives)
         self.weights = assign(vectors, scaled)
         self.single = single_objectives(scaled, self.rng)
 
     def improve(self, i: int) -> Procedure:
-        """Optimal mixing of one individual, then forced improvement if that changed nothing or has not for long.
+        """Optimal mixing of one individual, then forced improvement if nothing changed or it stagnates.
 
-        Long is more than 1 + floor(log2 P) procedures in a row without a strictly better solution or one that the
-        archive took (ours, where the source does not say what an improvement is); the count starts anew afterwards.
+        It stagnates after more than 1 + floor(log2 P) procedures in a row without improvement: a strictly better
+        solution, or one that the archive accepted (the sources do not define it). The count is then reset.
         """
         subsets, donors = self.models[i]
         start = current = self.population.take(i)
         improved = False
         for subset in self.rng.permutation(len(subsets)):
             genes = subsets[subset]
-            other = np.flatnonzero((donors[:, genes] != current.genotypes[genes]).any(1))
-            if not len(other):
+            different = np.flatnonzero((donors[:, genes] != current.genotypes[genes]).any(1))
+            if not len(different):
                 continue
-            trial = yield np.where(genes, donors[self.rng.choice(other)], current.genotypes)
-            if trial.entered or self.accepts(i, trial, current):
-                improved = improved or bool(trial.entered) or not self.accepts(i, current, trial)
+            trial = yield np.where(genes, donors[self.rng.choice(different)], current.genotypes)
+            if trial.archived or self.accepts(i, trial, current):
+                improved = improved or bool(trial.archived) or not self.accepts(i, current, trial)
                 current = trial
-        self.stretch[i] = 0 if improved else self.stretch[i] + 1
+        self.stagnation[i] = 0 if improved else self.stagnation[i] + 1
         unchanged = np.array_equal(current.genotypes, start.genotypes)
-        if len(self.archive) and (unchanged or self.stretch[i] > 1 + math.floor(math.log2(len(self.models)))):
+        if len(self.archive) and (unchanged or self.stagnation[i] > 1 + math.floor(math.log2(len(self.models)))):
             current = yield from self.force(i, current)
-            self.stretch[i] = 0
+            self.stagnation[i] = 0
         self.population.put(i, current)
 
     def force(self, i: int, current: Individuals) -> Generator[np.ndarray, Individuals, Individuals]:
         """The first accepted change towards a member of the archive; failing that, any member of the archive."""
-        subsets, donor = self.models[i].subsets, self.archived()
+        subsets, donor = self.models[i].subsets, self.sample_elite()
         for subset in self.rng.permutation(len(subsets)):
             mixed = np.where(subsets[subset], donor.genotypes, current.genotypes)
             if np.array_equal(mixed, current.genotypes):
                 continue
             trial = yield mixed
-            if trial.entered or self.accepts(i, trial, current):
+            if trial.archived or self.accepts(i, trial, current):
                 return trial
-        return self.archived() if len(self.archive) else current
+        return self.sample_elite() if len(self.archive) else current
 
-    def archived(self) -> Individuals:
+    def sample_elite(self) -> Individuals:
         """A random member of the archive."""
-        return self.archive.members.take(self.rng.integers(len(self.archive)))
+        return self.archive.members.take(int(self.rng.integers(len(self.archive))))
 
     def accepts(self, i: int, new: Individuals, old: Individuals) -> bool:
         """Whether individual i may go from `old` to `new`; in an extreme cluster one objective decides alone."""
@@ -154,11 +154,11 @@ class Generation:
 
 
 def single_objectives(scaled: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The one objective that decides for each individual, -1 where both do: int [P] for objectives [P, 2] in 0..1.
+    """The single objective by which each individual is accepted, -1 for both: int [P] for objectives [P, 2] in 0..1.
 
-    Clusters are found by k-means from farthest-first leaders; each has its 2 P / k nearest as members, so individuals
-    in several choose one at random (those in none go to the nearest). The cluster whose mean is best in an objective
-    is its extreme cluster; one that is best in both decides by either.
+    Clusters are found by k-means from farthest-first leaders; each has its 2 P / k nearest as members; individuals in
+    several choose one at random, those in none go to the nearest. The cluster whose mean is best in an objective is its
+    extreme cluster, whose members are accepted by that objective; in one that is best in both, by a random one.
     """
     count = min(CLUSTERS, len(scaled))
     leaders = scaled[farthest_first(scaled, count, int(scaled[:, 0].argmin()))]

@@ -1,4 +1,4 @@
-"""Which genes belong together: mutual information and the linkage tree (section 11.5, step 2)."""
+"""Which genes belong together: mutual information and the linkage tree."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["linkage_tree", "mutual_information"]
 def mutual_information(genotypes: np.ndarray) -> np.ndarray:
     """NMI(x, y) = (H(x) + H(y)) / H(x, y) - 1 of all pairs of genes of genotypes [n, L]: [L, L] in 0..1.
 
-    0 where neither gene varies. It is I / H(x, y), the mutual information as a share of the joint entropy.
+    0 where neither gene varies. It is I / H(x, y), the mutual information as a fraction of the joint entropy.
     """
     count = len(genotypes)
     terms = entr(np.arange(count + 1) / count)
-    has = [(genotypes == value).astype(np.float32) for value in range(genotypes.max() + 1)]  # exact below 2^24
-    joint = sum(terms[(one.T @ other).astype(int)] for one, other in product(has, repeat=2))
+    occurs = [(genotypes == value).astype(np.float32) for value in range(genotypes.max() + 1)]  # exact below 2^24
+    joint = sum(terms[(one.T @ other).astype(int)] for one, other in product(occurs, repeat=2))
     single = joint.diagonal()
     ratio = np.divide(single[:, None] + single, joint, out=np.ones_like(joint), where=joint > 0)
     return (ratio - 1).clip(0, 1)
@@ -29,7 +29,7 @@ def mutual_information(genotypes: np.ndarray) -> np.ndarray:
 def linkage_tree(similarity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Subsets of genes, bool [2 L - 2, L], from average linkage (UPGMA) of 1 - similarity [L, L], the root left out.
 
-    Single genes come first, then subsets as they merge. Genes are shuffled before, so that ties break at random.
+    Single genes come first, then subsets as they merge. Genes are shuffled before, so that ties are broken at random.
     """
     length = len(similarity)
     order = rng.permutation(length)

@@ -1,4 +1,4 @@
-"""NSGA-II by pymoo, on our initial population and with our mutation (section 11.8)."""
+"""NSGA-II by pymoo, with the initial population and the mutation of the other algorithms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.problems.static import StaticProblem
 
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.population import initial, mutate
+from recombine.stitch.search.population import initial_population, mutate
 from recombine.stitch.search.space import Budget, Individuals, Space
 
 __all__ = ["Nsga2"]
@@ -35,11 +35,11 @@ class Nsga2(Search):
         super().__init__(space, budget, name=name, seed=seed, population=population, steering=0.0)
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """What pymoo asks for; ends early when it finds no offspring that the population does not have."""
+        """What pymoo requests; ends early when it finds no offspring that is not in the population."""
         problem = Problem(n_var=self.space.length, n_obj=2, xl=0, xu=self.space.alphabet - 1, vtype=int)
         algorithm = NSGA2(
             pop_size=self.size,
-            sampling=initial(self.space, self.size, self.rng),
+            sampling=initial_population(self.space, self.size, self.rng),
             crossover=TwoPointCrossover(),
             mutation=_OtherValue(self.space.alphabet),
             eliminate_duplicates=_SamePhenotype(),

@@ -7,16 +7,16 @@ from collections.abc import Generator
 import numpy as np
 
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.population import initial
+from recombine.stitch.search.population import initial_population
 from recombine.stitch.search.space import Individuals
 
 __all__ = ["RandomSearch"]
 
 
 class RandomSearch(Search):
-    """Initial populations, one after the other (section 11.7)."""
+    """Initial populations, one after the other."""
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """Each as large as `population`, 128 in the paper."""
+        """Each of `population` individuals, 128 in the paper."""
         while True:
-            yield initial(self.space, self.size, self.rng)
+            yield initial_population(self.space, self.size, self.rng)

@@ -1,4 +1,4 @@
-"""What is searched, what an evaluation says about it, and how many of them there may be."""
+"""The search space, evaluations of its genotypes, and the budget of requests."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from recombine.core.errors import ConfigError
-
-__all__ = ["Budget", "Evaluate", "Evaluated", "Individuals", "Space", "phenotypes"]
+__all__ = ["Budget", "Evaluate", "Evaluations", "Individuals", "Space", "phenotypes"]
 
 
 class Space(NamedTuple):
-    """Genotypes [s_a1, s_b1, ..., s_am, s_bm, o] (section 8.1)."""
+    """Genotypes [s_a1, s_b1, ..., s_am, s_bm, o]."""
 
     alphabet: np.ndarray
-    """int [L], how many values each gene has: 2m twos and one three."""
+    """int [L], number of values of each gene: 2m twos and one three."""
     expected_stitches: float = 6.2
-    """How many stitches an individual of an initial population has switched on, on average."""
+    """Stitches that are on in an individual of an initial population, on average."""
 
     @property
     def length(self) -> int:
@@ -26,25 +24,25 @@ class Space(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """p of section 11.1, the share of ones in a stitch's gene; at most half, which few stitches would exceed."""
+        """The fraction p of ones in a stitch's gene; at most half, which few stitches would exceed."""
         return min(self.expected_stitches / (self.length - 1), 0.5)
 
 
-class Evaluated(NamedTuple):
-    """What is known of n genotypes, in their order."""
+class Evaluations(NamedTuple):
+    """Results of n genotypes, in their order."""
 
     objectives: np.ndarray
     """float64 [n, 2], both minimised: minus accuracy or loss, then multiply-adds. Not finite where one failed."""
     accuracy: np.ndarray
-    """float64 [n] in 0..1, which steering looks at."""
+    """float64 [n] in 0..1, which steering is about."""
     active: np.ndarray
-    """bool [n, L]: which genes matter in that genotype; the last always does."""
+    """bool [n, L]: the genes that have an effect in that genotype; the last always has."""
 
 
 class Evaluate(Protocol):
-    """Measures genotypes int8 [n, L], duplicates included; what it knows already it may answer from a memo."""
+    """Evaluates genotypes int8 [n, L], duplicates included; known networks may come from a memo."""
 
-    def __call__(self, genotypes: np.ndarray) -> Evaluated: ...
+    def __call__(self, genotypes: np.ndarray) -> Evaluations: ...
 
 
 class Individuals(NamedTuple):
@@ -58,8 +56,8 @@ class Individuals(NamedTuple):
     """float64 [n]."""
     active: np.ndarray
     """bool [n, L]."""
-    entered: np.ndarray
-    """bool [n]: the archive took it when it was evaluated."""
+    archived: np.ndarray
+    """bool [n]: whether the archive accepted it when it was evaluated."""
 
     def take(self, index: int | np.ndarray) -> Self:
         """The individual at one position, or those at several."""
@@ -72,44 +70,37 @@ class Individuals(NamedTuple):
 
 
 def phenotypes(genotypes: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Genotypes with inactive genes 0, int8 [n, L]: equal rows are the same network (section 8.2)."""
+    """Genotypes with inactive genes 0, int8 [n, L]: equal rows are the same network."""
     return np.where(active, genotypes, 0).astype(np.int8)
 
 
 class Budget:
-    """How many requests a search may make, and how many it has made.
+    """Requests that a search may make, and those it has made.
 
-    `counts` is what the total counts: `requests`, all of them, as in the paper; or `unique`, the phenotypes that this
-    search asked for the first time. Both are told from the answers alone, never from whether something was measured or
-    remembered, so that a search continued from a memo takes the same course. With `unique` a search also ends when as
-    many requests as the whole budget brought nothing new.
+    `unit` is what the total counts: `requests`, all of them, as in the paper; or `unique`, the phenotypes that this
+    search requested for the first time. Both follow from the results alone, not from whether they came from a memo, so
+    that a search continued from a memo takes the same course. With `unique` a search also ends when as many requests as
+    the whole budget brought nothing new.
     """
 
-    def __init__(self, total: int, counts: str = "requests") -> None:
-        problems = []
-        if type(total) is not int or total < 1:
-            problems.append(f"budget={total}: an integer of at least 1; try budget=5000")
-        if counts not in ("requests", "unique"):
-            problems.append(f"budget_counts={counts}: requests or unique; try budget_counts=requests")
-        if problems:
-            raise ConfigError(problems)
-        self.total, self.counts = total, counts
+    def __init__(self, total: int, unit: str = "requests") -> None:
+        self.total, self.unit = total, unit
         self.requests = 0
         self._seen: set[bytes] = set()
         self._idle = 0
 
     @property
     def unique(self) -> int:
-        """Phenotypes asked for so far."""
+        """Different phenotypes requested so far."""
         return len(self._seen)
 
     @property
-    def left(self) -> int:
-        """How many more requests are certain to be within the budget."""
-        return self.total - (self.requests if self.counts == "requests" else max(self.unique, self._idle))
+    def remaining(self) -> int:
+        """Requests that are certain to be within the budget."""
+        return self.total - (self.requests if self.unit == "requests" else max(self.unique, self._idle))
 
     def spend(self, genotypes: np.ndarray, active: np.ndarray) -> None:
-        """Count answered requests: genotypes int8 [n, L] and which of their genes are active, bool [n, L]."""
+        """Count requests: genotypes int8 [n, L] and which of their genes are active, bool [n, L]."""
         for key in phenotypes(genotypes, active):
             known = len(self._seen)
             self._seen.add(key.tobytes())

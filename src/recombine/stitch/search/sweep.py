@@ -1,4 +1,4 @@
-"""Every network with a single stitch, and the parents it is compared with (section 11.8)."""
+"""Every network with a single stitch, and the parents it is compared with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def single_stitches(length: int) -> np.ndarray:
 
 
 class SingleStitchSweep(Search):
-    """References and single stitches, in one batch; nothing is drawn, so the seed changes nothing."""
+    """References and single stitches, in one batch; nothing is random, so the seed has no effect."""
 
     def __init__(self, space: Space, budget: Budget, *, name: str = "single_stitch_sweep", seed: int = 0) -> None:
         super().__init__(space, budget, name=name, seed=seed, steering=0.0)

@@ -1,0 +1,1 @@
+"""A project beside Recombine: its own data, network and method."""

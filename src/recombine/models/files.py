@@ -1,0 +1,46 @@
+"""Checkpoint files by name, and what a file written by `save` states about its model. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from recombine.core.errors import ConfigError
+from recombine.models.artifact import is_kind, read_card
+
+__all__ = ["SUFFIXES", "description", "find", "stem"]
+
+SUFFIXES = (".safetensors", ".th", ".pt", ".pth", ".bin")
+HASH = re.compile(r"-[0-9a-f]{8}$")
+
+
+def stem(path: Path) -> str:
+    """The model's name in a file name: no suffix, no torch-hub hash (`resnet20-12fca82f.th` -> `resnet20`)."""
+    return HASH.sub("", path.name.removesuffix(path.suffix))
+
+
+def find(name: str, root: Path) -> Path | None:
+    """A checkpoint in `root`: `<name><suffix>`, else `<name>-<8 hex digits><suffix>`; ConfigError if several."""
+    bare = name.rpartition(":")[2].rpartition("/")[2]
+    exact = [root / f"{bare}{suffix}" for suffix in SUFFIXES if (root / f"{bare}{suffix}").is_file()]
+    if exact:
+        return exact[0]
+    files = sorted(root.iterdir()) if root.is_dir() else []
+    hashed = [f for f in files if f.suffix in SUFFIXES and stem(f) == bare]
+    if len(hashed) > 1:
+        raise ConfigError(
+            f"{root} holds several checkpoints of {bare}: {', '.join(f.name for f in hashed)}; "
+            f"choose with model.weights={hashed[0].name}"
+        )
+    return hashed[0] if hashed else None
+
+
+def description(path: Path) -> dict[str, Any] | None:
+    """What a file written by `save` states about its model; None for any other file."""
+    if path.suffix != ".safetensors" or not is_kind(path, "student"):
+        return None
+    model = read_card(path, "student", {"model": dict})["model"]
+    if "claimed_top1" in model:  # written before version 0.2
+        model["claimed_accuracy"] = model.pop("claimed_top1")
+    return model

@@ -1,0 +1,42 @@
+"""Accuracies of the base and of tasks, in percent."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from recombine import models as zoo
+from recombine.core.types import Loader
+from recombine.data.mixed import LabelOffsetLoader
+from recombine.engine.engine import Engine
+from recombine.engine.evaluate import predict
+from recombine.engine.metrics import Accuracy
+from recombine.models import Model
+from recombine.patch.tasks import Task
+from recombine.run.console import show
+
+__all__ = ["accuracy", "base_accuracy", "evaluate_base", "top1"]
+
+
+def top1(engine: Engine, net: nn.Module, loader: Loader) -> float:
+    """Top-1 accuracy on the images of a loader."""
+    return engine.evaluator(loader, {"accuracy": Accuracy()})(net)["accuracy"]
+
+
+def accuracy(engine: Engine, net: nn.Module, task: Task, split: str = "test", offset: int = 0) -> float:
+    """Top-1 accuracy on a split of a task, whose labels start at `offset` in a label space of several tasks."""
+    return top1(engine, net, LabelOffsetLoader(task.eval_loader(split), offset))
+
+
+def base_accuracy(engine: Engine, base: Task, model: Model) -> float:
+    """Top-1 accuracy of `model` on the base's test images; predictions of the base itself are kept and used again."""
+    cache = engine.run.cache if model is base.model else None  # other weights do not come again
+    predictions = predict(model, base.eval_loader("test"), cache, precision=engine.cfg.precision)
+    return float((predictions.logits.argmax(1) == predictions.labels).double().mean() * 100)
+
+
+def evaluate_base(engine: Engine, base: Task) -> float:
+    """Top-1 accuracy of the base before training; shows the network."""
+    found = base_accuracy(engine, base, base.model)
+    if engine.run.main:
+        show(zoo.describe([base.model], {base.model.name: found}))
+    return found

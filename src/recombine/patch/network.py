@@ -1,0 +1,108 @@
+"""A network with any number of patches, one for each task."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from recombine.core.errors import ConfigError, RecombineError
+from recombine.models.freeze import Standing, digest, freeze, thaw
+from recombine.patch.file import dtype_of, put_on, read
+from recombine.patch.names import name_problem
+
+__all__ = ["PatchedNetwork", "attach"]
+
+
+class PatchedNetwork(nn.Module):
+    """A network with patches by name: `network(x)` is the base, `network(x, "cars")` the task of that patch.
+
+    While a patch is attached the base is frozen, so that training around it cannot change it.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self._patches = nn.ModuleDict()  # keys begin with @, as a key that is a method's name, such as keys, is refused
+        self._cards: dict[str, dict[str, Any]] = {}
+        self._before: Standing | None = None
+        self._attached_to: tuple[str, str] | None = None
+
+    def train(self, mode: bool = True) -> PatchedNetwork:
+        """Train the patches; the base stays in eval mode while there is one."""
+        super().train(mode)
+        if self._cards:
+            self.base.eval()
+        return self
+
+    def forward(self, images: Tensor, task: str | None = None) -> Tensor:
+        """Logits of `task`, by the name of its patch; None is the base, through its unchanged code."""
+        if task is None:
+            return self.base(images)
+        if task not in self._cards:
+            known = ", ".join(self._cards) or "none"
+            raise ConfigError(f"there is no patch for task {task!r}; attached are: {known} (None is the base)")
+        return self._patches[f"@{task}"](images)
+
+    def attach(self, path: str | Path, name: str | None = None) -> PatchedNetwork:
+        """Add the patch of a file under `name` (by default that of its card).
+
+        Raises ConfigError for a name that is taken or impossible, and for a patch of another network.
+        """
+        found = read(path)
+        name = name or found.card["name"]
+        problem = f"a patch {name!r} is attached already" if name in self._cards else name_problem(name)
+        if problem:
+            raise ConfigError(f"{path}: {problem}; give the patch another name: attach(network, path, name)")
+        before = freeze(self.base)
+        with ExitStack() as undo:
+            undo.callback(thaw, self.base, before)
+            self._patches[f"@{name}"] = put_on(self.base, found, path)
+            undo.pop_all()
+        if not self._cards:
+            self._before, self._attached_to = before, (found.card["base"], dtype_of(self.base))
+        self._cards[name] = found.card
+        return self
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """The cards of all patches by name."""
+        return dict(self._cards)
+
+    def detach(self, name: str) -> PatchedNetwork:
+        """Take off one patch; with the last one the base gets its modes and gradient flags back."""
+        if name not in self._cards:
+            known = ", ".join(self._cards) or "none"
+            raise ConfigError(f"there is no patch {name!r} to detach; attached are: {known}")
+        del self._patches[f"@{name}"], self._cards[name]
+        if not self._cards and self._before is not None:
+            thaw(self.base, self._before)
+            self._before = None
+        return self
+
+    def restore(self) -> nn.Module:
+        """Take off everything; returns the base, bit for bit what it was, with its modes and gradient flags.
+
+        Raises RecombineError if something else changed its weights meanwhile (not compared where the network was
+        converted to another precision).
+        """
+        for name in tuple(self._cards):
+            self.detach(name)
+        if self._attached_to is not None:
+            weights, dtype = self._attached_to
+            if dtype == dtype_of(self.base) and digest(self.base) != weights:
+                raise RecombineError(
+                    f"the weights of {type(self.base).__name__} are not those that its patches were attached to: "
+                    f"something else changed them; load the network again"
+                )
+        return self.base
+
+
+def attach(network: nn.Module, path: str | Path, name: str | None = None) -> PatchedNetwork:
+    """The network with the patch of a file, or one more on a `PatchedNetwork`; `name`: another one than the card's.
+
+    `network`: a `Model`, or a timm or torchvision network. Raises ConfigError if it is not, bit for bit, the
+    network the patch was made for.
+    """
+    return (network if isinstance(network, PatchedNetwork) else PatchedNetwork(network)).attach(path, name)

@@ -1,0 +1,244 @@
+"""Settings of every method of cloning, and of what it is compared with. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from recombine.core.errors import ConfigError
+from recombine.core.settings import Settings
+from recombine.data.augment_settings import problems_of
+from recombine.engine.settings import OptimizerNode, ScheduleNode
+
+__all__ = [
+    *("CloningSettings", "DirectEnsembleSettings", "EwcSettings", "FineTuningSettings", "FromFileSettings"),
+    *("FromScratchSettings", "PncMethodSettings", "PositionSearchSettings"),
+]
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class PositionSearchSettings(Settings):
+    """How one position is selected; the paper's order and stopping rule are not known to us.
+
+    All positions are trained and scored together, so greedy saves nothing: it tells where it would stop.
+    """
+
+    mode: Literal["exhaustive", "greedy"] = "exhaustive"
+    """exhaustive: the best of all. greedy: from the last position to the first until `patience` are no better."""
+    metric: Literal["average", "similarity"] = "average"
+    """average: mean of old and new accuracy. similarity: eq. (8) of the paper, which needs no label."""
+    patience: Count = 1
+    """Positions without gain after which greedy stops."""
+    min_delta: NotNegative = 0.0
+    """What an earlier position has to gain: points of accuracy, or of eq. (8), at most 2."""
+
+
+class PncMethodSettings(Settings):
+    """A way to add classes to a network."""
+
+    several_sources: ClassVar[bool] = False
+    """Whether it takes more than one source."""
+    name: str
+    """How rows call it."""
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether the sources' networks are needed."""
+        return True
+
+
+class CloningSettings(PncMethodSettings):
+    """Partial network cloning: localize, insert at every position, select one."""
+
+    several_sources: ClassVar[bool] = True
+    name: str = "pnc"
+    """How rows call it."""
+    keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Fraction of the filters of each maskable layer that stays."""
+    anneal: bool = True
+    """Lower the budget along a cubic over 70 % of the first stage."""
+    mask: Literal["learned", "ones", "random", "magnitude"] = "learned"
+    """ones: the whole source. magnitude: filters of the largest L1 norm. All but learned skip the first stage."""
+    mask_kind: Literal["topk_ste", "sigmoid", "gumbel"] = "topk_ste"
+    """topk_ste: the best filters are on, gradients pass. sigmoid: filters fade. gumbel: filters are drawn."""
+    scope: Literal["layer", "global"] = "layer"
+    """Whether the budget holds for each layer, or for all filters of a module together."""
+    per_position: bool = True
+    """Localize each position by itself; false: the largest module only, whose scores all positions take."""
+    use_complement: bool = False
+    """The first stage also keeps the module as silent about the source's other classes as the source is, eq. (3)."""
+    bn_recalibrate: bool = False
+    """Give the module BatchNorm statistics of its own after the first stage."""
+    surrogate: Literal["lime", "direct"] = "lime"
+    """lime: local linear models of the source. direct: the source itself."""
+    joint: bool = True
+    """Refine the masks in the second stage."""
+    loc_weight: NotNegative = 0.1
+    """Weight of the localization loss in the second stage."""
+    keep_weight: NotNegative = 1.0
+    """Weight of T^2 KL to the target on its own images; only head=full, which can change its logits, needs it."""
+    temperature: Positive = 2.0
+    """T of the distillation."""
+    adapter: Literal["conv1x1_bn", "conv1x1", "conv3x3_bn", "bottleneck", "none"] = "conv1x1_bn"
+    """From the target's features to the source's."""
+    adapter_init: Literal["identity", "lstsq"] = "identity"
+    """identity: near it where both have as many channels. lstsq: the best linear map between both features."""
+    insert_loss: Literal["xe", "match", "both"] | None = None
+    """xe: cross entropy. match: the source's logits. null: xe, and match where use_target_data=false, as cross entropy
+    alone would then give every image to the new classes."""
+    match_weight: NotNegative = 1.0
+    """Weight of the source's logits where they are matched."""
+    head: Literal["rows", "scale", "full", "concat"] | None = None
+    """rows: new ones that see both branches. scale: a factor and a bias each. full: all rows anew. concat: the source's
+    logits. null: rows, and concat where use_target_data=false."""
+    positions: list[Steps] | Literal["last"] | None = Field(None, examples=[[3, 4]])
+    """Candidates R, such as [3,4]. last: the last with filters of the source above it. null: all but 0."""
+    align: Literal["scale", "all", "whole"] = "scale"
+    """Where the source is entered. scale: where it is scaled down as much as the target. all: at every cut of one kind.
+    whole: as a whole, on the features."""
+    search: PositionSearchSettings = PositionSearchSettings()
+    """How a position is selected."""
+    localize_epochs: NotNegative = 10
+    """Epochs of the first stage."""
+    insert_epochs: NotNegative = 10
+    """Epochs of the second stage."""
+    min_steps: Steps = 300
+    """Updates of each stage at least, however few images there are."""
+    score_lr: NotNegative = 0.02
+    """Learning rate of the masks' scores."""
+    last_stage: Literal["localize", "insert"] = "insert"
+    """localize: evaluate the module of every position by itself, and make no clone."""
+
+    def select_head(self, use_target_data: bool) -> str:
+        """The kind of head: the one given, else what suits the data."""
+        return self.head or ("rows" if use_target_data else "concat")
+
+    def check(self, path: str) -> list[str]:
+        """Settings that would have no effect beside the others."""
+        unused = {"mask_kind": "topk_ste", "per_position": True, "use_complement": False}
+        found = [
+            f"{path}.{key}={str(getattr(self, key)).lower()} needs {path}.mask=learned, but it is {self.mask}"
+            for key, default in unused.items()
+            if self.mask != "learned" and getattr(self, key) != default
+        ]
+        if self.adapter_init == "lstsq" and self.adapter == "none":
+            found.append(
+                f"{path}.adapter_init=lstsq: there is nothing to start with {path}.adapter=none; give "
+                f"{path}.adapter_init=identity"
+            )
+        return found
+
+    def check_sources(self, path: str) -> list[str]:
+        """What cannot be combined with several sources."""
+        found = {"head": self.head == "full", "last_stage": self.last_stage == "localize"}
+        return [f"{path}.{key}={getattr(self, key)} takes one source" for key, wrong in found.items() if wrong]
+
+
+class DirectEnsembleSettings(PncMethodSettings):
+    """argmax over the target's logits and the source's of the cloned classes; nothing is trained."""
+
+    name: str = "direct_ensemble"
+    """How rows call it."""
+    softmax: bool = False
+    """Take the softmax over each network's own outputs first."""
+
+
+class FineTuningSettings(PncMethodSettings):
+    """The target with new outputs, all of it trained; with `keep_weight`, Learning without Forgetting."""
+
+    name: str = "lwf"
+    """How rows call it."""
+    keep_weight: NotNegative = 1.0
+    """Weight of T^2 KL to the target on its own outputs; 0 is plain fine-tuning."""
+    source_weight: NotNegative = 0.0
+    """Weight of T^2 KL to the source on the cloned classes."""
+    temperature: Positive = 2.0
+    """T of the distillation."""
+    epochs: NotNegative = 20
+    """Epochs over the images in use."""
+    min_steps: Steps = 600
+    """Updates at least: as many as both stages of a clone together."""
+    optimizer: OptimizerNode
+    """Its own, as such networks are tuned; a clone takes the run's."""
+
+
+class EwcSettings(PncMethodSettings):
+    """Elastic weight consolidation: the target with new outputs, each weight held by its Fisher information.
+
+    The Fisher information is of the target's own images in use, also with use_target_data=false: EWC brings it along
+    from the training of the target, and none of these images trains.
+    """
+
+    name: str = "ewc"
+    """How rows call it."""
+    strengths: Annotated[list[NotNegative], Field(min_length=1)] = Field([100, 1000, 10000])
+    """Lambdas to try; the best mean of old and new accuracy on the images kept for selection decides."""
+    epochs: NotNegative = 20
+    """Epochs over the images in use."""
+    min_steps: Steps = 600
+    """Updates at least."""
+    optimizer: OptimizerNode
+    """Its own, as such networks are tuned; a clone takes the run's."""
+
+
+class FromScratchSettings(PncMethodSettings):
+    """A new network of the target's architecture, trained on old and new classes together.
+
+    It sees images of the target's own classes whatever use_target_data says: without them there is nothing to join.
+    """
+
+    name: str = "joint_full"
+    """How rows call it."""
+    whole: bool = True
+    """Train on all images; false: on those that clones train on."""
+    epochs: NotNegative = 20
+    """Epochs."""
+    min_steps: Steps = 0
+    """Updates at least."""
+    augment: str = "none"
+    """A preset's name, as in dataset.augment: how the networks themselves were trained."""
+    optimizer: OptimizerNode
+    """The optimizer."""
+    schedule: ScheduleNode
+    """The learning rate over the training."""
+
+    def check(self, path: str) -> list[str]:
+        """An augmentation that does not exist."""
+        return problems_of(self.augment, f"{path}.augment")
+
+
+class FromFileSettings(PncMethodSettings):
+    """Clones of files, put on the target and evaluated; nothing is trained."""
+
+    several_sources: ClassVar[bool] = True
+    name: str = "from_file"
+    """How rows call it."""
+    files: Annotated[list[str], Field(min_length=1, examples=[["clone.safetensors"]])]
+    """Clone files, in the order of the sources."""
+
+    @property
+    def needs_sources(self) -> bool:
+        """Whether a clone is stored as a reference to its source."""
+        return any(card["reference"] for card in self.read_cards())
+
+    def read_cards(self) -> list[dict[str, Any]]:
+        """Of all clones; ConfigError for what is no clone file."""
+        from recombine.pnc.clone.file import read_cards
+
+        return [card for name in self.files for card in read_cards(name).values()]
+
+    def check(self, path: str) -> list[str]:
+        """Files that are absent or hold no clone."""
+        if absent := [name for name in self.files if not Path(name).is_file()]:
+            return [f"{path}.files: there is no {', '.join(absent)}"]
+        try:
+            self.read_cards()
+        except ConfigError as error:
+            return [f"{path}.files: {text}" for text in error.problems]
+        return []

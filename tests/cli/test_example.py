@@ -1,0 +1,59 @@
+"""examples/shapes: a project with its own data set, network, method and experiment, run as its README says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recombine.core.results import read_rows
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes"
+QUICK = ["loader=torch", "wandb=disabled", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A function that runs `recombine` in an empty folder with the example's package and configs."""
+    folder = tmp_path_factory.mktemp("shapes")
+    (folder / "conf").symlink_to(EXAMPLE / "conf")
+    path = os.pathsep.join([str(EXAMPLE / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+    def start(*words):
+        command = [sys.executable, "-m", "recombine.cli.command", *words]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+        )
+
+    start.folder = folder
+    return start
+
+
+def test_own_data_network_method_and_experiment(run):
+    trained = run("pretrain", "--config-dir", "conf", "dataset=shapes", "model=shape_net", "-m", "seed=0,1", *QUICK)
+    assert trained.returncode == 0, trained.stderr
+    moved = run("transfer", "hydra.searchpath=[file://conf]", "experiment=transfer/shapes", *QUICK)
+    assert moved.returncode == 0, moved.stderr
+    rows = {row.entry: row for row in read_rows(run.folder / "outputs")}
+    assert rows["pretrain"].metrics["accuracy"] > 80 and rows["pretrain"].cell["dataset"] == "shapes"
+    assert rows["transfer"].cell["method"] == "mean_squared_error"
+    assert "--config-dir conf" in rows["pretrain"].provenance["command"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["transfer", "experiment=transfer/shape"], "there is no experiment 'transfer/shape'; did you mean"),
+        (["transfer", "method=mean_squared_error", "method.wieght=2"], "did you mean 'weight'?"),
+        (["pretrain", "dataset=shapes", "+dataset.reader.imges=3"], "did you mean 'images'?"),
+        (["pretrain", "model=shape_net", "+model.widht=8"], "did you mean 'width'"),
+        (["pretrain", "model=shape_net", "model._target_=os.system"], "os.system is not a network"),
+        (["pretrain", "dataset=shapes", "dataset.reader._target_=os.remove"], "os.remove is not a reader of images"),
+        (["pretrain", "method=mean_squared_error"], "MeanSquaredError needs teachers, which nothing gives it here"),
+    ],
+)
+def test_mistakes_in_own_parts_are_told_like_ours(run, words, told):
+    result = run(words[0], "--config-dir", "conf", *words[1:], *QUICK)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert told in result.stderr, result.stderr

@@ -1,0 +1,61 @@
+"""The built wheel in a fresh environment, away from the clone, beside a project that has a `src` of its own."""
+
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A function that runs a program of a new environment in a folder with somebody's own `src` package."""
+    place = tmp_path_factory.mktemp("installed")
+    wheels, project = place / "wheels", place / "project"
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, ROOT], check=True)
+    venv.create(place / "env", with_pip=False, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(place / "env")}))
+    (wheel,) = wheels.glob("recombine-*.whl")
+    target = ["--python", place / "env" / "bin" / "python", "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, *target, wheel], check=True)
+    # The libraries are those of this environment; its link to the clone is not followed from a .pth file.
+    (packages / "libraries.pth").write_text("\n".join(site.getsitepackages()))
+    (project / "src" / "mine").mkdir(parents=True)
+    (project / "src" / "__init__.py").write_text("NAME = 'not recombine'\n")
+    (project / "src" / "mine" / "__init__.py").write_text("")
+
+    def run(program, *words):
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [place / "env" / "bin" / program, *words]
+        return subprocess.run(command, cwd=project, capture_output=True, text=True, env=clean)
+
+    return run
+
+
+def test_it_is_the_wheel_and_not_the_clone(installed):
+    code = "import recombine, src; from recombine import patch, pnc, stitch; print(recombine.__file__, src.NAME)"
+    result = installed("python", "-c", f"{code}; patch.attach, pnc.attach, stitch.load, recombine.load")
+    assert result.returncode == 0, result.stderr
+    assert str(ROOT) not in result.stdout and "not recombine" in result.stdout
+
+
+def test_an_entry_runs_and_finds_its_configs(installed):
+    options = ["model=cnn", "loader=torch", "wandb=disabled", "engine.max_steps=2", "device=cpu"]
+    result = installed("recombine", "pretrain", *options)
+    assert result.returncode == 0, result.stderr
+    assert "recombine pretrain model=cnn" in result.stdout and "accuracy" in result.stdout
+
+
+def test_help_and_tools(installed):
+    assert "experiments" in installed("recombine", "--help").stdout
+    assert "method: " in installed("recombine", "transfer", "--help").stdout
+    assert "transfer/pairs" in installed("recombine", "table", "--list").stdout
+    wrong = installed("recombine", "trnsfer")
+    assert wrong.returncode == 2 and "did you mean 'transfer'" in wrong.stderr

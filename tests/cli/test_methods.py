@@ -1,0 +1,47 @@
+"""Each entry has its own methods: every other one is refused in one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+
+from recombine.cli.entries import ENTRIES
+from recombine.cli.overrides import compose_all
+from recombine.core.files import CONFIG_DIR
+
+TRAINING = [entry for entry in ENTRIES.values() if entry.groups]
+METHODS = {
+    entry.name: sorted(
+        path.relative_to(CONFIG_DIR / entry.groups / "method").with_suffix("").as_posix()
+        for path in (CONFIG_DIR / entry.groups / "method").rglob("*.yaml")
+    )
+    for entry in TRAINING
+}
+
+
+@pytest.mark.parametrize("entry", TRAINING, ids=lambda entry: entry.name)
+def test_every_method_of_every_other_entry_is_refused_in_one_sentence(entry):
+    foreign = sorted({name for names in METHODS.values() for name in names} - set(METHODS[entry.name]))
+    assert len(foreign) > 20 or entry.name == "transfer"
+    composition = compose_all(
+        str(CONFIG_DIR), entry.config, [f"method={','.join(foreign)}", "hydra.mode=MULTIRUN"], sweep=True
+    )
+    told = {problem.partition(":")[0]: problem for problem in composition.problems}
+    assert told.keys() == {f"method={name}" for name in foreign}
+    for name in foreign:
+        owners = [other for other in METHODS if name in METHODS[other]]
+        assert f"there is no method '{name}'" in told[f"method={name}"] or "is called" in told[f"method={name}"]
+        assert all(other in told[f"method={name}"] for other in owners), told[f"method={name}"]
+
+
+@pytest.mark.parametrize("entry", TRAINING, ids=lambda entry: entry.name)
+def test_every_method_of_an_entry_composes(entry):
+    composition = compose_all(str(CONFIG_DIR), entry.config, [f"method={','.join(METHODS[entry.name])}"], sweep=True)
+    assert composition.problems == []
+
+
+def test_the_command_ends_with_2_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "recombine.cli.command", "pnc", "method=kl_dp", "wandb=disabled"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "method=kl_dp: there is no method 'kl_dp'" in result.stderr and "transfer" in result.stderr
