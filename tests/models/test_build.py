@@ -187,7 +187,7 @@ def test_weights_that_cannot_be_downloaded_end_in_one_message():
 
 @pytest.mark.parametrize("built_in", [*BUILT_IN.values(), PreprocessSettings])
 def test_declared_options_are_those_of_the_constructor(built_in):
-    signature = inspect.signature(load_target("", built_in.target)).parameters
+    signature = inspect.signature(load_target("", built_in.constructs)).parameters
     taken = {name: parameter.default for name, parameter in signature.items() if name != "classes"}
     declared = {
         name: inspect.Parameter.empty if field.is_required() else field.default

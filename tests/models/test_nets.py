@@ -72,7 +72,7 @@ def test_vgg_features_equal_torchvisions():
 
 @pytest.mark.parametrize("name", ["mobilenetv2_cifar", "shufflenetv2_cifar"])
 def test_small_image_nets_keep_a_map_of_four_pixels(name):
-    net = load_target("", BUILT_IN[name].target)(10).eval()
+    net = load_target("", BUILT_IN[name].constructs)(10).eval()
     sizes = []
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
     convolutions[-1].register_forward_hook(lambda _, __, output: sizes.append(output.shape[-1]))

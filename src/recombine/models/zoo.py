@@ -102,7 +102,7 @@ def _create_built_in(architecture: str, options: dict[str, Any], classes: int | 
     if classes is None:
         raise ConfigError(f"{architecture} needs a number of classes: model.classes=<number>")
     own = architecture not in BUILT_IN  # somebody's class, which is a network: option_problems has looked at it
-    constructor = load_target("model.architecture", architecture if own else BUILT_IN[architecture].target)
+    constructor = load_target("model.architecture", architecture if own else BUILT_IN[architecture].constructs)
     return Created(constructor(classes, **options), classes)
 
 
