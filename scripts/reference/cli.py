@@ -63,11 +63,12 @@ def parser_of(module: Any) -> argparse.ArgumentParser | None:
     def found(parser: argparse.ArgumentParser, *_: Any) -> None:
         raise _Found(parser)
 
-    if not hasattr(module, "arguments"):
+    parse = getattr(module, "parse_arguments", None) or getattr(module, "arguments", None)
+    if parse is None:
         return None
     original, argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_args, found
     try:
-        module.arguments()
+        parse()
     except _Found as error:
         return error.args[0]
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Iterator
+from functools import cache
 from pkgutil import resolve_name
 from typing import Any
 
@@ -16,7 +17,7 @@ from recombine.cli.entries import ENTRIES, Entry
 from recombine.core.builds import Builds
 from recombine.core.field_text import allowed_values, as_text
 from recombine.core.files import CONFIG_DIR
-from recombine.core.settings import SCHEMAS, Settings
+from recombine.core.settings import SCHEMAS, Settings, schema_of
 from recombine.data.settings import cores
 from reference.text import GENERATED, escape, sentence
 
@@ -82,15 +83,17 @@ def shared_groups() -> list[str]:
 
 def others(done: set[type[Settings]]) -> Iterator[str]:
     """Declared nodes that stand inside of lists, such as the operations of `dataset.augment`."""
-    left: dict[type, list[type[Settings]]] = {}
-    for schema in SCHEMAS.values():
+    left: dict[type, dict[str, type[Settings]]] = {}
+    for target, schema in declared().items():
         if schema not in done:
-            left.setdefault(schema.__mro__[1], []).append(schema)
+            left.setdefault(schema.__mro__[1], {})[target] = schema
     for base, schemas in left.items():
-        yield from ["", f"## {base.__name__.removesuffix('Settings')} nodes", ""]
-        yield f"{about(base)} Nodes of a list, each with its `_target_`."
-        for schema in schemas:
-            yield from option(schema, "")
+        kind, what = (
+            (base.__name__.removesuffix("Settings"), f"{about(base)} ") if base is not Settings else ("Other", "")
+        )
+        yield from ["", f"## {kind} nodes", "", f"{what}Each with its `_target_`."]
+        for target, schema in schemas.items():
+            yield from option(target, schema, "")
 
 
 def nodes(fields: dict[str, FieldInfo], done: set[type[Settings]], prefix: str = "") -> Iterator[str]:
@@ -102,14 +105,44 @@ def nodes(fields: dict[str, FieldInfo], done: set[type[Settings]], prefix: str =
                 yield from section(schema, f"{prefix}{name}")
                 yield from nodes(schema.model_fields, done, f"{prefix}{name}.")
         for rule in rules(field):
-            options = [one for one in SCHEMAS.values() if issubclass(one, rule.schema) and one not in done]
+            options = options_for(rule, done)
             if options:
                 yield from ["", f"### {prefix}{name}: options", ""]
                 yield f"The `{prefix}{name}` node constructs {rule.what}."
-            for schema in options:
+            for target, schema in options.items():
                 done.add(schema)
-                yield from option(schema, f"{prefix}{name}")
+                yield from option(target, schema, f"{prefix}{name}")
                 yield from nodes(schema.model_fields, done, f"{prefix}{name}.")
+
+
+def options_for(rule: Builds, done: set[type[Settings]]) -> dict[str, type[Settings]]:
+    """What a node may construct, by target; without what a narrower rule of another entry is for."""
+    if rule.schema is Settings:  # somebody's own classes alone
+        return {}
+    narrower = [base for base in bases() if base is not rule.schema and issubclass(base, rule.schema)]
+    return {
+        target: schema
+        for target, schema in declared().items()
+        if issubclass(schema, rule.schema) and schema not in done and not issubclass(schema, tuple(narrower))
+    }
+
+
+@cache
+def declared() -> dict[str, type[Settings]]:
+    """What nodes may construct, by target: what is declared for classes, and settings that configs name themselves."""
+    for entry in ENTRIES.values():
+        resolve_name(entry.settings)
+    files = sorted(CONFIG_DIR.rglob("*.yaml"))
+    named = {target for file in files for target in targets(yaml.safe_load(file.read_text(encoding="utf-8")))}
+    found = {target: schema_of(target) for target in sorted(named - set(SCHEMAS)) if target.startswith("recombine.")}
+    return SCHEMAS | {target: schema for target, schema in found.items() if schema is not None}
+
+
+@cache
+def bases() -> set[type[Settings]]:
+    """The base classes of all options of all entries."""
+    fields = [field for entry in ENTRIES.values() for field in resolve_name(entry.settings).model_fields.values()]
+    return {rule.schema for field in fields for rule in rules(field)}
 
 
 def section(schema: type[Settings], path: str) -> list[str]:
@@ -117,13 +150,11 @@ def section(schema: type[Settings], path: str) -> list[str]:
     return ["", f"### {path}", "", escape(about(schema)), "", *fields_table(schema.model_fields, prefix=f"{path}.")]
 
 
-def option(schema: type[Settings], path: str) -> list[str]:
+def option(target: str, schema: type[Settings], path: str) -> list[str]:
     """One class that a node may construct, with the config options that choose it."""
-    configs = ", ".join(f"`{path}={name}`" for name in configs_of(schema.constructs, path.rpartition(".")[2]))
-    title = schema.constructs.rpartition(".")[2]
-    chosen = (
-        f" Chosen by {configs}." if configs else f" Chosen by `{f'{path}.' * bool(path)}_target_={schema.constructs}`."
-    )
+    configs = ", ".join(f"`{path}={name}`" for name in configs_of(target, path.rpartition(".")[2]))
+    title = target.rpartition(".")[2].removesuffix("Settings")
+    chosen = f" Chosen by {configs}." if configs else f" Chosen by `{f'{path}.' * bool(path)}_target_={target}`."
     lines = ["", f"#### {title}", "", escape(about(schema)) + chosen, ""]
     return lines + (fields_table(schema.model_fields, prefix=f"{path}." if path else "") or ["No settings."])
 
@@ -132,8 +163,9 @@ def fields_table(fields: dict[str, FieldInfo], config: dict | None = None, prefi
     """Markdown rows: setting, type, default, help text."""
     rows = []
     for name, field in fields.items():
-        words = "a node" if nested(field) or rules(field) else allowed_values(field)
-        words = words.replace(f"and at most {cores()}", "and at most the cores of the machine")
+        words = "a node" if nested(field) or rules(field) else as_text(allowed_values(field))
+        if f"{prefix}{name}" == "loader.workers":  # the one bound that depends on the machine
+            words = words.replace(f"and at most {cores()}", "and at most the cores of the machine")
         rows.append(f"| `{prefix}{name}` | {escape(words)} | {default(name, field, config)} | {help_text(field)} |")
     return ["| Setting | Type | Default | Meaning |", "|---|---|---|---|", *rows] if rows else []
 

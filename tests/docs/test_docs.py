@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -149,3 +150,19 @@ def test_the_site_builds_without_a_warning_or_a_network(tmp_path):
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())
         assert loaded == [], f"{page.name} loads {loaded}"
+
+
+@pytest.mark.slow
+def test_result_pages_are_what_the_report_writes(tmp_path, monkeypatch):
+    """Several pages in one call, each with the very text that is committed."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    pages = [tmp_path / "README.md", *sorted((tmp_path / "docs" / "results").glob("*.md"))]
+    words = ["report", "--rows", str(ROOT / "results"), "--readme", *map(str, pages)]
+    monkeypatch.setattr(sys, "argv", [*words, "--pictures", str(tmp_path / "docs" / "images")])
+    import_module("recombine.cli.report").main()
+    for page in pages:
+        committed = ROOT / page.relative_to(tmp_path)
+        assert page.read_text() == committed.read_text(), (
+            f"{committed.name}: run scripts/report.py, see docs/results.md"
+        )
