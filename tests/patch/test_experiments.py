@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from recombine import models
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
+from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
 from recombine.patch import recipe
 from recombine.patch.settings import task_nodes
 from recombine.report.spec import load_specs, matches
-from recombine.run.config import plain
 from recombine.run.launch import launch
 from tests import sweeps
 
@@ -41,7 +41,7 @@ def composed(*overrides):
 
 
 def nodes_of(cfg):
-    settings = plain(cfg)
+    settings = to_dict(cfg)
     return task_nodes(settings["tasks"], settings["task"], settings["method"])
 
 

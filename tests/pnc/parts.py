@@ -9,6 +9,7 @@ from hydra import compose
 
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
+from recombine.core.settings import to_dict
 from recombine.models import Model
 from recombine.pnc import recipe
 from recombine.pnc.data import CloneData, open_clone_data
@@ -16,7 +17,6 @@ from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.trainer import CloneTrainer
-from recombine.run.config import plain
 from recombine.run.launch import launch
 from tests.core.fitting import SmallRun
 
@@ -65,7 +65,7 @@ class Parts:
 
 @contextmanager
 def open_parts(folder, weights, *overrides):
-    settings, run = PncSettings.of(plain(composed(folder, weights, *overrides))), SmallRun(folder)
+    settings, run = PncSettings.of(to_dict(composed(folder, weights, *overrides))), SmallRun(folder)
     run.cache = folder / "c"
     with ExitStack() as stack:
         pairs = open_clone_data(settings, run, stack)

@@ -15,12 +15,12 @@ from recombine import models
 from recombine.cli.entries import register_papers
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
+from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
 from recombine.pnc import recipe
 from recombine.pnc.sources import list_sources
 from recombine.pretrain.recipe import save_name
 from recombine.report.spec import excluded, load_specs, matches
-from recombine.run.config import plain
 from recombine.run.launch import launch
 from tests import sweeps
 
@@ -67,7 +67,10 @@ def test_every_choice_of_the_sweep_composes(experiment):
     for key, values in sweeps.choices("pnc", experiment).items():
         for value in values if key == "method" else values[:1]:
             cfg = composed(f"experiment=pnc/{experiment}", f"{key}={value}")
-            cell, nodes = recipe.cell(cfg), [plain(cfg.dataset), *(source.data for source in list_sources(plain(cfg)))]
+            cell, nodes = (
+                recipe.cell(cfg),
+                [to_dict(cfg.dataset), *(source.data for source in list_sources(to_dict(cfg)))],
+            )
             assert cell["method"] == cfg.method.name
             assert {DatasetSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
             known = [label for node in nodes for label in node["class_subset"]]
@@ -101,7 +104,7 @@ def test_commands_of_a_table_measure_its_cells(table):
 def sources_of_table_6(number):
     """Each job's sources and cell; one seed is enough."""
     (cfg,) = jobs(f"table6_cifar100_high_{number}", {})
-    return list_sources(plain(cfg)), recipe.cell(cfg)
+    return list_sources(to_dict(cfg)), recipe.cell(cfg)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -122,7 +125,7 @@ def test_commands_in_the_head_train_the_sources_of_table_6(number):
     found, _ = sources_of_table_6(number)
     assert [save_name(cfg) for cfg in trained] == [source.name for source in found]
     for cfg, source in zip(trained, found, strict=True):
-        used, node = DatasetSettings.of(source.data), DatasetSettings.of(plain(cfg.dataset))
+        used, node = DatasetSettings.of(source.data), DatasetSettings.of(to_dict(cfg.dataset))
         assert (node.source, node.folder, node.class_subset) == (used.source, used.folder, used.class_subset)
         assert cfg.model.name == source.name.partition("-")[0] and node.fraction == 1
 
@@ -179,7 +182,7 @@ def fake_data(names, side, several):
 def test_two_steps(tmp_path, experiment, method):
     whole = composed(f"experiment=pnc/{experiment}")
     side = 64 if "tiny" in experiment else 32
-    names = [source.name for source in list_sources(plain(whole))]
+    names = [source.name for source in list_sources(to_dict(whole))]
     for name in (whole.target.name, *names):
         network = "cnn" if experiment.startswith("table6") else name.partition("-")[0]  # one training for each source
         node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text())

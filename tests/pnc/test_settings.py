@@ -10,7 +10,7 @@ import pytest
 from hydra import compose
 
 from recombine.cli.search_path import initialize_entry
-from recombine.core.settings import Settings, find_problems, schema_of
+from recombine.core.settings import Settings, find_problems, schema_of, to_dict
 from recombine.pnc import method_settings
 from recombine.pnc.clone.adapters import ADAPTERS
 from recombine.pnc.clone.branch import HEADS
@@ -18,7 +18,6 @@ from recombine.pnc.clone.masks import MASK_KINDS
 from recombine.pnc.method_settings import CloningSettings, FromFileSettings, PncMethodSettings
 from recombine.pnc.recipe import BASELINES
 from recombine.pnc.settings import PncSettings
-from recombine.run.config import plain
 from tests import sweeps
 from tests.core.test_torch_free import ROOT, RUN
 
@@ -28,7 +27,7 @@ METHODS = sorted(path.stem for path in (FOLDER / "method").glob("*.yaml"))
 
 def config_of(method):
     with initialize_entry("pnc"):
-        return plain(compose("pnc/pnc", [f"method={method}"]))
+        return to_dict(compose("pnc/pnc", [f"method={method}"]))
 
 
 @pytest.mark.parametrize("method", METHODS)

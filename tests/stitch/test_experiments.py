@@ -10,8 +10,9 @@ from recombine import models
 from recombine.cli.entries import register_papers
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
+from recombine.core.settings import to_dict
 from recombine.report.spec import load_specs, matches
-from recombine.run.config import build, plain
+from recombine.run.config import build
 from recombine.run.launch import launch
 from recombine.stitch import recipe
 from recombine.stitch.search.space import Budget, Space
@@ -53,7 +54,7 @@ def test_every_choice_of_the_sweep_composes(experiment):
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name.startswith("imagenet")])
 def test_imagenet_parents_look_at_the_same_pixels_and_are_pinned(experiment):
     cfg = config(experiment)
-    assert plain(cfg.a) | {"name": None} == plain(cfg.b) | {"name": None} and cfg.a.size == 224
+    assert to_dict(cfg.a) | {"name": None} == to_dict(cfg.b) | {"name": None} and cfg.a.size == 224
     assert all(parent.name.startswith("timm:") and "." in parent.name for parent in (cfg.a, cfg.b))
     assert cfg.batch_size * cfg.engine.max_steps == 3 * 16384 and cfg.search_data.source == "folder"
 
@@ -100,7 +101,7 @@ def jobs():
 @pytest.mark.parametrize("experiment", list(jobs()))
 def test_two_steps(tmp_path, experiment):
     whole = config(experiment)
-    for node in map(plain, (whole.a, whole.b)):
+    for node in map(to_dict, (whole.a, whole.b)):
         name = node["name"].removeprefix("timm:")
         given = {**node, "name": OWN.get(name, name), "weights": None}
         given |= {"architecture": node["name"]} if name != node["name"] else {}

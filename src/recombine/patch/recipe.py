@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recombine import models as zoo
+from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.engine.engine import Engine
 from recombine.engine.metrics import Accuracy
@@ -21,7 +22,7 @@ from recombine.patch.settings import Paint, PatchSettings, as_list
 from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
 from recombine.patch.tasks import Task, label_offsets, open_base, open_tasks
 from recombine.patch.training import PatchBuilder, Trainer, join, task_loaders, train_patch
-from recombine.run.config import build, plain
+from recombine.run.config import build
 from recombine.run.console import show
 from recombine.run.run import Run
 
@@ -132,7 +133,7 @@ def card_info(
     cfg: DictConfig, network: TaskNetwork, base: Task, tasks: Sequence[Task], result: TaskResult
 ) -> dict[str, Any]:
     """What the card of a patch says beside how it is built: its data, its accuracies, how it was trained."""
-    settings = plain(cfg)
+    settings = to_dict(cfg)
     return {
         "class_names": [str(label) for task in tasks for label in task.data.class_names],
         "tasks": [task.name for task in tasks],
@@ -160,7 +161,7 @@ def all_patches_row(
     """The row of a base with several patches, told the task of each image; and without it, if `routing` says so."""
     parameters = sum(network.patch.parameters_without_head() for network in networks.values())
     result.counts["trainable_parameters"] = float(parameters)
-    if routings := as_list(plain(cfg)["routing"]):
+    if routings := as_list(to_dict(cfg)["routing"]):
         result.counts |= routing.evaluate(trainer.engine.cfg.precision, base, tasks, networks, routings)
     names = {"tasks": joined(tasks), "protocol": "sequential"}
     return row(cfg, names, before, result, sum(trainer.seconds.values()))

@@ -14,11 +14,11 @@ from torch import Tensor
 from recombine import data as datasets
 from recombine.core.distributed import gather_by_index
 from recombine.core.errors import ConfigError
+from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.data import Data
 from recombine.models import Model
 from recombine.patch.settings import task_nodes
-from recombine.run.config import plain
 from recombine.run.run import Run
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Task:
 
 def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     """Open every task for `model`."""
-    settings = plain(cfg)
+    settings = to_dict(cfg)
     roots: dict[str, Any] = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
     place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from recombine.core.errors import ConfigError
+from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.models import Model
 from recombine.models.freeze import digest
@@ -37,7 +38,6 @@ from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
 from recombine.pnc.trainer import CloneTrainer
-from recombine.run.config import plain
 from recombine.run.run import Run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ COMPARED += ("align", "joint", "last_stage")
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The keys of the row, known before anything is built."""
-    config = plain(cfg)
+    config = to_dict(cfg)
     try:
         sources = list_sources(config)
     except ConfigError:  # a refused config has a cell too
@@ -106,7 +106,7 @@ def files(cfg: DictConfig) -> list[Path]:
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Add the classes by cloning, or by what it is compared with, and evaluate old and new classes together."""
-    settings = PncSettings.of({key: value for key, value in plain(cfg).items() if key != "hydra"})
+    settings = PncSettings.of({key: value for key, value in to_dict(cfg).items() if key != "hydra"})
     method = settings.read_method()
     with ExitStack() as stack:
         pairs = open_clone_data(settings, run, stack)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from recombine import data as datasets
 from recombine import models as zoo
+from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Row
 from recombine.data import Data
 from recombine.data.loading import BatchLoader
@@ -24,7 +25,7 @@ from recombine.engine.metrics import Accuracy, Mean, PerClass
 from recombine.models import Model
 from recombine.models.model import find_head
 from recombine.pretrain.settings import PretrainSettings
-from recombine.run.config import build, plain
+from recombine.run.config import build
 from recombine.run.console import show
 from recombine.run.run import Run
 
@@ -126,7 +127,7 @@ def save_name(cfg: DictConfig) -> str:
 def save_network(model: Model, fit: Fit, cfg: DictConfig) -> Path:
     """Write the network with its card; its accuracy becomes the claimed one."""
     model.name, model.claimed_accuracy = save_name(cfg), fit.metrics["accuracy"]
-    card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": plain(cfg)}
+    card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": to_dict(cfg)}
     return zoo.save(model, files(cfg)[0], card)
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recombine.core.builds import load_target, parameters_of
 from recombine.core.errors import ConfigError
-from recombine.core.settings import find_problems
+from recombine.core.settings import find_problems, to_dict
 from recombine.run.settings import EntrySettings
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "RunId",
     "accepts",
     "build",
-    "plain",
     "register_resolvers",
     "run_id",
     "validate",
@@ -75,12 +74,6 @@ def _join(items: Iterable[Any] | str) -> str:
     items = [items] if isinstance(items, str) or not isinstance(items, Iterable | ListConfig) else list(items)
     names = [PurePath(str(item["name"] if isinstance(item, DictConfig | dict) else item)).stem for item in items]
     return "-".join(names[:3]) + (f"-and-{len(names) - 3}-more" if len(names) > 3 else "")
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as plain dictionaries and lists."""
-    container: Any = OmegaConf.to_container(cfg, resolve=True)
-    return container
 
 
 def run_id(cfg: DictConfig, entry: str) -> RunId:
@@ -155,7 +148,7 @@ def validate(cfg: DictConfig, schema: type[EntrySettings], *, rules: bool = True
     problems = unresolved(cfg)
     if problems:
         return problems
-    return find_problems(schema, {key: value for key, value in plain(cfg).items() if key != "hydra"}, rules=rules)
+    return find_problems(schema, {key: value for key, value in to_dict(cfg).items() if key != "hydra"}, rules=rules)
 
 
 def accepts(node: DictConfig, name: str) -> bool:

@@ -26,7 +26,7 @@ from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
-from recombine.run.config import RunId, plain, run_id, unresolved, validate
+from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device
 from recombine.run.directory import finished, locked, note_files, prepare
@@ -145,7 +145,7 @@ class _Job:
 
     def record(self) -> dict[str, Any]:
         code = {**provenance.commit(), "versions": provenance.versions()}
-        return {"command": self.command, "config": plain(self.cfg), **code}
+        return {"command": self.command, "config": OmegaConf.to_container(self.cfg, resolve=True), **code}
 
     def failed(self, error: BaseException) -> Row:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)

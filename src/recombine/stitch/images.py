@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from recombine.core.errors import ConfigError
+from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.data import Data, open_data
 from recombine.data.splits import stratified
 from recombine.models import Model
-from recombine.run.config import DictConfig, plain
+from recombine.run.config import DictConfig
 from recombine.run.run import Run
 
 __all__ = ["ImageSplits", "check_classes", "open_images"]
@@ -77,7 +78,7 @@ def open_images(cfg: DictConfig, run: Run) -> ImageSplits:
 
     def open_(node: DictConfig) -> Data:
         return open_data(
-            plain(node),
+            to_dict(node),
             loader=cfg.loader,
             data_root=cfg.data_root,
             cache_root=cfg.cache_root,

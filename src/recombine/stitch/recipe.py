@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from recombine import models as zoo
+from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
 from recombine.report.plots import save_plots
-from recombine.run.config import plain
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
@@ -72,7 +72,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             show(zoo.describe((a, b)))
         evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
         loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
-        matching = MatchingSettings.of(plain(cfg.matching), "matching")
+        matching = MatchingSettings.of(to_dict(cfg.matching), "matching")
         net, metrics = join((a, b), matching, stitch_run, channels_last=cfg.engine.channels_last)
         metrics |= train_stitches(net, images.training_loader(a, cfg.batch_size), cfg, stitch_run)
         series = stitch_errors(net, loaders["search"], cfg.engine.precision)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.engine import Engine
 from recombine.engine.evaluate import predict
 from recombine.engine.method import Method
 from recombine.models import Model
-from recombine.run.config import DictConfig, build, plain
+from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
 from recombine.stitch.images import ImageSplits
 from recombine.stitch.metrics import network_metrics
@@ -95,7 +96,7 @@ def retrain(
     if cfg.retrain.what == "none":
         return [None] * len(genotypes)
     train = images.training_loader(net.parents[0].model, cfg.retrain.batch_size, labelled=True)
-    options = {**plain(cfg.engine), "epochs": 1, "max_steps": cfg.retrain.max_steps}
+    options = {**to_dict(cfg.engine), "epochs": 1, "max_steps": cfg.retrain.max_steps}
     retrained: list[RetrainedOffspring | None] = []
     for k, genotype in enumerate(genotypes):
         branches = Branches(export(net, genotype, merged=False))

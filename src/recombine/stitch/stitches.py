@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from recombine.core.distributed import gather
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing, write_atomically
+from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.engine.engine import Engine
 from recombine.models import Model
 from recombine.models.freeze import digest
-from recombine.run.config import DictConfig, build, plain
+from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
 from recombine.stitch.layers import compatible
 from recombine.stitch.matching import MatchingProblem, match
@@ -84,7 +85,7 @@ def _match(parents: tuple[Parent, Parent], settings: MatchingSettings, seed: int
 def train_stitches(net: Supernetwork, loader: Loader, cfg: DictConfig, run: Run) -> dict[str, float]:
     """Train all stitches, or load those that a run with the same parents, settings and images has trained."""
     method: StitchMethodSettings = build(cfg.method)
-    path = run.cache / "stitches" / f"{_cache_key(net, method, loader, plain(cfg))}.safetensors"
+    path = run.cache / "stitches" / f"{_cache_key(net, method, loader, to_dict(cfg))}.safetensors"
     if path.is_file() and _load(net, path):
         log.info("the stitches of %s were trained before: %s", net.name, path)
         return {}

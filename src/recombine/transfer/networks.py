@@ -12,11 +12,11 @@ import torch
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
+from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.evaluate import evaluating
 from recombine.models import Model
 from recombine.models.model import Preprocess
-from recombine.run.config import plain
 from recombine.run.run import Run
 from recombine.transfer.heads import fit_heads
 
@@ -88,7 +88,7 @@ def _runs(model: Model) -> bool:
 def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
     """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
     claim, model.claimed_accuracy = model.claimed_accuracy, card["metrics"].get("accuracy_after")
-    card = {**card, "load": loading_code(model, path.name), "config": plain(cfg)}
+    card = {**card, "load": loading_code(model, path.name), "config": to_dict(cfg)}
     zoo.save(model, path, card)
     model.claimed_accuracy = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
