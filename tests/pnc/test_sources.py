@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from recombine import data as datasets
 from recombine import models, pnc
-from recombine.cli import clones, predict
+from recombine.cli import artifacts, predict
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.models.freeze import digest
@@ -217,21 +217,23 @@ def test_clone_files_are_put_together_and_taken_apart(two, tmp_path, weights, mo
         return value
 
     both = logits(path)
-    shell(monkeypatch, capsys, clones, "attach", mine, path)
-    shell(monkeypatch, capsys, clones, "detach", mine, "clone_1")
+    shell(monkeypatch, capsys, artifacts, "attach", mine, path)
+    shell(monkeypatch, capsys, artifacts, "detach", mine, "clone_1")
     assert torch.equal(logits(mine), both[:, [0, 1, 2, 3, 4, 7]])
     one = tmp_path / "one.safetensors"
     file.write_clones(
         one, [clone._replace(card=clone.card | {"name": "clone_2"}) for clone in file.read_clones(path)[:1]]
     )
-    shown = shell(monkeypatch, capsys, clones, "attach", mine, one)
+    shown = shell(monkeypatch, capsys, artifacts, "attach", mine, one)
     assert list(pnc.read_cards(mine)) == ["clone_2", "clone_22"] and "clone_22" in shown
     assert torch.equal(logits(mine), both[:, [0, 1, 2, 3, 4, 7, 5, 6]])
-    shell(monkeypatch, capsys, clones, "export", mine, small, "--form", "reference")
+    listed = shell(monkeypatch, capsys, artifacts, "list", mine, weights / "high.safetensors")
+    assert "clone_22" in listed and "student" in listed
+    shell(monkeypatch, capsys, artifacts, "export", mine, small, "--form", "reference")
     assert small.stat().st_size == file.file_size(file.read_clones(small)) < mine.stat().st_size
     assert torch.equal(logits(small, middle, low), logits(mine))
     networks = ["--model", "high", "--source", "low", "--source", "middle", "--weights-root", weights]
-    shell(monkeypatch, capsys, clones, "export", small, whole, "--form", "whole", *networks)
+    shell(monkeypatch, capsys, artifacts, "export", small, whole, "--form", "whole", *networks)
     assert whole.stat().st_size == mine.stat().st_size
     for made, original in zip(file.read_clones(whole), file.read_clones(mine), strict=True):
         assert made.card == original.card and made.tensors.keys() == original.tensors.keys()
@@ -259,14 +261,14 @@ def test_what_cannot_be_put_together_or_taken_apart(two, tmp_path, weights, monk
     path, small = two[2], tmp_path / "small.safetensors"
     first, second = file.read_clones(path)
     with pytest.raises(ConfigError, match="the class 0, 1, 4 comes twice; leave one of the clones out"):
-        shell(monkeypatch, capsys, clones, "attach", path, path)
+        shell(monkeypatch, capsys, artifacts, "attach", path, path)
     with pytest.raises(ConfigError, match="holds no clone 'b'; it holds: clone_1, clone_2"):
-        shell(monkeypatch, capsys, clones, "detach", path, "b")
+        shell(monkeypatch, capsys, artifacts, "detach", path, "b")
     file.write_clones(small, [file.to_reference(second)])
     with pytest.raises(ConfigError, match=r"clone_2 is the last clone of .*: without it the network is its target"):
-        shell(monkeypatch, capsys, clones, "detach", small, "clone_2")
+        shell(monkeypatch, capsys, artifacts, "detach", small, "clone_2")
     with pytest.raises(ConfigError, match="--form whole takes the sources' weights: give --model"):
-        shell(monkeypatch, capsys, clones, "export", small, small, "--form", "whole")
+        shell(monkeypatch, capsys, artifacts, "export", small, small, "--form", "whole")
     with pytest.raises(ConfigError, match="these are clones for different targets"):
         file.write_clones(small, [first, second._replace(card=second.card | {"target": "other"})])
     with pytest.raises(ConfigError, match=r"holds 2 clones \(clone_1, clone_2\): one name cannot be given to all"):

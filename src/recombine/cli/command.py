@@ -18,7 +18,7 @@ __all__ = ["main"]
 
 TOOLS = {
     "predict": "classify images with a network, and with patches and clones on it",
-    "clones": "put clone files together, take them apart, store them small",
+    "artifacts": "list what files hold; put clones together and take them apart",
     "table": "a table of a paper from the rows of finished runs",
     "report": "everything the rows of finished runs hold, as one page",
     "prepare": "find or download datasets and convert them for FFCV",

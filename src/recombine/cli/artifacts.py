@@ -1,23 +1,27 @@
-"""Put clone files together, take them apart, and store them with or without their source's weights.
+"""List what students, offspring, patches and clones are; put clone files together and take them apart.
 
-recombine clones show mine.safetensors
-recombine clones attach mine.safetensors digits.safetensors letters.safetensors   (mine need not be there yet)
-recombine clones detach mine.safetensors clone2
-recombine clones export mine.safetensors small.safetensors --form reference
-recombine clones export small.safetensors whole.safetensors --form whole --model resnet18 --source resnet50
+recombine artifacts list outputs/patch/*/patches/*.safetensors clone.safetensors
+recombine artifacts attach mine.safetensors digits.safetensors letters.safetensors   (mine need not be there yet)
+recombine artifacts detach mine.safetensors clone2
+recombine artifacts export mine.safetensors small.safetensors --form reference
+recombine artifacts export small.safetensors whole.safetensors --form whole --model resnet18 --source resnet50
+
+Patches stay in files of their own: recombine predict --patch a.safetensors --patch b.safetensors puts on any number.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from recombine import models
 from recombine.core.errors import ConfigError
+from recombine.models.artifact import kind_of, read_card
 from recombine.models.freeze import digest
 from recombine.pnc.clone.file import (
     StoredClone,
@@ -35,7 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
-    about = {"show": "what a file holds", "attach": "add the clones of other files", "detach": "remove a clone"}
+    shown = actions.add_parser("list", help="what files hold, whatever their kind")
+    shown.add_argument("files", nargs="+", type=Path)
+    about = {"attach": "add the clones of other files", "detach": "take off one clone"}
     parsers = {name: actions.add_parser(name, help=text) for name, text in about.items()}
     parsers["export"] = actions.add_parser("export", help="write the clones with or without their source's weights")
     for one in parsers.values():
@@ -54,6 +60,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run one action and show the resulting file."""
     options = parse_arguments()
+    if options.action == "list":
+        Console().print(list_files(options.files))
+        return
     path = options.file
     if options.action == "attach":
         write_clones(path, attach_clones(path, options.clones))
@@ -62,6 +71,64 @@ def main() -> None:
     elif options.action == "export":
         path = write_clones(options.out, export_clones(options))
     Console().print(format_table(path))
+
+
+def list_files(paths: Sequence[Path]) -> Table:
+    """What files hold, a row for each patch, clone, student or offspring; ConfigError for any other file."""
+    shown = Table("file", "kind", "name", "made for", "classes", "accuracy (%)")
+    for path in paths:
+        kind = kind_of(path)
+        if kind is None:
+            raise ConfigError(f"{path} is no file of ours: students, offspring, patches and clones are")
+        cards = [clone.card for clone in read_clones(path)] if kind == "clone" else [read_card(path, kind)]
+        for card in cards:
+            shown.add_row(str(path), kind, *DESCRIBE[kind](card))
+    return shown
+
+
+def describe_network(card: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Columns of a student."""
+    model, metrics = card["model"], card.get("metrics", {})
+    accuracy = metrics.get("accuracy_after", metrics.get("accuracy"))
+    return model["name"], card.get("dataset", ""), str(model["classes"]), format_number(accuracy)
+
+
+def describe_offspring(card: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Columns of an offspring."""
+    parents = " x ".join(parent["name"] for parent in card["parents"])
+    return (
+        card["name"],
+        parents,
+        str(card["parents"][0]["classes"]),
+        format_number(card.get("metrics", {}).get("test_accuracy")),
+    )
+
+
+def describe_patch(card: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Columns of a patch: mean accuracy over its tasks."""
+    known = [card.get("metrics", {}).get(f"accuracy_{task}") for task in card.get("tasks", ())]
+    accuracy = sum(known) / len(known) if known and None not in known else None
+    return card["name"], f"{card['network']} {card['base'][:12]}", str(card["classes"]), format_number(accuracy)
+
+
+def describe_clone(card: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Columns of a clone."""
+    classes = ", ".join(map(str, card["class_names"]))
+    accuracy = card.get("metrics", {}).get("accuracy_average")
+    return card["name"], f"{card['network']} {card['target'][:12]}", classes, format_number(accuracy)
+
+
+def format_number(value: float | None) -> str:
+    """Two digits, or nothing for a value that no one measured."""
+    return "" if value is None else f"{value:.2f}"
+
+
+DESCRIBE: dict[str, Callable[[Mapping[str, Any]], tuple[str, str, str, str]]] = {
+    "student": describe_network,
+    "offspring": describe_offspring,
+    "patch": describe_patch,
+    "clone": describe_clone,
+}
 
 
 def attach_clones(path: Path, others: Sequence[Path]) -> list[StoredClone]:
