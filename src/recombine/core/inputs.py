@@ -47,9 +47,9 @@ class Manifest:
         self.roots = {name: Path(os.path.abspath(root)) for name, root in roots.items()}
         self.inputs: dict[str, dict[str, Any]] = {}
 
-    def add(self, kind: str, name: str, digest: str, facts: Mapping[str, Any]) -> None:
+    def add(self, kind: str, name: str, digest: str, details: Mapping[str, Any]) -> None:
         """Note an input; the file is written anew if it was not known."""
-        entry = {"kind": kind, "name": name, "digest": digest, **facts}
+        entry = {"kind": kind, "name": name, "digest": digest, **details}
         if self.inputs.get(f"{kind} {name}") == entry:
             return
         self.inputs[f"{kind} {name}"] = entry
@@ -107,10 +107,10 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 
-def record(kind: str, name: str, digest: str, **facts: Any) -> None:
-    """Note an input of the run that is in work, if one is; `facts` are what its check needs."""
+def record(kind: str, name: str, digest: str, **details: Any) -> None:
+    """Note an input of the run that is in work, if one is; `details` are what its check needs."""
     if _manifest:
-        _manifest[-1].add(kind, name, digest, facts)
+        _manifest[-1].add(kind, name, digest, details)
 
 
 def record_file(kind: str, path: str | Path) -> None:

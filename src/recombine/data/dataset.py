@@ -19,8 +19,9 @@ from recombine.data import augment as operations
 from recombine.data.device import DeviceLoader
 from recombine.data.fingerprint import record_split
 from recombine.data.loading import BatchLoader, Split
+from recombine.data.own_reader import open_own
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
-from recombine.data.sources import open_own, open_source
+from recombine.data.sources import open_source
 from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified
 from recombine.data.storage import SampleReader, Storage
 from recombine.data.torch import TorchLoader
@@ -150,26 +151,16 @@ class Data:
             raise ConfigError(f"images of {self.name} differ in size: a loader needs size=<pixels>")
         nodes = (self.settings.augment if train else None) if augment is None or augment is True else augment
         steps = operations.build(nodes or None)
-        common = {
-            "split": stored,
-            "indices": chosen,
-            "labels": labels,
-            "batch_size": int(batch_size),
-            "train": train,
-            "size": int(side),
-            "augment": operations.Augment(steps, self._seed) if steps else None,
-            "seed": self._seed,
-            "rank": self._rank,
-            "world": self._world,
-            "device": self._device,
-            "workers": self._workers,
-        }
-        self._loaders.append(self._make(common))
+        augmentation = operations.Augment(steps, self._seed) if steps else None
+        batches = {"batch_size": int(batch_size), "train": train, "size": int(side), "augment": augmentation}
+        self._loaders.append(self._make({"split": stored, "indices": chosen, "labels": labels, **batches}))
         return self._loaders[-1]
 
-    def _make(self, common: dict[str, Any]) -> BatchLoader:
+    def _make(self, options: dict[str, Any]) -> BatchLoader:
+        options |= {"seed": self._seed, "rank": self._rank, "world": self._world}
+        options |= {"device": self._device, "workers": self._workers}
         filler = TorchLoader if self._kind == "torch" else _ffcv_or_torch(self._kind)
-        return DeviceLoader(**common, filler=filler) if self._kind == "device" else filler(**common)
+        return DeviceLoader(**options, filler=filler) if self._kind == "device" else filler(**options)
 
     def close(self) -> None:
         """Close all loaders made here; may be called twice."""

@@ -17,8 +17,9 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 from recombine.core.inputs import record, register_check
+from recombine.data.own_reader import open_own
 from recombine.data.settings import DatasetSettings
-from recombine.data.sources import Source, open_own, open_source
+from recombine.data.sources import Source, open_source
 from recombine.data.storage import FileReader, ParquetReader
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def _files(samples: SampleReader) -> tuple[Sequence[str | Path], Path]:
 def record_split(source: Source, settings: DatasetSettings, split: str, label_map: Path | None) -> None:
     """Note a split that a run has opened."""
     samples, classes = source.samples(split), source.class_names
-    facts = {"split": split, "settings": settings.model_dump(exclude_unset=True)}
-    facts |= {"times": times(samples), "listing": listing(samples, classes, label_map)}
-    record("data", f"{settings.name}/{split}", fingerprint(samples, classes, label_map), **facts)
+    details = {"split": split, "settings": settings.model_dump(exclude_unset=True)}
+    details |= {"times": times(samples), "listing": listing(samples, classes, label_map)}
+    record("data", f"{settings.name}/{split}", fingerprint(samples, classes, label_map), **details)
 
 
 def _now(entry: Mapping[str, Any], roots: Mapping[str, Path]) -> str | None:

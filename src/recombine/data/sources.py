@@ -11,13 +11,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from recombine.core.builds import Node, load_target
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.data import layouts
 from recombine.data.layouts import SourceSplits
 from recombine.data.parquet import parquet
 
-__all__ = ["DATASETS", "DatasetInfo", "Source", "locate", "open_own", "open_source", "problems", "splits_of"]
+__all__ = ["DATASETS", "DatasetInfo", "Source", "locate", "open_source", "problems", "splits_of"]
 
 
 Options = dict[str, Any]
@@ -279,14 +278,6 @@ def open_source(name: str, folder: str, data_root: Path, download: bool, **fake:
             f"{name} has {known.classes} classes but {place} holds {len(found.class_names)}: dataset.folder=..."
         )
     return Source(name, known, place, found)
-
-
-def open_own(name: str, reader: Node, folder: Path) -> Source:
-    """The set that a reader of somebody's own gives for a folder."""
-    options = {key: value for key, value in reader.items() if key != "_target_"}
-    found = load_target("dataset.reader", reader["_target_"])(folder=folder, **options)
-    # stored sets are found by their place: that of another reader, or of other options, is another one
-    return Source(name, DatasetInfo(), folder / "-".join(str(reader[key]) for key in reader), found)
 
 
 def _download(name: str, folder: str, data_root: Path) -> None:

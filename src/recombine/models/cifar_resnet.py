@@ -25,7 +25,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
-class Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions with BatchNorm, and the identity or a shortcut that halves the map."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
@@ -60,8 +60,8 @@ class CifarResNet(nn.Module):
         blocks = (depth - 2) // 6
         stages = [(width, width), (width, 2 * width), (2 * width, 4 * width)]
         for stage, (inputs, outputs) in enumerate(stages, start=1):
-            first = Block(inputs, outputs, 1 if stage == 1 else 2, shortcut)
-            rest = [Block(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
+            first = BasicBlock(inputs, outputs, 1 if stage == 1 else 2, shortcut)
+            rest = [BasicBlock(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
         self.avgpool = nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
         self.add_module(head, nn.Linear(4 * width, classes))

@@ -14,17 +14,17 @@ from recombine.models import Model
 from recombine.patch.tasks import Task
 from recombine.run.console import show
 
-__all__ = ["accuracy", "base_accuracy", "evaluate_base", "top1"]
+__all__ = ["accuracy", "base_accuracy", "evaluate_base", "measure_accuracy"]
 
 
-def top1(engine: Engine, net: nn.Module, loader: Loader) -> float:
+def measure_accuracy(engine: Engine, net: nn.Module, loader: Loader) -> float:
     """Top-1 accuracy on the images of a loader."""
     return engine.evaluator(loader, {"accuracy": Accuracy()})(net)["accuracy"]
 
 
 def accuracy(engine: Engine, net: nn.Module, task: Task, split: str = "test", offset: int = 0) -> float:
     """Top-1 accuracy on a split of a task, whose labels start at `offset` in a label space of several tasks."""
-    return top1(engine, net, LabelOffsetLoader(task.eval_loader(split), offset))
+    return measure_accuracy(engine, net, LabelOffsetLoader(task.eval_loader(split), offset))
 
 
 def base_accuracy(engine: Engine, base: Task, model: Model) -> float:

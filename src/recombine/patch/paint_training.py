@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from recombine.models import Model
-from recombine.patch.evaluation import accuracy, top1
+from recombine.patch.evaluation import accuracy, measure_accuracy
 from recombine.patch.paint import (
     backbone,
     choose_alpha,
@@ -78,7 +78,9 @@ class AlphaSearch:
 
         def accuracies(alpha: float) -> list[float]:
             state = between(alpha)
-            base = top1(engine, load_backbone(network, state), self.choice) if self.choice is not None else 0.0
+            base = (
+                measure_accuracy(engine, load_backbone(network, state), self.choice) if self.choice is not None else 0.0
+            )
             models = [load_backbone(each.model, state) for each in tuned]
             return [base, *(accuracy(engine, m, t, "val", k) for m, (t, _, k) in zip(models, tuned, strict=True))]
 
