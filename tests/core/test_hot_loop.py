@@ -155,10 +155,12 @@ def test_the_tracker_gets_the_log_points(tmp_path):
 
     run = SmallRun(tmp_path, tracker=Recorder())
     fit(tmp_path, run=run, epochs=2, log_every=4, name="probe", evaluate=lambda net: {"accuracy": 50.0})
-    train = [(step, values) for step, values in logged if "probe/train/loss" in values]
+    train = [(step, values) for step, values in logged if "train/probe/loss" in values]
     assert [step for step, _ in train] == [4, 8, 10, 12, 16, 20]
-    assert {"probe/epoch", "probe/lr", "probe/images_per_second", "probe/train/accuracy"} <= train[0][1].keys()
-    assert [(step, v["probe/val/accuracy"]) for step, v in logged if "probe/val/accuracy" in v] == [
+    assert {"train/probe/epoch", "train/probe/lr", "time/probe/images_per_second", "train/probe/accuracy"} <= train[0][
+        1
+    ].keys()
+    assert [(step, v["val/probe/accuracy"]) for step, v in logged if "val/probe/accuracy" in v] == [
         (10, 50.0),
         (20, 50.0),
     ]
@@ -178,3 +180,14 @@ def test_fits_do_not_depend_on_what_drew_random_numbers_before(tmp_path):
 def test_modules_have_no_stale_gradients_afterwards(tmp_path):
     net: nn.Module = fit(tmp_path, max_steps=2).net
     assert not net.training and all(value.grad is None for value in net.parameters())
+
+
+def test_the_one_fit_of_a_run_has_no_name_in_its_charts(tmp_path):
+    logged = []
+
+    class Recorder:
+        def log(self, values, step):
+            logged.append(values)
+
+    fit(tmp_path, run=SmallRun(tmp_path, tracker=Recorder()), epochs=1, log_every=4)
+    assert {"train/loss", "train/lr", "train/epoch", "time/images_per_second"} <= logged[0].keys()

@@ -149,7 +149,8 @@ class MetricLogger:
             total, count = self.sums.get(name, (0.0, 0))
             self.sums[name] = [total + value * steps, count + steps]
         values = {f"train/{name}": value for name, value in means.items()}
-        self._log(step, {"epoch": step / self.plan.steps_per_epoch, "lr": lr, **values, "images_per_second": speed})
+        course = {"train/epoch": step / self.plan.steps_per_epoch, "train/lr": lr, "time/images_per_second": speed}
+        self._log(step, {**course, **values})
         self.display.numbers({**means, "images/s": speed})
 
     def end_epoch(self, step: int, lr: float) -> None:
@@ -192,7 +193,13 @@ class MetricLogger:
         return self.history[-1]
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        self.tracker.log(values, step=step, prefix=f"{self.name}/")
+        """Hand values to the tracker: `train/loss`, and of a fit among several `train/<fit>/loss`.
+
+        The section comes first, so that runs of different entries share their charts.
+        """
+        parts = ((*name.partition("/"), value) for name, value in values.items())
+        fit = "" if self.name == "fit" else f"{self.name}/"
+        self.tracker.log({f"{section}/{fit}{rest}": value for section, _, rest, value in parts}, step=step)
 
 
 def _text(values: Mapping[str, float], names: Iterable[str]) -> str:
