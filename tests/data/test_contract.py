@@ -11,7 +11,7 @@ from recombine.models.graph import traced
 from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
-from recombine.transfer.training import Unlabelled
+from recombine.transfer.training import UnlabelledLoader
 
 MEMBERS = [name for name in vars(Loader) if not name.startswith("_")]
 
@@ -30,7 +30,7 @@ MAKERS = {
     "offset": lambda opened: LabelOffsetLoader(MAKERS["torch"](opened), 10),
     "repeated": lambda opened: RepeatedLoader(opened().loader("train", 256, train=True), 3),
     "mixed": lambda opened: MixedLoader([MAKERS["torch"](opened), MAKERS["offset"](opened)], lambda images: images),
-    "unlabelled": lambda opened: Unlabelled(MAKERS["torch"](opened)),
+    "unlabelled": lambda opened: UnlabelledLoader(MAKERS["torch"](opened)),
     "cached": lambda opened: cached(MAKERS["torch"](opened), opened().loader("train", 256, train=False)),
 }
 

@@ -176,7 +176,7 @@ def test_omniglot_reads_zips_and_folders_alike(tmp_path):
             archive.write(path, path.relative_to(tmp_path / "one"))
     one, two = source("omniglot", tmp_path, "one"), source("omniglot", tmp_path, "two")
     assert one.class_names == two.class_names == ["Greek/a", "Greek/b"]
-    assert one.samples("train").images == two.samples("train").blobs
+    assert one.samples("train").images == two.samples("train").images
     assert (len(one.samples("train")), len(one.samples("test"))) == (10, 2)
 
 
