@@ -27,7 +27,7 @@ from recombine.run.config import accepts
 
 __all__ = ["Composition", "compose_all"]
 
-FAULTS = (HydraException, OmegaConfBaseException)
+FAULTS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises the last for a group set to null
 
 
 @dataclass
@@ -85,7 +85,7 @@ class _Composer:
     def start(self, places: Sequence[str]) -> DictConfig:
         """The config without overrides but those of the search path, from which groups are listed from now on."""
         self.accepted = list(places)
-        base = self.compose(self.accepted)
+        base = self.base = self.compose(self.accepted)
         path = ConfigSearchPathImpl()
         for source in base.hydra.runtime.config_sources:
             path.append(source.provider, f"{source.schema}://{source.path}")
@@ -159,6 +159,10 @@ class _Composer:
                 f"{override.input_line}: several values; add -m to run one job for each, "
                 f"or write '{name}=[{value}]' for a list"
             )
+            return
+        name = override.get_key_element().lstrip("~")
+        if override.is_delete() and self.is_group(override) and name in _choices(self.base):
+            self.problems.append(f"{override.input_line}: this entry needs it; choose another one by {name}=...")
             return
         good = []
         for choice in self.choices(override):

@@ -37,7 +37,9 @@ class Settings(BaseModel):
     `class KL(Settings, target="package.module.Class")` declares the arguments of that constructor.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
     constructs: ClassVar[str] = ""
     """What a node with these settings constructs, where that is not this class."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recombine.core.builds import Builds, Node
+from recombine.core.field_types import FileName
 from recombine.core.settings import Settings
 from recombine.data.augment_settings import problems_of
 
@@ -39,7 +40,7 @@ READER = Builds("a reader of images", "dataset=digits", parameters=("folder",), 
 class DatasetSettings(Settings):
     """A data set: which one, and which part of it."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: FileName
     """How rows and files call the set."""
     source: str = ""
     """Which known set it is; default: `name`."""

@@ -46,7 +46,7 @@ class EngineSettings(Settings):
     """Optimizer steps between checkpoints."""
     max_steps: Annotated[int, Field(ge=0)] | None = None
     """Ends training early; schedules then run over these steps."""
-    max_eval_batches: Annotated[int, Field(ge=0)] | None = None
+    max_eval_batches: Count | None = None
     """Ends evaluations early."""
     deterministic: bool = False
     """The same numbers every time on the same machine."""
@@ -85,7 +85,7 @@ class OptimizerSettings(Settings):
 class SGDSettings(OptimizerSettings, target="torch.optim.SGD"):
     """Stochastic gradient descent."""
 
-    momentum: NotNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Part of the last step that is repeated."""
     dampening: float = 0.0
     """Part of the gradient left out of the momentum."""

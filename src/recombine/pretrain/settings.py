@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from recombine.core.builds import Builds, Node
+from recombine.core.field_types import FileName
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import MethodSettings, TrainingSettings
@@ -36,7 +37,7 @@ class PretrainSettings(TrainingSettings):
     """The loss."""
     split: str = "test"
     """The images that are reported on."""
-    save_as: str | None = None
+    save_as: FileName | None = None
     """The file is weights_root/<this>.safetensors; null: <model>-<dataset>-s<seed>."""
     freeze: bool = False
     """Train only the classifier (linear probe)."""

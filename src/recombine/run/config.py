@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from hydra.utils import instantiate
@@ -148,7 +148,17 @@ def validate(cfg: DictConfig, schema: type[EntrySettings], *, rules: bool = True
     problems = unresolved(cfg)
     if problems:
         return problems
-    return find_problems(schema, {key: value for key, value in to_dict(cfg).items() if key != "hydra"}, rules=rules)
+    node = {key: value for key, value in to_dict(cfg).items() if key != "hydra"}
+    return find_problems(schema, node, rules=rules) + misplaced_roots(node)
+
+
+def misplaced_roots(node: Mapping[str, Any]) -> list[str]:
+    """Folders that cannot be folders, as something else has their name; one message each."""
+    roots = {
+        key: Path(str(node[key])) for key in ("data_root", "weights_root", "cache_root", "output_root") if key in node
+    }
+    odd = [key for key, path in roots.items() if path.exists() and not path.is_dir()]
+    return [f"{key}={roots[key]}: a folder is needed, and this is a file; give {key}=<folder>" for key in odd]
 
 
 def accepts(node: DictConfig, name: str) -> bool:
