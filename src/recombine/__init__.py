@@ -7,11 +7,12 @@ recombine.attach(network, file)     a network with a patch or clones on it; `lis
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from recombine.version import __version__
+
 if TYPE_CHECKING:
     from recombine.attachments import attach, load
 
 __all__ = ["__version__", "attach", "load"]
-__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if given else ConfigError.exit_code
     if given[0] == "--version":
-        from recombine import __version__
+        from recombine.version import __version__
 
         print(f"recombine {__version__}")
         return 0

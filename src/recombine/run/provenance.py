@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from recombine import __version__
+from recombine.version import __version__
 
 __all__ = ["Stopwatch", "commit", "device_name", "versions"]
 
