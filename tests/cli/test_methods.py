@@ -1,5 +1,6 @@
 """Each entry has its own methods: every other one is refused in one sentence."""
 
+import os
 import subprocess
 import sys
 
@@ -45,3 +46,19 @@ def test_the_command_ends_with_2_and_no_traceback(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "method=kl_dp: there is no method 'kl_dp'" in result.stderr and "transfer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "there", "elsewhere"),
+    [
+        ("recombine tr", "transfer", "pnc"),
+        ("recombine pnc method=pnc_", "method=pnc_random", "kl"),
+        ("recombine transfer method=kl", "method=kl_dp", "pnc"),
+        ("recombine transfer method=kl_dp engine.ema", "engine.ema_decay=", "method"),
+    ],
+)
+def test_the_shell_completes_commands_and_the_methods_of_each(line, there, elsewhere):
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    command = [sys.executable, "-m", "recombine.cli.command", "-sc", "query=bash"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert there in result.stdout.split() and elsewhere not in result.stdout

@@ -29,8 +29,16 @@ TOOLS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start what the first word names, with the others; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["-sc"] and "COMP_LINE" in os.environ:  # Hydra's completion leaves out the first word
-        given = [*os.environ["COMP_LINE"].split()[1:2], *given]
+    if given[:1] == ["-sc"] and "COMP_LINE" in os.environ:  # the shell asks for completions
+        program, _, line = os.environ["COMP_LINE"].partition(" ")
+        name, blank, rest = line.partition(" ")
+        if not blank:
+            print("\n".join(word for word in (*ENTRIES, *TOOLS) if word.startswith(name)))
+        if not blank or name not in ENTRIES:
+            return 0
+        os.environ["COMP_LINE"] = f"{program} {rest}"  # Hydra expects a program, not a command of one
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+        given = [name, *given]
     if not given or given[0] in ("-h", "--help"):
         print(usage())
         return 0 if given else ConfigError.exit_code
