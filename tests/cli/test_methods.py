@@ -41,13 +41,6 @@ def test_every_method_of_an_entry_composes(entry):
     assert composition.problems == []
 
 
-def test_the_command_ends_with_2_and_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "recombine.cli.command", "pnc", "method=kl_dp", "wandb=disabled"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "method=kl_dp: there is no method 'kl_dp'" in result.stderr and "transfer" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("line", "there", "elsewhere"),
     [

@@ -67,13 +67,23 @@ def cells(experiment, given):
             yield {**cell, "tasks": "-".join(found)}
 
 
+def check_job(experiment, **job):
+    cfg = config(experiment, **{key.replace(".", "__"): value for key, value in job.items()})
+    assert recipe.cell(cfg)["method"]
+    assert all(DatasetSettings.of(node) for node in nodes_of(cfg))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_first_job_of_the_sweep_composes(experiment):
+    check_job(experiment, **{key: values[0] for key, values in sweeps.choices("patch", experiment).items()})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_choice_of_the_sweep_composes(experiment):
     for key, values in sweeps.choices("patch", experiment).items():
         for value in values if key in ("model", "method", "protocol", "tasks") else values[:1]:
-            cfg = config(experiment, **{key.replace(".", "__"): value})
-            assert recipe.cell(cfg)["method"]
-            assert all(DatasetSettings.of(node) for node in nodes_of(cfg))
+            check_job(experiment, **{key: value})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

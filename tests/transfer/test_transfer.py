@@ -138,9 +138,9 @@ def test_logits_too_large_to_cache_are_computed_in_every_step(folder, transferre
 def test_what_is_left_to_learn_is_logged_at_each_evaluation(transferred):
     _, row, place = transferred
     logged = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    left = [value for line in logged for key, value in line.items() if key.endswith("val/positive_flips")]
+    left = [line["val/positive_flips"] for line in logged if "val/positive_flips" in line]
     assert left[-1] == row.metrics["positive_flips_after"]
-    assert any(key.endswith("train/knowledge_gain") for line in logged for key in line)
+    assert any("train/knowledge_gain" in line for line in logged)
 
 
 def test_variants_of_a_method_have_cells_of_their_own(folder):

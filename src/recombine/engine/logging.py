@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["MetricLogger", "ProgressBar", "StepPlan"]
 
 logger = logging.getLogger(__name__)
+ONLY_FIT = ("fit", "transfer")
+"""Names of a fit that is the only one of its run."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class MetricLogger:
         The section comes first, so that runs of different entries share their charts.
         """
         parts = ((*name.partition("/"), value) for name, value in values.items())
-        fit = "" if self.name == "fit" else f"{self.name}/"
+        fit = "" if self.name in ONLY_FIT else f"{self.name}/"
         self.tracker.log({f"{section}/{fit}{rest}": value for section, _, rest, value in parts}, step=step)
 
 
