@@ -1,10 +1,13 @@
 """The built wheel in a fresh environment, away from the clone, beside a project that has a `src` of its own."""
 
+import ast
 import os
+import re
 import site
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -59,3 +62,25 @@ def test_help_and_tools(installed):
     assert "transfer/pairs" in installed("recombine", "table", "--list").stdout
     wrong = installed("recombine", "trnsfer")
     assert wrong.returncode == 2 and "did you mean 'transfer'" in wrong.stderr
+
+
+PACKAGE_OF = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+OPTIONAL = {"ffcv", "numba", "open_clip", "recombine"}
+"""Imported only where they are used, with a message or another way where they are not installed."""
+BROUGHT = {"pydantic_core": "pydantic", "annotated_types": "pydantic", "huggingface_hub": "timm"}
+
+
+def test_every_library_that_is_imported_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=!~;\[ ]", text)[0].lower() for text in project["dependencies"]}
+    imported = set()
+    for path in (ROOT / "src" / "recombine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.partition(".")[0])
+    libraries = imported - set(sys.stdlib_module_names) - OPTIONAL
+    wanted = {PACKAGE_OF.get(BROUGHT.get(name, name), BROUGHT.get(name, name)) for name in libraries}
+    wanted = {"hydra-core" if name == "hydra" else name for name in wanted}
+    assert wanted <= declared, f"not in pyproject.toml: {wanted - declared}"
