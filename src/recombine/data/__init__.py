@@ -1,7 +1,8 @@
 """Data sets by name, and their loaders: uint8 batches on the device, the same from every loader."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.data.checks import check
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from recombine.data.storage import ArrayReader
 
 __all__ = ["ArrayReader", "Data", "SourceSplits", "check", "open_data", "open_data_for"]
-_HOMES = {
+_MODULES = {
     "ArrayReader": "recombine.data.storage",
     "SourceSplits": "recombine.data.layouts",
     "Data": "recombine.data.dataset",
@@ -18,10 +19,4 @@ _HOMES = {
     "open_data": "recombine.data.dataset",
     "open_data_for": "recombine.data.dataset",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: settings can be read without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -1,7 +1,8 @@
 """Networks with their own preprocessing: timm's, torchvision's, small built-in ones, or a checkpoint file."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.models.checks import check
@@ -19,10 +20,4 @@ _MODULES = {
     "save": "recombine.models.weights",
     "summary": "recombine.models.overview",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: settings can be read without torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -9,8 +9,9 @@ network.detach("cars")                                      # takes off one
 timm_model = network.restore()                              # takes off everything: bit for bit what it was
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.patch.file import load, read_card, save
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from recombine.patch.patched import Patch, TaskNetwork
 
 __all__ = ["Patch", "PatchedNetwork", "TaskNetwork", "attach", "load", "read_card", "save"]
-_HOMES = {
+_MODULES = {
     "Patch": "recombine.patch.patched",
     "PatchedNetwork": "recombine.patch.network",
     "TaskNetwork": "recombine.patch.patched",
@@ -27,10 +28,4 @@ _HOMES = {
     "read_card": "recombine.patch.file",
     "save": "recombine.patch.file",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: settings can be read without torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(__name__, _MODULES)

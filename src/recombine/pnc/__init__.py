@@ -12,8 +12,9 @@ The paper's full text was not at hand. Its abstract, first page, two captions an
 cloned part is found by local-performance-based pruning, with weights fixed; everything finer here is our reading.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.pnc.clone.cards import read_cards
@@ -30,10 +31,4 @@ _MODULES = {
     "read_cards": "recombine.pnc.clone.cards",
     "save_clone": "recombine.pnc.clone.file",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: settings can be read without torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+__getattr__ = lazy_names(__name__, _MODULES)

@@ -8,17 +8,12 @@ What could not be read of the paper is taken from the authors' code; both the pa
 about these experiments.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.stitch.offspring import export, load, offspring_card, read_card, save
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
-
-
-def __getattr__(name: str) -> Any:
-    """Names are imported when they are used: settings can be read without torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("recombine.stitch.offspring"), name)
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "recombine.stitch.offspring"))
