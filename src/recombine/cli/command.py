@@ -18,6 +18,7 @@ __all__ = ["main"]
 
 TOOLS = {
     "predict": "classify images with a network, and with patches and clones on it",
+    "export": "write a network, with its patches or clones, as a torch.export program or as ONNX",
     "artifacts": "list what files hold; put clones together and take them apart",
     "table": "a table of a paper from the rows of finished runs",
     "report": "everything the rows of finished runs hold, as one page",

@@ -18,18 +18,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights
+from torch import Tensor
 
-from recombine import models, pnc, stitch
+from recombine.cli.networks import BASE, add_network_arguments, open_network
 from recombine.core.errors import ConfigError
 from recombine.data.storage import decode
 from recombine.models.model import Model
-from recombine.patch import PatchedNetwork
-from recombine.pnc import ClonedNetwork
 from recombine.run.device import open_device
 
-BASE = "base"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 BATCH = 64
 Expert = Callable[[Tensor], Tensor]
@@ -41,16 +37,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files or folders of them")
-    add(
-        "--model",
-        required=True,
-        help="the base: a name, a checkpoint or offspring file, timm:<name>, torchvision:<name>",
-    )
-    add("--weights-root", default="weights", help="where checkpoints are found by name")
-    add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
-    add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
-    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each file")
-    add("--source", action="append", default=[], help="a clone's source, where the file holds its masks alone")
+    add_network_arguments(parser)
     add("--task", help="only this patch (base: only the base; auto: the most confident of all)")
     add("--top", type=int, default=1, help="so many classes of each image, the most probable first")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number>")
@@ -66,10 +53,7 @@ def main() -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
     files = image_files(options.images)
-    model, base_names = load_base(options)
-    patched = attach_patches(model, options.patch)
-    cloned, class_names = attach_clones(model, base_names, options)
-    names = {BASE: class_names} | {name: card["class_names"] for name, card in patched.list().items()}
+    model, cloned, patched, names = open_network(options)
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     with open_device(options.device) as (device, _, _):
@@ -81,58 +65,6 @@ def main() -> None:
                 print(json.dumps(each))
         else:
             Console().print(as_table(list(found), patched.list()))
-
-
-def load_base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
-    """The network, and its class names where its file has them."""
-    card = stitch.offspring_card(options.model)
-    if card is None:
-        return models.build(options.model, weights_root=options.weights_root), None
-    return stitch.load(options.model), card.get("class_names")
-
-
-def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
-    """The base with patches given as `file` or `name=file`; ConfigError for impossible names."""
-    network = PatchedNetwork(model)
-    for text in patches:
-        name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
-        try:
-            network.attach(file, name or None)
-        except ConfigError as error:
-            raise ConfigError(str(error).replace("attach(network, path, name)", f"--patch another={file}")) from error
-    return network
-
-
-def attach_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:
-    """The base with clones of parts of other networks, and the names of all its classes, the base's first.
-
-    `names` of the base, if its file has them.
-    """
-    cards = [card for file in options.clone for card in pnc.read_cards(file).values()]
-    names = names or next((card.get("target_class_names") for card in cards), None)
-    names = names if names and not options.classes else read_class_names(options.classes, model)
-    if not options.clone:
-        return model, names
-    cloned = ClonedNetwork(model, names)
-    sources = [models.build(name, weights_root=options.weights_root) for name in options.source]
-    for file in options.clone:
-        pnc.attach(cloned, file, sources=sources)
-    return cloned, cloned.class_names
-
-
-def read_class_names(path: Path | None, model: Model) -> list[str]:
-    """The class names of the base: those of a JSON file, ImageNet's if there are 1000 classes, or their numbers."""
-    if path is None:
-        known = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
-        return known if model.classes == len(known) else [str(k) for k in range(model.classes)]
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--classes {path} cannot be read as JSON: {error}") from error
-    if not isinstance(names, list) or len(names) != model.classes:
-        found = f"{len(names)} names" if isinstance(names, list) else "no list"
-        raise ConfigError(f"--classes {path} holds {found}; a list of the {model.classes} names of the base is needed")
-    return [str(name) for name in names]
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -1,0 +1,89 @@
+"""Write a network for use without this project: what it computes is compared with the original before it is kept.
+
+recombine export --model student.safetensors student.pt2 student.onnx
+recombine export --model resnet56 --weights-root weights/cifar10 --patch mnist.safetensors --task mnist mnist.onnx
+recombine export --model cnn-digits_high-s0 --clone clone.safetensors cloned.pt2
+recombine export --model outputs/stitch/my-run/offspring/0.safetensors --images my/images offspring.onnx
+
+A .pt2 file runs with torch alone, a .onnx file with any ONNX runtime. Both take uint8 images [B, 3, S, S] of the
+network's own size, prepare them inside, give logits, and hold the class names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from recombine.cli.networks import BASE, NamedNetwork, add_network_arguments, open_network
+from recombine.cli.predict import image_files, read
+from recombine.core.errors import ConfigError
+from recombine.core.files import write_atomically
+from recombine.models.export import EXPORTS, export_network
+
+IMAGES = 64
+"""Images of a folder that are compared at the most."""
+
+
+class Task(nn.Module):
+    """A patched network with its task chosen, as exported networks take images alone."""
+
+    def __init__(self, network: nn.Module, task: str) -> None:
+        super().__init__()
+        self.network, self.task = network, task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> logits of the task."""
+        return self.network(images, task=self.task)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help=f"what to write: names that end in {', '.join(EXPORTS)}")
+    add_network_arguments(parser)
+    parser.add_argument("--task", help="a patch by name; by default the only patch there is, else the base")
+    parser.add_argument("--images", type=Path, action="append", help="compare on these images too, not on noise alone")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write each file and show how it compares."""
+    options = arguments()
+    wrong = [str(file) for file in options.files if file.suffix not in EXPORTS]
+    if wrong:
+        raise ConfigError(f"cannot export to {', '.join(wrong)}: names that end in {', '.join(EXPORTS)} are needed")
+    found = open_network(options)
+    network, task = choose_task(found, options.task)
+    files = image_files(options.images)[:IMAGES] if options.images else []
+    images = torch.cat([read(file, found.model) for file in files]) if files else None
+    shown = Table("file", "bytes", "images compared", "largest difference", "same class (%)")
+    for file in options.files:
+        card = {"class_names": found.names[task], "size": found.model.size, "model": found.model.name, "task": task}
+        equality = export_network(network, file, found.model.size, card, images)
+        write_labels(file, card)
+        numbers = f"{equality.images}", f"{equality.difference:.1e}", f"{equality.agreement:.2f}"
+        shown.add_row(str(file), f"{file.stat().st_size:,}", *numbers)
+    Console().print(shown)
+
+
+def choose_task(found: NamedNetwork, task: str | None) -> tuple[nn.Module, str]:
+    """The network to export and the name of its task; ConfigError if several could be meant."""
+    patches = [name for name in found.names if name != BASE]
+    if task is None and len(patches) > 1:
+        raise ConfigError(f"--task: an exported network has one task; choose one of {', '.join(found.names)}")
+    task = task or (patches[0] if patches else BASE)
+    if task not in found.names:
+        raise ConfigError(f"--task {task}: one of {', '.join(found.names)} is needed")
+    return (found.cloned, BASE) if task == BASE else (Task(found.patched, task), task)
+
+
+def write_labels(file: Path, card: dict[str, Any]) -> None:
+    """The class names beside the network, for whoever does not want to look into it."""
+    write_atomically(file.with_suffix(".labels.json"), json.dumps(card["class_names"], ensure_ascii=False) + "\n")

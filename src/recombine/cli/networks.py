@@ -1,0 +1,111 @@
+"""A network of the command line: the base, its clones, its patches, and the names of their classes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+from torchvision.models import ResNet18_Weights
+
+from recombine import models, pnc, stitch
+from recombine.core.errors import ConfigError
+from recombine.models.model import Model
+from recombine.patch import PatchedNetwork
+from recombine.pnc import ClonedNetwork
+
+__all__ = ["BASE", "NamedNetwork", "add_network_arguments", "open_network"]
+
+BASE = "base"
+"""The task of the base among those of its patches."""
+
+
+class NamedNetwork(NamedTuple):
+    """What `--model`, `--clone` and `--patch` name."""
+
+    model: Model
+    """The base alone."""
+    cloned: nn.Module
+    """The base with its clones; the base itself if there are none."""
+    patched: PatchedNetwork
+    names: dict[str, list[str]]
+    """Class names by task: those of the base and its clones, and of each patch."""
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a network."""
+    add = parser.add_argument
+    add(
+        "--model",
+        required=True,
+        help="the base: a name, a checkpoint or offspring file, timm:<name>, torchvision:<name>",
+    )
+    add("--weights-root", default="weights", help="where checkpoints are found by name")
+    add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
+    add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
+    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each file")
+    add("--source", action="append", default=[], help="a clone's source, where the file holds its masks alone")
+
+
+def open_network(options: argparse.Namespace) -> NamedNetwork:
+    """The network that the options name; ConfigError for what is not there or does not fit."""
+    model, base_names = load_base(options)
+    patched = attach_patches(model, options.patch)
+    cloned, class_names = attach_clones(model, base_names, options)
+    names = {BASE: class_names} | {name: card["class_names"] for name, card in patched.list().items()}
+    return NamedNetwork(model, cloned, patched, names)
+
+
+def load_base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
+    """The network, and its class names where its file has them."""
+    card = stitch.offspring_card(options.model)
+    if card is None:
+        return models.build(options.model, weights_root=options.weights_root), None
+    return stitch.load(options.model), card.get("class_names")
+
+
+def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
+    """The base with patches given as `file` or `name=file`; ConfigError for impossible names."""
+    network = PatchedNetwork(model)
+    for text in patches:
+        name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        try:
+            network.attach(file, name or None)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("attach(network, path, name)", f"--patch another={file}")) from error
+    return network
+
+
+def attach_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:
+    """The base with clones of parts of other networks, and the names of all its classes, the base's first.
+
+    `names` of the base, if its file has them.
+    """
+    cards = [card for file in options.clone for card in pnc.read_cards(file).values()]
+    names = names or next((card.get("target_class_names") for card in cards), None)
+    names = names if names and not options.classes else read_class_names(options.classes, model)
+    if not options.clone:
+        return model, names
+    cloned = ClonedNetwork(model, names)
+    sources = [models.build(name, weights_root=options.weights_root) for name in options.source]
+    for file in options.clone:
+        pnc.attach(cloned, file, sources=sources)
+    return cloned, cloned.class_names
+
+
+def read_class_names(path: Path | None, model: Model) -> list[str]:
+    """The class names of the base: those of a JSON file, ImageNet's if there are 1000 classes, or their numbers."""
+    if path is None:
+        known = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+        return known if model.classes == len(known) else [str(k) for k in range(model.classes)]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--classes {path} cannot be read as JSON: {error}") from error
+    if not isinstance(names, list) or len(names) != model.classes:
+        found = f"{len(names)} names" if isinstance(names, list) else "no list"
+        raise ConfigError(f"--classes {path} holds {found}; a list of the {model.classes} names of the base is needed")
+    return [str(name) for name in names]

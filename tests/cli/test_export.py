@@ -1,0 +1,115 @@
+"""recombine export: every kind of network leaves as a file that computes the same without this project."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from recombine import models, patch
+from recombine.cli import export
+from recombine.core.errors import ConfigError, RecombineError
+from recombine.models.export import export_network
+from recombine.models.graph import traced
+from recombine.patch.delta import Delta
+from recombine.patch.patched import TaskNetwork
+from recombine.pnc.clone.branch import Branch, find_linear_head
+from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.positions import find_positions
+from tests.networks import shaken
+
+SIZE = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
+NAMES = ["a", "b", "c"]
+
+
+def network(name: str, classes: int = 3, seed: int = 0):
+    return shaken(models.build({"name": name, "weights": None, "classes": classes, **SIZE}, classes=classes, seed=seed))
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def outputs(path, images):
+    """What a file computes, by what its reader has."""
+    if path.suffix == ".onnx":
+        return torch.from_numpy(onnxruntime.InferenceSession(str(path)).run(None, {"images": images.numpy()})[0])
+    card = {"card.json": ""}
+    program = torch.export.load(path, extra_files=card)
+    assert json.loads(card["card.json"])["class_names"]
+    return program.module()(images)
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+    export.main()
+
+
+def test_a_network_and_a_patch_on_it(tmp_path, monkeypatch, images):
+    base = network("resnet8")
+    models.save(base, tmp_path / "base.safetensors", {})
+    patched = TaskNetwork(base, Delta(traced(base), 4, modules=1)).eval()
+    patch.save(patched, tmp_path / "patch.safetensors", name="four", class_names=list("wxyz"), tasks=[], metrics={})
+    expected = {"base": base(images), "four": patched(images)}
+    patched.restore()
+    (tmp_path / "images").mkdir()
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(tmp_path / "images" / "0.png")
+    words = ["--model", tmp_path / "base.safetensors", "--images", tmp_path / "images"]
+    files = {"base": tmp_path / "base.pt2", "four": tmp_path / "four.onnx"}
+    run(monkeypatch, *words, files["base"])
+    run(monkeypatch, *words, "--patch", tmp_path / "patch.safetensors", files["four"])
+    for name, file in files.items():
+        torch.testing.assert_close(outputs(file, images), expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(outputs(file, images[:1]), expected[name][:1], rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "four.labels.json").read_text()) == list("wxyz")
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_cloned_network(tmp_path, images, suffix):
+    target, source = network("resnet8"), network("resnet8", seed=1)
+    graphs = traced(target), traced(source)
+    place = next(place for place in find_positions(*graphs, "scale") if place.number == 2)
+    branch = Branch(place, graphs[1], [0, 2], find_linear_head(graphs[0]), adapter="conv1x1_bn", head="rows").eval()
+    cloned = ClonedNetwork(target, NAMES).attach(Clone(branch, ["x", "y"]))
+    path = tmp_path / f"cloned{suffix}"
+    equality = export_network(cloned, path, 32, {"class_names": cloned.class_names}, images)
+    assert equality.agreement == 100
+    torch.testing.assert_close(outputs(path, images), cloned(images), rtol=1e-4, atol=1e-4)
+
+
+class Drawn(nn.Module):
+    """A network that never answers the same twice."""
+
+    def forward(self, images):
+        return images.float().mean((2, 3)) + torch.rand(3)
+
+
+def test_what_is_not_equal_is_not_kept(tmp_path):
+    with pytest.raises(RecombineError, match="is not written: its logits differ"):
+        export_network(Drawn(), tmp_path / "drawn.pt2", 8, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["out.pth"], r"cannot export to out.pth: names that end in .pt2, .onnx are needed"),
+        (["--patch", "a=PATCH", "--patch", "b=PATCH", "out.pt2"], "--task: an exported network has one task"),
+        (["--patch", "PATCH", "--task", "five", "out.pt2"], "--task five: one of base, four is needed"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, words, told):
+    base = network("resnet8")
+    models.save(base, tmp_path / "base.safetensors", {})
+    patched = TaskNetwork(base, Delta(traced(base), 4, modules=1)).eval()
+    patch.save(patched, tmp_path / "p.safetensors", name="four", class_names=list("wxyz"), tasks=[], metrics={})
+    words = [word.replace("PATCH", str(tmp_path / "p.safetensors")) for word in words]
+    with pytest.raises(ConfigError, match=told):
+        run(monkeypatch, "--model", tmp_path / "base.safetensors", *words)
