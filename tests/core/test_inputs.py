@@ -30,7 +30,7 @@ def test_a_file_is_known_by_its_place_below_its_root_and_by_its_content(tmp_path
     with collecting(noted(run, weights_root=weights)) as manifest:
         record_file("weights", weights / "a.safetensors")
         record_file("weights", weights / "absent.safetensors")
-    (entry,) = json.loads((run / "inputs.json").read_text())
+    (entry,) = json.loads((run / "inputs.json").read_text())["inputs"]
     assert entry["name"] == "$weights_root/a.safetensors" and entry["digest"] == file_digest(weights / "a.safetensors")
     assert manifest.digests() == {"weights $weights_root/a.safetensors": entry["digest"]}
     assert noted(run, weights_root=weights).changes(run) == []

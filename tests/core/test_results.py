@@ -33,7 +33,7 @@ ROWS = [
 
 
 def test_rows_come_back_as_they_were(tmp_path):
-    for rows in (ROWS, ROWS[:1], []):
+    for rows in (ROWS, ROWS[:1]):
         write_rows(tmp_path, rows)
         assert str(read_rows(tmp_path)) == str(rows)
     mixed = [ROWS[0], replace(ROWS[1], seed=2, run="other", provenance={})]
@@ -46,19 +46,41 @@ def test_what_rows_share_is_stored_once(tmp_path):
 
 
 def test_all_runs_below_a_folder_are_found_but_not_what_was_put_aside(tmp_path):
+    root = tmp_path / "previous" / "here"  # a name like others
     for name in ("b", "a", "a/previous"):
-        write_rows(tmp_path / "flips" / name, [replace(ROWS[0], run=name)])
-    (tmp_path / "flips" / "a" / "tomorrow.json").write_text("{}")
+        write_rows(root / "flips" / name, [replace(ROWS[0], run=name)])
+    (root / "flips" / "a" / "tomorrow.json").write_text("{}")
     assert [row.run for row in read_rows(tmp_path)] == ["a", "b"]
-    assert [row.run for row in read_rows([tmp_path / "flips" / "b", tmp_path])] == ["a", "b"]
+    assert [row.run for row in read_rows([root / "flips" / "b", tmp_path])] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"shared": {}, "rows": [{"cell": {}}]}', '{"shared": {"format": 3}, "rows": [{}]}']
+    "content",
+    [
+        "",
+        "null",
+        "{",
+        "[]",
+        "{}",
+        '{"shared": {}, "rows": []}',
+        '{"shared": {}, "rows": [{"cell": {}}]}',
+        '{"shared": {"format": 3}, "rows": [{}]}',
+    ],
 )
 def test_files_of_another_kind_or_version_are_named(tmp_path, content):
     (tmp_path / "row.json").write_text(content)
     with pytest.raises(RecombineError, match=r"row\.json"):
+        read_rows(tmp_path)
+
+
+def test_a_changed_number_and_a_folder_are_no_result(tmp_path):
+    file = write_rows(tmp_path, [replace(ROWS[0], metrics={"accuracy": 12.5})])
+    file.write_text(file.read_text().replace("12.5", "92.5"))
+    with pytest.raises(RecombineError, match=r"row\.json is not a row file, or damaged .*repeat its run"):
+        read_rows(tmp_path)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(RecombineError, match=r"row\.json is not a row file"):
         read_rows(tmp_path)
 
 

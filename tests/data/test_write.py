@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, WriteError
+from recombine.core.files import write_json
 
 pytest.importorskip("ffcv")
 from ffcv.reader import Reader
 
-from recombine.data.write import beton_path, ensure, manifest_of
+from recombine.data.write import beton_path, ensure, manifest_of, wrong
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +45,7 @@ def test_manifest_says_what_the_file_holds(split):
     assert manifest["bytes"] == path.stat().st_size
     assert manifest["fields"] == ["image", "label", "index"]
     assert manifest["source"] == split.samples.identity
-    assert not list(path.parent.glob("*.part"))
+    assert not list(path.parent.glob("*.tmp"))
 
 
 def test_written_once(split):
@@ -81,30 +82,42 @@ def damage(path, how):
         with open(path, "r+b") as file:
             file.seek(2000)
             file.write(b"\xff" * 64)
+    elif how == "its pixels are not":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif how == "has no readable manifest":
-        path.with_suffix(".manifest.json").write_text("{")
+        path.with_suffix(".manifest.json").write_text("[]")
     else:
-        manifest = manifest_of(path) | {"source": "another"}
-        path.with_suffix(".manifest.json").write_text(json.dumps(manifest))
+        write_json(path.with_suffix(".manifest.json"), manifest_of(path) | {"source": "another"})
 
 
-@pytest.mark.parametrize("how", ["truncated", "damaged", "stale", "has no readable manifest"])
-def test_bad_files_are_refused_with_the_command_that_mends(opened, how):
+@pytest.mark.parametrize("how", ["truncated", "damaged", "its pixels are not", "stale", "has no readable manifest"])
+def test_bad_files_are_written_again_with_a_word(opened, how, caplog):
     data = opened(kind="ffcv")
     path = ensure(data.split("test"))
+    good = path.read_bytes()
     damage(path, how)
-    with pytest.raises(ConfigError, match=rf"{how}.*prepare.py dataset=digits rewrite=true"):
-        next(data.loader("test", 10, train=False).epoch(0))
-    ensure(data.split("test"), rewrite=True)
     assert len(next(data.loader("test", 10, train=False).epoch(0)).index) == 10
+    assert f"{path} " in caplog.text and how in caplog.text and "it is written again" in caplog.text
+    assert path.read_bytes() == good and wrong(data.split("test"), path) is None
 
 
-def test_changed_source_is_stale(opened, photos):
+def test_a_beton_that_was_copied_is_read_once_and_is_the_same(split, caplog):
+    path = ensure(split)
+    os.utime(path)
+    noted = path.with_suffix(".manifest.json").stat().st_mtime_ns
+    assert ensure(split) == path and not caplog.text
+    assert path.with_suffix(".manifest.json").stat().st_mtime_ns > noted
+
+
+def test_changed_source_is_stale(opened, photos, caplog):
     options = {"source": "folder", "root": photos.parent}
     ensure(opened("photos", "ffcv", **options).split("train"))
     Image.new("RGB", (150, 150)).save(photos / "class0/new.jpg")
-    with pytest.raises(ConfigError, match=r"is stale: the files in .*photos have changed"):
-        ensure(opened("photos", "ffcv", **options).split("train"))
+    path = ensure(opened("photos", "ffcv", **options).split("train"))
+    assert re.search(r"is stale: the files in .*photos have changed", caplog.text)
+    assert manifest_of(path)["samples"] == len(opened("photos", "ffcv", **options).split("train").samples)
 
 
 @pytest.mark.parametrize("content", [b"no image at all", b""])
@@ -117,7 +130,7 @@ def test_broken_image_is_named_and_leaves_nothing_behind(opened, photos, content
     with pytest.raises(ConfigError, match=r"class0/00.jpg is not a readable image"):
         for name in ("train", "test"):
             ensure(data.split(name))
-    assert not list((photos.parent / "cache").rglob("*.part"))
+    assert not list((photos.parent / "cache").rglob("*.tmp"))
 
 
 def test_source_may_be_read_only(opened, photos):
@@ -150,6 +163,6 @@ def test_full_disk_is_a_clear_error(split, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("recombine.data.write.handle_sample", full)
-    with pytest.raises(ConfigError, match=r"No space left on device .*cache_root=... elsewhere"):
+    with pytest.raises(WriteError, match=r"No space left on device .*cache_root="):
         ensure(split)
-    assert not beton_path(split).exists() and not list(split.betons.glob("*.part"))
+    assert not beton_path(split).exists() and not list(split.betons.glob("*.tmp"))

@@ -1,13 +1,17 @@
 """Checkpoints: strictness, wrappers, no foreign code, exact round trips."""
 
+import json
 import os
+import re
 
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recombine.core.errors import ConfigError
+from recombine.core.files import write_tensors
 from recombine.models import build, check, save
 from recombine.models.artifact import read_card
 from recombine.models.files import description
@@ -133,3 +137,47 @@ def test_digest_sees_one_weight_and_the_preprocessing(model):
     assert model.digest() != before
     brighter = build({"name": "resnet8", "weights": None, "std": 0.3}, classes=10, seed=4)
     assert brighter.digest() != before
+
+
+def card_with(path, **changes):
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    card = json.loads(metadata["card"])
+    write_tensors(path, tensors, {**metadata, "card": json.dumps({**card, "model": {**card["model"], **changes}})})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"options": None}, "options"),
+        ({"architecture": None}, "architecture"),
+        ({"classes": -5}, "classes=-5"),
+        ({"size": 10**9}, "size=1000000000"),
+        ({"size": 1e9}, "size=1e\\+09"),
+        ({"mean": "abc"}, "mean=abc"),
+        ({"tag": 3}, "tag=3"),
+        ({"name": ""}, "name"),
+        ({"architecture": "hf-hub:evil/repo"}, "not in the Hugging Face cache"),
+        ({"architecture": "hf-hub:../../evil"}, "not in the Hugging Face cache"),
+        ({"architecture": "timm:resnet18", "options": {"checkpoint_path": "/etc/passwd"}}, "checkpoint_path is no"),
+        ({"architecture": "os.system", "options": {}}, "os.system is not a network"),
+    ],
+)
+def test_an_absurd_card_is_one_sentence_and_asks_no_network(model, tmp_path, monkeypatch, changes, told):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a network was asked"))
+    path = save(model, tmp_path / "m.safetensors", {})
+    card_with(path, **changes)
+    problems = check(str(path))
+    assert len(problems) == 1 and re.search(told, problems[0])
+    with pytest.raises(ConfigError, match=told):
+        build(str(path))
+
+
+def test_a_changed_bit_of_the_weights_is_refused(model, tmp_path):
+    path = save(model, tmp_path / "m.safetensors", {})
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"m\.safetensors is damaged: its content is not what was written"):
+        build(str(path))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["ConfigError", "Diverged", "Interrupted", "LockedError", "NotFinite", "RecombineError", "did_you_mean"]
+__all__ = [
+    *("ConfigError", "DamagedError", "Diverged", "Interrupted", "LockedError", "NotFinite", "RecombineError"),
+    *("WriteError", "did_you_mean"),
+]
 
 
 class RecombineError(Exception):
@@ -30,6 +33,21 @@ class LockedError(RecombineError):
     """Another process is working in the same run directory."""
 
     exit_code = 3
+
+
+class DamagedError(RecombineError):
+    """A file is not as it was written."""
+
+    def __init__(self, path: object, reason: object) -> None:
+        super().__init__(f"{path} is damaged: {str(reason).partition(chr(10))[0]}")
+
+
+class WriteError(RecombineError, OSError):
+    """A file cannot be written: the disk is full, read-only or fails. What was there before is as it was."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.errno = number
 
 
 class Diverged(RecombineError):

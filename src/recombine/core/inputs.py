@@ -8,16 +8,16 @@ file whose size, time and inode are the same (`verify_inputs=true` compares cont
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recombine.core.files import write_atomically
+from recombine.core.errors import DamagedError
+from recombine.core.files import read_json, write_json
 
-__all__ = ["Manifest", "collecting", "file_digest", "record", "record_file", "register_check"]
+__all__ = ["Manifest", "collecting", "file_digest", "file_stamp", "record", "record_file", "register_check"]
 
 FILE = "inputs.json"
 Check = Callable[[Mapping[str, Any], Mapping[str, Path]], str | None]
@@ -54,7 +54,7 @@ class Manifest:
             return
         self.inputs[f"{kind} {name}"] = entry
         if self.folder is not None:
-            write_atomically(self.folder / FILE, json.dumps(list(self.inputs.values()), indent=1) + "\n")
+            write_json(self.folder / FILE, {"inputs": list(self.inputs.values())})
 
     def named(self, path: Path) -> str:
         """A path as it is noted: below a root, `$weights_root/...`; elsewhere as it is."""
@@ -73,11 +73,16 @@ class Manifest:
         return {key: entry["digest"] for key, entry in self.inputs.items()}
 
     def changes(self, folder: Path, *, verify: bool = False) -> list[str]:
-        """What is no longer as the run in `folder` read it, one sentence each; nothing if it noted nothing."""
-        try:
-            noted = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """What is no longer as the run in `folder` read it, one sentence each; nothing if it noted nothing.
+
+        A list that is damaged is a change: nobody knows any more what was read.
+        """
+        if not (folder / FILE).exists():
             return []
+        try:
+            noted = read_json(folder / FILE)["inputs"]
+        except DamagedError as error:
+            return [f"what was read is not known any more: {error}"]
         return [text for entry in noted if (text := self._change(entry, verify))]
 
     def _change(self, entry: Mapping[str, Any], verify: bool) -> str | None:
@@ -86,7 +91,7 @@ class Manifest:
             path = self.place(name)
             if not path.is_file():
                 return f"{kind} {path} is not there any more"
-            if not verify and entry["stamp"] == _stamp(path):
+            if not verify and entry["stamp"] == file_stamp(path):
                 return None
             now: str | None = file_digest(path)
         elif kind in _checks:
@@ -102,7 +107,8 @@ def _short(digest: str | None) -> str:
     return digest[:12] if digest else "not there"
 
 
-def _stamp(path: Path) -> list[int]:
+def file_stamp(path: Path) -> list[int]:
+    """Size, time and inode: a file that has the same ones is taken for the same file."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
@@ -118,7 +124,7 @@ def record_file(kind: str, path: str | Path) -> None:
     path = Path(os.path.abspath(path))
     if _manifest and path.is_file():
         manifest = _manifest[-1]
-        name, stamp = manifest.named(path), _stamp(path)
+        name, stamp = manifest.named(path), file_stamp(path)
         known = manifest.inputs.get(f"{kind} {name}")
         if known is None or known.get("stamp") != stamp:
             manifest.add(kind, name, file_digest(path), {"stamp": stamp})

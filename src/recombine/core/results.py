@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from recombine.core.errors import RecombineError
-from recombine.core.files import write_atomically
+from recombine.core.errors import DamagedError, RecombineError
+from recombine.core.files import read_json, write_json
 from recombine.core.types import Row
 
 __all__ = ["publish", "read_rows", "write_rows"]
@@ -29,8 +28,7 @@ def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Pat
     nodes = [row.as_dict() for row in rows]
     shared = {key: nodes[0][key] for key in RUN_LEVEL if nodes and all(node[key] == nodes[0][key] for node in nodes)}
     content = {"shared": shared, "rows": [{k: v for k, v in node.items() if k not in shared} for node in nodes]}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / name, content)
     return folder / name
 
 
@@ -38,26 +36,30 @@ def read_rows(roots: str | Path | Iterable[str | Path]) -> list[Row]:
     """All rows below `roots` (folders, or single row files), in the order of the file names.
 
     Files named `row.json` or ending in `.row.json` are read; what `engine.resume=never` put aside is not.
-    Raises RecombineError for a file that is no row file, or one of a newer format.
+    Raises RecombineError for a file that is no row file, is damaged, or of a newer format.
     """
     roots = [roots] if isinstance(roots, str | Path) else roots
     files: set[Path] = set()
     for root in map(Path, roots):
-        found = [root] if root.is_file() else root.rglob("*row.json")
-        files.update(
-            file
-            for file in found
-            if (file.name == "row.json" or file.name.endswith(".row.json")) and "previous" not in file.parts
-        )
+        found = [root] if root.name.endswith("row.json") else root.rglob("*row.json")
+        files.update(file for file in found if _is_row_file(file))
     return [row for file in sorted(files) for row in _read(file)]
 
 
+def _is_row_file(file: Path) -> bool:
+    """Whether a run's rows belong here: a run's own folder, unlike the one of its earlier attempt, ends in a hash."""
+    return file.name.endswith(".row.json") or (file.name == "row.json" and file.parent.name != "previous")
+
+
 def _read(file: Path) -> list[Row]:
+    mend = "remove it and repeat its run"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, needs_digest=False)
         rows = [{**content["shared"], **row} for row in content["rows"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecombineError(f"{file} is not a row file ({error}); remove it and repeat its run") from error
+    except (DamagedError, TypeError, KeyError) as error:
+        raise RecombineError(f"{file} is not a row file, or damaged ({error}); {mend}") from error
+    if not rows:
+        raise RecombineError(f"{file} holds no rows; {mend}")
     known = {field.name for field in fields(Row)}
     rows = [_upgraded(row) if row.get("format") == 1 else row for row in rows]
     for row in rows:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-import shutil
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from recombine.core.errors import ConfigError
-from recombine.core.files import replacing, write_atomically
+from recombine.core.errors import ConfigError, DamagedError, WriteError
+from recombine.core.files import read_json, replacing, write_json, writing
+from recombine.core.inputs import file_digest, file_stamp
 from recombine.data.loading import Split
 from recombine.data.settings import cores
 from recombine.data.storage import decode, stored
@@ -28,11 +28,12 @@ with keep_torch_threads():
     from ffcv.reader import Reader
     from ffcv.writer import DatasetWriter, handle_sample
 
-__all__ = ["beton_path", "ensure", "manifest_of", "verify"]
+__all__ = ["beton_path", "ensure", "manifest_of", "wrong"]
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 1024
 SMALL_PAGE, PAGE = 1 << 21, 1 << 23  # bytes; FFCV pads a file to whole pages
+logger = logging.getLogger(__name__)
 
 
 def beton_path(split: Split) -> Path:
@@ -42,27 +43,31 @@ def beton_path(split: Split) -> Path:
 
 
 def ensure(split: Split, *, rewrite: bool = False) -> Path:
-    """The verified beton of a split, written first if it is absent; safe when several processes call it at once."""
+    """The beton of a split, whole and made from the source as it is now; safe when several processes call it at once.
+
+    One that is absent, damaged or stale is written; WriteError if the disk does not take it.
+    """
     path = beton_path(split)
-    if rewrite or not path.exists() or not _manifest_path(path).exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if rewrite or wrong(split, path):
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if rewrite or not path.exists() or not _manifest_path(path).exists():
+            problem = wrong(split, path)  # another process may have written it meanwhile
+            if path.exists() and problem:
+                logger.warning("%s %s; it is written again", path, problem)
+            if rewrite or problem:
                 _write(split, path)
-    verify(split, path)
     return path
 
 
-def verify(split: Split, path: Path) -> None:
-    """Raise ConfigError if the file is not whole, not made from the source as it is now, or has other labels."""
-    wrong = _wrong(split, path)
-    if wrong:
-        mend = f"python scripts/prepare.py dataset={split.dataset} rewrite=true (with your other dataset settings)"
-        raise ConfigError(f"{path} {wrong}; write it again: {mend}, or delete the file")
+def wrong(split: Split, path: Path) -> str | None:
+    """Why the file is not whole, not made from the source as it is now, or has other labels; None if it is right.
 
-
-def _wrong(split: Split, path: Path) -> str | None:
+    All of its bytes are read where its size, time or inode is not the one that was noted.
+    """
+    if not path.exists():
+        return "is not there"
     manifest = manifest_of(path)
     if manifest is None or manifest.get("format") != FORMAT:
         return "has no readable manifest beside it"
@@ -75,19 +80,24 @@ def _wrong(split: Split, path: Path) -> str | None:
         reader = Reader(str(path))
     except (AssertionError, ValueError, IndexError, OSError) as error:
         return f"is no beton ({error})"
-    if _digest(reader) != manifest["digest"]:
+    if _digest(reader) != manifest["tables"]:
         return "is damaged: its tables are not the ones that were written"
     labels = reader.metadata["f1"].view(np.int64).reshape(-1)
     if not np.array_equal(labels, split.samples.labels):
         return "holds other labels than the source"
+    if manifest["stamp"] != file_stamp(path):
+        if manifest["content"] != file_digest(path):
+            return "is damaged: its pixels are not the ones that were written"
+        with suppress(WriteError):  # a shared cache may be read-only
+            write_json(_manifest_path(path), manifest | {"stamp": file_stamp(path)})
     return None
 
 
 def manifest_of(path: Path) -> dict | None:
     """The manifest beside a beton, None if it cannot be read."""
     try:
-        return json.loads(_manifest_path(path).read_text())
-    except (OSError, ValueError):
+        return read_json(_manifest_path(path))
+    except DamagedError:
         return None
 
 
@@ -106,28 +116,25 @@ def _digest(reader: Reader) -> str:
 
 def _write(split: Split, path: Path) -> None:
     """Write under a temporary name, sync, rename; the manifest last, so that a beton without one is unfinished."""
-    try:
-        with replacing(path) as temporary:
-            _convert(split, temporary)
-            reader = Reader(str(temporary))
-            manifest = {
-                "format": FORMAT,
-                "dataset": split.dataset,
-                "split": split.name,
-                "samples": len(split.samples),
-                "classes": split.classes,
-                "bytes": temporary.stat().st_size,
-                "digest": _digest(reader),
-                "source": split.samples.identity,
-                "place": str(split.place),
-                "storage": str(split.storage),
-                "fields": list(reader.field_names),
-            }
-            _manifest_path(path).unlink(missing_ok=True)
-        write_atomically(_manifest_path(path), json.dumps(manifest, indent=1))
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free >> 20
-        raise ConfigError(f"cannot write {path}: {error} ({free:,} MiB free); cache_root=... elsewhere") from error
+    with replacing(path) as temporary:
+        _convert(split, temporary)
+        reader = Reader(str(temporary))
+        manifest = {
+            "format": FORMAT,
+            "dataset": split.dataset,
+            "split": split.name,
+            "samples": len(split.samples),
+            "classes": split.classes,
+            "bytes": temporary.stat().st_size,
+            "tables": _digest(reader),
+            "content": file_digest(temporary),
+            "source": split.samples.identity,
+            "place": str(split.place),
+            "storage": str(split.storage),
+            "fields": list(reader.field_names),
+        }
+        _manifest_path(path).unlink(missing_ok=True)
+    write_json(_manifest_path(path), manifest | {"stamp": file_stamp(path)})
 
 
 def _convert(split: Split, path: Path) -> None:

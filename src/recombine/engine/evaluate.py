@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -13,13 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from recombine.core.distributed import gather_by_index, maximum, rank
-from recombine.core.errors import ConfigError
-from recombine.core.files import write_atomically
+from recombine.core.errors import ConfigError, DamagedError, WriteError
+from recombine.core.files import read_tensors, write_tensors
 from recombine.core.types import Loader
 from recombine.engine.metrics import Metric
 
@@ -188,24 +185,15 @@ def _cached(path: Path | None) -> Predictions | None:
 
 def _read(path: Path) -> Predictions | None:
     try:
-        with safe_open(path, "pt") as file:
-            stored = Predictions(*(file.get_tensor(name) for name in Predictions._fields))
-            if file.metadata().get("crc32") == _crc32(stored):
-                return stored
-        problem = "its content has changed"
-    except (OSError, SafetensorError) as error:
-        problem = str(error)
-    logger.warning("cached predictions %s are computed again: %s", path, problem)
-    return None
+        return Predictions(**read_tensors(path)[0])
+    except DamagedError as error:
+        logger.warning("cached predictions are computed again: %s", error)
+        return None
 
 
 def _store(path: Path | None, predictions: Predictions) -> None:
     if path is not None and rank() == 0:
-        write_atomically(path, to_safetensors(predictions._asdict(), metadata={"crc32": _crc32(predictions)}))
-
-
-def _crc32(predictions: Predictions) -> str:
-    value = 0
-    for tensor in predictions:
-        value = zlib.crc32(tensor.contiguous().numpy(), value)  # type: ignore[arg-type]
-    return str(value)
+        try:
+            write_tensors(path, predictions._asdict(), {})
+        except WriteError as error:
+            logger.warning("predictions are not kept: %s", error)

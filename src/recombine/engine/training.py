@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "Training"]
 
 # settings of the engine that change its result
-_RESULT = ("precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
+_RESULT = ("grad_accum_steps", "grad_clip_norm", "ema_decay")
 # settings of an optimizer that choose its implementation, not its result
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
@@ -213,6 +213,10 @@ class Training:
             checkpoint.remove(self.folder)
         distributed.barrier()
         state = checkpoint.load_latest(self.folder)
+        if state is None and self.cfg.resume == "must" and checkpoint.exists(self.folder):
+            raise ConfigError(
+                f"engine.resume=must: no checkpoint in {self.folder} is usable; engine.resume=auto starts over"
+            )
         if state is None:
             seed_everything(key(self.run.seed, self.run.rank, zlib.crc32(self.name.encode())))
             return False
@@ -281,6 +285,7 @@ def _fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
         "steps per epoch": plan.steps_per_epoch,
         "batch_size": plan.batch_size,
         "training data": train.digest,
+        "engine.precision": resolve(cfg.precision, training.run.device),
         **{f"engine.{name}": getattr(cfg, name) for name in _RESULT},
         **{name: f"{v.dtype} {list(v.shape)}" for name, v in training.method.trained_state().items()},
     }

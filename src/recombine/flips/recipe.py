@@ -12,6 +12,7 @@ import pandas as pd
 
 from recombine import data as datasets
 from recombine import models as zoo
+from recombine.core.files import replacing, write_atomically
 from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.evaluate import predict_many
@@ -121,11 +122,12 @@ def _write_matrices(comparison: Comparison, class_names: Sequence[str], folder: 
     """Write each matrix as CSV (teachers down, students across) and the flips of every class as one NumPy archive."""
     for name, matrix in comparison.matrices.items():
         table = pd.DataFrame(matrix, index=pd.Index(comparison.names, name="teacher"), columns=comparison.names)
-        table.to_csv(folder / f"{name}.csv", float_format="%.6g")
-    np.savez_compressed(
-        folder / "flips_per_class.npz",
-        positive_flips=comparison.flips,
-        images_per_class=comparison.images_per_class,
-        models=np.array(comparison.names),
-        classes=np.array([class_names[c] for c in comparison.present]),
-    )
+        write_atomically(folder / f"{name}.csv", table.to_csv(float_format="%.6g"))
+    with replacing(folder / "flips_per_class.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(
+            stream,
+            positive_flips=comparison.flips,
+            images_per_class=comparison.images_per_class,
+            models=np.array(comparison.names),
+            classes=np.array([class_names[c] for c in comparison.present]),
+        )

@@ -135,6 +135,8 @@ BUILT_IN: dict[str, type[ArchitectureSettings]] = {
 """Architecture -> its options; their `target` is the constructor, which takes `classes` too."""
 
 
+READING = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+"""Arguments of timm's that would make it read files of its own."""
 OWN = Builds("a network", "model=cnn", ArchitectureSettings, base="torch.nn.Module", late=("classes",))
 """A class of somebody's own, by its dotted name: `Class(classes, **options)` takes normalised images [B, 3, H, W]."""
 
@@ -142,7 +144,8 @@ OWN = Builds("a network", "model=cnn", ArchitectureSettings, base="torch.nn.Modu
 def option_problems(architecture: str, options: Mapping[str, Any]) -> list[str]:
     """What is wrong with an architecture and its options, without building it; a library checks its names."""
     if is_library(architecture):
-        return name_problems(architecture)
+        files = [f"model.{key} is no setting: model.weights=<file> names weights" for key in READING if key in options]
+        return files + name_problems(architecture)
     if "." in architecture:
         return OWN.problems({"_target_": architecture, **options}, "model")
     if architecture not in BUILT_IN:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from recombine.core.errors import ConfigError
-from recombine.core.files import replacing
+from recombine.core.errors import ConfigError, DamagedError
+from recombine.core.files import read_tensors, write_tensors
 from recombine.core.inputs import record_file
 
 if TYPE_CHECKING:
@@ -51,12 +51,9 @@ def write_artifact(
     path: str | Path, kind: str, card: Mapping[str, Any], tensors: Mapping[str, Tensor], *, version: int = 1
 ) -> Path:
     """Write tensors with their card; the file appears whole or not at all."""
-    from safetensors.torch import save_file
-
     path = Path(path)
-    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(state, temporary, {"kind": kind, "format": str(version), "card": json.dumps(card)})
+    state = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}  # of two names each its own
+    write_tensors(path, state, {"kind": kind, "format": str(version), "card": json.dumps(card)})
     return path
 
 
@@ -85,10 +82,9 @@ def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None 
     version, card = _checked(path, _metadata(path), kind, needed or {})
     record_file(kind, path)
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        tensors, _ = read_tensors(Path(path), needs_digest=False)
+    except DamagedError as error:
+        raise ConfigError(str(error)) from error
     return Artifact(kind, version, card, tensors)
 
 

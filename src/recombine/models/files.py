@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from recombine.core.errors import ConfigError
+from recombine.core.settings import find_problems
 from recombine.models.artifact import is_kind, read_card
+from recombine.models.libraries import hub_problem
+from recombine.models.settings import DescriptionSettings
 
-__all__ = ["SUFFIXES", "description", "find", "stem"]
+__all__ = ["SUFFIXES", "check_description", "description", "find", "stem"]
 
 SUFFIXES = (".safetensors", ".th", ".pt", ".pth", ".bin")
 HASH = re.compile(r"-[0-9a-f]{8}$")
@@ -43,4 +46,13 @@ def description(path: Path) -> dict[str, Any] | None:
     model = read_card(path, "student", {"model": dict})["model"]
     if "claimed_top1" in model:  # written before version 0.2
         model["claimed_accuracy"] = model.pop("claimed_top1")
+    return check_description(model, path)
+
+
+def check_description(model: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """What a card says about a network; ConfigError if none can be built from that, or only by asking a network."""
+    if wrong := find_problems(DescriptionSettings, model):
+        raise ConfigError(f"{path} is damaged or of another version: its card says {'; '.join(wrong)}")
+    if problem := hub_problem(model["architecture"]):
+        raise ConfigError(f"{path}: {problem}")
     return model

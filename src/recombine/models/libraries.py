@@ -14,7 +14,7 @@ from recombine.core.errors import ConfigError, did_you_mean
 from recombine.models.registry import is_library
 
 __all__ = [
-    *("library_classes", "library_name", "library_names", "name_problems", "no_weights"),
+    *("library_classes", "library_name", "hub_problem", "library_names", "name_problems", "no_weights"),
     *("torchvision_weights", "weights_problem"),
 ]
 
@@ -98,6 +98,21 @@ def weights_problem(architecture: str) -> str | None:
     names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in names)
     return None if cached else f"HF_HUB_OFFLINE is set and {repository} is not in the Hugging Face cache"
+
+
+def hub_problem(architecture: str) -> str | None:
+    """Why a card alone cannot say this: a file asks no network, so what comes from the hub has to be there."""
+    library, _, repository = architecture.partition(":")
+    if library not in ("hf-hub", "hf_hub"):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        there = isinstance(try_to_load_from_cache(repository, "config.json"), str)
+    except HFValidationError:
+        there = False
+    return None if there else f"its network {architecture} is not in the Hugging Face cache; fetch {repository} first"
 
 
 def no_weights(architecture: str, reason: str) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from recombine.core.settings import Settings
 
-__all__ = ["ModelSettings", "PreprocessSettings"]
+__all__ = ["DescriptionSettings", "ModelSettings", "PreprocessSettings"]
 
 Positive = Annotated[float, Field(gt=0)]
+Side = Annotated[int, Field(ge=1, le=16384)]
 Channels = float | Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 class PreprocessSettings(Settings, target="recombine.models.model.Preprocess"):
     """How a network prepares images."""
 
-    size: Annotated[int, Field(ge=1)]
+    size: Side
     """Pixels of the input."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3, examples=[[0.5, 0.5, 0.5]])]
     """Of the channels, in 0..1."""
@@ -27,6 +28,23 @@ class PreprocessSettings(Settings, target="recombine.models.model.Preprocess"):
     """Fraction of the resized image that the centre crop keeps."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """How images are resized."""
+
+
+class DescriptionSettings(PreprocessSettings):
+    """What a file says about the network in it."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """How rows call it."""
+    architecture: Annotated[str, Field(min_length=1)]
+    """A built-in network, timm:<name>, torchvision:<name>, hf-hub:<repository> or somebody's class."""
+    options: dict[str, Any]
+    """Arguments of the architecture."""
+    classes: Annotated[int, Field(ge=1, le=10_000_000)]
+    """Outputs."""
+    tag: str
+    """Where its weights come from."""
+    claimed_accuracy: float | None = None
+    """As its authors measured it, in percent."""
 
 
 class ModelSettings(Settings):
@@ -42,7 +60,7 @@ class ModelSettings(Settings):
     """pretrained, a checkpoint file, or null for random ones."""
     classes: Annotated[int, Field(ge=1)] | None = None
     """Outputs of the stored weights."""
-    size: Annotated[int, Field(ge=1)] | None = None
+    size: Side | None = None
     """Pixels of the input; null: as the library or the file says. So for the four below."""
     crop_pct: Positive | None = None
     """Fraction of the resized image that the centre crop keeps."""

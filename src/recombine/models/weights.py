@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, DamagedError
+from recombine.core.files import read_tensors
 from recombine.core.inputs import record_file
 from recombine.models.artifact import write_artifact
 from recombine.models.model import Model
@@ -26,15 +26,14 @@ def read(path: Path) -> dict[str, Tensor]:
     record_file("weights", path)
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return read_tensors(path, needs_digest=False)[0]
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path} is no torch file of tensors (it is damaged, or holds Python objects, which would run its code); "
             f"store its state_dict as safetensors and name that file"
         ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, DamagedError) as error:
         raise ConfigError(f"{path} cannot be read as a checkpoint: {error}") from error
     while isinstance(state, dict) and (key := next((k for k in WRAPPERS if isinstance(state.get(k), dict)), None)):
         state = state[key]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recombine.core.distributed import gather
+from recombine.core.files import replacing
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.plots import plot_skip_weights
@@ -50,7 +51,8 @@ def save_skip_weights(
         run.tracker.image(f"skip_weights_{name}", path)
         arrays: dict[str, Any] = {f"{k}": value.numpy() for k, value in enumerate(weights)}
         arrays |= {f"edges{k}": np.array(value) for k, value in enumerate(pairs)}
-        np.savez_compressed(run.dir / f"skip_weights_{name}.npz", blocks=np.array(blocks), **arrays)
+        with replacing(run.dir / f"skip_weights_{name}.npz") as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, blocks=np.array(blocks), **arrays)
         rows = [
             [block, j, i, float(value[:, k].mean()), float(value[:, k].std(correction=0))]
             for block, edges_, value in zip(blocks, pairs, weights, strict=True)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from recombine import data as datasets
 from recombine import models as zoo
+from recombine.core.files import check_writable
 from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Row
 from recombine.data import Data
@@ -61,6 +62,8 @@ def files(cfg: DictConfig) -> list[Path]:
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Train, evaluate and save the network, yield its row."""
+    if run.main:
+        check_writable(Path(cfg.weights_root))
     data = datasets.open_data_for(cfg, run)
     try:
         model = zoo.build(cfg.model, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import psutil
 
-from recombine.core.errors import ConfigError, LockedError
-from recombine.core.files import write_atomically
+from recombine.core.errors import ConfigError, DamagedError, LockedError
+from recombine.core.files import read_json, write_atomically, write_json, writing
 from recombine.core.results import read_rows
 from recombine.core.types import Row
 
-__all__ = ["finished", "locked", "note_files", "prepare"]
+__all__ = ["finished", "locked", "note_files", "prepare", "release"]
 
+RESERVE, RESERVED = "reserved", 1 << 17
+"""File, and bytes, that a run keeps free for its rows on a disk that becomes full."""
 PATIENCE = 5.0
 """Seconds granted to the children of a holder that was just killed: they keep its lock until they notice."""
 
@@ -33,7 +35,9 @@ def locked(folder: Path) -> Iterator[None]:
     The kernel gives the lock back however its holder ends, so a stale file never blocks; the file's content
     (host, process id, start) only tells a person who it is.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder / "lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
     with (folder / "lock").open("a+", encoding="utf-8") as file:
         _acquire(file, folder)
         file.seek(0)
@@ -84,14 +88,18 @@ def finished(folder: Path, files: Iterable[Path] = ()) -> list[Row] | None:
     rows = read_rows(folder / "row.json") if (folder / "row.json").exists() else None
     if rows is None or any(row.status != "ok" for row in rows):
         return None
-    noted = json.loads((folder / "files.json").read_text()) if (folder / "files.json").exists() else {}
-    return rows if noted == _stamps(files) else None
+    noted = folder / "files.json"
+    try:
+        return rows if (read_json(noted) if noted.exists() else {}) == _stamps(files) else None
+    except DamagedError as error:
+        print(f"{error}; what is finished of the run is gone through again")
+        return None
 
 
 def note_files(folder: Path, files: Iterable[Path]) -> None:
     """Remember what the files outside `folder` look like that a finished run read or left."""
     if stamps := _stamps(files):
-        write_atomically(folder / "files.json", json.dumps(stamps, indent=1))
+        write_json(folder / "files.json", stamps)
 
 
 def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
@@ -100,16 +108,25 @@ def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
     return {name: [status.st_size, status.st_mtime_ns] for name, status in sorted(found.items())}
 
 
+def release(folder: Path) -> None:
+    """Give the space free that `prepare` reserved: the run ends, and its rows are written."""
+    (folder / RESERVE).unlink(missing_ok=True)
+
+
 def prepare(folder: Path, config_text: str, resume: str) -> None:
-    """Bring the directory into the state that `engine.resume` names, and note the config (YAML) in it."""
-    old = [path for path in folder.iterdir() if path.name not in ("lock", "previous")]
+    """Bring the directory into the state that `engine.resume` names, and note the config (YAML) in it.
+
+    Space for the rows of a run that fails is reserved; WriteError if there is none.
+    """
+    old = [path for path in folder.iterdir() if path.name not in ("lock", "previous", RESERVE)]
+    if resume == "must" and not any("previous" not in path.relative_to(folder).parts for path in folder.rglob("*.pt")):
+        raise ConfigError(f"engine.resume=must: {folder} holds no checkpoint; engine.resume=auto would start there")
+    write_atomically(folder / RESERVE, os.urandom(RESERVED))  # noise: some disks store zeros as nothing
     if resume == "never" and old:
         # One earlier attempt is kept: a slip of the keyboard must not cost days of training.
         shutil.rmtree(folder / "previous", ignore_errors=True)
         (folder / "previous").mkdir()
         for path in old:
             path.rename(folder / "previous" / path.name)
-    if resume == "must" and not any("previous" not in path.parts for path in folder.rglob("*.pt")):
-        raise ConfigError(f"engine.resume=must: {folder} holds no checkpoint; engine.resume=auto would start there")
     (folder / "traceback.txt").unlink(missing_ok=True)
     write_atomically(folder / "config.yaml", config_text)

@@ -20,7 +20,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recombine.core.errors import ConfigError, Diverged, Interrupted, RecombineError
-from recombine.core.files import write_atomically
+from recombine.core.files import write_atomically, writing
 from recombine.core.inputs import Manifest, collecting
 from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
@@ -29,7 +29,7 @@ from recombine.run import provenance
 from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device
-from recombine.run.directory import finished, locked, note_files, prepare
+from recombine.run.directory import finished, locked, note_files, prepare, release
 from recombine.run.run import Run
 from recombine.run.settings import EntrySettings
 from recombine.run.signals import StopSignals
@@ -189,7 +189,7 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             *(Path(job.cfg.cache_root), rank, world, job.resume),
         )
         try:
-            with collecting(job.manifest):
+            with collecting(job.manifest), writing(job.folder, reading=True):
                 for row in job.recipe.run(job.cfg, run):
                     rows.append(row)
         except BaseException as raised:
@@ -209,6 +209,7 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
 def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:
     """Leave what the run found, or how it failed, in its folder and with the tracker."""
     if run.main:
+        release(run.dir)
         write_rows(run.dir, rows)
         if error is not None:
             write_atomically(run.dir / "traceback.txt", "".join(traceback.format_exception(error)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum, maximum
 from recombine.core.errors import Interrupted
-from recombine.core.files import write_atomically
+from recombine.core.files import append_records, read_records, write_records
 from recombine.core.types import Loader
-from recombine.engine.evaluate import Predictions, autocast, evaluating, predict
+from recombine.engine.evaluate import Predictions, autocast, evaluating, predict, resolve
 from recombine.models.freeze import digest
 from recombine.run.run import Run
 from recombine.stitch.search.space import Evaluations
@@ -68,7 +67,8 @@ class OffspringEvaluator:
         self.memo: dict[bytes, NetworkScores] = {}
         """By phenotype."""
         if file is not None:
-            self._read_memo(file, {"format": 1, "network": digest(net), "data": loader.digest, "precision": precision})
+            identity = {"network": digest(net), "data": loader.digest, "precision": resolve(precision, run.device)}
+            self._read_memo(file, {"format": 1, **identity})
 
     def __call__(self, genotypes: np.ndarray) -> Evaluations:
         """int8 [n, 2m + 1] -> objectives (both to be minimised), accuracy and active genes of each."""
@@ -120,8 +120,9 @@ class OffspringEvaluator:
 
     def _read_memo(self, file: Path, header: dict) -> None:
         """Read the memo of a file if it was made with this supernetwork and these images, else start the file anew."""
-        lines = file.read_text().splitlines() if file.is_file() else []
-        records = [record for line in lines if (record := _parse(line)) is not None]
+        records, damaged = read_records(file)
+        if damaged:
+            log.warning("%s: %d lines are damaged; their networks are evaluated again", file, damaged)
         known = records[1:] if records[:1] == [header] else []
         for record in known:
             genotype = np.zeros_like(self.net.genotype)
@@ -129,27 +130,20 @@ class OffspringEvaluator:
             loss = math.inf if record["loss"] is None else record["loss"]
             self.memo[genotype.tobytes()] = NetworkScores(record["accuracy"], loss, record["cost"])
         if self.run.main:  # a line that was cut off must not be continued
-            write_atomically(file, "".join(json.dumps(record) + "\n" for record in [header, *known]))
+            write_records(file, [header, *known])
             if known:
                 log.info("%s networks were evaluated before: %s", f"{len(known):,}", file)
 
     def _append(self, scores: dict[bytes, NetworkScores]) -> None:
         if self.file is None or not self.run.main:
             return
-        with self.file.open("a") as stream:
-            for key, score in scores.items():
-                genotype = np.frombuffer(key, np.int8)
-                genes = {"on": np.flatnonzero(genotype[:-1]).tolist(), "output": int(genotype[-1])}
-                loss = score.loss if math.isfinite(score.loss) else None
-                stream.write(json.dumps({**genes, **score._asdict(), "loss": loss}) + "\n")
-
-
-def _parse(line: str) -> dict | None:
-    """One line of the file; None for one that was cut off."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+        records = []
+        for key, score in scores.items():
+            genotype = np.frombuffer(key, np.int8)
+            genes = {"on": np.flatnonzero(genotype[:-1]).tolist(), "output": int(genotype[-1])}
+            loss = score.loss if math.isfinite(score.loss) else None
+            records.append({**genes, **score._asdict(), "loss": loss})
+        append_records(self.file, records)
 
 
 def predict_networks(

@@ -14,6 +14,7 @@ from torch import fx, nn
 from recombine.core.errors import ConfigError
 from recombine.models import Model, artifact, zoo
 from recombine.models.artifact import DAMAGE, kind_of, read_artifact, write_artifact
+from recombine.models.files import check_description
 from recombine.models.freeze import digest
 from recombine.models.model import Preprocess
 from recombine.stitch.parents import Parent
@@ -148,6 +149,7 @@ def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
 
 def _random_parent(description: dict[str, Any]) -> Model:
     """A parent rebuilt from its description, with random weights."""
+    check_description(description, "one of its parents")
     with torch.random.fork_rng(devices=[]):
         net = zoo.create(
             description["architecture"], description["options"], classes=description["classes"], pretrained=False

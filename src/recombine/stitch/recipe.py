@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from recombine import models as zoo
+from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
 from recombine.report.plots import save_plots
@@ -84,7 +85,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         retrained = retrain(net, genotypes[: cfg.num_saved], images, loaders, cfg, stitch_run)
         metrics |= retraining_gains(front, retrained)
         if run.main:
-            pd.DataFrame(front).to_csv(run.dir / "front.csv", index_label="network", float_format="%.6g")
+            table = pd.DataFrame(front).to_csv(index_label="network", float_format="%.6g")
+            write_atomically(run.dir / "front.csv", table)
             details = {"class_names": list(images.data.class_names), "dataset": cfg.dataset.name}
             run.stats["files"] = save_offspring(net, genotypes, front, retrained, run.dir / "offspring", details)
     finally:

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from recombine.core.distributed import gather
-from recombine.core.errors import ConfigError
-from recombine.core.files import replacing, write_atomically
+from recombine.core.errors import ConfigError, DamagedError, WriteError
+from recombine.core.files import read_json, read_tensors, write_json, write_tensors
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.engine.engine import Engine
+from recombine.engine.evaluate import resolve
 from recombine.models import Model
 from recombine.models.freeze import digest
 from recombine.run.config import DictConfig, build
@@ -53,9 +52,9 @@ def join(
     """
     parents = (Parent(models[0], settings.granularity), Parent(models[1], settings.granularity))
     file = run.dir / "matching.json"
-    found = json.loads(file.read_text()) if file.is_file() else gather(_match(parents, settings, run.seed))[0]
+    found = _kept(file) or gather(_match(parents, settings, run.seed))[0]
     if run.main:
-        write_atomically(file, json.dumps(found, indent=1))
+        write_json(file, found)
     a, b = ({node.name: node for node in parent.nodes} for parent in parents)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
@@ -66,6 +65,15 @@ def join(
     log.info("%s: %d pairs of nodes joined%s", net.name, len(net.pairs), more)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return net.to(run.device).to(memory_format=layout), {key: float(value) for key, value in metrics.items()}
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """The matching that an earlier session found."""
+    try:
+        return read_json(file) if file.exists() else None
+    except DamagedError as error:
+        log.warning("nodes are matched again: %s", error)
+        return None
 
 
 def _match(parents: tuple[Parent, Parent], settings: MatchingSettings, seed: int) -> dict[str, Any]:
@@ -85,7 +93,7 @@ def _match(parents: tuple[Parent, Parent], settings: MatchingSettings, seed: int
 def train_stitches(net: Supernetwork, loader: Loader, cfg: DictConfig, run: Run) -> dict[str, float]:
     """Train all stitches, or load those that a run with the same parents, settings and images has trained."""
     method: StitchMethodSettings = build(cfg.method)
-    path = run.cache / "stitches" / f"{_cache_key(net, method, loader, to_dict(cfg))}.safetensors"
+    path = run.cache / "stitches" / f"{_cache_key(net, method, loader, to_dict(cfg), run.device)}.safetensors"
     if path.is_file() and _load(net, path):
         log.info("the stitches of %s were trained before: %s", net.name, path)
         return {}
@@ -93,15 +101,18 @@ def train_stitches(net: Supernetwork, loader: Loader, cfg: DictConfig, run: Run)
     optimizer, schedule = build(cfg.optimizer), build(cfg.schedule)
     fit = Engine(cfg.engine, run).fit(StitchTraining(net), loader, optimizer, schedule, name="stitch")
     if run.main:
-        with replacing(path) as temporary:
-            state = {key: value.detach().cpu().contiguous() for key, value in net.stitches.state_dict().items()}
-            save_file(state, temporary)
+        try:
+            write_tensors(path, net.stitches.state_dict(), {})
+        except WriteError as error:
+            log.warning("stitches are not kept for other runs: %s", error)
     return {"stitch_seconds": fit.seconds}
 
 
-def _cache_key(net: Supernetwork, method: StitchMethodSettings, loader: Loader, cfg: dict[str, Any]) -> str:
+def _cache_key(
+    net: Supernetwork, method: StitchMethodSettings, loader: Loader, cfg: dict[str, Any], device: torch.device
+) -> str:
     """A digest of everything that the trained stitches depend on."""
-    engine_keys = ("epochs", "max_steps", "precision", "grad_accum_steps", "grad_clip_norm", "ema_decay")
+    engine_keys = ("epochs", "max_steps", "grad_accum_steps", "grad_clip_norm", "ema_decay")
     identity = {
         "network": digest(net),
         "pairs": [[pair.a.name, pair.b.name] for pair in net.pairs],
@@ -109,6 +120,7 @@ def _cache_key(net: Supernetwork, method: StitchMethodSettings, loader: Loader, 
         "augment": cfg["dataset"].get("augment"),
         "method": vars(method),
         "engine": {key: cfg["engine"].get(key) for key in engine_keys},
+        "precision": resolve(cfg["engine"]["precision"], device),
         **{key: cfg[key] for key in ("optimizer", "schedule", "batch_size", "stitch_seed")},
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -117,8 +129,8 @@ def _cache_key(net: Supernetwork, method: StitchMethodSettings, loader: Loader, 
 def _load(net: Supernetwork, path: Path) -> bool:
     """Load trained stitches; False if the file is damaged."""
     try:
-        net.stitches.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        log.warning("kept stitches %s are trained again: %s", path, error)
+        net.stitches.load_state_dict(read_tensors(path)[0])
+    except (DamagedError, RuntimeError) as error:
+        log.warning("kept stitches are trained again: %s", error)
         return False
     return True

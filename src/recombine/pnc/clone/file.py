@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from recombine.core.errors import ConfigError
 from recombine.models import Model, zoo
 from recombine.models.artifact import DAMAGE, read_artifact, write_artifact
+from recombine.models.files import check_description
 from recombine.models.freeze import digest
 from recombine.models.graph import trace, traced
 from recombine.pnc.clone.branch import Branch, find_linear_head
@@ -171,7 +172,7 @@ def _source(path: str | Path, card: dict[str, Any], sources: Sequence[Model]) ->
 
 def _build(clone: StoredClone, target: nn.Module, source: Model | None, size: int | None) -> Clone:
     card, tensors = clone
-    origin = card["source"]
+    origin = check_description(card["source"], "its source")
     if source is not None:
         net = source.net
     else:
