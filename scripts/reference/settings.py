@@ -32,7 +32,7 @@ GROUPS = {
     "optimizer": "the optimizer",
     "schedule": "the learning rate over the training",
     "engine": "the training loop",
-    "wandb": "logging",
+    "logger": "logging",
 }
 """Groups that several entries have."""
 INTRO = """

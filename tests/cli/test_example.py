@@ -15,7 +15,7 @@ from recombine.core.results import read_rows
 from recombine.run.config import validate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes"
-QUICK = ["loader=torch", "wandb=disabled", "device=cpu"]
+QUICK = ["loader=torch", "logger=none", "device=cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_it_is_the_wheel_and_not_the_clone(installed):
 
 
 def test_an_entry_runs_and_finds_its_configs(installed):
-    options = ["model=cnn", "loader=torch", "wandb=disabled", "engine.max_steps=2", "device=cpu"]
+    options = ["model=cnn", "loader=torch", "logger=none", "engine.max_steps=2", "device=cpu"]
     result = installed("recombine", "pretrain", *options)
     assert result.returncode == 0, result.stderr
     assert "recombine pretrain model=cnn" in result.stdout and "accuracy" in result.stdout

@@ -35,7 +35,7 @@ def network(place, seed):
 def run(place, *overrides):
     roots = [f"{key}_root={place / key}" for key in ("data", "weights", "cache", "output")]
     options = ["dataset=folder", "dataset.name=mine", "dataset.folder=mine", "model=any", "model.name=start"]
-    quick = ["batch_size=8", "engine.epochs=1", "loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu"]
+    quick = ["batch_size=8", "engine.epochs=1", "loader=torch", "loader.workers=0", "logger=none", "device=cpu"]
     with initialize_entry("pretrain"):
         cfg = compose("pretrain/pretrain", [*roots, *options, *quick, "save_as=out", *overrides])
     launch(recipe, cfg)

@@ -30,8 +30,11 @@ BROKEN = {
     "engine.epochs=soon": "engine.epochs=soon: a number of at least 0",
     "engine.precision=half": "engine.precision=half: one of auto, fp32",
     "engine.resume=maybe": "engine.resume=maybe: one of auto, never, must",
-    "wandb.mode=loud": "wandb.mode=loud: one of auto, online, offline, disabled",
-    "wandb=of": "there is no wandb 'of'",
+    "+logger.mode=loud": "logger.mode=loud: one of auto, online, offline",
+    "logger=of": "there is no logger 'of'",
+    "logger=[wandb]": "logger",
+    "wandb=disabled": "give logger=none since version 0.2",
+    "wandb.project=mine": "unknown setting wandb.project: it is called logger.project since version 0.2",
     "name=???": "name: a value is needed; give name=...",
     "name='${nothing}'": "name: cannot be resolved",
     "optimizer._target_=os.remove": "os.remove is not an optimizer; optimizer=sgd is one",
@@ -96,7 +99,7 @@ def test_help_lists_the_groups_of_this_entry_within_the_terminal(fit, monkeypatc
 
 def test_the_run_is_a_function_of_what_matters(fit):
     base = run_id(fit.compose(), "fit")
-    same = ["data_root=/x", "wandb=default", "device=cpu", "engine.resume=must", "engine.log_every=1", "steps=20.0"]
+    same = ["data_root=/x", "logger=wandb", "device=cpu", "engine.resume=must", "engine.log_every=1", "steps=20.0"]
     assert run_id(fit.compose(*same), "fit") == base
     for other in ("optimizer.lr=0.2", "engine.epochs=7", "experiment=fit/seeds", "optimizer=adam", "widths=[2,1]"):
         assert run_id(fit.compose(other), "fit").digest != base.digest

@@ -29,7 +29,7 @@ def test_it_finds_datasets_and_weights(doctor, tmp_path):
     assert f"dataset=cifar10: {tmp_path / 'cifar10'}" in out
     assert f"dataset=parquet dataset.folder=mine: {tmp_path / 'mine'}" in out
     assert f"weights_root={tmp_path / 'w'}: 2 checkpoints" in out
-    assert "wandb=default is offline here" in out and "torchvision's operators load" in out and "torch 2." in out
+    assert "logger=wandb is offline here" in out and "torchvision's operators load" in out and "torch 2." in out
 
 
 def test_it_explains_a_torchvision_of_another_torch(doctor, monkeypatch):

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.glob("**/*.py"))
 LIBRARIES = {
     "hydra": ("cli/", "run/config.py"),
     "omegaconf": ("cli/", "run/config.py", "run/launch.py"),
-    "wandb": ("run/tracking.py",),
+    "wandb": ("run/wandb_logger.py",),
     "ffcv": ("data/ffcv.py", "data/write.py"),
     "timm": ("models/libraries.py", "models/zoo.py"),
 }

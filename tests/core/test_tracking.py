@@ -12,7 +12,8 @@ import wandb
 from PIL import Image
 
 from recombine.core.results import read_rows
-from recombine.run.tracking import Tracker, effective_mode
+from recombine.core.types import Row
+from recombine.run.tracking import Tracker, effective_mode, final_values
 
 
 def lines(folder: Path) -> list[dict]:
@@ -63,7 +64,7 @@ class Broken:
         raise ConnectionError("no network")
 
     define_metric = lambda self, *_, **__: None  # noqa: E731
-    finish = log
+    finish = _log_artifact = log
 
 
 @pytest.mark.parametrize("trouble", ["init", "later"])
@@ -72,7 +73,7 @@ def test_trouble_of_wandb_changes_nothing_and_is_told_once(fit, monkeypatch, tro
     (quiet,) = read_rows(fit.folder)
     shutil.rmtree(fit.folder / "outputs")
     monkeypatch.setattr(wandb, "init", Broken().log if trouble == "init" else lambda **_: Broken())
-    result = fit("steps=5", "wandb=default")
+    result = fit("steps=5", "logger=wandb")
     (row,) = read_rows(fit.folder)
     assert result.code == 0 and row.metrics == quiet.metrics and row.run == quiet.run
     assert result.err.count("no network; the run goes on without it") == 1
@@ -96,11 +97,7 @@ def test_wandb_is_online_only_with_a_key_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert (
-        effective_mode("auto") == "offline"
-        and effective_mode("disabled") == "disabled"
-        and effective_mode("online") == "online"
-    )
+    assert effective_mode("auto") == "offline" and effective_mode("online") == "online"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
@@ -111,28 +108,97 @@ def test_wandb_is_online_only_with_a_key_and_never_asks(monkeypatch, tmp_path):
     assert effective_mode("auto") == "disabled"
 
 
+def records(folder: Path) -> dict[str, list[dict]]:
+    """The records of an offline run by type, as wandb's own reader prints them."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, list[dict]] = {}
+    for line in map(json.loads, text.splitlines()):
+        found.setdefault(line["type"], []).append(line[line["type"]])
+    return found
+
+
 @pytest.mark.slow
-def test_wandb_shows_what_happened(tmp_path):
+def test_a_resumed_run_stays_one_on_wandb(tmp_path):
     names = {"name": "line-s0-12345678", "group": "line-abc", "job_type": "fit", "tags": ["fit"], "config": {"lr": 1}}
     folder = tmp_path / names["name"]
     folder.mkdir()
-    for start, code in ((0, 130), (1, 3)):
+    settings = {"name": "wandb", "mode": "offline", "project": "recombine", "alerts": True}
+    for start, code in ((0, 130), (1, 4)):
         # The second time the same step comes again, as after a resume: wandb's own step would drop it.
-        tracker = Tracker.open(folder, {"mode": "offline", "project": "recombine"}, **names)
+        tracker = Tracker.open(folder, settings, **names)
         for step in range(start, start + 3):
-            tracker.log({"loss": torch.tensor(1.0 / (step + 1))}, step, prefix="train/")
-        tracker.table("rows", ["a", "b"], [[1, "x"]])
-        Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
-        tracker.image("picture", tmp_path / "picture.png")
-        tracker.summary({"accuracy": 12.5})
+            tracker.log({"loss": torch.tensor(1.0 / (step + 1)), "accuracy": 50 - step}, step, prefix="val/")
+        tracker.alert("diverged", "the loss is not finite")
         tracker.finish(code)
     first, second = sorted((folder / "wandb").glob("offline-run-*"))
     assert first.name[-15:] == second.name[-15:] and first.name[-15:].startswith("12345678-")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(second)]
-    seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert (seen["name"], seen["project"], seen["exit_code"], seen["config"]) == (
-        *("line-s0-12345678", "recombine", 3),
-        {"lr": 1},
-    )
-    assert seen["summary"]["final/accuracy"] == 12.5 and seen["summary"]["step"] == 3 and seen["tags"] == ["fit"]
-    assert len(list(second.glob("files/media/**/*.png"))) == 1 and list(second.glob("files/media/**/*.table.json"))
+    found = records(second)
+    assert [item["item"]["step"] for item in found["history"]] == [1, 2, 3]
+    summary = {key: value for item in found["summary"] for key, value in item["update"].items()}
+    assert summary["val/loss"] == {"last": 0.25, "min": 0.25} and summary["val/accuracy"] == {"last": 47, "max": 49}
+    assert found["exit"][0]["exit_code"] == 4 and found["alert"][0]["title"] == "diverged"
+
+
+def run(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "recombine.cli.command", *words], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_offline_files_of_wandb_hold_all_of_a_run_and_link_it_to_those_it_builds_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["loader=torch", "loader.workers=0", "device=cpu", "logger.mode=offline", "engine.epochs=1"]
+    run("pretrain", "-m", "model=cnn", "dataset=digits_low,digits_high", *small)
+    run("pnc", "method=pnc_direct", "lime.num_fit=40", "stage_epochs=1", "logger.tags=[mine]", *small)
+    written = {}
+    for folder in tmp_path.glob("outputs/pretrain/*/wandb/offline-run-*"):
+        found = records(folder)
+        written |= {item["name"]: item["digest"] for item in found["artifact"] if item["type"] == "model"}
+        sweep = next(tag for tag in found["run"][0]["tags"] if tag[:2] == "20")
+        assert (tmp_path / "outputs" / "multirun" / sweep).is_dir()
+    (folder,) = tmp_path.glob("outputs/pnc/*")
+    found = records(next(folder.glob("wandb/offline-run-*")))
+    (row,) = read_rows(folder)
+    summary = {key: value for item in found["summary"] for key, value in item["update"].items()}
+    assert summary["final/objective"] == row.metrics["accuracy_average"] and summary["final/status"] == "ok"
+    assert all(summary[f"final/{name}"] == pytest.approx(value) for name, value in row.metrics.items())
+    config = found["run"][0]["config"]["update"]
+    assert {*row.provenance["config"]} <= {*config} and config["provenance"]["command"] == row.provenance["command"]
+    assert {"pnc", "mine", "pnc_direct", f"git-{row.provenance['commit'][:12]}"} <= {*found["run"][0]["tags"]}
+    logged = {key for line in lines(folder) for key in line if not key.startswith("final/")}
+    assert logged == {key for item in found["history"] for key in item["item"] if not key.startswith(("_", "media/"))}
+    media = [value for item in found["history"] for key, value in item["item"].items() if key.startswith("media/")]
+    pictures = len(list(folder.glob("plots/*.png")))
+    assert sum(value["_type"] == "image-file" and bool(value["caption"]) for value in media) == pictures
+    used = {item["name"]: item["digest"] for item in found["artifact"] if item.get("use_after_commit")}
+    assert {name: used[name] for name in written} == written and len(written) == 2
+    by_type = {item["type"]: item for item in found["artifact"] if not item.get("use_after_commit")}
+    assert {"clone", "run", "code"} <= by_type.keys() and sum(name.startswith("data-digits") for name in used) >= 2
+    assert {"row.json", "config.yaml"} <= {entry["path"] for entry in by_type["run"]["manifest"]["contents"]}
+
+
+def test_final_values_of_one_of_several_and_of_many_rows():
+    one = Row({"task": "a"}, {"accuracy": 50.0})
+    two = Row({"task": "b"}, {"accuracy": 70.0, "gain": 2.0})
+    assert final_values([two], "gain") == {"accuracy": 70.0, "gain": 2.0, "status": "ok", "objective": 2.0}
+    several = final_values([one, two], "gain")
+    assert several == {"status": "ok", "objective": 2.0, "a/accuracy": 50.0, "b/accuracy": 70.0, "b/gain": 2.0}
+    many = final_values([one, *[two] * 19], "gain")
+    assert (many["accuracy/mean"], many["accuracy/min"], many["gain/max"]) == (69.0, 50.0, 2.0)
+
+
+def test_tensorboard_has_the_same_names(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tracker = Tracker.open(tmp_path, {"name": "tensorboard"}, config={"lr": 1})
+    tracker.log({"loss": torch.tensor(0.5)}, 3, prefix="train/")
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    tracker.image("picture", tmp_path / "picture.png", "Four pixels")
+    tracker.table("rows", ["a", "b"], [[1, "x"]])
+    tracker.summary({"accuracy": 12.5, "status": "ok"})
+    tracker.finish()
+    seen = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (loss,), (final,) = seen.Scalars("train/loss"), seen.Scalars("final/accuracy")
+    assert (loss.step, loss.value, final.value) == (3, 0.5, 12.5)
+    assert seen.Tags()["images"] == ["media/picture"]
+    texts = {name.removesuffix("/text_summary") for name in seen.Tags()["tensors"]}
+    assert {"config", "media/rows", "media/picture/caption", "final/status"} <= texts

@@ -27,7 +27,7 @@ NAMES = ["wide", "narrow", "letters"]
 
 def compose_config(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
-    common = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "text_encoder=null"]
+    common = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "text_encoder=null"]
     with initialize_config_dir(CONFIG, version_base="1.3"):
         return compose("prediction_flips/flips", [*roots, *common, *overrides])
 

@@ -24,7 +24,7 @@ from tests import sweeps
 FOLDER = sweeps.CONFIG / "experiment" / "patch"
 EXPERIMENTS = sweeps.experiments("patch")
 TABLES = load_specs(sweeps.CONFIG / "table" / "patch")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "batch_size=4", "eval_batch_size=10"]
+QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "batch_size=4", "eval_batch_size=10"]
 QUICK += ["engine.max_steps=2", "engine.max_eval_batches=1", "dataset=fake", "dataset.fraction=1", "dataset.classes=10"]
 
 

@@ -21,7 +21,7 @@ from recombine.run.launch import launch
 CONFIG = str(Path(__file__).parents[2] / "config")
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
 HIGH = "{name:high,dataset:digits,class_subset:[8,9]}"
-SMALL = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "engine.epochs=2", "optimizer.lr=0.003"]
+SMALL = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine.epochs=2", "optimizer.lr=0.003"]
 SMALL += ["model=any", "dataset=digits", "dataset.class_subset=[0,1,2,3,4]", f"tasks=[{LOW},{HIGH}]", "batch_size=64"]
 METHODS = ["delta", "fc", "parallel_adapter", "series_adapter", "bn_adapt", "bn_adapt method.mode=dua", "finetune"]
 METHODS += ["paint method.alphas=[0,0.5,1]", "paint method.alphas=[0.5] method.statistics=recalibrated"]

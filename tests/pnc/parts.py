@@ -20,7 +20,7 @@ from recombine.pnc.trainer import CloneTrainer
 from recombine.run.launch import launch
 from tests.core.fitting import SmallRun
 
-QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "lime.num_fit=40", "optimizer.lr=0.003"]
+QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "lime.num_fit=40", "optimizer.lr=0.003"]
 QUICK += ["similarity={images:4,vectors:40}"]
 SHORT = ["method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4", "method.positions=[1,2]"]
 

@@ -30,7 +30,7 @@ FOLDER = sweeps.CONFIG / "experiment" / "pnc"
 EXPERIMENTS = sweeps.experiments("pnc")
 TABLES = {name: spec for name, spec in load_specs(sweeps.CONFIG / "table" / "pnc").items() if spec.command}
 GROUPS = ("method", "dataset")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "engine=debug", "batch_size=8"]
+QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine=debug", "batch_size=8"]
 QUICK += ["clone=[0,1]", "lime.grid=4", "lime.num_fit=40", "lime.num_train=2", "similarity={images:2,vectors:40}"]
 QUICK += ["select_fraction=0.3", "stage_epochs=1", "tuning_epochs=1", "scratch.epochs=1"]
 

@@ -25,7 +25,7 @@ SMALL = [
     "engine.epochs=2",
     "loader=torch",
     "loader.workers=0",
-    "wandb=disabled",
+    "logger=none",
     "device=cpu",
     "optimizer.lr=0.05",
 ]

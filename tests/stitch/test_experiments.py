@@ -117,7 +117,7 @@ def test_two_steps(tmp_path, experiment):
     few = 60 if whole.get("search_data") else 200  # a tenth of a fifth of them is searched on
     sizes = ["dataset.classes=3", f"dataset.samples={few}", f"dataset.image_size={whole.a.size or 32}"]
     more = ["dataset=fake", "dataset.fraction=1", *sizes, "loader=torch", "loader.workers=0"]
-    more += ["wandb=disabled", "device=cpu"]
+    more += ["logger=none", "device=cpu"]
     more += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1", "num_saved=0"]
     more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "eval_batch_networks=4"]

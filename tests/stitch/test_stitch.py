@@ -28,7 +28,7 @@ from recombine.stitch.images import open_images
 from recombine.stitch.parents import load_parents
 
 CONFIG = str(Path(__file__).parents[2] / "config")
-QUICK = ["loader=torch", "loader.workers=0", "wandb=disabled", "device=cpu", "budget=60", "num_saved=2"]
+QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "budget=60", "num_saved=2"]
 FEW = "search.population=12"
 
 

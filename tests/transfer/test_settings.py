@@ -63,7 +63,7 @@ def test_every_method_file_has_settings_of_its_method(file):
 def test_the_entry_lists_every_setting_with_its_default(entry):
     schema = resolve_name(ENTRIES[entry].settings)
     cfg = yaml.safe_load((CONFIG / f"{ENTRIES[entry].config}.yaml").read_text())
-    groups = {"student", "teacher", "model", "dataset", "loader", "engine", "schedule", "wandb", "optimizer", "method"}
+    groups = {"student", "teacher", "model", "dataset", "loader", "engine", "schedule", "logger", "optimizer", "method"}
     shared = EntrySettings.model_fields.keys() - {"name"}
     assert schema.model_fields.keys() - groups - shared <= cfg.keys()
     entrys_choice = {"name", "batch_size", "models", "text_encoder", *groups}

@@ -1,4 +1,4 @@
-"""Say what this machine has: versions, device, FFCV, datasets, weights, wandb. Part of every bug report.
+"""Say what this machine has: versions, device, FFCV, datasets, weights, logger. Part of every bug report.
 
 recombine doctor
 recombine doctor data_root=my/data weights_root=my/data/weights
@@ -102,15 +102,15 @@ def weights(cfg: DictConfig) -> Iterator[Finding]:
         yield True, f"none in {root} (weights_root=...)"
 
 
-def wandb(cfg: DictConfig) -> Iterator[Finding]:
+def logger(cfg: DictConfig) -> Iterator[Finding]:
     """Where runs are logged beside their folder."""
     from recombine.run.tracking import effective_mode
 
-    yield True, f"wandb=default is {effective_mode('auto')} here"
+    yield True, f"logger=wandb is {effective_mode('auto')} here"
 
 
 CHECKS: tuple[Callable[[DictConfig], Iterator[Finding]], ...] = (
-    *(versions, torchvision_pair, device, ffcv, datasets, weights, wandb),
+    *(versions, torchvision_pair, device, ffcv, datasets, weights, logger),
 )
 
 

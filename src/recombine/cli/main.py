@@ -27,7 +27,7 @@ from recombine.cli.help import program, register_help
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.core.files import CONFIG_DIR, use_config_dirs
+from recombine.core.files import CONFIG_DIR, config_files, use_config_dirs
 from recombine.run.config import validate
 from recombine.run.console import first_rank, show_jobs, show_problems
 
@@ -44,7 +44,7 @@ def main(entry: str | Entry) -> None:
     use_groups(entry.groups)
     register_help()
     typed = shlex.join(sys.argv[1:])
-    # Overrides may stand before and after flags, as in `seed=0,1 -m wandb=disabled`; argparse wants them in one piece.
+    # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
     sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
     arguments = get_args_parser().parse_args()
     config_dir = _config_dir(arguments.config_path)
@@ -112,7 +112,7 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
     code, message, objective = 0, "", None
     try:
-        objective = launch(recipe, cfg, command)
+        objective = launch(recipe, cfg, command, _labels(context, sweeping))
     except BaseException as error:
         code, message = exit_code(error), _report(error)
         if sweeping and isinstance(error, ConfigError):
@@ -124,6 +124,15 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
         sys.exit(code)
     # Sweepers that optimise take nan as a failed trial.
     return math.nan if code else objective
+
+
+def _labels(context: Any, sweeping: bool) -> dict[str, str]:
+    """What a job belongs to: its experiment, the table that the experiment fills, its multirun."""
+    experiment = str(context.runtime.choices.get("experiment") or "")
+    group, _, name = experiment.rpartition("/")
+    labels = {"experiment": experiment} if experiment else {}
+    labels |= {"table": experiment} if name in config_files(f"table/{group}") else {}
+    return labels | ({"sweep": Path(context.sweep.dir).name} if sweeping else {})
 
 
 def _alone(context: Any, arguments: Namespace) -> str:

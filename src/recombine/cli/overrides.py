@@ -205,6 +205,8 @@ class _Composer:
 
     def unknown_key(self, text: str, cfg: DictConfig, chosen: dict[str, str]) -> str:
         key = _key(text)
+        if text in renamed.OVERRIDES:
+            return f"unknown setting {text}: give {renamed.OVERRIDES[text]} since version 0.2"
         for old, now in renamed.KEYS.items():
             if f"{key}.".startswith(f"{old}.") and now in _paths(cfg):
                 return f"unknown setting {key}: it is called {now}{key.removeprefix(old)} since version 0.2"

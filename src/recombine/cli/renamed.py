@@ -1,6 +1,6 @@
 """Names of older versions, so that a command written for one gets the present name."""
 
-__all__ = ["KEYS", "OPTIONS"]
+__all__ = ["KEYS", "OPTIONS", "OVERRIDES"]
 
 KEYS = {
     "engine.accumulate": "engine.grad_accum_steps",
@@ -18,13 +18,20 @@ KEYS = {
     "together": "eval_batch_networks",
     "keep": "num_saved",
     "budget_counts": "budget_unit",
+    "wandb": "logger",
 }
 """Setting of version 0.1 -> its name now; settings below a renamed node follow it."""
 OPTIONS = {
     ("loader", "resident"): "device",
     ("engine", "exact"): "deterministic",
-    ("wandb", "none"): "disabled",
     ("method", "tune"): "finetune",
     ("method", "saved"): "from_file",
 }
 """Group and option of version 0.1 -> the option now."""
+OVERRIDES = {
+    "wandb=default": "logger=wandb",
+    "wandb=offline": "logger.mode=offline",
+    "wandb=disabled": "logger=none",
+    "wandb=none": "logger=none",
+}
+"""Choice of a group that has another name now -> the same choice today."""

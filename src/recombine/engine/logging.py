@@ -161,11 +161,10 @@ class MetricLogger:
         self.sums = {}
         self._record(step).update({"lr": lr, **means})
 
-    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add the metrics measured after `step`."""
-        values = {f"val/{name}": value for name, value in metrics.items()}
-        self._record(step).update(values)
-        self._log(step, values)
+    def evaluated(self, step: int, metrics: Mapping[str, float], section: str) -> None:
+        """Add the metrics measured after `step`; charts have them in `section`: test, of test images, or val."""
+        self._record(step).update({f"val/{name}": value for name, value in metrics.items()})
+        self._log(step, {f"{section}/{name}": value for name, value in metrics.items()})
 
     def report(self) -> None:
         """Show the epochs that were not shown yet."""

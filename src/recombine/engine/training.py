@@ -163,7 +163,7 @@ class Training:
             if self.best_name is not None and self.cfg.keep_best:
                 self._keep_best(self.best_name.removeprefix("-"), -1 if self.best_name.startswith("-") else 1)
         self.evaluated = self.step
-        self.journal.evaluated(self.step, self.metrics)
+        self.journal.evaluated(self.step, self.metrics, _section(function))
 
     def _keep_best(self, name: str, sign: int) -> None:
         if name not in self.metrics:
@@ -256,6 +256,13 @@ class Training:
         journal = self.journal
         self.run.stats["images_per_second"] = journal.images_per_second
         return Fit(self.method.net, metrics, journal.history, self.step, journal.seconds, journal.images_per_second)
+
+
+def _section(evaluate: Callable) -> str:
+    """Where charts show what `evaluate` measures: test if its loader has test images, else val."""
+    loader = getattr(evaluate, "loader", None) or getattr(evaluate, "keywords", {}).get("loader")
+    split = getattr(loader, "split", None)
+    return "test" if getattr(split, "name", "") == "test" else "val"
 
 
 def _plan(cfg: EngineSettings, run: Run, train: Loader) -> StepPlan:

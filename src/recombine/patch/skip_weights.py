@@ -48,7 +48,9 @@ def save_skip_weights(
     means = {f"alpha_{block}": value.mean(0).tolist() for block, value in zip(blocks, weights, strict=True)}
     if run.main:
         path = save(plot_skip_weights(blocks, pairs, weights), run.dir / "plots" / f"skip_weights_{name}.png")
-        run.tracker.image(f"skip_weights_{name}", path)
+        run.tracker.image(
+            f"skip_weights_{name}", path, f"Weights of the skips of {name} over its test images, by block"
+        )
         arrays: dict[str, Any] = {f"{k}": value.numpy() for k, value in enumerate(weights)}
         arrays |= {f"edges{k}": np.array(value) for k, value in enumerate(pairs)}
         with replacing(run.dir / f"skip_weights_{name}.npz") as temporary, open(temporary, "wb") as stream:

@@ -227,7 +227,8 @@ def plot_search(curve: Mapping[str, Sequence], labels: Sequence[str], selected: 
 
 def save_search_plot(run: Run, curve: Mapping[str, Sequence], labels: Sequence[str], selected: int, name: str) -> None:
     """Draw it into the run's folder, and for its tracker."""
-    run.tracker.image(name, save(plot_search(curve, labels, selected), run.dir / "plots" / f"{name}.png"))
+    path = save(plot_search(curve, labels, selected), run.dir / "plots" / f"{name}.png")
+    run.tracker.image(name, path, "Where to insert the clone: accuracy on images kept for selection; dashed: selected")
 
 
 PLOTS = {

@@ -27,5 +27,5 @@ def save_plots(plots: Mapping[str, Plot], rows: Sequence[Row], run: Run) -> None
         except ConfigError as error:  # not all rows hold what the plot shows
             log.info("plot %s is left out: %s", name, error)
         else:
-            run.tracker.image(name, path)
+            run.tracker.image(name, path, f"{plot.title}: {plot.caption}")
     log.info("Plots are in %s", run.dir / "plots")

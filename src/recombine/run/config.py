@@ -38,7 +38,7 @@ VOLATILE = (
         "weights_root",
         "device",
         "name",
-        "wandb",
+        "logger",
         "verify_inputs",
         "loader.workers",
     ),

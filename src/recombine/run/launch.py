@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
+from recombine.run.artifacts import code_artifact, list_artifacts
 from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device
@@ -33,7 +35,7 @@ from recombine.run.directory import finished, locked, note_files, prepare, relea
 from recombine.run.run import Run
 from recombine.run.settings import EntrySettings
 from recombine.run.signals import StopSignals
-from recombine.run.tracking import Tracker
+from recombine.run.tracking import Tracker, final_values
 
 __all__ = ["check", "exit_code", "launch", "record_problems"]
 
@@ -60,8 +62,12 @@ def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None) -> float | None:
+def launch(
+    recipe: str | ModuleType, cfg: DictConfig, command: str | None = None, labels: Mapping[str, str] | None = None
+) -> float | None:
     """Run `recipe` as `cfg` says, or show its rows if that was done before; returns the objective for sweepers.
+
+    `labels` say what the run belongs to (experiment, table, sweep): for its provenance and the tags of its logger.
 
     The recipe module has `run(cfg, run) -> Iterator[Row]` and SETTINGS, the class that declares its config, and may
     have `check(cfg) -> list[str]`, `cell(cfg) -> dict`
@@ -70,7 +76,7 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
     Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
     signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
     """
-    job = _Job(import_module(recipe) if isinstance(recipe, str) else recipe, cfg, command)
+    job = _Job(import_module(recipe) if isinstance(recipe, str) else recipe, cfg, command, labels or {})
     problems = check(job.recipe, cfg)
     if problems:
         raise ConfigError(problems)
@@ -92,7 +98,7 @@ def launch(recipe: str | ModuleType, cfg: DictConfig, command: str | None = None
         if signals.received:
             # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
             raise Interrupted(signals.received)
-    return rows[-1].metrics.get(getattr(job.recipe, "OBJECTIVE", "")) if rows else None
+    return rows[-1].metrics.get(job.objective) if rows else None
 
 
 def _tell(stale: list[str], job: _Job) -> None:
@@ -115,10 +121,14 @@ def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigErr
 class _Job:
     """A recipe with its config: what is known of a run before it starts."""
 
-    def __init__(self, recipe: ModuleType, cfg: DictConfig, command: str | None) -> None:
+    def __init__(
+        self, recipe: ModuleType, cfg: DictConfig, command: str | None, labels: Mapping[str, str] | None = None
+    ) -> None:
         self.recipe = recipe
         self.cfg = cfg
         self.command = command
+        self.labels = dict(labels or {})
+        self.objective = getattr(recipe, "OBJECTIVE", "")
         self.entry = entry_name(recipe)
         self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
 
@@ -145,7 +155,12 @@ class _Job:
 
     def record(self) -> dict[str, Any]:
         code = {**provenance.commit(), "versions": provenance.versions()}
-        return {"command": self.command, "config": OmegaConf.to_container(self.cfg, resolve=True), **code}
+        return {
+            "command": self.command,
+            **self.labels,
+            "config": OmegaConf.to_container(self.cfg, resolve=True),
+            **code,
+        }
 
     def failed(self, error: BaseException) -> Row:
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
@@ -159,9 +174,10 @@ class _Job:
         return replace(row, entry=self.entry, seed=self.cfg.seed, run=run, group=group, provenance=record)
 
     def tracker(self, record: dict[str, Any]) -> Tracker:
-        settings = self.cfg.get("wandb") or {}
+        settings = self.cfg.get("logger") or {}
         choices = [OmegaConf.select(self.cfg, f"{group}.name") for group in ("method", "dataset")]
-        tags = [self.entry, *(str(choice)[:64] for choice in choices if choice), *settings.get("tags", [])]
+        commit = f"git-{record['commit'][:12]}" if "commit" in record else f"version-{record['version']}"
+        tags = [self.entry, *choices, *self.labels.values(), commit, *(settings.get("tags") or [])]
         code = {key: value for key, value in record.items() if key != "config"}
         return Tracker.open(
             self.folder,
@@ -169,7 +185,7 @@ class _Job:
             name=self.identity.run,
             group=self.identity.group,
             job_type=self.entry,
-            tags=tags,
+            tags=list(dict.fromkeys(str(tag)[:64] for tag in tags if tag)),
             config={**record["config"], "provenance": code},
         )
 
@@ -202,11 +218,11 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             record["inputs"] = job.manifest.digests()
             record |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
             rows = [job.complete(row, record) for row in rows]
-            _close(run, rows, error)
+            _close(job, run, rows, error)
     return rows
 
 
-def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:
+def _close(job: _Job, run: Run, rows: list[Row], error: BaseException | None) -> None:
     """Leave what the run found, or how it failed, in its folder and with the tracker."""
     if run.main:
         release(run.dir)
@@ -214,9 +230,14 @@ def _close(run: Run, rows: list[Row], error: BaseException | None) -> None:
         if error is not None:
             write_atomically(run.dir / "traceback.txt", "".join(traceback.format_exception(error)))
             print(f"ended early; row.json and traceback.txt are in {run.dir}", file=sys.stderr)
-    if len(rows) == 1:
-        run.tracker.summary({**rows[0].metrics, "status": rows[0].status})
-    elif rows:
+    if run.tracker.logger is not None:
+        files = job.files() if error is None else []
+        code = [code_artifact(job.manifest)] if job.cfg.logger.get("save_code") else []
+        run.tracker.artifacts([*list_artifacts(run.dir, job.manifest, files), *code])
+    if isinstance(error, Diverged):
+        run.tracker.alert(f"{run.id} diverged", str(error))
+    if len(rows) > 1:
         names = list(dict.fromkeys(name for row in rows for name in (*row.cell, *row.metrics)))
         run.tracker.table("rows", names, [[{**row.cell, **row.metrics}.get(name) for name in names] for row in rows])
+    run.tracker.summary(final_values(rows, job.objective))
     run.tracker.finish(exit_code(error))

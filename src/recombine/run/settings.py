@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -19,16 +21,29 @@ def _device(name: str) -> str:
 
 
 class LoggerSettings(Settings):
-    """Where a run is logged beside its folder: the group wandb."""
+    """Where a run is shown beside the files in its folder: the group logger."""
 
-    mode: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    name: Literal["wandb", "tensorboard", "none"] = "none"
+    """The service."""
+    mode: Literal["auto", "online", "offline"] = "auto"
     """auto: online if wandb knows a key, else offline; never a prompt."""
     project: str = "recombine"
     """Project of wandb."""
     entity: str | None = None
     """User or team of wandb."""
     tags: list[str] = []
-    """Tags beside entry, method and dataset."""
+    """Tags beside entry, method, dataset, experiment and commit."""
+    artifact_mib: Annotated[float, Field(ge=0)] = 100
+    """Networks, patches and clones up to this size are uploaded, larger ones noted by place and digest; 0: all are."""
+    save_code: bool = True
+    """Store this package's code, and your own that the config names, as an artifact."""
+    alerts: bool = False
+    """Send an alert when a training diverges."""
+
+    def check(self, path: str) -> Iterable[str]:
+        """A service whose package is not installed."""
+        if self.name == "tensorboard" and find_spec("tensorboard") is None:
+            yield f"{path}={self.name}: it is not installed; pip install 'recombine[tensorboard]', or logger=wandb"
 
 
 class EntrySettings(Settings):
@@ -54,5 +69,5 @@ class EntrySettings(Settings):
     """Folder of runs."""
     verify_inputs: bool = False
     """Compare the contents of what an earlier run read also where size and time of the files are the same."""
-    wandb: LoggerSettings = LoggerSettings()
+    logger: LoggerSettings = LoggerSettings()
     """Logging."""

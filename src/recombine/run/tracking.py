@@ -1,34 +1,71 @@
-"""What happens during a run: always as JSON lines in its folder, and on wandb if the config says so."""
+"""What happens during a run: always as JSON lines in its folder, and with the logger that the config names."""
 
 from __future__ import annotations
 
 import json
 import netrc
 import os
-import secrets
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from pkgutil import resolve_name
+from typing import Any, Protocol, TextIO
 from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
-__all__ = ["Tracker", "effective_mode"]
+from recombine.core.types import Row
+from recombine.run.artifacts import RunArtifact
+
+__all__ = ["Logger", "Tracker", "effective_mode", "final_values"]
+
+MOST_ROWS = 16
+"""Rows of a run that have final values each."""
+LOGGERS = {
+    "wandb": "recombine.run.wandb_logger:WandbLogger",
+    "tensorboard": "recombine.run.tensorboard_logger:TensorBoardLogger",
+}
+"""`logger.name` -> class, made with the run's folder, the node `logger`, and name, group, job_type, tags and config."""
+
+
+class Logger(Protocol):
+    """A service that shows runs. Its methods may raise: `Tracker` keeps that from the run."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Points of curves at an optimizer step."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final values."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table."""
+
+    def image(self, name: str, path: Path, caption: str) -> None:
+        """A picture file."""
+
+    def artifacts(self, artifacts: Iterable[RunArtifact]) -> None:
+        """What the run read and wrote."""
+
+    def alert(self, title: str, text: str) -> None:
+        """A message that somebody should read soon."""
+
+    def finish(self, exit_code: int) -> None:
+        """The end; the run failed unless `exit_code` is 0."""
 
 
 class Tracker:
-    """Records values, tables and pictures of one run.
+    """Records values, tables, pictures and artifacts of one run.
 
-    `metrics.jsonl` is the source of truth. Trouble of wandb, network or disk is reported once and then ignored: it
-    never stops or changes a run.
+    `metrics.jsonl` is the source of truth. Trouble of the logger, network or disk is reported once and then ignored:
+    it never stops or changes a run.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.lines: TextIO | None = None
-        self.wandb: Any = None
+        self.logger: Logger | None = None
+        self.name = "logger"
         self.reported: set[str] = set()
         if folder is not None:
             self._guard("metrics.jsonl", self._open_lines)
@@ -40,14 +77,20 @@ class Tracker:
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], **run: Any) -> Tracker:
-        """A tracker writing into `folder`; `settings` is the wandb group of the config.
+        """A tracker writing into `folder`; `settings` is the node `logger` of the config.
 
-        `run` is handed to `wandb.init` (name, group, job_type, tags, config).
+        `run` describes the run to the logger (name, group, job_type, tags, config).
         """
         tracker = cls(folder)
-        mode = effective_mode(settings.get("mode", "disabled"))
-        if mode != "disabled":
-            tracker._guard("wandb", lambda: tracker._open_wandb(mode, settings, run))
+        name = settings.get("name", "none")
+        if name == "none" or (name == "wandb" and effective_mode(settings.get("mode", "auto")) == "disabled"):
+            return tracker
+
+        def start() -> None:
+            tracker.logger = resolve_name(LOGGERS[name])(folder, settings, run)
+
+        tracker.name = name
+        tracker._guard(name, start)
         return tracker
 
     def log(self, values: Mapping[str, float | Tensor], step: int, prefix: str = "") -> None:
@@ -56,45 +99,41 @@ class Tracker:
             return
         numbers = {f"{prefix}{name}": value for name, value in _on_host(values).items()}
         self._guard("metrics.jsonl", lambda: self._write_line({"step": step, **numbers}))
-        # wandb drops what arrives with a smaller step than before, as after every resume: the step is a value of ours.
-        self._guard("wandb", lambda: self.wandb and self.wandb.log({"step": step, **numbers}))
+        self._send(lambda logger: logger.log(numbers, step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record final numbers, under `final/`."""
         final = {f"final/{name}": value for name, value in values.items()}
         self._guard("metrics.jsonl", lambda: self._write_line(final))
-        self._guard("wandb", lambda: self.wandb and self.wandb.summary.update(final))
+        self._send(lambda logger: logger.summary(final))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table on wandb."""
+        """Show a table."""
+        self._send(lambda logger: logger.table(name, columns, rows))
 
-        def send() -> None:
-            if self.wandb is None:
-                return
-            import wandb
+    def image(self, name: str, path: Path, caption: str = "") -> None:
+        """Show the picture file `path`."""
+        self._send(lambda logger: logger.image(name, path, caption))
 
-            self.wandb.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+    def artifacts(self, artifacts: Iterable[RunArtifact]) -> None:
+        """Store what the run read and wrote; the files must stay as they are."""
+        self._send(lambda logger: logger.artifacts(artifacts))
 
-        self._guard("wandb", send)
-
-    def image(self, name: str, path: Path) -> None:
-        """Show the picture file `path` on wandb."""
-
-        def send() -> None:
-            if self.wandb is None:
-                return
-            import wandb
-
-            self.wandb.log({name: wandb.Image(str(path))})
-
-        self._guard("wandb", send)
+    def alert(self, title: str, text: str) -> None:
+        """Send a message to whoever watches."""
+        self._send(lambda logger: logger.alert(title, text))
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close everything; wandb shows the run as failed unless `exit_code` is 0. May be called twice."""
-        self._guard("wandb", lambda: self.wandb and self.wandb.finish(exit_code=exit_code))
-        self.wandb = None
+        """Close everything; the run is shown as failed unless `exit_code` is 0. May be called twice."""
+        self._send(lambda logger: logger.finish(exit_code))
+        self.logger = None
         self._guard("metrics.jsonl", lambda: self.lines and self.lines.close())
         self.lines = None
+
+    def _send(self, action: Callable[[Logger], Any]) -> None:
+        logger = self.logger
+        if logger is not None:
+            self._guard(self.name, lambda: action(logger))
 
     def _guard(self, what: str, action: Callable[[], Any]) -> None:
         try:
@@ -117,26 +156,6 @@ class Tracker:
         if self.lines is not None:
             self.lines.write(json.dumps(values, default=str) + "\n")
 
-    def _open_wandb(self, mode: Any, settings: Mapping[str, Any], run: dict[str, Any]) -> None:
-        import wandb
-
-        assert self.folder is not None
-        if mode == "offline":
-            print(f"wandb is offline; upload later by: wandb sync {self.folder}/wandb/offline-run-*", file=sys.stderr)
-        self.wandb = wandb.init(
-            project=settings.get("project"),
-            entity=settings.get("entity"),
-            mode=mode,
-            id=_identifier(self.folder),
-            dir=str(self.folder),
-            resume="allow",
-            reinit="finish_previous",
-            settings=wandb.Settings(console="off", silent=mode == "offline"),
-            **run,
-        )
-        self.wandb.define_metric("step", hidden=True)
-        self.wandb.define_metric("*", step_metric="step")
-
 
 def _on_host(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -147,10 +166,32 @@ def _on_host(values: Mapping[str, float | Tensor]) -> dict[str, float]:
     return {name: numbers[name] for name in values}
 
 
+def final_values(rows: Sequence[Row], objective: str) -> dict[str, Any]:
+    """What a run's rows come to: `objective`, `status`, and each metric; of several rows `<row>/<metric>`.
+
+    A row among several is named by what distinguishes it. Of many, it is the mean, minimum and maximum of a metric.
+    """
+    broken = [row.status for row in rows if row.status != "ok"]
+    values: dict[str, Any] = {"status": (broken or ["ok"])[0]}
+    if rows and objective in rows[-1].metrics:
+        values["objective"] = rows[-1].metrics[objective]
+    if len(rows) == 1:
+        return {**rows[0].metrics, **values}
+    if len(rows) <= MOST_ROWS:
+        keys = dict.fromkeys(key for row in rows for key in row.cell)
+        differ = [key for key in keys if len({str(row.cell.get(key)) for row in rows}) > 1]
+        for row in rows:
+            name = "-".join(str(row.cell[key]) for key in differ if key in row.cell) or "all"
+            values |= {f"{name}/{metric}": value for metric, value in row.metrics.items()}
+        return values
+    for metric in dict.fromkeys(metric for row in rows for metric in row.metrics):
+        found = [row.metrics[metric] for row in rows if metric in row.metrics]
+        values |= {f"{metric}/mean": sum(found) / len(found), f"{metric}/min": min(found), f"{metric}/max": max(found)}
+    return values
+
+
 def effective_mode(mode: str) -> str:
-    """What `wandb.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before, except off."""
-    if mode == "disabled":
-        return mode
+    """What `logger.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before."""
     mode = os.environ.get("WANDB_MODE") or mode
     return mode if mode != "auto" else "online" if _logged_in() else "offline"
 
@@ -164,11 +205,3 @@ def _logged_in() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _identifier(folder: Path) -> str:
-    """An id that lives and dies with the run's folder: resumed runs have the same, equal runs elsewhere another one."""
-    path = folder / "wandb_id"
-    if not path.exists():
-        path.write_text(f"{folder.name[-8:]}-{secrets.token_hex(3)}\n", encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()

@@ -1,0 +1,106 @@
+"""wandb: curves, pictures, tables, and artifacts that say which run made what of what."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import wandb
+from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+
+from recombine.run.artifacts import RunArtifact
+from recombine.run.tracking import effective_mode
+
+__all__ = ["WandbLogger"]
+
+SMALLER_IS_BETTER = ("loss", "error", "ece", "cost", "negative", "nll")
+"""Words in the names of metrics whose summary is the minimum."""
+
+
+class WandbLogger:
+    """A run of wandb. Sections are train, val, test, time and media; what a row holds is `final/` in the summary."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+        mode = effective_mode(settings.get("mode", "auto"))
+        if mode == "offline":
+            print(f"wandb is offline; upload later by: wandb sync {folder}/wandb/offline-run-*", file=sys.stderr)
+        self.limit = settings.get("artifact_mib", 100) * 2**20
+        self.alerts = settings.get("alerts", False)
+        self.defined: set[str] = set()
+        self.run = wandb.init(
+            project=settings.get("project"),
+            entity=settings.get("entity"),
+            mode=mode,  # type: ignore[arg-type]
+            id=_identifier(folder),
+            dir=str(folder),
+            resume="allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(console="off", silent=mode == "offline"),
+            **run,
+        )
+        self.run.define_metric("step", hidden=True)
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Curves over the optimizer step; wandb's own step only grows, which it does not after a resume."""
+        for name in values.keys() - self.defined:
+            self.defined.add(name)
+            if name.startswith(("val/", "test/", "search/")):
+                best = "min" if any(word in name.rpartition("/")[2] for word in SMALLER_IS_BETTER) else "max"
+                self.run.define_metric(name, step_metric="step", summary=f"last,{best}")
+        self.run.log({"step": step, **values})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final values."""
+        self.run.summary.update(dict(values))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table below media/."""
+        self.run.log({f"media/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def image(self, name: str, path: Path, caption: str) -> None:
+        """A picture below media/."""
+        self.run.log({f"media/{name}": wandb.Image(str(path), caption=caption)})
+
+    def artifacts(self, artifacts: Iterable[RunArtifact]) -> None:
+        """Store what the run read and wrote; same content is the same artifact, so that runs are linked by it."""
+        for each in artifacts:
+            artifact = wandb.Artifact(each.name, each.type, metadata={**each.metadata, "digest": each.digest})
+            for name, path in each.files.items():
+                if each.type == "dataset":
+                    # wandb would hash all images; our digest of the content is there, and the same on every machine
+                    entry = ArtifactManifestEntry(path=name, ref=path.absolute().as_uri(), digest=each.digest, size=0)
+                    artifact.manifest.add_entry(entry)
+                elif path.stat().st_size > self.limit:
+                    artifact.add_reference(path.absolute().as_uri(), name=name)
+                else:
+                    artifact.add_file(str(path.absolute()), name=name, policy="immutable")
+            # use_artifact refuses to work offline; this is what it does with an artifact that is not stored yet
+            names = ["latest", *each.aliases]
+            self.run._log_artifact(artifact, aliases=names, is_user_created=True, use_after_commit=each.used)
+
+    def alert(self, title: str, text: str) -> None:
+        """A message to the user, if logger.alerts."""
+        if self.alerts:
+            self.run.alert(title, text, level="ERROR")
+
+    def finish(self, exit_code: int) -> None:
+        """wandb shows the run as failed unless `exit_code` is 0."""
+        self.run.finish(exit_code=exit_code)
+
+
+def _identifier(folder: Path) -> str:
+    """An id that lives and dies with the run's folder: resumed runs have the same, equal runs elsewhere another one.
+
+    The agent of a sweep of wandb's has chosen one already.
+    """
+    if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
+        return os.environ["WANDB_RUN_ID"]
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(f"{folder.name[-8:]}-{secrets.token_hex(3)}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
