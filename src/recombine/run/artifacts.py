@@ -77,7 +77,9 @@ def _file(path: Path, digest: str, *, used: bool = False) -> RunArtifact:
     """A checkpoint; the name it has inside counts, as files are copied and renamed."""
     kind, inner, card = _describe(path)
     files, aliases = {f"{kind}.safetensors" if kind != "weights" else path.name: path}, (path.stem,)
-    about = {key: card[key] for key in ("metrics", "base", "student", "teacher", "method", "data") if key in card}
+    about: dict[str, Any] = {
+        key: card[key] for key in ("metrics", "base", "student", "teacher", "method", "data") if key in card
+    }
     name = _name(kind, inner or path.stem, digest)
     return RunArtifact(name, TYPES.get(kind, kind), files, used, digest, aliases, about)
 
