@@ -32,7 +32,6 @@ BROKEN = {
     "engine.resume=maybe": "engine.resume=maybe: one of auto, never, must",
     "+logger.mode=loud": "logger.mode=loud: one of auto, online, offline",
     "logger=of": "there is no logger 'of'",
-    "logger=[wandb]": "logger",
     "wandb=disabled": "give logger=none since version 0.2",
     "wandb.project=mine": "unknown setting wandb.project: it is called logger.project since version 0.2",
     "name=???": "name: a value is needed; give name=...",
