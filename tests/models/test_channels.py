@@ -60,7 +60,7 @@ def test_the_free_channels_of_each_family(example):
     groups = channel_groups(traced)
     assert [group.channels for group in groups] == [width for width, times in WIDTHS[name] for _ in range(times)]
     for group in groups:
-        assert group.gate.meta["shape"][1] == group.channels
+        assert [gate.meta["shape"][1] for gate in group.gates] == [group.channels]
         assert group.name == group.producers[0] and traced.head not in group.producers
 
 
@@ -75,7 +75,7 @@ def test_resnet18_has_the_first_convolution_of_each_block(network):
 def test_a_flattened_map_gives_a_feature_for_each_pixel(network):
     groups = channel_groups(network("lenet5")[0])
     assert [group.consumers for group in groups] == [(("conv2", 1),), (("fc1", 25),), (("fc2", 1),), (("fc3", 1),)]
-    assert [group.gate.target for group in groups] == ["pool1", "pool2", "relu3", "relu4"]
+    assert [group.gates[0].target for group in groups] == ["pool1", "pool2", "relu3", "relu4"]
 
 
 def test_depthwise_convolutions_belong_to_what_they_follow(network):
@@ -135,6 +135,33 @@ def test_the_graph_serves_the_smaller_network(network):
     assert torch.equal(segment(small, traced.graph, [cut], [end])(crossing)[0], small(images))
 
 
+STREAMS = {"resnet18_cifar": [6, 6, 6, 6], "mobilenetv2_cifar": [6, 4, 6, 8, 6, 6]}
+"""How many layers and norms write to each residual stream."""
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_all_that_write_to_a_residual_stream_lose_the_same_filters(name, network):
+    traced, images = network(name)
+    whole = channel_groups(traced)
+    groups = channel_groups(traced, streams=True)
+    streams = [group for group in groups if group not in whole]
+    assert [group for group in groups if group in whole] == list(whole)
+    assert [len(group.producers) for group in streams] == STREAMS[name]
+    masks = random_masks(groups)
+    small, masked = without_channels(traced, groups, masks), with_gates(traced, groups, masks)
+    torch.testing.assert_close(small(images), masked(images), rtol=0, atol=1e-10)
+    count = [sum(p.numel() for p in net.parameters()) for net in (small, traced.net)]
+    assert count[0] < 0.5 * count[1]
+    for cut in cuts(traced)[:-2]:
+        above = channel_groups(traced, after=cut.node, streams=True)
+        assert above and {group.name for group in above} <= {group.name for group in groups}
+
+
+def test_a_stream_that_is_padded_between_stages_stays_whole(network):
+    traced, _ = network("resnet20")
+    assert channel_groups(traced, streams=True) == channel_groups(traced)
+
+
 def test_a_masked_filter_contributes_nothing(example):
     _, traced, images = example
     groups = channel_groups(traced)
@@ -159,8 +186,8 @@ def test_the_gated_value_stands_for_the_gate(network):
     traced, _ = network("lenet5")
     groups = channel_groups(traced)
     graph, new = gated(traced, groups, "base.", "gates")
-    assert [new[group.gate].target for group in groups] == [f"gates.{i}" for i in range(4)]
-    assert all(list(new[group.gate].args[0].users) == [new[group.gate]] for group in groups)
+    assert [new[group.gates[0]].target for group in groups] == [f"gates.{i}" for i in range(4)]
+    assert all(list(new[g.gates[0]].args[0].users) == [new[g.gates[0]]] for g in groups)
     assert "gates.0" not in {node.target for node in traced.graph.nodes}
     assert [node.target for node in graph.nodes if node.op == "call_module"][:4] == [
         "base.conv1",

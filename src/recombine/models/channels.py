@@ -1,13 +1,14 @@
 """Which filters of a network can be switched off on their own, and the smaller network without them.
 
 Everything is found in the traced graph. Filters are free where their channels stay apart until convolutions or linear
-layers read them; channels that reach a sum, a product, a concatenation or a shuffle (residual streams) stay whole.
+layers read them; channels that reach a product, a concatenation or a shuffle stay whole, and so do those of a sum (a
+residual stream) unless these are asked for: then all layers that write to the stream lose the same filters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recombine.core.errors import ConfigError
-from recombine.models.blocks import ancestors
+from recombine.models.blocks import ADDITIONS, ancestors
 from recombine.models.cuts import depthwise
 from recombine.models.graph import Traced
 
@@ -31,21 +32,25 @@ STATISTICS = {"weight", "bias", "running_mean", "running_var", "num_batches_trac
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """The output channels of one layer, each of which can be switched off (Partial Network Cloning, mask M)."""
+    """The output channels of one layer, or of all that write to a residual stream, each of which can be switched off
+    (Partial Network Cloning, mask M)."""
 
     name: str
-    """Path of the convolution or linear layer that makes the channels."""
-    gate: Node
-    """The last value [B, channels, ...] before the consumers, to be multiplied by a 0/1 mask over its second axis."""
+    """Path of the convolution or linear layer that makes the channels, the first of a stream's."""
+    gates: tuple[Node, ...]
+    """The last values [B, channels, ...] before the consumers, to be multiplied by one 0/1 mask over their second axis;
+    one value, but of a stream those before each of its readers."""
     channels: int
     producers: tuple[str, ...]
-    """That layer, and the BatchNorms and depth-wise convolutions after it: a channel's own weights."""
+    """Those layers, and the BatchNorms and depth-wise convolutions after them: a channel's own weights."""
     consumers: tuple[tuple[str, int], ...]
     """The layers that read the channels, and how many input features each channel gives them (H * W if flattened)."""
 
 
-def channel_groups(traced: Traced, after: Node | None = None) -> tuple[ChannelGroup, ...]:
+def channel_groups(traced: Traced, after: Node | None = None, *, streams: bool = False) -> tuple[ChannelGroup, ...]:
     """The groups of a network from input to output, or of its part above the cut `after` (the paper leaves open which).
+
+    `streams`: also residual streams all of whose writers lie above the cut.
 
     A group begins at a plain convolution (groups=1) or linear layer but the classifier, and goes through what treats
     each channel for itself: BatchNorm, depth-wise convolutions, activations, pooling, means over space, a flattening.
@@ -58,26 +63,32 @@ def channel_groups(traced: Traced, after: Node | None = None) -> tuple[ChannelGr
     layers = _Layers(traced)
     head = traced.node(traced.head)
     found = []
+    above = {n for n in traced.graph.nodes if after is None or (n is not after and after in ancestors([n]))}
+    taken: set[str] = set()
     for node in traced.graph.nodes:
-        above = after is None or (node is not after and after in ancestors([node]))
-        if above and node is not head and layers.plain(node) and (group := _group(layers, node)) is not None:
+        if node not in above or node is head or not layers.plain(node) or str(node.target) in taken:
+            continue
+        group = _group(layers, node) or (_stream(layers, node, above) if streams else None)
+        if group is not None:
             found.append(group)
+            taken.update(group.producers)
     return tuple(found)
 
 
 def gated(traced: Traced, groups: Sequence[ChannelGroup], prefix: str, gates: str) -> tuple[fx.Graph, dict[Node, Node]]:
-    """A copy of the graph, its modules under `prefix`, in which module `<gates>.<i>` is called on the gate of group i.
+    """A copy of the graph, its modules under `prefix`, in which module `<gates>.<i>` is called on the gates of group i.
 
     Also returns for each node of the traced graph the node that now gives its value (of a gate, the gated value).
     """
     graph, new = traced.copy(prefix)
     for position, group in enumerate(groups):
-        value = new[group.gate]
-        with graph.inserting_after(value):
-            gate = graph.call_module(f"{gates}.{position}", (value,))
-        gate.meta = dict(value.meta, identity=False)
-        value.replace_all_uses_with(gate, delete_user_cb=partial(is_not, gate))
-        new[group.gate] = gate
+        for place in group.gates:
+            value = new[place]
+            with graph.inserting_after(value):
+                gate = graph.call_module(f"{gates}.{position}", (value,))
+            gate.meta = dict(value.meta, identity=False)
+            value.replace_all_uses_with(gate, delete_user_cb=partial(is_not, gate))
+            new[place] = gate
     return graph, new
 
 
@@ -178,7 +189,47 @@ def _group(layers: _Layers, first: Node) -> ChannelGroup | None:
             return None
         gate = node if spread == 1 else gate
     consumers = tuple((str(user.target), spread) for user in node.users)
-    return ChannelGroup(str(first.target), gate, first.meta["shape"][1], tuple(producers), consumers)
+    return ChannelGroup(str(first.target), (gate,), first.meta["shape"][1], tuple(producers), consumers)
+
+
+def _stream(layers: _Layers, first: Node, above: Collection[Node]) -> ChannelGroup | None:
+    """The group of a residual stream to which a layer writes, if plain layers above the cut alone write and read it.
+
+    Its values are found by walking from each to what it is computed from, up to its writers, and to what uses it, down
+    to its readers: through sums, and what treats each channel for itself.
+    """
+    gates: dict[Node, None] = {}
+    producers: dict[str, None] = {}
+    consumers: dict[str, int] = {}
+    seen, waiting = {first}, [first]
+    while waiting:
+        node = waiting.pop()
+        if node not in above or not _apart(layers, node, producers):
+            return None
+        inputs = [] if layers.plain(node) else node.all_input_nodes
+        readers = [user for user in node.users if layers.plain(user)]
+        if readers:
+            gates[node] = None
+            consumers |= {str(reader.target): 1 for reader in readers}
+        near = [*inputs, *(user for user in node.users if user not in readers)]
+        waiting += [each for each in dict.fromkeys(near) if each not in seen]
+        seen.update(near)
+    order = list(first.graph.nodes)
+    return ChannelGroup(
+        *(str(first.target), tuple(sorted(gates, key=order.index)), first.meta["shape"][1]),
+        *(tuple(producers), tuple(consumers.items())),
+    )
+
+
+def _apart(layers: _Layers, node: Node, producers: dict[str, None]) -> bool:
+    """Whether a value of a stream keeps channels apart, one feature each; a layer with weights is noted as producer."""
+    if layers.plain(node) or layers.weighted(node):
+        producers[str(node.target)] = None
+        return True
+    if node.target in ADDITIONS:
+        shapes = [source.meta.get("shape") for source in node.all_input_nodes]
+        return len(shapes) == len(node.args) == 2 and shapes[0] == shapes[1] == node.meta["shape"]
+    return layers.spread(node) == 1
 
 
 def _keep_outputs(module: nn.Module, mask: Tensor) -> None:

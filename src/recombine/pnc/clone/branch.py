@@ -120,17 +120,19 @@ class Branch(nn.Module):
         adapter: str,
         head: str,
         recalibrated: bool = False,
+        residual: str = "none",
     ) -> None:
         """`outputs`: the source's outputs that are cloned, in the order of the new logits; `target_head`: the target's
         classifier.
 
-        `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`.
+        `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`. `residual`: stage
+        masks the residual stream of each stage above the position too.
         """
         super().__init__()
         self.position, self.outputs = position, list(outputs)
-        self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated}
+        self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated, "residual": residual}
         source = copy_buffers(source) if recalibrated else source
-        self.groups = channel_groups(source, after=position.source.node)
+        self.groups = channel_groups(source, after=position.source.node, streams=residual == "stage")
         masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
         self.channel_masks: Sequence[ChannelMask] = masks  # type: ignore[assignment]
         self.adapter = make_adapter(position, adapter)

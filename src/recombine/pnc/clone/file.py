@@ -181,7 +181,7 @@ def _build(clone: StoredClone, target: nn.Module, source: Model | None, size: in
     host, graph = traced(target, size or card["target_size"]), trace(net, origin["size"])
     number, entry = card["position"], card["source_position"]
     position = Position(number, list_cuts(host)[number], list_cuts(graph)[entry], entry)
-    kinds = {key: card[key] for key in ("adapter", "head", "recalibrated")}
+    kinds = {key: card[key] for key in ("adapter", "head", "recalibrated", "residual") if key in card}
     branch = Branch(position, graph, card["outputs"], find_linear_head(host), **kinds)
     for k, mask in enumerate(branch.channel_masks):
         mask.fix(tensors[f"mask.{k}"])
