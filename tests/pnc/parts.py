@@ -16,6 +16,7 @@ from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.settings import PncSettings
+from recombine.pnc.task import CloneTask
 from recombine.pnc.trainer import CloneTrainer
 from recombine.run.launch import launch
 from tests.core.fitting import SmallRun
@@ -62,6 +63,10 @@ class Parts:
     def source(self) -> Model:
         return self.sources[0]
 
+    @property
+    def task(self) -> CloneTask:
+        return CloneTask(self.target, self.source, self.data, self.trainer, self.evaluator)
+
 
 @contextmanager
 def open_parts(folder, weights, *overrides):
@@ -70,6 +75,6 @@ def open_parts(folder, weights, *overrides):
     with ExitStack() as stack:
         pairs = open_clone_data(settings, run, stack)
         target = build_target(settings, run, pairs[0].target)
-        sources = build_source_networks(settings, run, pairs)
+        sources = build_source_networks(settings, settings.read_method(), run, pairs)
         evaluator = CloneEvaluator.from_settings(settings, run, target)
         yield Parts(pairs, target, sources, CloneTrainer.from_settings(settings, run), evaluator)

@@ -7,13 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
 from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import Predictions
 from recombine.models.overview import flops, summary
-from recombine.pnc.baselines import ElasticWeightConsolidation, estimate_fisher
+from recombine.pnc.baselines import ElasticWeightConsolidation, cross_entropy, estimate_fisher
+from recombine.pnc.gains import gain, pack, unpack
 from recombine.pnc.method_settings import EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.metrics import count_bytes, source_metrics
 from recombine.pnc.stages import distillation
@@ -31,6 +33,28 @@ def test_the_distance_is_that_of_two_distributions(temperature):
     torch.testing.assert_close(
         distillation(teacher, student, temperature), temperature**2 * expected, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("new", "own", "first"), [(2, True, 0), (2, False, 5), (1, False, 0)])
+def test_without_old_images_the_new_classes_are_a_task_of_their_own(new, own, first):
+    """As in Learning without Forgetting; a single new class has none."""
+    logits, labels = noise(9, 5 + new), 5 + torch.arange(9) % new
+    chosen = logits[:, first:].double().log_softmax(1)
+    expected = -chosen[torch.arange(9), labels - first].mean()
+    assert float(cross_entropy(logits, labels, 5, own)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_interval_of_a_gain_is_scipys_bootstrap():
+    random = np.random.default_rng(0)
+    ours, others = ([random.random(count) < rate for count in (60, 25)] for rate in (0.8, 0.6))
+    found = gain("gain", ours, others)
+    differences = [a.astype(int) - b for a, b in zip(ours, others, strict=True)]
+    statistic = lambda a, b, axis: 50 * (a.mean(axis=axis) + b.mean(axis=axis))  # noqa: E731
+    expected = bootstrap(differences, statistic, n_resamples=9999, method="percentile", rng=0).confidence_interval
+    assert found["gain"] == pytest.approx(float(statistic(*differences, 0)))
+    assert (found["gain_low"], found["gain_high"]) == pytest.approx((expected.low, expected.high), abs=1.0)
+    assert gain("gain", ours, ours) == {"gain": 0, "gain_low": 0, "gain_high": 0}
+    assert all(np.array_equal(unpack(pack(hits)), hits) for hits in (*ours, *others, np.zeros(0, bool)))
 
 
 def test_fisher_information_is_the_mean_square_gradient_of_each_sample(digits, build, monkeypatch):
@@ -74,7 +98,7 @@ def test_weights_are_held_by_half_their_stiffness_and_new_rows_are_free(build):
         for old, new in zip(target.net.parameters(), net.net.parameters(), strict=True):
             new[: len(old)] = old + 0.5
     stiffness = {name: torch.full_like(value, 3.0) for name, value in target.net.named_parameters()}
-    held = ElasticWeightConsolidation(net, target, stiffness).penalty()
+    held = ElasticWeightConsolidation(net, target, stiffness, True).penalty()
     count = sum(value.numel() for value in target.net.parameters())
     torch.testing.assert_close(held, torch.tensor(0.5 * 3 * 0.25 * count))
     held.backward()
@@ -107,6 +131,7 @@ CONSTANT = {"_target_": "recombine.engine.optim.constant", "_partial_": True}
     ("settings", "given", "words"),
     [
         (EwcSettings, {"strengths": []}, r"method.strengths=\[\]: a list of numbers"),
+        (EwcSettings, {"lr_factors": [0]}, r"method.lr_factors=\[0\]: a list of numbers above 0"),
         (EwcSettings, {"epochs": -1}, "method.epochs=-1: a number of at least 0"),
         (FineTuningSettings, {"temperature": "warm"}, "method.temperature=warm: a number above 0"),
         (FromScratchSettings, {"augment": "mirror"}, "method.augment=mirror: known are: crop, crop_resize, flip"),

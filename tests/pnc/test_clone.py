@@ -40,13 +40,12 @@ def images():
     return torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 
 
-def branch_of(target, source, number, outputs=(1, 3), adapter="conv1x1_bn", head="rows", keep=1.0, align="scale"):
+def branch_of(target, source, number, outputs=(1, 3), keep=1.0, align="scale", **kinds):
     """A branch with masks that are no prefix of the filters."""
     there = {position.number: position for position in find_positions(graph(target), graph(source), align)}
     torch.manual_seed(3)
-    branch = Branch(
-        there[number], graph(source), list(outputs), find_linear_head(graph(target)), adapter=adapter, head=head
-    )
+    kinds = {"adapter": "conv1x1_bn", "head": "rows", **kinds}
+    branch = Branch(there[number], graph(source), list(outputs), find_linear_head(graph(target)), **kinds)
     for mask in branch.channel_masks:
         mask.scores.data.uniform_()
     set_keep_ratio(branch.channel_masks, keep)
@@ -215,6 +214,21 @@ def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
     whole = file.save_clone(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
     assert not reference or path.stat().st_size < whole.stat().st_size / 2
+
+
+def test_a_file_brings_back_a_clone_whose_residual_streams_are_masked(tmp_path, images):
+    target, source = network("cnn", 3, size=16), network("resnet18_cifar", 5, seed=1, size=16)
+    branches = [branch_of(target, source, 2, keep=0.4, residual=kind) for kind in ("none", "stage")]
+    fewer, clone = (Clone(branch, ["car", "van"]) for branch in branches)
+    assert clone.count_parameters()["module_parameters"] < 0.5 * fewer.count_parameters()["module_parameters"]
+    cloned = ClonedNetwork(target, NAMES).attach(clone, "c")
+    expected, path = cloned(images), tmp_path / "c.safetensors"
+    net = Candidates(target, source, (graph(target), graph(source)), [branches[1]])
+    (value,), features, _ = net.forward_target(target.preprocess(images))
+    torch.testing.assert_close(expected[:, 3:], branches[1](value, features), rtol=1e-4, atol=1e-4)
+    pnc.save_clone(clone, path, name="c", target=target, source=source, reference=True)
+    cloned.restore()
+    assert torch.equal(pnc.attach(target, path, sources=[source])(images), expected)
 
 
 def test_files_of_version_0_1_are_read(tmp_path, pair, images):

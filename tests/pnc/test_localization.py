@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,8 +11,10 @@ from recombine import models, pnc
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.pnc import recipe
-from recombine.pnc.clone.masks import budget_penalty
-from recombine.pnc.cloning import build_candidates, share_scores, start_adapters
+from recombine.pnc.clone.masks import budget_penalty, order_scores, set_keep_ratio
+from recombine.pnc.clone.positions import clones_layers
+from recombine.pnc.cloning import Cloning, build_candidates, share_scores
+from recombine.pnc.importance import taylor_scores
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors
 from recombine.pnc.local.surrogates import LimeModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
@@ -21,7 +25,7 @@ from tests.pnc.parts import SHORT, composed, launched, open_parts
 NEIGHBOURHOOD = Neighbourhood(grid=2, num_fit=12, num_train=3)
 ONE = {"seed": 0, "score_lr": 0.02}
 FIRST = {**ONE, "steps": 10, "keep_ratio": 0.5, "anneal": True, "cloned": None}
-SECOND = {**ONE, "match_weight": 1.0, "loc_weight": 0.0, "keep_weight": 1.0, "temperature": 2.0}
+SECOND = {**ONE, "refine": False, "match_weight": 1.0, "loc_weight": 0.0, "keep_weight": 1.0, "temperature": 2.0}
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def parts(tmp_path, weights):
 
 def candidates(parts, **options):
     """The branches of a method."""
-    return build_candidates(parts.target, parts.source, parts.data, CloningSettings(**options), 0)
+    return build_candidates(parts.task, CloningSettings(**options))
 
 
 def test_every_position_learns_or_all_take_the_largest_ones_scores(parts):
@@ -127,6 +131,18 @@ def test_the_sources_logits_are_matched_on_images_and_two_neighbours(parts):
     torch.testing.assert_close(whole_batch.loss, total.sum() / 30)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_masks_are_refined_by_the_loss_of_insertion_and_by_that_of_the_first_stage_as_far_as_it_weighs(parts, weight):
+    net = candidates(parts, positions=[1])
+    loader, target_samples = parts.data.joint_loader(12, parts.target)
+    batch = next(loader.epoch(0))
+    options = {**SECOND, "refine": True, "loc_weight": weight, "target_samples": target_samples, "loss": "xe"}
+    step = Insertion(net, NEIGHBOURHOOD, None, **options).train()(batch)
+    step.loss.backward()
+    assert all(mask.scores.grad.abs().sum() > 0 for mask in net.positions[0].channel_masks)
+    assert ("localization" in step.logs) == bool(weight)
+
+
 def test_losses_of_the_second_stage_add_up(parts):
     net = candidates(parts, positions=[1])
     loader, target_samples = parts.data.joint_loader(12, parts.target)
@@ -138,8 +154,48 @@ def test_losses_of_the_second_stage_add_up(parts):
     torch.testing.assert_close(both.loss, xe.loss + match.loss)
 
 
+def test_filters_are_ordered_by_what_their_loss_would_do_to_the_outputs(parts):
+    """Taylor scores against the derivative by multipliers that are put in the masks' place, one image at a time."""
+    net = candidates(parts, positions=[1]).eval()
+    (branch,), masks = net.positions, list(net.positions[0].channel_masks)
+    images = next(parts.data.cloned_loader(6, 16, train=False).epoch(0)).images
+    once = SimpleNamespace(epoch=lambda _: (SimpleNamespace(images=images) for _ in range(1)))
+    found = taylor_scores(net, once)[0]
+    expected = [torch.zeros(len(mask.scores)) for mask in masks]
+    ones = [torch.ones(len(mask.scores), requires_grad=True) for mask in masks]
+    for mask, one in zip(masks, ones, strict=True):
+        mask.multipliers = lambda one=one: one
+    for image in parts.source.preprocess(images):
+        (value, *_), _ = net.forward_source(image[None])
+        for logit in branch.upper(value)[1][0, parts.data.outputs]:
+            for total, slope in zip(expected, torch.autograd.grad(logit, ones, retain_graph=True), strict=True):
+                total += slope.square()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    order_scores(masks, found)
+    set_keep_ratio(masks, 0.25)
+    for mask, scores in zip(masks, expected, strict=True):
+        assert set(mask.kept().nonzero().flatten().tolist()) == set(scores.topk(len(scores) // 4).indices.tolist())
+
+
+def test_only_the_best_in_closed_form_are_trained(parts):
+    cloning = Cloning(parts.task, CloningSettings(positions=[0, 1, 2], search={"train": 1}))
+    before = [branch.adapter for branch in cloning.net.branches]
+    states = [{k: v.clone() for k, v in adapter.state_dict().items()} for adapter in before]
+    series = cloning.rank()
+    place = max(range(3), key=lambda k: (series["rank_average"][k], k))
+    assert series["rank_position"] == [0, 1, 2]
+    assert [branch.position.number for branch in cloning.net.positions] == [place]
+    chosen, probe = cloning.net.branches
+    assert not clones_layers(*probe.source, probe.position)
+    for branch, state in ((chosen, states[place]), (probe, states[3])):
+        assert all(torch.equal(value, state[key]) for key, value in branch.adapter.state_dict().items())
+    assert Cloning(parts.task, CloningSettings(positions=[1, 2])).rank() == {}
+
+
 def test_a_start_by_least_squares_follows_the_sources_features(parts):
-    net = candidates(parts, adapter_init="lstsq", adapter="conv1x1_bn").eval()
+    cloning = Cloning(parts.task, CloningSettings(adapter="conv1x1_bn"))
+    net = cloning.net.eval()
     images = next(parts.data.cloned_loader(64, 16, train=False).epoch(0)).images
 
     @torch.no_grad()
@@ -150,13 +206,14 @@ def test_a_start_by_least_squares_follows_the_sources_features(parts):
         return torch.stack([(b.adapter(v) - w).square().mean() / w.var() for b, v, w in rows])
 
     before = distances()
-    start_adapters(net, parts.data, 64)
+    cloning.start_adapters()
     assert (distances() < 0.9 * before).all() and (distances() < 0.8).all()
 
 
 RUNS = {
     "together": ["mask_kind=sigmoid", "scope=global", "use_complement=true", "bn_recalibrate=true", "insert_loss=both"],
-    "once": ["mask_kind=gumbel", "per_position=false", "adapter_init=lstsq", "adapter=bottleneck"],
+    "taylor": ["mask=taylor", "final_epochs=1", "adapter_init=lstsq", "search.train=1"],
+    "once": ["mask_kind=gumbel", "mask_start=taylor", "per_position=false", "adapter_init=lstsq", "adapter=bottleneck"],
 }
 
 

@@ -33,6 +33,15 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert m["accuracy_average"] == pytest.approx((m["accuracy_original"] + m["accuracy_cloned"]) / 2)
     assert m["kept_filters"] == pytest.approx(50, abs=1) and m["position"] in (1, 2)
     assert row.series["search_position"] == [1, 2] and len(row.series["search_average"]) == 2
+    best = row.series["search_position"].index(m["position"])
+    for end in ("", "_low", "_high"):
+        assert m[f"select_gain_over_probe{end}"] == row.series[f"search_gain_over_probe{end}"][best]
+    gain = row.series["search_average"][best] - m["select_average_probe"]
+    assert m["select_gain_over_probe"] == pytest.approx(gain) and m["select_average"] == max(
+        row.series["search_average"]
+    )
+    assert m["gain_over_probe"] == pytest.approx(m["accuracy_average"] - m["accuracy_average_probe"])
+    assert m["gain_over_probe_low"] <= m["gain_over_probe"] <= m["gain_over_probe_high"]
     assert m["module_balanced"] == pytest.approx((m["module_accuracy"] + 100 - m["module_false_positives"]) / 2)
     assert 1 < m["flops_ratio"] < 2 and row.cell["classes"] == 2 and row.cell["positions"] == "1 2"
     assert m["learned_bytes"] < m["reference_bytes"] < m["clone_bytes"] and m["target_bytes"] == m["source_bytes"]
@@ -87,6 +96,7 @@ def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weig
 
 
 ABLATIONS = ["surrogate=direct", "mask=random", "mask=magnitude", "mask=ones", "joint=false", "head=full"]
+ABLATIONS += ["source_weights=random"]
 
 
 @pytest.mark.parametrize("option", ABLATIONS)
@@ -112,7 +122,8 @@ def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, w
     assert row.metrics["samples_original"] == 0 < row.metrics["samples_cloned"]
 
 
-BASELINES = ["direct_ensemble", "finetune", "lwf", "lwf_source", "ewc", "joint_full", "joint_subset"]
+BASELINES = ["direct_ensemble", "probe", "probe_source", "finetune", "lwf", "lwf_source", "ewc", "joint_full"]
+BASELINES += ["joint_subset"]
 
 
 @pytest.mark.parametrize("method", BASELINES)
@@ -121,10 +132,13 @@ def test_what_it_is_compared_with(tmp_path, weights, method):
     row = launched(tmp_path, weights, f"method={method}", *short)
     m = row.metrics
     assert row.cell["method"] == method and set(METRICS) <= m.keys() and row.cell["head"] == "none"
-    assert (m["logit_shift"] == 0) == (method == "direct_ensemble")
-    assert m["flops_ratio"] == pytest.approx(2 if method == "direct_ensemble" else 1, abs=0.01)
-    images = {"direct_ensemble": (0, 0), "joint_full": (748, 301)}.get(method, (201, 81))
+    assert (m["logit_shift"] == 0) == (method in ("direct_ensemble", "probe", "probe_source"))
+    assert m["flops_ratio"] == pytest.approx(2 if method in ("direct_ensemble", "probe_source") else 1, abs=0.01)
+    images = {"direct_ensemble": (0, 0), "joint_full": (748 - 23, 301 - 9)}.get(method, (201, 81))
     assert (m["samples_original"], m["samples_cloned"]) == pytest.approx(images, abs=2)
+    if method != "direct_ensemble":
+        rate, factor = (0.003, 10) if "probe" in method else (0.001, 0.1) if "joint" in method else (0.01, 0.1)
+        assert m["learning_rate"] in (pytest.approx(rate), pytest.approx(rate * factor))
     if method == "ewc":
         assert m["strength"] in (100, 1000, 10000)
 
@@ -154,6 +168,24 @@ def test_labels_and_parts_of_the_data(tmp_path, weights):
             assert not set(train) & set(select) and set(train) | set(select) <= set(everything)
 
 
+def test_too_few_images_of_a_class_are_told_with_what_mends_it(tmp_path, weights):
+    told = r"select_fraction=0.1 needs 10 images in use of every class of digits_.*, but \d has \d; give more images"
+    with pytest.raises(ConfigError, match=told):
+        launched(tmp_path, weights, "source_data.fraction=0.05", "dataset.fraction=0.05")
+
+
+def test_the_row_says_what_was_cloned_where_a_class_was_left_out(tmp_path, weights):
+    both = ["source_data.class_subset=[1,2,3,4,5]", "clone=['5','2',0]", "on_collision=first"]
+    row = launched(tmp_path, weights, "method=direct_ensemble", *both)
+    assert row.cell["clone"] == "2 0" and row.cell["classes"] == 2
+
+
+def test_a_scalar_in_a_sweep_is_told_and_noted(tmp_path, weights):
+    cfg = composed(tmp_path, weights, "clone=1")
+    assert any(text.startswith("clone=1: a list of whole numbers or text") for text in check(recipe, cfg))
+    assert recipe.cell(cfg)["clone"] == "1"
+
+
 def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
     wrong = ["method.mask=best", "lime.num_fit=10", "select_fraction=2", "similarity={images:0,vectors:20}"]
     problems = "\n".join(check(recipe, composed(tmp_path, weights, *wrong, "method.positions=first")))
@@ -171,14 +203,16 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
         select_outputs([7], ["a", "b"])
     with pytest.raises(ConfigError, match="the target knows 5 already"):
         launched(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
-    with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[0, 1, 2, 3"):
+    with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[0, 1, 2\]$"):
         launched(tmp_path, weights, "method.positions=[9]")
+    with pytest.raises(ConfigError, match=r"\[3\] are none; .*; at 3 no layer is cloned, which is a linear probe"):
+        launched(tmp_path, weights, "method.positions=[3]")
 
 
 @pytest.mark.parametrize("method", [*BASELINES, "pnc", "pnc_whole", "pnc_random", "pnc_fixed", "pnc_not_joint"])
 def test_every_method_of_the_experiment_composes(method):
     with initialize_entry("pnc"):
         cfg = compose("pnc/pnc", ["experiment=pnc/mnist", f"method={method}", "data_root=nowhere"])
-    assert cfg.method.name == method and cfg.source.name == "lenet5-mnist_low-s0"
+    assert cfg.method.name == method and cfg.source.name == "lenet5-mnist_low-s1000"
     problems = check(recipe, cfg)
     assert problems and all("nowhere" in text or "lenet5-mnist" in text for text in problems)

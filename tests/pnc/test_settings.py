@@ -15,7 +15,7 @@ from recombine.pnc import method_settings
 from recombine.pnc.clone.adapters import ADAPTERS
 from recombine.pnc.clone.branch import HEADS
 from recombine.pnc.clone.masks import MASK_KINDS
-from recombine.pnc.method_settings import CloningSettings, FromFileSettings, PncMethodSettings
+from recombine.pnc.method_settings import CloningSettings, FromFileSettings, PncMethodSettings, TrainedSettings
 from recombine.pnc.recipe import BASELINES
 from recombine.pnc.settings import PncSettings
 from tests import sweeps
@@ -58,7 +58,7 @@ def test_every_choice_is_built_by_something():
     assert set(get_args(get_args(choices["head"])[0])) == set(HEADS)
     methods = {getattr(method_settings, name) for name in method_settings.__all__ if name.endswith("Settings")}
     trained = {each for each in methods if issubclass(each, PncMethodSettings)}
-    assert trained == {PncMethodSettings, CloningSettings, FromFileSettings, *BASELINES}
+    assert trained == {PncMethodSettings, TrainedSettings, CloningSettings, FromFileSettings, *BASELINES}
 
 
 def test_settings_load_no_torch():
@@ -69,7 +69,7 @@ def test_settings_load_no_torch():
 def test_a_wrong_command_is_answered_at_once_and_without_torch(tmp_path, weights):
     """Every mistake is reported together: of the method, its search, the neighbourhood, the data and the sources."""
     wrong = {
-        "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude is needed",
+        "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude, taylor is needed",
         "method.search.patience=0": "method.search.patience=0: a whole number of at least 1 is needed",
         "+method.keep_rato=0.5": "unknown setting method.keep_rato: did you mean 'keep_ratio'",
         "lime.num_fit=10": "lime.num_fit=10: at least 34 are needed",

@@ -87,7 +87,8 @@ def test_two_sources_give_a_network_that_each_can_leave(two, weights):
         )
     assert left.restore() is target and digest(target) == before
     assert m["position_1"] in (1, 2) and m["module_parameters_2"] > 0 and m["reference_bytes"] < m["clone_bytes"]
-    assert len(row.series["search_similarity_1"]) == len(row.series["search_position_1"]) == 2
+    assert len(row.series["search_gain_over_probe_1"]) == len(row.series["search_position_1"]) == 2
+    assert m["gain_over_probe"] == pytest.approx(m["accuracy_average"] - m["accuracy_average_probe"])
     for name in ("search_1.png", "search_2.png"):
         assert (path.parent / "plots" / name).stat().st_size > 5000
 
@@ -278,7 +279,7 @@ def test_what_cannot_be_put_together_or_taken_apart(two, tmp_path, weights, monk
 def test_mistakes_in_the_list_of_sources_are_reported_together(tmp_path, weights):
     wrong = "sources=[{name: low, dataset: digits_low},{name: low, dataset: digts, clone: [0]},7]"
     problems = "\n".join(check(recipe, composed(tmp_path, weights, wrong, "on_collision=last", "calibrate_epochs=-1")))
-    assert "sources, entry 1: clone not given; such as 'sources=[{name: cnn-digits_low-s0" in problems
+    assert "sources, entry 1: clone not given; such as 'sources=[{name: cnn-digits_low-s1000" in problems
     assert "sources, entry 2: there is no dataset 'digts'; did you mean 'digits'" in problems
     assert "sources, entry 3: 7 is no source" in problems
     more = composed(tmp_path, weights, TWO.replace("class_subset", "class_subst"), "on_collision=last", "method=lwf")
@@ -290,11 +291,15 @@ def test_mistakes_in_the_list_of_sources_are_reported_together(tmp_path, weights
     )
 
 
-def test_the_picture_of_a_search_shows_every_position():
+def test_the_picture_of_a_search_shows_every_position_and_the_probe():
     curve = {"original": [80.0, 81.0], "cloned": [60.0, 70.0], "average": [70.0, 75.5], "similarity": [1.2, 1.4]}
-    upper, lower = plot_search(curve, ["R1", "R2-3"], 1).axes
+    gains = {"gain_over_probe": [-1.0, 4.5], "gain_over_probe_low": [-3.0, 1.0], "gain_over_probe_high": [2.0, 7.0]}
+    upper, lower = plot_search(curve | gains, ["R1", "R2-3"], 1, 71.0).axes
     assert [list(line.get_ydata()) for line in upper.lines[:3]] == [curve[k] for k in ("original", "cloned", "average")]
-    assert list(lower.lines[0].get_ydata()) == curve["similarity"] and list(upper.lines[3].get_xdata()) == [1, 1]
+    assert list(upper.lines[3].get_ydata()) == [71.0, 71.0]
+    (bars,) = upper.containers
+    assert [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()] == [[68.0, 73.0], [72.0, 78.0]]
+    assert list(lower.lines[0].get_ydata()) == curve["similarity"] and list(lower.lines[1].get_xdata()) == [1, 1]
     assert [text.get_text() for text in lower.get_xticklabels()] == ["R1", "R2-3"]
     del curve["similarity"]
-    assert len(plot_search(curve, ["R1", "R2"], 0).axes) == 1
+    assert len(plot_search(curve | gains, ["R1", "R2"], 0, 71.0).axes) == 1

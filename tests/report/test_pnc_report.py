@@ -11,7 +11,8 @@ import pytest
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.pnc import plots
-from recombine.pnc.claims import derive_claims
+from recombine.pnc.claims import HITS, derive_claims
+from recombine.pnc.gains import gain, pack
 from recombine.report.html import page
 from recombine.report.spec import load_specs
 from recombine.report.tables import build
@@ -20,6 +21,7 @@ TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 USUAL = {"keep_ratio": 0.5, "head": "rows", "positions": "all", "adapter": "conv1x1_bn"}
 NONE = dict.fromkeys(USUAL, "none")
 LAYERS = ["conv3", "conv4"]
+RATES = {"pnc": 0.8, "pnc_random": 0.7, "finetune": 0.82}
 
 
 def row(method, average, lost, seed=0, **cell):
@@ -65,6 +67,23 @@ def test_the_table_of_claims_has_its_mean_over_seeds():
     (line,) = table.frame.to_dict("records")
     assert line["gain_over_tuning"] == 7 and line["gain_over_tuning_std"] == 1 and line["gain_over_tuning_n"] == 3
     assert not any("warning" in note for note in table.notes)
+
+
+def test_claims_have_intervals_where_rows_say_which_images_were_right():
+    random = np.random.default_rng(0)
+    right = {name: [random.random(count) < rate for count in (400, 200)] for name, rate in RATES.items()}
+    rows = [
+        replace(
+            row(name, 50 * sum(each.mean() for each in hits), 1.0),
+            series={k: [pack(h)] for k, h in zip(HITS, hits, strict=True)},
+        )
+        for name, hits in right.items()
+    ]
+    (found,) = derive_claims(rows)
+    for name, other in (("random", "pnc_random"), ("tuning", "finetune")):
+        expected = gain("gain", right["pnc"], right[other])
+        assert [found.metrics[f"gain_over_{name}{end}"] for end in ("", "_low", "_high")] == list(expected.values())
+    assert found.cell["target"] == "cnn-mnist_high" and "gain_over_whole" not in found.metrics
 
 
 def searched(method="pnc", **cell):

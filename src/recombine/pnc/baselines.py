@@ -1,10 +1,15 @@
-"""What a clone is compared with: both networks side by side, tuning the target, training from scratch."""
+"""What a clone is compared with: both networks side by side, probes, tuning the target, training from scratch.
+
+Whatever trains here is trained once for each of its learning rates and strengths; the best of them by mean accuracy
+on the images kept for selection is what is measured, as the position of a clone is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +20,59 @@ from recombine.core.distributed import all_reduce_sum
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.method import Method, Supervised
 from recombine.models import Model
-from recombine.models import build as build_network
 from recombine.models.graph import traced
 from recombine.pnc.clone.branch import find_linear_head
-from recombine.pnc.data import CloneData, repeat_for_steps
-from recombine.pnc.evaluator import CloneEvaluator
-from recombine.pnc.method_settings import DirectEnsembleSettings, EwcSettings, FineTuningSettings, FromScratchSettings
+from recombine.pnc.clone.candidates import build_taps
+from recombine.pnc.data import repeat_for_steps
+from recombine.pnc.method_settings import (
+    DirectEnsembleSettings,
+    EwcSettings,
+    FineTuningSettings,
+    FromScratchSettings,
+    TrainedSettings,
+)
 from recombine.pnc.metrics import mean_accuracy
+from recombine.pnc.networks import build_untrained
 from recombine.pnc.stages import distillation
-from recombine.pnc.trainer import CloneTrainer
+from recombine.pnc.task import CloneTask
 from recombine.run.config import build
 
 __all__ = [
-    *("DirectEnsemble", "ElasticWeightConsolidation", "FineTuning", "add_outputs", "consolidate", "ensemble"),
-    *("estimate_fisher", "finetune", "train_from_scratch"),
+    *("DirectEnsemble", "ElasticWeightConsolidation", "FineTuning", "LinearProbe", "add_outputs", "consolidate"),
+    *("cross_entropy", "ensemble", "estimate_fisher", "finetune", "train_from_scratch"),
 ]
 
 MAX_GRADIENTS = 2**28
 """Gradients of single samples held in memory, in numbers."""
 Trained = tuple[nn.Module, dict[str, float]]
 """A network in the joint label space, and metrics of its training."""
+
+
+def train_best(
+    task: CloneTask,
+    method: TrainedSettings,
+    loader: Loader,
+    make: Callable[[float, float], Method],
+    strengths: Sequence[float] = (0.0,),
+    schedule: Callable | None = None,
+) -> Trained:
+    """The best of `make(strength, learning rate)`, trained for each strength and learning rate."""
+    loader = repeat_for_steps(loader, method.epochs, method.min_steps)
+    optimizer = build(method.optimizer)
+    best: Trained | None = None
+    seconds = 0.0
+    for strength in strengths:
+        for factor in method.lr_factors:
+            rate = factor * method.optimizer["lr"]
+            training = make(strength, rate)
+            name = f"tune/{strength:g}-{rate:g}".replace("+", "")
+            fit = task.trainer.fit(training, loader, name, method.epochs, partial(optimizer, lr=rate), schedule)
+            score = mean_accuracy(*task.evaluator.predict_joint(training.net.eval(), task.data, "select"))
+            seconds += fit.seconds
+            if best is None or score > best[1]["select_average"]:
+                best = training.net, {"select_average": score, "strength": float(strength), "learning_rate": rate}
+    assert best is not None  # there is a learning rate
+    return best[0], {**best[1], "fit_seconds": seconds, **task.data.count_samples()}
 
 
 # ------------------------------------------------------------------------------------------- direct ensemble
@@ -55,40 +93,64 @@ class DirectEnsemble(nn.Module):
         return torch.cat([target, source[:, self.outputs]], 1)
 
 
-def ensemble(
-    target: Model,
-    source: Model,
-    data: CloneData,
-    method: DirectEnsembleSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> Trained:
+def ensemble(task: CloneTask, method: DirectEnsembleSettings) -> Trained:
     """Both whole networks in the joint label space; nothing is trained."""
     samples = {"samples_original": 0.0, "samples_cloned": 0.0}
-    return DirectEnsemble(target, source, data.outputs, method.softmax), samples
+    return DirectEnsemble(task.target, task.source, task.data.outputs, method.softmax), samples
 
 
 # ------------------------------------------------------------------------------------------------ fine-tuning
 
 
+class LinearProbe(nn.Module):
+    """The target's logits, then new rows on frozen features: the target's, the source's or both."""
+
+    def __init__(self, target: Model, source: Model, features: str, count: int) -> None:
+        super().__init__()
+        self.target, self.source, self.features = target, source, features
+        graphs = traced(target), traced(source)
+        # in a tuple: the taps share the modules of both networks, which must be registered only once
+        self._taps = tuple(build_taps(graph, (), "target") for graph in graphs)
+        widths = [find_linear_head(graph).in_features for graph in graphs]
+        used = [features in ("target", "both"), features in ("source", "both")]
+        self.fc = nn.Linear(sum(width for width, there in zip(widths, used, strict=True) if there), count)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> [B, T + n]."""
+        features, logits = self._taps[0](self.target.preprocess(images))
+        seen = [] if self.features == "source" else [features]
+        if self.features != "target":
+            seen.append(self._taps[1](self.source.preprocess(images))[0])
+        return torch.cat([logits.float(), self.fc(torch.cat(seen, 1)).float()], 1)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, width: int, use_target_data: bool) -> Tensor:
+    """Over all classes [B, T + n] where images of both kinds train; else over the new ones alone, from `width` on.
+
+    Without images of the old classes the new outputs are trained as a task of their own, as Learning without
+    Forgetting does (Li & Hoiem, ECCV 2016): over all classes every image would be pushed to the new ones.
+    Deviation: a single new class has no task of its own, and is trained against the old ones.
+    """
+    first = 0 if use_target_data or logits.shape[1] - width == 1 else width
+    return F.cross_entropy(logits[:, first:], labels - first)
+
+
 class FineTuning(Method):
-    """Cross entropy in the joint label space, and distillation of what was known before."""
+    """Cross entropy of the new classes, and distillation of what was known before."""
 
     frozen = ("target", "source")
 
-    def __init__(
-        self, net: nn.Module, target: Model, source: Model, outputs: list[int], settings: FineTuningSettings
-    ) -> None:
+    def __init__(self, net: nn.Module, task: CloneTask, settings: FineTuningSettings) -> None:
         super().__init__(net)
-        self.target, self.source, self.outputs, self.settings = target, source, outputs, settings
+        self.target, self.source, self.settings = task.target, task.source, settings
+        self.outputs, self.use_target_data = task.data.outputs, task.data.use_target_data
 
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch of both kinds, or of cloned classes alone."""
         logits = self.net(batch.images).float()
-        width = self.target.classes
-        loss = F.cross_entropy(logits, batch.labels)
+        width, settings = self.target.classes, self.settings
+        loss = cross_entropy(logits, batch.labels, width, self.use_target_data)
         logs = {"xe": loss.detach()}
-        settings = self.settings
         if settings.keep_weight:
             old = distillation(self.target(batch.images), logits[:, :width], settings.temperature)
             loss = loss + settings.keep_weight * old.mean()
@@ -118,21 +180,19 @@ def add_outputs(target: Model, count: int, seed: int) -> Model:
     return net
 
 
-def finetune(
-    target: Model,
-    source: Model,
-    data: CloneData,
-    method: FineTuningSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> Trained:
-    """A copy of the target with new rows, trained whole."""
-    net = add_outputs(target, len(data.outputs), trainer.seed)
-    loader, _ = data.joint_loader(trainer.batch_size, target)
-    loader = repeat_for_steps(loader, method.epochs, method.min_steps)
-    training = FineTuning(net, target, source, data.outputs, method)
-    fit = trainer.fit(training, loader, "finetune", method.epochs, build(method.optimizer))
-    return net.eval(), {"finetune_seconds": fit.seconds, **data.count_samples()}
+def finetune(task: CloneTask, method: FineTuningSettings) -> Trained:
+    """A copy of the target with new rows, trained whole; or new rows alone on features that stay as they are."""
+    count = len(task.data.outputs)
+
+    def make(_strength: float, _rate: float) -> Method:
+        if method.features is None:
+            return FineTuning(add_outputs(task.target, count, task.trainer.seed), task, method)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(task.trainer.seed)
+            net = LinearProbe(task.target, task.source, method.features, count)
+        return FineTuning(net.to(task.trainer.run.device), task, method)
+
+    return train_best(task, method, task.data.joint_loader(task.trainer.batch_size, task.target)[0], make)
 
 
 # ------------------------------------------------------------------------------- elastic weight consolidation
@@ -163,18 +223,19 @@ def estimate_fisher(model: Model, loader: Loader) -> dict[str, Tensor]:
 
 
 class ElasticWeightConsolidation(Method):
-    """Cross entropy in the joint label space and 1/2 sum_j k_j (theta_j - theta*_j)^2 over the target's parameters."""
+    """Cross entropy of the new classes and 1/2 sum_j k_j (theta_j - theta*_j)^2 over the target's parameters."""
 
     frozen = ("target",)
 
-    def __init__(self, net: Model, target: Model, stiffness: Mapping[str, Tensor]) -> None:
+    def __init__(self, net: Model, target: Model, stiffness: Mapping[str, Tensor], use_target_data: bool) -> None:
         super().__init__(net)
-        self.target, self.stiffness = target, stiffness
+        self.target, self.stiffness, self.use_target_data = target, stiffness, use_target_data
         self.net: Model
 
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch of both kinds, or of cloned classes alone."""
-        loss = F.cross_entropy(self.net(batch.images).float(), batch.labels)
+        logits = self.net(batch.images).float()
+        loss = cross_entropy(logits, batch.labels, self.target.classes, self.use_target_data)
         penalty = self.penalty()
         return Step(
             loss + penalty, {"loss": (loss + penalty).detach(), "xe": loss.detach(), "penalty": penalty.detach()}
@@ -190,57 +251,39 @@ class ElasticWeightConsolidation(Method):
         return total / 2
 
 
-def consolidate(
-    target: Model, source: Model, data: CloneData, method: EwcSettings, trainer: CloneTrainer, evaluator: CloneEvaluator
-) -> Trained:
+def consolidate(task: CloneTask, method: EwcSettings) -> Trained:
     """The best of a copy of the target with new rows for each strength (Kirkpatrick et al., PNAS 2017).
 
     Deviation: k_j = lambda F_j goes no higher than 1 / learning rate, where a gradient step already puts a weight back
     to its old value; without this limit the largest of the F_j make training diverge.
     """
-    optimizer = build(method.optimizer)
+    target, data, trainer = task.target, task.data, task.trainer
     information = estimate_fisher(target, data.target_loader(trainer.eval_batch_size, target.canvas))
-    rate = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
-    loader, _ = data.joint_loader(trainer.batch_size, target)
-    loader = repeat_for_steps(loader, method.epochs, method.min_steps)
-    scores: dict[float, float] = {}
-    seconds = 0.0
-    best: nn.Module = target
-    for strength in method.strengths:
+
+    def make(strength: float, rate: float) -> Method:
         stiffness = {name: (strength * value).clamp(max=1 / rate) for name, value in information.items()}
         net = add_outputs(target, len(data.outputs), trainer.seed)
-        training = ElasticWeightConsolidation(net, target, stiffness)
-        seconds += trainer.fit(training, loader, f"finetune/{strength:g}", method.epochs, optimizer).seconds
-        score = mean_accuracy(*evaluator.predict_joint(training.net.eval(), data, "select"))
-        if score > max(scores.values(), default=-1.0):
-            best = training.net
-        scores.setdefault(float(strength), score)
-    samples = data.count_samples() | {"samples_original": float(len(data.split(data.target, "train")))}
-    return best, {"finetune_seconds": seconds, "strength": max(scores, key=scores.__getitem__), **samples}
+        return ElasticWeightConsolidation(net, target, stiffness, data.use_target_data)
+
+    net, metrics = train_best(
+        task, method, data.joint_loader(trainer.batch_size, target)[0], make, strengths=method.strengths
+    )
+    return net, metrics | {"samples_original": float(len(data.split(data.target, "train")))}
 
 
 # ------------------------------------------------------------------------------------------ training anew
 
 
-def train_from_scratch(
-    target: Model,
-    source: Model,
-    data: CloneData,
-    method: FromScratchSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> Trained:
+def train_from_scratch(task: CloneTask, method: FromScratchSettings) -> Trained:
     """The target's architecture, drawn from the run's seed, and trained in the joint label space."""
-    node = {**target.options, **target.preprocess.settings(), "architecture": target.architecture, "weights": None}
-    net = build_network({**node, "name": method.name}, classes=data.joint_classes, seed=trainer.seed)
+    data, target, trainer = task.data, task.target, task.trainer
     parts = data.whole_parts() if method.whole else data.parts()
-    loader = repeat_for_steps(
-        data.mix(parts, trainer.batch_size, target, method.augment)[0], method.epochs, method.min_steps
-    )
-    constructors = build(method.optimizer), build(method.schedule)
-    fit = trainer.fit(Supervised(net.to(trainer.run.device)), loader, "scratch", method.epochs, *constructors)
+    loader = data.mix(parts, trainer.batch_size, target, method.augment)[0]
+
+    def make(_strength: float, _rate: float) -> Method:
+        net = build_untrained(target, data.joint_classes, trainer.seed)
+        return Supervised(net.to(trainer.run.device))
+
+    net, metrics = train_best(task, method, loader, make, schedule=build(method.schedule))
     samples = (float(len(indices)) for _, indices in parts)
-    return net.eval(), {
-        "scratch_seconds": fit.seconds,
-        **dict(zip(("samples_original", "samples_cloned"), samples, strict=True)),
-    }
+    return net, metrics | dict(zip(("samples_original", "samples_cloned"), samples, strict=True))

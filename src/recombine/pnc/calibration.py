@@ -44,7 +44,13 @@ class Calibration(Method):
 
 
 def calibrate(
-    net: ClonedNetwork, target: Model, pairs: Sequence[CloneData], trainer: CloneTrainer, epochs: float, min_steps: int
+    net: ClonedNetwork,
+    target: Model,
+    pairs: Sequence[CloneData],
+    trainer: CloneTrainer,
+    epochs: float,
+    min_steps: int,
+    name: str = "calibrate",
 ) -> None:
     """Learn scales and biases on the images of all sources' clones and, if these may be used, the target's own.
 
@@ -53,7 +59,7 @@ def calibrate(
     """
     first = 0 if pairs[0].use_target_data else pairs[0].target.classes
     loader = repeat_for_steps(_joint_loader(pairs, target, trainer.batch_size), epochs, min_steps)
-    trainer.fit(Calibration(net.to(trainer.run.device), first), loader, "calibrate", epochs)
+    trainer.fit(Calibration(net.to(trainer.run.device), first), loader, name, epochs)
     net.requires_grad_(False)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from recombine.core.types import Row
+from recombine.pnc.gains import gain, unpack
 from recombine.report.registry import register_derived
 
-__all__ = ["derive_claims", "is_default"]
+__all__ = ["derive_claims", "is_default", "name_pairs"]
 
 TUNING = ("finetune", "lwf", "ewc", "lwf_source")
-CONTINUAL = ("lwf", "ewc")
+COMPARED = {"tuning": TUNING, "continual": ("lwf", "ewc"), "random": ("pnc_random",), "whole": ("pnc_whole",)}
+COMPARED |= {"reinitialised": ("pnc_reinitialised",)}
+"""What a clone is compared with, the best of each."""
+HITS = ("hits_original", "hits_cloned")
 TASK = ("dataset", "target", "source", "clone", "fraction", "use_target_data")
 """Cell keys in which a clone and what it is compared with must agree."""
 
@@ -20,7 +25,7 @@ def is_default(row: Row) -> bool:
     """Whether a row has the method's default settings; keys that old rows lack are ignored."""
     cell = row.cell
     head = "rows" if cell.get("use_target_data", True) else "concat"
-    default = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn"}
+    default = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn", "residual": "none"}
     return all(cell.get(key, "none") in (value, "none") for key, value in default.items())
 
 
@@ -28,8 +33,10 @@ def derive_claims(rows: Sequence[Row]) -> list[Row]:
     """Clones beside what they are compared with, one row for each clone with default settings.
 
     gain_over_tuning: average accuracy above the best of TUNING in the same run's seed and data, in points;
-    gain_over_continual: the same of CONTINUAL; locality_gain: 100 (1 - lost / lost by the best of TUNING), if that one
-    lost anything; gain_of_all_images: what the same clone gains from all training images.
+    gain_over_continual: the same of CONTINUAL; gain_over_random, _whole, _reinitialised: above the clone of filters by
+    chance, of the whole source, of a source with random weights; each with its 95 % interval over the test images, if
+    the rows hold which ones were answered right. locality_gain: 100 (1 - lost / lost by the best of TUNING), if that
+    one lost anything; gain_of_all_images: what the same clone gains from all training images.
     """
     found: dict[tuple, dict[str, Row]] = {}
     for row in rows:
@@ -41,22 +48,41 @@ def derive_claims(rows: Sequence[Row]) -> list[Row]:
 
 def _claim(key: tuple, methods: dict[str, Row], found: dict[tuple, dict[str, Row]]) -> Row:
     clone = methods["pnc"]
-    average = clone.metrics["accuracy_average"]
-    metrics = {"accuracy_average": average}
-    for name, others in (("tuning", TUNING), ("continual", CONTINUAL)):
+    names = ("accuracy_average", *(f"gain_over_probe{end}" for end in ("", "_low", "_high")))
+    metrics = {name: clone.metrics[name] for name in names if name in clone.metrics}
+    for name, others in COMPARED.items():
         there = [methods[other] for other in others if other in methods]
         if there:
             best = max(there, key=lambda row: row.metrics["accuracy_average"])
-            metrics[f"gain_over_{name}"] = average - best.metrics["accuracy_average"]
+            metrics |= _gain(f"gain_over_{name}", clone, best)
             if name == "tuning" and best.metrics["locality_drop"] > 0:
                 lost = clone.metrics["locality_drop"] / best.metrics["locality_drop"]
                 metrics["locality_gain"] = 100 * (1 - lost)
     place = TASK.index("fraction")
     whole = found.get((*key[:place], "1.0", *key[place + 1 :]), {}).get("pnc")
     if whole is not None and whole is not clone:
-        metrics["gain_of_all_images"] = whole.metrics["accuracy_average"] - average
+        metrics["gain_of_all_images"] = whole.metrics["accuracy_average"] - clone.metrics["accuracy_average"]
     classes = clone.cell.get("classes", len(str(clone.cell["clone"]).split()))
-    return replace(clone, cell={**clone.cell, "classes": classes}, metrics=metrics, series={})
+    (named,) = name_pairs([clone])
+    return replace(named, cell={**named.cell, "classes": classes}, metrics=metrics, series={})
+
+
+def name_pairs(rows: Sequence[Row]) -> list[Row]:
+    """Rows that call target and source without the seed they were trained from: a pair of each seed is one pair."""
+    names = ("target", "source")
+    return [
+        replace(row, cell={k: re.sub(r"-s\d+(?= |$)", "", str(v)) if k in names else v for k, v in row.cell.items()})
+        for row in rows
+    ]
+
+
+def _gain(name: str, clone: Row, other: Row) -> dict[str, float]:
+    """What a clone gains over another row, with the interval over images if both say which ones they got right."""
+    hits = [[unpack(text) for key in HITS for text in row.series.get(key, ())] for row in (clone, other)]
+    if len(hits[0]) == len(hits[1]) == len(HITS) and all(len(a) == len(b) for a, b in zip(*hits, strict=True)):
+        return gain(name, *hits)
+    return {name: clone.metrics["accuracy_average"] - other.metrics["accuracy_average"]}
 
 
 register_derived("pnc_claims", derive_claims)
+register_derived("pnc_pairs", name_pairs)

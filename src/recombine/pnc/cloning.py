@@ -1,203 +1,245 @@
-"""How a clone is learned: localize, insert at every position, select one, cut it out."""
+"""How a clone is learned: localize, insert at every position, select one, finish it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
-from recombine.core.types import Loader
 from recombine.engine.engine import Fit
 from recombine.engine.evaluate import autocast
-from recombine.models import Model
 from recombine.models.channels import channel_groups
 from recombine.models.graph import Traced, trace
 from recombine.pnc.clone.adapters import LeastSquares
 from recombine.pnc.clone.batchnorm import recalibrate
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import harden, set_keep_ratio, share_budget
+from recombine.pnc.clone.masks import ChannelMask, harden, order_scores, set_keep_ratio, share_budget
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.clone.positions import Position, find_positions
-from recombine.pnc.data import CloneData, repeat_for_steps
+from recombine.pnc.clone.positions import Position, clones_layers, find_positions
+from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
-from recombine.pnc.evaluator import CloneEvaluator
-from recombine.pnc.local.neighbourhood import Neighbourhood
+from recombine.pnc.importance import filter_norms, taylor_scores
 from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
-from recombine.pnc.search import score_positions, select_position
+from recombine.pnc.search import score_positions, score_similarity, select_position
 from recombine.pnc.stages import Insertion, Localization
-from recombine.pnc.trainer import CloneTrainer
+from recombine.pnc.task import CloneTask
 
-__all__ = [
-    *("LearnedClone", "build_candidates", "insert", "learn_clone", "localize", "share_scores", "start_adapters"),
-]
-
-ADAPTER_SAMPLES = 512
-"""Images of cloned classes from which a least-squares adapter starts; ours."""
+__all__ = ["Cloning", "LearnedClone", "build_candidates", "learn_clone", "share_scores"]
 
 
 class LearnedClone(NamedTuple):
     """A clone, and how it came about."""
 
     clone: Clone
+    probe: Clone
+    """What takes its place where nothing of the source but its classifier is used, trained alike."""
     metrics: dict[str, float]
     series: dict[str, list]
     curve: dict[str, list]
-    """Scores of all positions."""
+    """Scores of all positions on the images kept for selection."""
     labels: list[str]
     """Of the positions."""
     selected: int
 
 
-def learn_clone(
-    target: Model,
-    source: Model,
-    data: CloneData,
-    method: CloningSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> LearnedClone:
-    """Localize, insert at every position, select one, cut the clone out."""
-    net = build_candidates(target, source, data, method, trainer.seed)
-    local, metrics = localize(net, data, method, evaluator.neighbourhood, trainer)
-    fit = insert(net, data, method, evaluator.neighbourhood, local, trainer)
-    curve = score_positions(net, data, evaluator)
+def learn_clone(task: CloneTask, method: CloningSettings) -> LearnedClone:
+    """Localize, insert at every position, select one on the images kept for it, finish that one and cut it out."""
+    cloning = Cloning(task, method)
+    ranked = cloning.rank()
+    metrics = cloning.localize()
+    metrics["insert_seconds"] = metrics["fit_seconds"] = cloning.insert().seconds
+    curve, scores = score_positions(task, cloning.net)
+    if method.search.metric == "similarity":
+        curve["similarity"] = score_similarity(task, cloning.net)
     best = select_position(method.search, curve[method.search.metric])
-    clone, position = Clone(net.branches[best], data.class_names), net.branches[best].position
-    metrics |= evaluate_module(net, best, data, evaluator) | clone.count_parameters() | data.count_samples()
-    metrics |= {"position": float(position.number), "source_position": float(position.source_number)}
-    metrics |= {"insert_seconds": fit.seconds, "fit_seconds": fit.seconds, **measure_bytes(target, source, clone)}
-    if "similarity" in curve:
-        metrics["similarity_inserted"] = curve["similarity"][best]
-    series = {f"search_{key}": values for key, values in curve.items()} | list_masks(net, best)
-    series |= similarity_by_class(net, best, data, evaluator)
-    labels = [branch.position.label for branch in net.branches]
-    return LearnedClone(clone, metrics, series, curve, labels, best)
+    labels = [branch.position.label for branch in cloning.net.positions]
+    cloning.finish(best)
+    clone, probe = (Clone(branch, task.data.class_names) for branch in cloning.net.branches)
+    metrics |= scores | {f"select_{key}": curve[key][best] for key in curve if key.startswith(("average", "gain"))}
+    metrics |= evaluate_module(cloning.net, 0, task) | clone.count_parameters() | task.data.count_samples()
+    metrics |= {"position": float(clone.position.number), "source_position": float(clone.position.source_number)}
+    metrics |= measure_bytes(task.target, task.source, clone)
+    if task.evaluator.similarity is not None:
+        (metrics["similarity_inserted"],) = score_similarity(task, cloning.net)
+    series = {f"search_{key}": values for key, values in curve.items()} | list_masks(cloning.net, 0) | ranked
+    series |= similarity_by_class(cloning.net, 0, task)
+    return LearnedClone(clone, probe, metrics, series, curve, labels, best)
 
 
-# ------------------------------------------------------------------------------------------------ candidates
+ADAPTER_SAMPLES = 512
+"""Images of cloned classes from which a least-squares adapter starts; ours."""
 
 
-def build_candidates(target: Model, source: Model, data: CloneData, method: CloningSettings, seed: int) -> Candidates:
-    """A branch at each candidate position, drawn from `seed`; ConfigError for positions that are not there."""
-    graphs = trace(target.net, target.size), trace(source.net, source.size)
-    head, device = method.select_head(data.use_target_data), next(target.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        branches = [
-            _build_branch(graphs, source, data.outputs, position, method, head)
-            for position in _list_positions(*graphs, method)
-        ]
-    return Candidates(target, source, graphs, branches).to(device)
+class Cloning:
+    """A clone in the making: its stages change the branches of `net` in place."""
 
+    def __init__(self, task: CloneTask, method: CloningSettings) -> None:
+        self.task, self.method = task, method
+        self.data, self.trainer = task.data, task.trainer
+        self.neighbourhood = task.evaluator.neighbourhood
+        self.net = build_candidates(task, method)
+        self.local: LocalModels | None = None
 
-def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
-    there = find_positions(target, source, method.align)
-    if method.positions == "last":
-        maskable = [position for position in there if channel_groups(source, after=position.source.node)]
-        return maskable[-1:] or there[1:]
-    known = sorted({position.number for position in there})
-    candidates = known[1:] if method.positions is None else method.positions
-    if wrong := sorted(set(candidates) - set(known)):
-        raise ConfigError(f"method.positions={list(candidates)}: {wrong} are none; there are {known}")
-    return [position for position in there if position.number in candidates]
+    def rank(self) -> dict[str, list]:
+        """Keep the candidates that are best before anything is trained; returns the scores of all, if any leave.
 
+        In closed form: the whole source above each position, on the best linear map of the target's features, with the
+        head at its start, on the images kept for selection.
+        """
+        count, net = self.method.search.train, self.net
+        if count is None or len(net.positions) <= count:
+            return {}
+        starts = [deepcopy(branch.adapter) for branch in net.branches]
+        self.start_adapters()
+        curve, _ = score_positions(self.task, net)
+        for branch, start in zip(net.branches, starts, strict=True):
+            branch.adapter = start
+        best = sorted(range(len(net.positions)), key=lambda k: (curve["average"][k], k))[-count:]
+        self.net = net.select(sorted(best))
+        return {f"rank_{key}": curve[key] for key in ("position", "source_position", "average")}
 
-def _build_branch(
-    graphs: tuple[Traced, Traced],
-    source: Model,
-    outputs: Sequence[int],
-    position: Position,
-    method: CloningSettings,
-    head: str,
-) -> Branch:
-    kinds = {"adapter": method.adapter, "head": head}
-    classifier = find_linear_head(graphs[0])
-    branch = Branch(position, graphs[1], outputs, classifier, **kinds, recalibrated=method.bn_recalibrate)
-    if method.scope == "global":
-        share_budget(branch.channel_masks)
-    for mask in branch.channel_masks:
-        mask.set_kind(method.mask_kind)
-    for group, mask in zip(branch.groups, branch.channel_masks, strict=True):
-        if method.mask == "random":
-            mask.scores.data.uniform_()
-        if method.mask == "magnitude":
-            weight: Any = source.net.get_submodule(group.name).weight
-            mask.scores.data.copy_(weight.detach().flatten(1).abs().mean(1))
-    set_keep_ratio(branch.channel_masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
-    return branch
+    # -------------------------------------------------------------------------------------------- localization
 
+    def localize(self) -> dict[str, float]:
+        """Stage 1: choose the filters of all positions at once, learned by eq. (6) or not; returns metrics."""
+        method, metrics = self.method, {}
+        self._order_filters()
+        if method.mask == "learned" and self.masks:
+            if method.surrogate == "lime":
+                self.local = self._fit_local_models()
+            metrics["localize_seconds"] = self._learn_masks().seconds
+            if method.use_complement:
+                metrics["samples_others"] = float(len(self.data.other_indices()))
+        if method.bn_recalibrate:
+            self._recalibrate()
+        return metrics
 
-# ---------------------------------------------------------------------------------------------- localization
+    @property
+    def masks(self) -> list[ChannelMask]:
+        """Of all branches."""
+        return [mask for branch in self.net.branches for mask in branch.channel_masks]
 
+    def _order_filters(self) -> None:
+        """Order the filters without learning, as the method says; masks that do not learn get their budget."""
+        net, method = self.net, self.method
+        order = method.mask if method.mask != "learned" else method.mask_start
+        if order == "random":
+            generator = torch.Generator().manual_seed(self.trainer.seed)
+            for mask in self.masks:
+                mask.scores.data.copy_(torch.rand(len(mask.scores), generator=generator))
+        elif order in ("magnitude", "taylor"):
+            loader = self.data.cloned_loader(self.trainer.eval_batch_size, net.source.canvas, train=False)
+            taylor = taylor_scores(net, loader) if order == "taylor" else None
+            for k, branch in enumerate(net.branches):
+                order_scores(branch.channel_masks, taylor[k] if taylor else filter_norms(net.source.net, branch))
+        set_keep_ratio(self.masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
 
-def localize(
-    net: Candidates, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
-) -> tuple[LocalModels | None, dict[str, float]]:
-    """Stage 1: learn the masks of all positions at once, eq. (6); returns the local models and metrics."""
-    metrics: dict[str, float] = {}
-    local = None
-    if method.surrogate == "lime" and method.mask == "learned":
-        local = _fit_local_models(net.source, data, method, neighbourhood, trainer)
-    if method.mask == "learned" and any(len(branch.channel_masks) for branch in net.branches):
-        metrics["localize_seconds"] = _learn_masks(net, data, method, neighbourhood, local, trainer).seconds
-    if method.mask == "learned" and method.use_complement:
-        metrics["samples_others"] = float(len(data.other_indices()))
-    if method.bn_recalibrate:
-        _recalibrate(net, data.cloned_loader(trainer.batch_size, net.source.canvas), trainer.precision)
-    return local, metrics
+    def _fit_local_models(self) -> LocalModels:
+        source, outputs, trainer = self.net.source, self.data.outputs, self.trainer
+        if self.neighbourhood.refit:
+            columns = torch.tensor(outputs, device=trainer.run.device)
+            return RefittedLimeModels(source.net, columns, self.neighbourhood, trainer.seed)
+        if self.method.use_complement:
+            loader, _ = self.data.contrast_loader(trainer.eval_batch_size, source, train=False)
+        else:
+            loader = self.data.cloned_loader(trainer.eval_batch_size, source.canvas, train=False)
+        return LimeModels.fit(source, loader, outputs, self.neighbourhood, trainer.seed, precision=trainer.precision)
 
+    def _learn_masks(self) -> Fit:
+        net, method, trainer = self.net, self.method, self.trainer
+        cloned, augment = None, self.neighbourhood.refit
+        if method.use_complement:
+            loader, cloned = self.data.contrast_loader(trainer.batch_size, net.source, augment=augment)
+        else:
+            loader = self.data.cloned_loader(trainer.batch_size, net.source.canvas, augment=augment)
+        loader = repeat_for_steps(loader, method.localize_epochs, method.min_steps)
+        largest = max(net.branches, key=lambda branch: len(branch.groups))
+        stage = Localization(
+            *(net, self.neighbourhood, self.local),
+            branches=net.branches if method.per_position else [largest],
+            cloned=cloned,
+            steps=math.ceil(method.localize_epochs * len(loader)),
+            keep_ratio=method.keep_ratio,
+            anneal=method.anneal,
+            seed=trainer.seed,
+            score_lr=method.score_lr,
+        )
+        fit = trainer.fit(stage, loader, "localize", method.localize_epochs)
+        if not method.per_position:
+            share_scores(largest, net.branches)
+        harden(self.masks, method.keep_ratio)
+        return fit
 
-def _fit_local_models(
-    source: Model, data: CloneData, method: CloningSettings, neighbourhood: Neighbourhood, trainer: CloneTrainer
-) -> LocalModels:
-    if neighbourhood.refit:
-        columns = torch.tensor(data.outputs, device=trainer.run.device)
-        return RefittedLimeModels(source.net, columns, neighbourhood, trainer.seed)
-    size = trainer.eval_batch_size
-    if method.use_complement:
-        loader, _ = data.contrast_loader(size, source, train=False)
-    else:
-        loader = data.cloned_loader(size, source.canvas, train=False)
-    return LimeModels.fit(source, loader, data.outputs, neighbourhood, trainer.seed, precision=trainer.precision)
+    def _recalibrate(self) -> None:
+        """Give the masked layers of every branch the BatchNorm statistics of images of cloned classes."""
+        net, precision = self.net, self.trainer.precision
 
+        def forward(images: Tensor) -> None:
+            with autocast(precision, images.device):
+                net.forward_modules(net.source.preprocess(images))
 
-def _learn_masks(
-    net: Candidates,
-    data: CloneData,
-    method: CloningSettings,
-    neighbourhood: Neighbourhood,
-    local: LocalModels | None,
-    trainer: CloneTrainer,
-) -> Fit:
-    cloned, augment = None, neighbourhood.refit
-    if method.use_complement:
-        loader, cloned = data.contrast_loader(trainer.batch_size, net.source, augment=augment)
-    else:
-        loader = data.cloned_loader(trainer.batch_size, net.source.canvas, augment=augment)
-    loader = repeat_for_steps(loader, method.localize_epochs, method.min_steps)
-    largest = max(net.branches, key=lambda branch: len(branch.groups))
-    stage = Localization(
-        *(net, neighbourhood, local),
-        branches=net.branches if method.per_position else [largest],
-        cloned=cloned,
-        steps=math.ceil(method.localize_epochs * len(loader)),
-        keep_ratio=method.keep_ratio,
-        anneal=method.anneal,
-        seed=trainer.seed,
-        score_lr=method.score_lr,
-    )
-    fit = trainer.fit(stage, loader, "localize", method.localize_epochs)
-    if not method.per_position:
-        share_scores(largest, net.branches)
-    harden([mask for branch in net.branches for mask in branch.channel_masks], method.keep_ratio)
-    return fit
+        loader = self.data.cloned_loader(self.trainer.batch_size, net.source.canvas)
+        recalibrate([norm for branch in net.branches for norm in branch.batchnorms()], forward, loader)
+
+    # ----------------------------------------------------------------------------------------------- insertion
+
+    def insert(self) -> Fit:
+        """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned, eq. (9)."""
+        if self.method.adapter_init == "lstsq":
+            self.start_adapters()
+        return self._insert("insert", self.method.insert_epochs, self.method.min_steps, self.method.refines)
+
+    def finish(self, position: int) -> Fit | None:
+        """Stage 3: go on with adapter and head of the selected position and of the probe, the masks fixed."""
+        self.net = self.net.select([position])
+        if not self.method.final_epochs:
+            return None
+        return self._insert("finish", self.method.final_epochs, 0, refine=False)
+
+    def _insert(self, name: str, epochs: float, min_steps: int, refine: bool) -> Fit:
+        method, trainer = self.method, self.trainer
+        loader, target_samples = self.data.joint_loader(trainer.batch_size, self.net.target)
+        stage = Insertion(
+            *(self.net, self.neighbourhood, self.local),
+            target_samples=target_samples,
+            refine=refine,
+            loss=method.insert_loss or ("xe" if target_samples else "match"),
+            match_weight=method.match_weight,
+            loc_weight=method.loc_weight,
+            keep_weight=method.keep_weight,
+            temperature=method.temperature,
+            seed=trainer.seed,
+            score_lr=method.score_lr,
+        )
+        return trainer.fit(stage, repeat_for_steps(loader, epochs, min_steps), name, epochs)
+
+    def start_adapters(self) -> None:
+        """Start every adapter as the best linear map from the target's features to the source's."""
+        net, seen = self.net, 0
+        fits = [None if isinstance(b.adapter, nn.Identity) else LeastSquares(b.adapter) for b in net.branches]
+        count = math.ceil(ADAPTER_SAMPLES / self.data.world)
+        loader = self.data.cloned_loader(self.trainer.eval_batch_size, net.target.canvas, train=False)
+        with closing(loader.epoch(0)) as batches:
+            for batch in batches:
+                images = batch.images[: count - seen]
+                values, _, _ = net.forward_target(net.target.preprocess(images))
+                goals, _ = net.forward_source(net.source.preprocess(images))
+                for fit, value, goal in zip(fits, values, goals, strict=True):
+                    if fit is not None:
+                        fit.add(value, goal)
+                seen += len(images)
+                if seen == count:
+                    break
+        for fit in filter(None, fits):
+            fit.solve()
 
 
 def share_scores(largest: Branch, branches: Iterable[Branch]) -> None:
@@ -208,61 +250,57 @@ def share_scores(largest: Branch, branches: Iterable[Branch]) -> None:
             mask.scores.data.copy_(scores[group.name])
 
 
-def _recalibrate(net: Candidates, loader: Loader, precision: str) -> None:
-    """Give the masked layers of every branch the BatchNorm statistics of images of cloned classes."""
-
-    def forward(images: Tensor) -> None:
-        with autocast(precision, images.device):
-            net.forward_modules(net.source.preprocess(images))
-
-    recalibrate([norm for branch in net.branches for norm in branch.batchnorms()], forward, loader)
+# ------------------------------------------------------------------------------------------------ candidates
 
 
-# ------------------------------------------------------------------------------------------------- insertion
+def build_candidates(task: CloneTask, method: CloningSettings) -> Candidates:
+    """A branch at each candidate position and at the probe's; ConfigError for positions that are not there."""
+    target, source, data = task.target, task.source, task.data
+    graphs = trace(target.net, target.size), trace(source.net, source.size)
+    head, device = method.select_head(data.use_target_data), next(target.parameters()).device
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(task.trainer.seed)
+        branches = [
+            _build_branch(graphs, task, position, method, head) for position in _list_positions(*graphs, method)
+        ]
+    return Candidates(target, source, graphs, branches).to(device)
 
 
-def insert(
-    net: Candidates,
-    data: CloneData,
-    method: CloningSettings,
-    neighbourhood: Neighbourhood,
-    local: LocalModels | None,
-    trainer: CloneTrainer,
-) -> Fit:
-    """Stage 2: learn adapters and heads of all positions, refining the masks if they were learned, eq. (9)."""
-    if method.adapter_init == "lstsq":
-        start_adapters(net, data, trainer.eval_batch_size)
-    loader, target_samples = data.joint_loader(trainer.batch_size, net.target)
-    loader = repeat_for_steps(loader, method.insert_epochs, method.min_steps)
-    stage = Insertion(
-        *(net, neighbourhood, local),
-        target_samples=target_samples,
-        loss=method.insert_loss or ("xe" if target_samples else "match"),
-        match_weight=method.match_weight,
-        loc_weight=method.loc_weight if method.joint and method.mask == "learned" else 0.0,
-        keep_weight=method.keep_weight,
-        temperature=method.temperature,
-        seed=trainer.seed,
-        score_lr=method.score_lr,
-    )
-    return trainer.fit(stage, loader, "insert", method.insert_epochs)
+def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
+    """The candidates, and the probe's."""
+    probe = find_positions(target, source)[-1]
+    there = [position for position in find_positions(target, source, method.align) if clones_layers(source, position)]
+    known = sorted({position.number for position in there})
+    if not known[1:] and method.positions is None:
+        raise ConfigError(
+            f"{type(target.net).__name__} and {type(source.net).__name__} share no position above which a layer of the "
+            f"source could be cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
+        )
+    if method.positions == "last":
+        maskable = [position for position in there if channel_groups(source, after=position.source.node)]
+        return [*maskable[-1:], probe]
+    candidates = known[1:] if method.positions is None else method.positions
+    if wrong := sorted(set(candidates) - set(known)):
+        probes = f"; at {probe.number} no layer is cloned, which is a linear probe: method=probe"
+        raise ConfigError(
+            f"method.positions={list(candidates)}: {wrong} are none; there are {known}"
+            + (probes if probe.number in wrong else "")
+        )
+    return [*(position for position in there if position.number in candidates), probe]
 
 
-def start_adapters(net: Candidates, data: CloneData, batch_size: int) -> None:
-    """Start every adapter as the best linear map from the target's features to the source's (adapter_init=lstsq)."""
-    fits = [LeastSquares(branch.adapter) for branch in net.branches]
-    count = math.ceil(ADAPTER_SAMPLES / data.world)
-    loader = data.cloned_loader(batch_size, net.target.canvas, train=False)
-    seen = 0
-    with closing(loader.epoch(0)) as batches:
-        for batch in batches:
-            images = batch.images[: count - seen]
-            values, _, _ = net.forward_target(net.target.preprocess(images))
-            goals, _ = net.forward_source(net.source.preprocess(images))
-            for fit, value, goal in zip(fits, values, goals, strict=True):
-                fit.add(value, goal)
-            seen += len(images)
-            if seen == count:
-                break
-    for fit in fits:
-        fit.solve()
+def _build_branch(
+    graphs: tuple[Traced, Traced], task: CloneTask, position: Position, method: CloningSettings, head: str
+) -> Branch:
+    probe = not clones_layers(graphs[1], position)
+    kinds: dict[str, Any] = {
+        "adapter": "conv1x1" if probe else method.adapter,
+        "head": head,
+        "recalibrated": method.bn_recalibrate,
+    }
+    branch = Branch(position, graphs[1], task.data.outputs, find_linear_head(graphs[0]), **kinds)
+    if method.scope == "global":
+        share_budget(branch.channel_masks)
+    for mask in branch.channel_masks:
+        mask.set_kind(method.mask_kind)
+    return branch

@@ -49,6 +49,8 @@ class CloneData:
     """Of the source, only the classes to clone; labels 0..n-1."""
     outputs: list[int]
     """The source's outputs of these classes."""
+    given: list[int | str]
+    """The same classes as the config gives them."""
     select_fraction: float
     use_target_data: bool
     """Whether images of the target's own classes may train a clone."""
@@ -70,6 +72,7 @@ class CloneData:
     def split(self, data: Data, part: str) -> np.ndarray:
         """Positions of `train` or `select`: the second is a stratified part of the images in use."""
         indices, seed = data.indices("train"), data.settings.fraction_seed
+        _check_sizes(data, self.select_fraction)
         rest, held = stratified(data.labels("train"), self.select_fraction, seed, "select_fraction")
         return indices[rest if part == "train" else held]
 
@@ -83,11 +86,12 @@ class CloneData:
         return [(data, self.split(data, "train")) for data in (self.target, self.cloned)]
 
     def whole_parts(self) -> list[Part]:
-        """The same of all training images."""
-        whole = [
-            self.open_data(data.settings.model_copy(update={"fraction": 1.0})) for data in (self.target, self.cloned)
-        ]
-        return [(data, data.indices("train")) for data in whole]
+        """The same of all training images but those kept for selection."""
+        found = []
+        for data in (self.target, self.cloned):
+            whole = self.open_data(data.settings.model_copy(update={"fraction": 1.0}))
+            found.append((whole, np.setdiff1d(whole.indices("train"), self.split(data, "select"))))
+        return found
 
     def eval_loader(self, data: Data, split: str, batch_size: int, size: int) -> Loader:
         """Images of `test`, or of the part kept for selection (`select`), once each."""
@@ -153,6 +157,19 @@ class CloneData:
         return MixedLoader([first, LabelOffsetLoader(second, self.target.classes)], target.preprocess.fit), counts[0]
 
 
+def _check_sizes(data: Data, fraction: float) -> None:
+    """ConfigError if the stratified part of some class would be empty, or leave nothing."""
+    counts = np.bincount(data.labels("train"), minlength=data.classes)
+    smallest = int(counts.argmin())
+    needed = math.ceil(1 / min(fraction, 1 - fraction) - 1e-9)
+    if counts[smallest] < needed:
+        raise ConfigError(
+            f"select_fraction={fraction} needs {needed} images in use of every class of {data.name}, but "
+            f"{data.class_names[smallest]} has {counts[smallest]}; give more images (dataset.fraction=, "
+            f"source_data.fraction=) or another select_fraction, such as select_fraction=0.5"
+        )
+
+
 def first_outputs(pairs: Sequence[CloneData]) -> list[int]:
     """Where the classes of each source begin among the outputs of the network with all clones."""
     counts = [pairs[0].target.classes, *(len(pair.outputs) for pair in pairs)]
@@ -194,10 +211,11 @@ def open_clone_data(settings: PncSettings, run: Run, stack: ExitStack) -> list[C
         data = open_data(source.data)
         outputs = _free_outputs(source, data.class_names, taken, settings.on_collision)
         names = [data.class_names[k] for k in outputs]
+        given = [c for c in source.clone if (c if isinstance(c, int) else data.class_names.index(c)) in outputs]
         taken |= dict.fromkeys(names, f"the source {source.name}")
         cloned = open_data({**source.data, "class_subset": names})
         options = (settings.select_fraction, settings.use_target_data, run.world, open_data)
-        pairs.append(CloneData(target, data, cloned, outputs, *options))
+        pairs.append(CloneData(target, data, cloned, outputs, given, *options))
     return pairs
 
 

@@ -17,8 +17,10 @@ from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.data import CloneData, first_outputs, sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
+from recombine.pnc.gains import gain, pack
 from recombine.pnc.local.similarity import fit_coefficients, similarity
-from recombine.pnc.metrics import accuracy, count_bytes, joint_metrics, percent, source_metrics
+from recombine.pnc.metrics import accuracy, count_bytes, hits, joint_metrics, percent, source_metrics
+from recombine.pnc.task import CloneTask
 from recombine.run.console import show
 
 __all__ = [
@@ -70,16 +72,29 @@ def list_masks(net: Candidates, branch: int) -> dict[str, list]:
 
 
 def evaluate_joint(
-    net: nn.Module, target: Model, pairs: Sequence[CloneData], evaluator: CloneEvaluator
-) -> dict[str, float]:
+    net: nn.Module,
+    target: Model,
+    pairs: Sequence[CloneData],
+    evaluator: CloneEvaluator,
+    *,
+    probe: nn.Module | None = None,
+) -> tuple[dict[str, float], dict[str, list]]:
     """Accuracies of a network in the joint label space of all sources on the test images, and its operations.
 
-    Of several sources also each by itself, and what is left when the first is detached, whose outputs then go.
+    Also series that say which images are answered right (`gains.pack`), so that rows can be compared image by image.
+    With `probe`, another network of these classes, also what is gained over it. Of several sources also each by
+    itself, and what is left when the first is detached, whose outputs then go.
     """
-    data, starts = pairs[0], first_outputs(pairs)
-    old, alone = evaluator.predict_target(net, data, "test"), evaluator.predict_alone(target, data.target).logits
-    new = [evaluator.predict_cloned(net, pair, "test", start) for pair, start in zip(pairs, starts, strict=True)]
+    starts, alone = first_outputs(pairs), evaluator.predict_alone(target, pairs[0].target).logits
+    old, new = _predict(net, pairs, evaluator)
     metrics = joint_metrics(old, _concatenate(new), alone) | {"flops_ratio": _flops_ratio(net, target)}
+    right = [hits(old).numpy(), hits(_concatenate(new)).numpy()]
+    series: dict[str, list] = {"hits_original": [pack(right[0])], "hits_cloned": [pack(right[1])]}
+    if probe is not None:
+        theirs, others = _predict(probe, pairs, evaluator)
+        beside = [hits(theirs).numpy(), hits(_concatenate(others)).numpy()]
+        metrics |= gain("gain_over_probe", right, beside)
+        metrics["accuracy_average_probe"] = metrics["accuracy_average"] - metrics["gain_over_probe"]
     if len(pairs) > 1:
         for number, each in enumerate(new, start=1):
             metrics[f"accuracy_cloned_{number}"] = accuracy(each)
@@ -87,7 +102,16 @@ def evaluate_joint(
         left = joint_metrics(_remove(old, removed), _remove(_concatenate(new[1:]), removed), alone)
         names = ("accuracy_original", "accuracy_cloned", "accuracy_average")
         metrics |= {f"{name}_without_1": left[name] for name in names}
-    return metrics
+    return metrics, series
+
+
+def _predict(
+    net: nn.Module, pairs: Sequence[CloneData], evaluator: CloneEvaluator
+) -> tuple[Predictions, list[Predictions]]:
+    """Of the target's own test images, and of each source's."""
+    starts = first_outputs(pairs)
+    new = [evaluator.predict_cloned(net, pair, "test", start) for pair, start in zip(pairs, starts, strict=True)]
+    return evaluator.predict_target(net, pairs[0], "test"), new
 
 
 def _flops_ratio(net: nn.Module, target: Model) -> float:
@@ -127,9 +151,9 @@ class _Module(nn.Module):
         return self.net.branches[self.branch].upper(values[self.branch])[1].float()
 
 
-def evaluate_module(net: Candidates, branch: int, data: CloneData, evaluator: CloneEvaluator) -> dict[str, float]:
+def evaluate_module(net: Candidates, branch: int, task: CloneTask) -> dict[str, float]:
     """How well the masked source tells the cloned classes from its others: hits and false positives, always both."""
-    module = _Module(net, branch)
+    module, data, evaluator = _Module(net, branch), task.data, task.evaluator
     predictions = evaluator.predict_module(module, net.source, data.source)
     outputs, answers = torch.tensor(data.outputs), predictions.logits.argmax(1)
     cloned, positive = torch.isin(predictions.labels, outputs), torch.isin(answers, outputs)
@@ -144,21 +168,22 @@ def evaluate_module(net: Candidates, branch: int, data: CloneData, evaluator: Cl
         return metrics
     others = [k for k in range(net.source.classes) if k not in data.outputs]
     groups = {"cloned": data.outputs, "others": others}
-    similarities = {name: _similarity(module, data, evaluator, classes) for name, classes in groups.items() if classes}
+    similarities = {name: _similarity(module, task, classes) for name, classes in groups.items() if classes}
     return metrics | {f"similarity_{name}": value for name, value in similarities.items()}
 
 
-def similarity_by_class(net: Candidates, branch: int, data: CloneData, evaluator: CloneEvaluator) -> dict[str, list]:
+def similarity_by_class(net: Candidates, branch: int, task: CloneTask) -> dict[str, list]:
     """How alike module and source behave around each class of the source, on the outputs of the cloned ones."""
-    if evaluator.similarity is None or not evaluator.similarity.by_class:
+    if task.evaluator.similarity is None or not task.evaluator.similarity.by_class:
         return {}
     module = _Module(net, branch)
-    values = [_similarity(module, data, evaluator, [k]) for k in range(net.source.classes)]
-    return {"similarity_by_class": values, "source_classes": data.source.class_names}
+    values = [_similarity(module, task, [k]) for k in range(net.source.classes)]
+    return {"similarity_by_class": values, "source_classes": task.data.source.class_names}
 
 
-def _similarity(module: _Module, data: CloneData, evaluator: CloneEvaluator, classes: Sequence[int]) -> float:
+def _similarity(module: _Module, task: CloneTask, classes: Sequence[int]) -> float:
     """How alike module and source behave around test images of given classes of the source."""
+    data, evaluator = task.data, task.evaluator
     assert evaluator.similarity is not None
     source, count = module.net.source, evaluator.similarity.images
     indices = data.source.indices("test")[np.isin(data.source.labels("test"), classes)]

@@ -15,7 +15,7 @@ from recombine.pnc.clone.cards import read_cards
 
 __all__ = [
     *("CloningSettings", "DirectEnsembleSettings", "EwcSettings", "FineTuningSettings", "FromFileSettings"),
-    *("FromScratchSettings", "PncMethodSettings", "PositionSearchSettings"),
+    *("FromScratchSettings", "PncMethodSettings", "PositionSearchSettings", "TrainedSettings"),
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -27,11 +27,13 @@ NotNegative = Annotated[float, Field(ge=0)]
 class PositionSearchSettings(Settings):
     """How one position is selected; the paper's order and stopping rule are not known to us.
 
-    All positions are trained and scored together, so greedy saves nothing: it tells where it would stop.
+    Positions are trained and scored together, so greedy saves nothing: it tells where it would stop.
     """
 
     mode: Literal["exhaustive", "greedy"] = "exhaustive"
     """exhaustive: the best of all. greedy: from the last position to the first until `patience` are no better."""
+    train: Count | None = 2
+    """How many candidates are trained: the best in closed form (whole source, least-squares adapter). null: all."""
     metric: Literal["average", "similarity"] = "average"
     """average: mean of old and new accuracy. similarity: eq. (8) of the paper, which needs no label."""
     patience: Count = 1
@@ -64,8 +66,13 @@ class CloningSettings(PncMethodSettings):
     """Fraction of the filters of each maskable layer that stays."""
     anneal: bool = True
     """Lower the budget along a cubic over 70 % of the first stage."""
-    mask: Literal["learned", "ones", "random", "magnitude"] = "learned"
-    """ones: the whole source. magnitude: filters of the largest L1 norm. All but learned skip the first stage."""
+    mask: Literal["learned", "ones", "random", "magnitude", "taylor"] = "learned"
+    """ones: the whole source. magnitude: filters of the largest L1 norm. taylor: those without which the cloned outputs
+    would change most, to first order. All but learned skip the first stage."""
+    mask_start: Literal["ones", "taylor"] = "ones"
+    """Where learned masks start: all filters alike, or in the order of taylor."""
+    residual: Literal["none", "stage"] = "none"
+    """stage: filters of residual streams can go too, one mask for all layers that write to the stream of a stage."""
     mask_kind: Literal["topk_ste", "sigmoid", "gumbel"] = "topk_ste"
     """topk_ste: the best filters are on, gradients pass. sigmoid: filters fade. gumbel: filters are drawn."""
     scope: Literal["layer", "global"] = "layer"
@@ -81,7 +88,7 @@ class CloningSettings(PncMethodSettings):
     joint: bool = True
     """Refine the masks in the second stage."""
     loc_weight: NotNegative = 0.1
-    """Weight of the localization loss in the second stage."""
+    """Weight of the localization loss in the second stage; 0: the masks are refined by the loss of insertion alone."""
     keep_weight: NotNegative = 1.0
     """Weight of T^2 KL to the target on its own images; only head=full, which can change its logits, needs it."""
     temperature: Positive = 2.0
@@ -109,12 +116,21 @@ class CloningSettings(PncMethodSettings):
     """Epochs of the first stage."""
     insert_epochs: NotNegative = 10
     """Epochs of the second stage."""
+    final_epochs: NotNegative = 0
+    """Epochs of a third stage: adapter and head of the selected position go on, the masks fixed."""
     min_steps: Steps = 300
     """Updates of each stage at least, however few images there are."""
     score_lr: NotNegative = 0.02
     """Learning rate of the masks' scores."""
     last_stage: Literal["localize", "insert"] = "insert"
     """localize: evaluate the module of every position by itself, and make no clone."""
+    source_weights: Literal["trained", "random"] = "trained"
+    """random: the source is drawn anew, the control of what its training is worth."""
+
+    @property
+    def refines(self) -> bool:
+        """Whether the second stage learns the masks too."""
+        return self.joint and self.mask == "learned"
 
     def select_head(self, use_target_data: bool) -> str:
         """The kind of head: the one given, else what suits the data."""
@@ -122,7 +138,7 @@ class CloningSettings(PncMethodSettings):
 
     def check(self, path: str) -> list[str]:
         """Settings that would have no effect beside the others."""
-        unused = {"mask_kind": "topk_ste", "per_position": True, "use_complement": False}
+        unused = {"mask_kind": "topk_ste", "mask_start": "ones", "per_position": True, "use_complement": False}
         found = [
             f"{path}.{key}={str(getattr(self, key)).lower()} needs {path}.mask=learned, but it is {self.mask}"
             for key, default in unused.items()
@@ -150,26 +166,36 @@ class DirectEnsembleSettings(PncMethodSettings):
     """Take the softmax over each network's own outputs first."""
 
 
-class FineTuningSettings(PncMethodSettings):
-    """The target with new outputs, all of it trained; with `keep_weight`, Learning without Forgetting."""
+class TrainedSettings(PncMethodSettings):
+    """A network that is trained for each of its learning rates; images kept for selection decide."""
 
-    name: str = "lwf"
-    """How rows call it."""
-    keep_weight: NotNegative = 1.0
-    """Weight of T^2 KL to the target on its own outputs; 0 is plain fine-tuning."""
-    source_weight: NotNegative = 0.0
-    """Weight of T^2 KL to the source on the cloned classes."""
-    temperature: Positive = 2.0
-    """T of the distillation."""
     epochs: NotNegative = 20
     """Epochs over the images in use."""
     min_steps: Steps = 600
     """Updates at least: as many as both stages of a clone together."""
     optimizer: OptimizerNode
     """Its own, as such networks are tuned; a clone takes the run's."""
+    lr_factors: Annotated[list[Positive], Field(min_length=1, examples=[[1.0, 0.1]])] = Field([1.0, 0.1])
+    """Factors of the optimizer's lr to try; the best mean of old and new accuracy on images kept for selection wins."""
 
 
-class EwcSettings(PncMethodSettings):
+class FineTuningSettings(TrainedSettings):
+    """The target with new outputs: all of it trained, with `keep_weight` Learning without Forgetting, or a probe."""
+
+    name: str = "lwf"
+    """How rows call it."""
+    features: Literal["target", "source", "both"] | None = None
+    """null: all of the target is trained. target, source, both: new outputs alone, on features that stay as they are,
+    a linear probe."""
+    keep_weight: NotNegative = 1.0
+    """Weight of T^2 KL to the target on its own outputs; 0 is plain fine-tuning."""
+    source_weight: NotNegative = 0.0
+    """Weight of T^2 KL to the source on the cloned classes."""
+    temperature: Positive = 2.0
+    """T of the distillation."""
+
+
+class EwcSettings(TrainedSettings):
     """Elastic weight consolidation: the target with new outputs, each weight held by its Fisher information.
 
     The Fisher information is of the target's own images in use, also with use_target_data=false: EWC brings it along
@@ -179,16 +205,10 @@ class EwcSettings(PncMethodSettings):
     name: str = "ewc"
     """How rows call it."""
     strengths: Annotated[list[NotNegative], Field(min_length=1)] = Field([100, 1000, 10000])
-    """Lambdas to try; the best mean of old and new accuracy on the images kept for selection decides."""
-    epochs: NotNegative = 20
-    """Epochs over the images in use."""
-    min_steps: Steps = 600
-    """Updates at least."""
-    optimizer: OptimizerNode
-    """Its own, as such networks are tuned; a clone takes the run's."""
+    """Lambdas to try, each with each learning rate."""
 
 
-class FromScratchSettings(PncMethodSettings):
+class FromScratchSettings(TrainedSettings):
     """A new network of the target's architecture, trained on old and new classes together.
 
     It sees images of the target's own classes whatever use_target_data says: without them there is nothing to join.
@@ -198,14 +218,10 @@ class FromScratchSettings(PncMethodSettings):
     """How rows call it."""
     whole: bool = True
     """Train on all images; false: on those that clones train on."""
-    epochs: NotNegative = 20
-    """Epochs."""
     min_steps: Steps = 0
     """Updates at least."""
     augment: str = "none"
     """A preset's name, as in dataset.augment: how the networks themselves were trained."""
-    optimizer: OptimizerNode
-    """The optimizer."""
     schedule: ScheduleNode
     """The learning rate over the training."""
 

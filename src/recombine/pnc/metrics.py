@@ -9,17 +9,22 @@ from torch import Tensor, nn
 
 from recombine.engine.evaluate import Predictions
 
-__all__ = ["accuracy", "count_bytes", "joint_metrics", "mean_accuracy", "percent", "source_metrics"]
+__all__ = ["accuracy", "count_bytes", "hits", "joint_metrics", "mean_accuracy", "percent", "source_metrics"]
 
 
-def percent(hits: Tensor) -> float:
+def percent(true: Tensor) -> float:
     """Percentage of true values in a bool tensor."""
-    return float(hits.double().mean() * 100)
+    return float(true.double().mean() * 100)
 
 
 def accuracy(predictions: Predictions) -> float:
     """Top-1 accuracy."""
-    return percent(predictions.logits.argmax(1) == predictions.labels)
+    return percent(hits(predictions))
+
+
+def hits(predictions: Predictions) -> Tensor:
+    """Which images are answered right, bool [N]."""
+    return predictions.logits.argmax(1) == predictions.labels
 
 
 def mean_accuracy(old: Predictions, new: Predictions) -> float:

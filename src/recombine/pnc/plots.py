@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +20,9 @@ from recombine.report.layout import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import BLUE, GREY, INK, ORANGE, RED, measured, save, styled
 from recombine.run.run import Run
+
+if TYPE_CHECKING:
+    from recombine.pnc.cloning import LearnedClone
 
 __all__ = [
     *("data_curve", "keep_curve", "mask_overlap", "plot_search", "position_curve", "save_search_plot"),
@@ -205,13 +208,20 @@ def _over(rows: Sequence[Row], key: str, label: str, lines: dict[str, str]) -> F
 
 
 @styled
-def plot_search(curve: Mapping[str, Sequence], labels: Sequence[str], selected: int) -> Figure:
-    """Accuracies of `curve` by position, and eq. (8) below if it was measured; dashed: the one selected."""
+def plot_search(curve: Mapping[str, Sequence], labels: Sequence[str], selected: int, probe: float) -> Figure:
+    """Accuracies of `curve` by position, and eq. (8) below if it was measured; dashed: the one selected.
+
+    The average has the interval of its gain over the `probe`, whose average is the grey line.
+    """
     panels = 2 if "similarity" in curve else 1
     figure = Figure(figsize=(max(4.2, 1.6 + 0.6 * len(labels)), 1.0 + 2.4 * panels), layout="constrained")
     upper, *lower = figure.subplots(panels, squeeze=False, sharex=True)[:, 0]
     for name, (label, colour) in SEARCH_CURVES.items():
         upper.plot(range(len(labels)), curve[name], "o-", color=colour, label=label)
+    upper.axhline(probe, color=GREY, linewidth=1.2, label="average of a linear probe")
+    gained = [np.array(curve[f"gain_over_probe{end}"]) + probe for end in ("", "_low", "_high")]
+    reach = np.abs(np.array(gained[1:]) - gained[0])
+    upper.errorbar(range(len(labels)), gained[0], reach, fmt="none", color=ORANGE, capsize=3)
     upper.set_ylabel("accuracy (%)")
     upper.legend(loc="best")
     upper.set_title("Where to insert the clone")
@@ -225,10 +235,12 @@ def plot_search(curve: Mapping[str, Sequence], labels: Sequence[str], selected: 
     return figure
 
 
-def save_search_plot(run: Run, curve: Mapping[str, Sequence], labels: Sequence[str], selected: int, name: str) -> None:
+def save_search_plot(run: Run, learned: LearnedClone, name: str) -> None:
     """Draw it into the run's folder, and for its tracker."""
-    path = save(plot_search(curve, labels, selected), run.dir / "plots" / f"{name}.png")
-    run.tracker.image(name, path, "Where to insert the clone: accuracy on images kept for selection; dashed: selected")
+    figure = plot_search(learned.curve, learned.labels, learned.selected, learned.metrics["select_average_probe"])
+    path = save(figure, run.dir / "plots" / f"{name}.png")
+    caption = "Where to insert the clone: accuracy on images kept for selection; dashed: selected; grey: a linear probe"
+    run.tracker.image(name, path, caption)
 
 
 PLOTS = {

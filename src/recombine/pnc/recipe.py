@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from recombine.core.errors import ConfigError
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
@@ -20,7 +18,7 @@ from recombine.pnc.calibration import calibrate
 from recombine.pnc.clone.file import file_size, pack_clone, to_reference, write_clones
 from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.cloning import build_candidates, learn_clone, localize
+from recombine.pnc.cloning import Cloning, learn_clone
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
 from recombine.pnc.evaluator import CloneEvaluator
@@ -37,6 +35,7 @@ from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
+from recombine.pnc.task import CloneTask
 from recombine.pnc.trainer import CloneTrainer
 from recombine.run.run import Run
 
@@ -66,7 +65,7 @@ COMPARED: tuple[str, ...] = (
     "bn_recalibrate",
     "adapter",
 )
-COMPARED += ("align", "joint", "last_stage")
+COMPARED += ("align", "joint", "last_stage", "mask_start", "residual", "source_weights")
 """Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
 
@@ -110,50 +109,47 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     method = settings.read_method()
     with ExitStack() as stack:
         pairs = open_clone_data(settings, run, stack)
+        key = cell(cfg) | describe_classes(pairs)
         target = build_target(settings, run, pairs[0].target)
-        sources = build_source_networks(settings, run, pairs) if method.needs_sources else []
-        trainer, evaluator = (
-            CloneTrainer.from_settings(settings, run),
-            CloneEvaluator.from_settings(settings, run, target),
-        )
+        sources = build_source_networks(settings, method, run, pairs) if method.needs_sources else []
+        evaluator = CloneEvaluator.from_settings(settings, run, target)
+        folders = [f"source{number}/" if len(pairs) > 1 else "" for number in range(1, len(pairs) + 1)]
+        tasks = [
+            CloneTask(target, source, pair, CloneTrainer.from_settings(settings, run, folder), evaluator)
+            for source, pair, folder in zip(sources, pairs, folders, strict=False)
+        ]
         alone = evaluate_alone(target, sources, pairs, evaluator, main=run.main)
         if isinstance(method, CloningSettings) and method.last_stage == "localize":
-            for position, metrics in evaluate_modules(target, sources[0], pairs[0], method, trainer, evaluator):
+            for position, metrics in evaluate_modules(tasks[0], method):
                 metrics["accuracy_source"] = alone["accuracy_source"]
-                yield Row({**cell(cfg), "position": position}, metrics)
+                yield Row({**key, "position": position}, metrics)
         elif isinstance(method, CloningSettings):
-            clones, metrics, series = learn_clones(target, sources, pairs, method, trainer, evaluator)
-            cloned = join_clones(target, clones, pairs, trainer, settings.calibrate_epochs, method.min_steps)
-            metrics = alone | metrics | evaluate_joint(cloned, target, pairs, evaluator)
-            cloned.restore()
+            metrics, series, clones = clone_classes(tasks, method, settings.calibrate_epochs)
+            metrics = alone | metrics
             if run.main:
-                metrics |= save_clones(run.dir, target, sources, clones, pairs, settings, metrics)
-            yield Row(cell(cfg), metrics, series)
+                metrics |= save_clones(run.dir, tasks, clones, settings, metrics)
+            yield Row(key, metrics, series)
         else:
-            net, metrics = add_classes(target, sources, pairs, method, trainer, evaluator)
-            yield Row(cell(cfg), alone | metrics | evaluate_joint(net, target, pairs, evaluator))
+            if isinstance(method, FromFileSettings):
+                net, metrics = attach_files(target, sources, pairs, method.files)
+                net.to(run.device)
+            else:
+                net, metrics = BASELINES[type(method)](tasks[0], method)
+            found, series = evaluate_joint(net, target, pairs, evaluator)
+            yield Row(key, alone | metrics | found, series)
 
 
-def add_classes(
-    target: Model,
-    sources: Sequence[Model],
-    pairs: Sequence[CloneData],
-    method: PncMethodSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> tuple[nn.Module, dict[str, float]]:
-    """The network of a method that learns no clone, and metrics of its training."""
-    if isinstance(method, FromFileSettings):
-        zeros = {"samples_original": 0.0, "samples_cloned": 0.0}
-        suffixes = [suffix(pairs, number) for number in range(1, len(pairs) + 1)]
-        unused = {f"{key}{end}": value for end in suffixes for key, value in zeros.items()}
-        return attach_files(target, sources, pairs, method.files).to(trainer.run.device), unused
-    return BASELINES[type(method)](target, sources[0], pairs[0], method, trainer, evaluator)
+def describe_classes(pairs: Sequence[CloneData]) -> dict[str, Any]:
+    """What of the cell depends on the data: a class that on_collision=first leaves out is not cloned."""
+    return {
+        "clone": " + ".join(" ".join(map(str, pair.given)) for pair in pairs),
+        "classes": sum(len(pair.outputs) for pair in pairs),
+    }
 
 
 def attach_files(
     target: Model, sources: Sequence[Model], pairs: Sequence[CloneData], paths: Sequence[str]
-) -> ClonedNetwork:
+) -> tuple[ClonedNetwork, dict[str, float]]:
     """The target with the clones of files; ConfigError if their classes are not those of the sources, in order."""
     cloned = ClonedNetwork(target, pairs[0].target.class_names)
     for path in paths:
@@ -166,88 +162,78 @@ def attach_files(
             f"method.files holds clones of the classes {held} and the config names {expected}: set clone=, and "
             f"dataset@source_data= (or sources=, one entry a clone), to what the files were made with"
         )
-    return cloned
+    ends = [suffix(pairs, number) for number in range(1, len(pairs) + 1)]
+    return cloned, {f"samples_{kind}{end}": 0.0 for end in ends for kind in ("original", "cloned")}
 
 
-def learn_clones(
-    target: Model,
-    sources: Sequence[Model],
-    pairs: Sequence[CloneData],
-    method: CloningSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> tuple[dict[str, Clone], dict[str, float], dict[str, list]]:
-    """A clone of every source by itself, by name, with metrics and series; RuntimeError if a network changed.
+Found = tuple[dict[str, float], dict[str, list], dict[str, Clone]]
+"""Metrics and series of a run, and its clones by name."""
 
-    Of several sources, names end in the number of the source.
+
+def clone_classes(tasks: Sequence[CloneTask], method: CloningSettings, calibrate_epochs: float) -> Found:
+    """A clone of every source, all of them together on the test images, and beside them the probes at the same data.
+
+    Of several sources, names end in the number of the source. RuntimeError if a network changed.
     """
-    clones: dict[str, Clone] = {}
-    metrics: dict[str, float] = {}
-    series: dict[str, list] = {}
-    before = [digest(model) for model in (target, *sources)]
-    for number, (source, pair) in enumerate(zip(sources, pairs, strict=True), start=1):
-        end, folder = suffix(pairs, number), f"source{number}/" if len(pairs) > 1 else ""
-        learned = learn_clone(target, source, pair, method, replace(trainer, folder=folder), evaluator)
-        clones[f"clone{end}"] = learned.clone
-        metrics |= {f"{key}{end}": value for key, value in learned.metrics.items()}
-        series |= {f"{key}{end}": values for key, values in learned.series.items()}
-        if trainer.run.main:
-            save_search_plot(trainer.run, learned.curve, learned.labels, learned.selected, f"search{end}")
-    if [digest(model) for model in (target, *sources)] != before:
+    target, pairs = tasks[0].target, [task.data for task in tasks]
+    networks = (target, *(task.source for task in tasks))
+    before = [digest(model) for model in networks]
+    learned = {suffix(pairs, number): learn_clone(task, method) for number, task in enumerate(tasks, start=1)}
+    metrics = {f"{key}{end}": value for end, each in learned.items() for key, value in each.metrics.items()}
+    series = {f"{key}{end}": values for end, each in learned.items() for key, values in each.series.items()}
+    for end, each in learned.items():
+        if tasks[0].trainer.run.main:
+            save_search_plot(tasks[0].trainer.run, each, f"search{end}")
+    clones = {f"clone{end}": each.clone for end, each in learned.items()}
+    cloned = join_clones(tasks, clones, method, calibrate_epochs, "calibrate")
+    probes = {f"probe{end}": each.probe for end, each in learned.items()}
+    probed = join_clones(tasks, probes, method, calibrate_epochs, "calibrate_probe")
+    found, hits = evaluate_joint(cloned, target, pairs, tasks[0].evaluator, probe=probed)
+    for net in (probed, cloned):
+        net.restore()
+    if [digest(model) for model in networks] != before:
         raise RuntimeError("cloning changed a network it must not change")
-    return clones, metrics, series
+    return metrics | found, series | hits, clones
 
 
 def join_clones(
-    target: Model,
-    clones: Mapping[str, Clone],
-    pairs: Sequence[CloneData],
-    trainer: CloneTrainer,
-    calibrate_epochs: float,
-    min_steps: int,
+    tasks: Sequence[CloneTask], clones: Mapping[str, Clone], method: CloningSettings, epochs: float, name: str
 ) -> ClonedNetwork:
-    """The target with all clones; those of several sources are calibrated."""
-    cloned = ClonedNetwork(target, pairs[0].target.class_names)
-    for name, clone in clones.items():
-        cloned.attach(clone, name)
-    if len(clones) > 1 and calibrate_epochs:
-        calibrate(cloned, target, pairs, trainer, calibrate_epochs, min_steps)
+    """The target with all clones; those of several sources are calibrated for `epochs`."""
+    pairs = [task.data for task in tasks]
+    cloned = ClonedNetwork(tasks[0].target, pairs[0].target.class_names)
+    for each, clone in clones.items():
+        cloned.attach(clone, each)
+    if len(clones) > 1 and epochs:
+        trainer = replace(tasks[0].trainer, folder="")
+        calibrate(cloned, tasks[0].target, pairs, trainer, epochs, method.min_steps, name)
     return cloned
 
 
 def save_clones(
     folder: Path,
-    target: Model,
-    sources: Sequence[Model],
+    tasks: Sequence[CloneTask],
     clones: Mapping[str, Clone],
-    pairs: Sequence[CloneData],
     settings: PncSettings,
     metrics: dict[str, float],
 ) -> dict[str, float]:
     """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
-    about: dict[str, Any] = {"target_class_names": pairs[0].target.class_names, "dataset": settings.dataset.name}
+    target_names = tasks[0].data.target.class_names
+    about: dict[str, Any] = {"target_class_names": target_names, "dataset": settings.dataset.name}
     about |= {"metrics": metrics, "method": settings.method}
     packed = [
-        pack_clone(clone, name=name, target=target, source=source, **about)
-        for (name, clone), source in zip(clones.items(), sources, strict=True)
+        pack_clone(clone, name=name, target=task.target, source=task.source, **about)
+        for (name, clone), task in zip(clones.items(), tasks, strict=True)
     ]
     path = write_clones(folder / "clone.safetensors", packed)
     references = file_size([to_reference(clone) for clone in packed])
     return {"clone_bytes": float(path.stat().st_size), "reference_bytes": float(references)}
 
 
-def evaluate_modules(
-    target: Model,
-    source: Model,
-    data: CloneData,
-    method: CloningSettings,
-    trainer: CloneTrainer,
-    evaluator: CloneEvaluator,
-) -> Iterator[tuple[int, dict[str, float]]]:
+def evaluate_modules(task: CloneTask, method: CloningSettings) -> Iterator[tuple[int, dict[str, float]]]:
     """Every position and the metrics of its module: how local it is, and how well it keeps what is cloned."""
-    net = build_candidates(target, source, data, method, trainer.seed)
-    localize(net, data, method, evaluator.neighbourhood, trainer)
-    for k, branch in enumerate(net.branches):
-        parameters = Clone(branch, data.class_names).count_parameters()["module_parameters"]
-        metrics = evaluate_module(net, k, data, evaluator) | {"module_parameters": parameters}
-        yield branch.position.number, metrics
+    cloning = Cloning(task, method)
+    cloning.localize()
+    for k, branch in enumerate(cloning.net.positions):
+        parameters = Clone(branch, task.data.class_names).count_parameters()["module_parameters"]
+        yield branch.position.number, evaluate_module(cloning.net, k, task) | {"module_parameters": parameters}

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from recombine.core.types import Batch
 from recombine.engine.evaluate import evaluating
 from recombine.models import Model
+from recombine.pnc.clone.branch import FullHead
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.data import CloneData, sample_batch
+from recombine.pnc.data import sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
+from recombine.pnc.gains import gain
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.method_settings import PositionSearchSettings
 from recombine.pnc.metrics import percent
+from recombine.pnc.task import CloneTask
 
-__all__ = ["joint_similarities", "score_positions", "select_position"]
+__all__ = ["joint_similarities", "predict_hits", "score_positions", "score_similarity", "select_position"]
 
 
 def select_position(search: PositionSearchSettings, values: Sequence[float]) -> int:
@@ -45,28 +49,44 @@ class _Flat(nn.Module):
         return self.net(images).flatten(1)
 
 
-def score_positions(net: Candidates, data: CloneData, evaluator: CloneEvaluator) -> dict[str, list]:
-    """Every candidate on the images kept for selection: position, accuracies, eq. (8) if measured, and parameters."""
-    flat = evaluator.predict_joint(_Flat(net), data, "select")
-    positions = [branch.position for branch in net.branches]
-    curve: dict[str, list] = {"position": [position.number for position in positions]}
-    curve["source_position"] = [position.source_number for position in positions]
-    for name, predictions in zip(("original", "cloned"), flat, strict=True):
-        logits = predictions.logits.unflatten(1, (len(positions), -1))
-        right = logits.argmax(2) == predictions.labels[:, None]
-        curve[name] = [percent(column) for column in right.unbind(1)]
+def score_positions(task: CloneTask, net: Candidates) -> tuple[dict[str, list], dict[str, float]]:
+    """Every candidate on the images kept for selection, a list for each score; and the mean accuracy of the probe.
+
+    Scores are position, accuracies, what these gain over the probe's with its interval, and parameters.
+    """
+    found = [hit.unbind(1) for hit in predict_hits(task, net, "select")]
+    curve: dict[str, list] = {"position": [branch.position.number for branch in net.positions]}
+    curve["source_position"] = [branch.position.source_number for branch in net.positions]
+    *candidates, probe = zip(*found, strict=True)
+    for name, group in (("original", 0), ("cloned", 1)):
+        curve[name] = [percent(each[group]) for each in candidates]
     curve["average"] = [(a + b) / 2 for a, b in zip(curve["original"], curve["cloned"], strict=True)]
-    if evaluator.similarity is not None:
-        count, canvas = evaluator.similarity.images, evaluator.canvas
-        new, old = (
-            sample_batch(each, "train", data.split(each, "select"), count, canvas)
-            for each in (data.cloned, data.target)
-        )
-        curve["similarity"] = joint_similarities(net, data.outputs, new, old, evaluator)
-    for branch in net.branches:
-        for name, parameters in Clone(branch, data.class_names).count_parameters().items():
+    gains = [gain("gain_over_probe", _arrays(each), _arrays(probe)) for each in candidates]
+    curve |= {name: [each[name] for each in gains] for name in gains[0]}
+    for branch in net.positions:
+        for name, parameters in Clone(branch, task.data.class_names).count_parameters().items():
             curve.setdefault(name, []).append(parameters)
-    return curve
+    return curve, {"select_average_probe": sum(map(percent, probe)) / len(probe)}
+
+
+def _arrays(hits: Iterable[Tensor]) -> list[np.ndarray]:
+    return [each.numpy() for each in hits]
+
+
+def predict_hits(task: CloneTask, net: Candidates, split: str) -> list[Tensor]:
+    """Which images of old and of new classes each branch answers right: bool [N, P] of both kinds."""
+    flat = task.evaluator.predict_joint(_Flat(net), task.data, split)
+    return [each.logits.unflatten(1, (len(net.branches), -1)).argmax(2) == each.labels[:, None] for each in flat]
+
+
+def score_similarity(task: CloneTask, net: Candidates) -> list[float]:
+    """Eq. (8) of every candidate, on images kept for selection."""
+    assert task.evaluator.similarity is not None
+    count, canvas, data = task.evaluator.similarity.images, task.evaluator.canvas, task.data
+    new, old = (
+        sample_batch(each, "train", data.split(each, "select"), count, canvas) for each in (data.cloned, data.target)
+    )
+    return joint_similarities(net, data.outputs, new, old, task.evaluator)[:-1]
 
 
 def joint_similarities(
@@ -96,6 +116,9 @@ def joint_similarities(
     with evaluating(net):
         module = fit(net.forward_modules, outputs, net.source, new)
         cloned = fit(net.forward_normalized, range(width, width + len(outputs)), net.target, new)
+        first = [float(similarity(module[k], cloned[k])) for k in range(len(net.branches))]
+        if neighbourhood.output == "logit" and not any(isinstance(branch.head, FullHead) for branch in net.branches):
+            return [value + 1 for value in first]  # the target's logits are the very same
         target = fit(lambda images: net.target.net(images)[:, None], range(width), net.target, old)
         joint = fit(net.forward_normalized, range(width), net.target, old)
-    return [float(similarity(module[k], cloned[k]) + similarity(target[0], joint[k])) for k in range(len(net.branches))]
+    return [value + float(similarity(target[0], joint[k])) for k, value in enumerate(first)]

@@ -34,9 +34,9 @@ class LimeSettings(Settings):
 
     grid: Annotated[int, Field(ge=2)] = 4
     """Patches on each side of the image, Np = grid^2: 4 up to 32 pixels, 8 at 64."""
-    num_fit: Count = 256
+    num_fit: Count = 64
     """Blanked images to which the linear model of each image is fitted; at least 2 (Np + 1)."""
-    num_train: Count = 8
+    num_train: Count = 2
     """Blanked images of each image in a training step, drawn anew."""
     kernel: Literal["lime", "uniform"] = "lime"
     """How blanked images are weighted: by LIME's kernel, or all alike."""
@@ -68,9 +68,9 @@ class LimeSettings(Settings):
 class SimilaritySettings(Settings):
     """How module and source are compared, by the measure of Zest (128 images and 1000 vectors there)."""
 
-    images: Count = 32
+    images: Count = 16
     """Images around which they are compared."""
-    vectors: Count = 256
+    vectors: Count = 64
     """Blanked copies of each image; at least 2 (Np + 1)."""
     by_class: bool = False
     """Also around each class of the source by itself."""
@@ -119,7 +119,9 @@ class PncSettings(TrainingSettings):
     """How the classes are added."""
     clone: Annotated[list[int | str], Field(min_length=1, examples=[[0, 1]])]
     """Which of the source's classes, by number or name."""
-    sources: list[Any] = Field([], examples=[[{"name": "cnn-digits_low-s0", "dataset": "digits_low", "clone": [0, 1]}]])
+    sources: list[Any] = Field(
+        [], examples=[[{"name": "cnn-digits_low-s1000", "dataset": "digits_low", "clone": [0, 1]}]]
+    )
     """Several sources in place of that one: each with name, dataset, clone, and further settings of the data."""
     calibrate_epochs: NotNegative = 2
     """Epochs in which clones of several sources learn a scale and a bias each; 0: none."""
@@ -131,7 +133,7 @@ class PncSettings(TrainingSettings):
     """Whether images of the target's own classes train the clone; without them the source's logits are matched."""
     lime: LimeSettings = LimeSettings()
     """The neighbourhood of an image in which the source's behaviour is kept."""
-    similarity: SimilaritySettings | None = Field(SimilaritySettings(), examples=[{"images": 32, "vectors": 256}])
+    similarity: SimilaritySettings | None = Field(SimilaritySettings(), examples=[{"images": 128, "vectors": 1000}])
     """How module and source are compared; null: not at all."""
     stage_epochs: NotNegative = 10
     """Epochs over the images in use, in each of the two stages of a clone."""
@@ -177,6 +179,6 @@ class PncSettings(TrainingSettings):
         if self.similarity is None and method.search.metric == "similarity":
             problems.append(
                 "method.search.metric=similarity measures eq. (8) of the paper: give similarity too, such as "
-                "similarity={images:32,vectors:256}"
+                "similarity={images:128,vectors:1000}"
             )
         return problems

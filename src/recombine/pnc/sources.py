@@ -15,7 +15,7 @@ __all__ = ["CloneSource", "check_sources", "list_sources"]
 
 SHARED = ("fraction", "fraction_seed", "test_fraction", "augment")
 """Settings of `source_data` that hold for every entry of `sources`."""
-EXAMPLE = "'sources=[{name: cnn-digits_low-s0, dataset: digits_low, clone: [0,1]}]'"
+EXAMPLE = "'sources=[{name: cnn-digits_low-s1000, dataset: digits_low, clone: [0,1]}]'"
 
 
 class CloneSource(NamedTuple):
@@ -34,7 +34,9 @@ class CloneSource(NamedTuple):
 def list_sources(config: Mapping[str, Any]) -> list[CloneSource]:
     """The entries of `sources`, or the one of `source`, `source_data` and `clone`; ConfigError names what is wrong."""
     if not config.get("sources"):
-        return [CloneSource(config["source"], config["source_data"], config["clone"])]
+        given = config["clone"]
+        clone = given if isinstance(given, list) else [given]  # a refused config is described too
+        return [CloneSource(config["source"], config["source_data"], clone)]
     found, wrong = [], []
     for number, entry in enumerate(config["sources"], start=1):
         try:

@@ -69,16 +69,20 @@ class _CloneStage(Method):
         neighbourhood, address = self.neighbourhood, (self.seed, self.epoch, Purpose.TRAIN)
         vectors = draw_vectors(address, index, neighbourhood.num_train, neighbourhood.patches)
         whole, columns = self.net.source.preprocess(images), self.columns
-        values, logits = self.net.forward_source(blank(whole, vectors))
+        branches = list(enumerate(self.net.branches))
+        learning = tuple(k for k, each in branches if any(mask.scores.requires_grad for mask in each.channel_masks))
         if self.surrogates is None:
+            every, logits = self.net.forward_source(blank(whole, vectors))
+            values = [every[k] for k in learning]
             goals = neighbourhood.outputs(logits, columns).unflatten(0, vectors.shape[:2])
         else:
+            values = self.net.forward_entries(blank(whole, vectors), learning)
             goals = predict_linear(self.surrogates(index, whole), vectors)
         total = images.new_zeros((), dtype=torch.float32)
-        for branch, value in zip(self.net.branches, values, strict=True):
-            if any(mask.scores.requires_grad for mask in branch.channel_masks):
-                outputs = neighbourhood.outputs(branch.upper(value)[1], columns).unflatten(0, vectors.shape[:2])
-                total = total + localization_loss(outputs, goals, neighbourhood.weights(vectors))
+        for k, value in zip(learning, values, strict=True):
+            outputs = neighbourhood.outputs(self.net.branches[k].upper(value)[1], columns)
+            loss = localization_loss(outputs.unflatten(0, vectors.shape[:2]), goals, neighbourhood.weights(vectors))
+            total = total + loss
         return total
 
 
@@ -146,6 +150,7 @@ class Insertion(_CloneStage):
         net: Candidates,
         *args,
         target_samples: int,
+        refine: bool,
         loss: str,
         match_weight: float,
         loc_weight: float,
@@ -155,18 +160,18 @@ class Insertion(_CloneStage):
     ) -> None:
         """The first `target_samples` of every batch are the target's own, the others those of cloned classes.
 
-        `loss`: xe (cross entropy over old and new classes), match (the source's logits of the cloned classes, times
-        `match_weight`) or both. `loc_weight` 0 leaves the masks as they are (not joint). `keep_weight` of T^2 KL to
-        the target on its own samples: for heads that can change its logits.
+        `refine` the masks, by L_ins and `loc_weight` times L_loc. `loss`: xe (cross entropy over old and new classes),
+        match (the source's logits of the cloned classes, times `match_weight`) or both. `keep_weight` of T^2 KL to the
+        target on its own samples: for heads that can change its logits.
         """
         super().__init__(net, *args, **options)
         self.target_samples, self.loss, self.match_weight = target_samples, loss, match_weight
-        self.loc_weight, self.keep_weight, self.temperature = loc_weight, keep_weight, temperature
+        self.loc_weight, self.keep_weight, self.temperature = loc_weight * refine, keep_weight, temperature
         self.changeable = any(isinstance(branch.head, FullHead) for branch in net.branches)
         for branch in net.branches:
             branch.requires_grad_(True)
         for mask in self.channel_masks:
-            mask.scores.requires_grad_(bool(loc_weight))
+            mask.scores.requires_grad_(refine)
 
     def forward(self, batch: Batch) -> Step:
         """L_ins of every branch, summed, and what refines the masks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,10 @@ def build_taps(traced: Traced, branches: Sequence[Branch], side: str) -> nn.Modu
 
 
 class Candidates(nn.Module):
-    """A frozen target and source with one branch for each candidate position; branches do not depend on each other."""
+    """A frozen target and source with a branch for each candidate position, and last one for the linear probe.
+
+    Branches do not depend on each other.
+    """
 
     def __init__(self, target: Model, source: Model, traced: tuple[Traced, Traced], branches: Sequence[Branch]) -> None:
         """`traced`: the graphs of target and source."""
@@ -40,11 +43,22 @@ class Candidates(nn.Module):
         target, source = self._traced
         # in a tuple: the segments share the modules of both networks, which must be registered only once
         self._taps = build_taps(target, self.branches, "target"), build_taps(source, self.branches, "source")
+        self._entries: dict[tuple[int, ...], nn.Module] = {}
 
     def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()
         return moved
+
+    @property
+    def positions(self) -> Sequence[Branch]:
+        """The branches that are candidates for a clone: all but the probe."""
+        return self.branches[:-1]
+
+    def select(self, numbers: Iterable[int]) -> Candidates:
+        """The very branches of these numbers, and the probe."""
+        chosen = [self.positions[number] for number in numbers]
+        return Candidates(self.target, self.source, self._traced, [*chosen, self.branches[-1]])
 
     @torch.no_grad()
     def forward_target(self, normalised: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -57,6 +71,16 @@ class Candidates(nn.Module):
         """Images as the source wants them -> its values at each branch's entry, and its logits [B, S]."""
         *values, _, logits = self._taps[1](normalised)
         return values, logits.float()
+
+    @torch.no_grad()
+    def forward_entries(self, normalised: Tensor, numbers: tuple[int, ...]) -> list[Tensor]:
+        """The source's values at the entries of some branches alone; no layer above them is computed."""
+        if numbers not in self._entries:
+            traced = self._traced[1]
+            image = next(node for node in traced.graph.nodes if node.op == "placeholder")
+            places = [self.branches[number].position.source.node for number in numbers]
+            self._entries[numbers] = segment(traced.net, traced.graph, [image], places)
+        return list(self._entries[numbers](normalised))
 
     def forward_modules(self, normalised: Tensor) -> Tensor:
         """Images as the source wants them -> logits [B, P, S] of the source with the masks of each branch."""

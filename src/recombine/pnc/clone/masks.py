@@ -20,6 +20,7 @@ __all__ = [
     "anneal_keep_ratio",
     "budget_penalty",
     "harden",
+    "order_scores",
     "ramp",
     "set_keep_ratio",
     "share_budget",
@@ -32,6 +33,8 @@ topk_ste: the best filters are on, gradients pass the step unchanged. sigmoid: f
 filters are on with probability sigmoid(a), drawn in every step, with the gradient of the binary concrete relaxation
 (Maddison et al., ICLR 2017). The last two are held to the budget by `budget_penalty`.
 """
+SPREAD = 0.1
+"""Of the scores of a mask that starts from an order: five steps of the default rate make the last filter the first."""
 TEMPERATURE = 2 / 3
 """Of gumbel; 2/3 is the value its inventors advise for binary variables."""
 SETTLED = 0.7
@@ -85,6 +88,19 @@ class ChannelMask(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """[B, C, ...] -> the same with masked channels 0."""
         return value * self.multipliers().to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
+
+
+@torch.no_grad()
+def order_scores(channel_masks: Sequence[ChannelMask], importance: Sequence[Tensor]) -> None:
+    """Give the channels of each mask scores in the order of their importance [C], from the start of its kind upwards.
+
+    Masks that share a budget are ordered together.
+    """
+    known = dict(zip(channel_masks, importance, strict=True))
+    for mask in channel_masks:
+        rivals = torch.cat([known[peer] for peer in mask.peers])
+        place = torch.searchsorted(rivals.sort().values, known[mask]) / len(rivals)
+        mask.scores.copy_(MASK_KINDS[mask.kind] + SPREAD * place)
 
 
 def _with_a_winner(scores: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from recombine.core.errors import ConfigError
+from recombine.models.blocks import ancestors
 from recombine.models.cuts import Cut, cuts
 from recombine.models.graph import Traced
 
-__all__ = ["Position", "find_positions", "list_cuts"]
+__all__ = ["Position", "clones_layers", "find_positions", "list_cuts"]
 
 
 class Position(NamedTuple):
@@ -33,6 +34,18 @@ def list_cuts(traced: Traced) -> tuple[Cut, ...]:
     """The images, then the cuts R = 1..L from input to output."""
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     return (Cut("images", image, tuple(image.meta["shape"][1:]), 1.0), *cuts(traced))
+
+
+def clones_layers(source: Traced, position: Position) -> bool:
+    """Whether a layer of the source stands between the position and its classifier.
+
+    Without one nothing of the source is cloned but rows of its classifier: new rows on an affine map of the target's
+    features, a linear probe.
+    """
+    (features,) = source.node(source.head).all_input_nodes
+    between = ancestors([features], stop=[position.source.node]) - {position.source.node}
+    layers = (source.net.get_submodule(str(node.target)) for node in between if node.op == "call_module")
+    return any(parameter.ndim > 1 for layer in layers for parameter in layer.parameters())
 
 
 def find_positions(target: Traced, source: Traced, align: str = "scale") -> tuple[Position, ...]:
