@@ -13,7 +13,8 @@ from benches.timing import clock, compare, now, the_device
 from recombine import models
 from recombine.core.types import Loader, Row
 from recombine.data import open_data
-from recombine.engine.evaluate import predict, predict_many
+from recombine.engine.class_predictions import predict_classes
+from recombine.engine.evaluate import predict
 from recombine.flips.comparison import Comparison, list_pairs, make_rows
 
 __all__ = ["measure"]
@@ -39,8 +40,7 @@ def measure() -> Iterator[Row]:
 
 def _all_pairs(nets: dict[str, models.Model], test: Loader) -> float:
     start = now(test.device)
-    predictions = predict_many(nets, lambda canvas: test)
-    comparison = Comparison(list(nets), [p.logits for p in predictions.values()], predictions["lenet5-0"].labels)
+    comparison = Comparison(list(nets), [predict_classes(net, test) for net in nets.values()])
     names = [str(label) for label in range(10)]
     options = {"class_names": names, "claimed": {}, "similarity": None, "legacy": False}
     rows = make_rows(comparison, list_pairs(len(nets), "all", 0, False), {}, **options)

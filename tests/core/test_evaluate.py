@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from recombine.core.errors import ConfigError
-from recombine.engine.evaluate import evaluate, evaluating, predict, predict_many, resolve
+from recombine.engine.class_predictions import predict_classes
+from recombine.engine.evaluate import evaluate, evaluating, predict, resolve
 from recombine.engine.metrics import Accuracy, PerClass
 from tests.core.fitting import CPU, Digits, conv_net, digits
 
@@ -139,27 +140,29 @@ def test_several_writers_of_one_file_do_not_disturb_each_other(tmp_path, truth):
     assert [path.suffix for path in (tmp_path / "c" / "predictions").iterdir()] == [".safetensors"]
 
 
-def test_many_models_take_one_pass_per_input_size(tmp_path):
-    models = {"a": Net(0), "b": Net(1, canvas=16), "c": Net(2), "d": Net(3)}
-    predict(models["c"], Ordered(), tmp_path)
-    models["c"].images = 0
-    loaders = {}
+def test_class_predictions_are_those_of_the_logits(tmp_path, truth):
+    logits, labels, index = truth
+    found = predict_classes(Net(), Ordered(), tmp_path, keep_logits=True)
+    probabilities = logits.double().softmax(1)
+    assert torch.equal(found.classes.long(), logits.argmax(1)) and torch.equal(found.index, index)
+    torch.testing.assert_close(found.confidence.double(), probabilities.amax(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.label_probability.double(), probabilities[range(len(labels)), labels])
+    torch.testing.assert_close(found.logits.float(), logits, rtol=1e-3, atol=1e-3)
+    again = Net()
+    assert predict_classes(again, Ordered(), tmp_path).logits is None and again.images == 0
 
-    def open_loader(canvas):
-        assert canvas not in loaders
-        loaders[canvas] = Ordered()
-        return loaders[canvas]
 
-    results = predict_many(models, open_loader, tmp_path)
-    assert list(results) == list(models) and {canvas: loader.opened for canvas, loader in loaders.items()} == {
-        8: 1,
-        16: 1,
-    }
-    assert [model.images for model in models.values()] == [104, 104, 0, 104]
-    for name, model in models.items():
-        alone = predict(Net(model.seed), Ordered())
-        assert all(map(torch.equal, results[name], alone))
-    loaders.clear()
-    again = predict_many(models, open_loader, tmp_path)
-    assert all(loader.opened == 0 for loader in loaders.values())
-    assert all(torch.equal(again[name].logits, results[name].logits) for name in models)
+def test_networks_are_evaluated_once_also_by_processes_at_the_same_time(tmp_path):
+    """Threads stand for processes: a file lock belongs to an open file."""
+    models = [Net() for _ in range(4)]
+    found = []
+    threads = [
+        threading.Thread(target=lambda m=model: found.append(predict_classes(m, Ordered(), tmp_path)))
+        for model in models
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(model.images for model in models) == len(INDICES)
+    assert all(torch.equal(each.classes, found[0].classes) for each in found)

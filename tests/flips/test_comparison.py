@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 
+from recombine.engine.class_predictions import ClassPredictions
 from recombine.flips import comparison as module
 from recombine.flips.comparison import Comparison, PairComparison, list_pairs, make_rows
 from recombine.flips.semantics import Similarity
@@ -25,7 +26,12 @@ def comparison():
     for view, count in zip(views, (1000, 1000, 60), strict=True):
         model = LogisticRegression(max_iter=2000).fit(images[train][:count][view] / 16, labels[train][:count])
         logits.append(torch.from_numpy(model.decision_function(images[test][view] / 16)).float())
-    return Comparison(NAMES, logits, torch.from_numpy(labels[test]).long())
+    return compare(NAMES, logits, torch.from_numpy(labels[test]).long())
+
+
+def compare(names, logits, labels):
+    """A comparison that has logits too."""
+    return Comparison(names, [ClassPredictions.from_logits(each, labels) for each in logits], lambda i: logits[i])
 
 
 def rows_of(comparison, pairs=None, **options):
@@ -37,9 +43,9 @@ def rows_of(comparison, pairs=None, **options):
 def test_rows_equal_plain_numpy(comparison):
     rows = rows_of(comparison)
     assert [(r.cell["teacher"], r.cell["student"]) for r in rows] == [(a, b) for a in NAMES for b in NAMES if a != b]
-    labels = comparison.labels.numpy()
+    labels = comparison.labels
     for row in rows:
-        z_t, z_s = (comparison.logits[NAMES.index(row.cell[role])].numpy() for role in ("teacher", "student"))
+        z_t, z_s = (comparison.logits(NAMES.index(row.cell[role])).numpy() for role in ("teacher", "student"))
         t, s = z_t.argmax(1), z_s.argmax(1)
         positive, negative = (t == labels) & (s != labels), (t != labels) & (s == labels)
         q = np.bincount(labels[positive], minlength=10)
@@ -75,9 +81,11 @@ def test_rows_equal_plain_numpy(comparison):
 
 def test_only_classes_with_images_count(comparison):
     """Networks with many outputs on a subset of the classes: absent classes neither dilute means nor entropy."""
-    keep = comparison.labels >= 7
-    wide = [torch.nn.functional.pad(logits[keep], (0, 90), value=-1e3) for logits in comparison.logits]
-    row = rows_of(Comparison(NAMES, wide, comparison.labels[keep]), class_names=[f"class {i}" for i in range(100)])[0]
+    keep = torch.from_numpy(comparison.labels >= 7)
+    wide = [torch.nn.functional.pad(comparison.logits(i)[keep], (0, 90), value=-1e3) for i in range(3)]
+    row = rows_of(
+        compare(NAMES, wide, torch.from_numpy(comparison.labels)[keep]), class_names=[f"class {i}" for i in range(100)]
+    )[0]
     assert row.metrics["entropy_uniform"] == pytest.approx(np.log(3))
     assert len(row.series["positive_flips_per_class"]) == 3
     assert set(row.series["classes_taught_most"]) <= {"class 7", "class 8", "class 9"}
@@ -86,11 +94,12 @@ def test_only_classes_with_images_count(comparison):
 
 
 def test_equal_models_have_no_flips_and_no_entropy(comparison):
-    twice = Comparison(["a", "b"], [comparison.logits[0]] * 2, comparison.labels)
+    twice = Comparison(["a", "b"], [comparison.predictions[0]] * 2)
     row = rows_of(twice, [PairComparison(0, 1)])[0]
     assert row.metrics["rho_pos"] == row.metrics["rho_neg"] == row.metrics["top50_classes"] == 0
     assert row.metrics["agreement"] == 100
     assert "entropy_positive" not in row.metrics
+    assert "probability_ensemble_accuracy" not in row.metrics, "logits were not kept"
 
 
 def test_similarity_and_claims_join_the_row(comparison):

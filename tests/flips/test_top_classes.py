@@ -31,6 +31,14 @@ def test_top_classes_by_a_loop():
             assert found == expected
 
 
+def test_equal_counts_are_taken_as_by_the_authors_with_legacy():
+    """Their code reverses an ascending order: the higher label first."""
+    counts = [3, 9, 3, 3]
+    assert select_top_classes(counts, 60).tolist() == [1, 0]
+    authors = np.argsort(counts, kind="stable")[::-1]
+    assert select_top_classes(counts, 60, legacy=True).tolist() == authors[:3].tolist() == [1, 3, 2]
+
+
 def test_holders_name_the_classes():
     assert select_top_classes([1, 5, 0, 5, 3], 80).tolist() == [1, 3, 4]
     assert select_top_classes([0, 0], 50).tolist() == []

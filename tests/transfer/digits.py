@@ -29,6 +29,7 @@ def compose_config(folder, *overrides, config="transfer/transfer", student="narr
     if config.startswith("transfer"):
         names.append("model@teacher=any teacher.name=wide")
     small = ["engine.epochs=2", "loader=torch", "loader.workers=0", "logger=none", "device=cpu", "optimizer.lr=0.02"]
+    small.append("controls=[]")
     # classifiers are fitted to BatchNorm statistics that no training has seen
     small.append("method.batchnorm=keep")
     if {"method=ensemble", "method=supervised"} & {*overrides}:

@@ -14,7 +14,7 @@ from recombine.cli.entries import ENTRIES, register_papers
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import initialize_entry
 from recombine.core.settings import find_problems
-from recombine.engine.evaluate import Predictions
+from recombine.engine.class_predictions import ClassPredictions, summarize
 from recombine.models.settings import ModelSettings
 from recombine.report.spec import load_specs
 from recombine.run.config import validate
@@ -29,14 +29,19 @@ CONFIG = Path(__file__).parents[2] / "config"
 PRIMARY = {name: ENTRIES[name].config for name in ("transfer", "multi_teacher")}
 LABELS = np.arange(12) % 3
 STUDENT, AFTER, TEACHER = ((LABELS + np.isin(np.arange(12), wrong)) % 3 for wrong in ([0, 1, 2, 3], [2, 3, 4], [3, 5]))
-PREDICTIONS = [Predictions(torch.eye(3)[torch.tensor(p)], torch.tensor(LABELS), None) for p in (STUDENT, TEACHER)]
+PREDICTIONS = [
+    ClassPredictions(*summarize(torch.eye(3)[torch.tensor(p)], torch.tensor(LABELS)), torch.tensor(LABELS), None)
+    for p in (STUDENT, TEACHER)
+]
+RIGHT = [predicted == LABELS for predicted in (STUDENT, AFTER, TEACHER)]
+CONTROLS = {name: RIGHT[0] for name in ("xe", "self_dist")}
 METRICS = {
-    *transfer_metrics(STUDENT, AFTER, TEACHER, LABELS, 3)[0],
+    *transfer_metrics(*RIGHT, LABELS, 3, controls=CONTROLS)[0],
     *score_candidate(*PREDICTIONS),
     *routing([{"train/to_teacher": 1.0}]),
-    *("rank", "parameters", "accuracy_best"),
+    *("rank", "parameters", "steps", "networks", "effect"),
 }
-"""Names of all metrics that rows of transfers and rankings have."""
+"""Names of all metrics that rows of transfers and rankings have, and those made of several."""
 EXPERIMENTS = [f"{entry}/{name}" for entry in PRIMARY for name in experiments(entry)]
 
 

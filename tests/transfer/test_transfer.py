@@ -135,11 +135,14 @@ def test_logits_too_large_to_cache_are_computed_in_every_step(folder, transferre
         torch.testing.assert_close(value, states[1][key], rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_left_to_learn_is_logged_at_each_evaluation(transferred):
+def test_curves_are_of_validation_images_and_the_result_of_test_images(transferred):
     _, row, place = transferred
     logged = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    left = [line["val/positive_flips"] for line in logged if "val/positive_flips" in line]
-    assert left[-1] == row.metrics["positive_flips_after"]
+    curve = [line["val/accuracy_after"] for line in logged if "val/accuracy_after" in line]
+    assert curve == row.series["accuracy_after"] and max(curve) == row.metrics["val_accuracy_best"]
+    assert any("val/positive_flips" in line for line in logged)
+    (result,) = [line["test/accuracy_after"] for line in logged if "test/accuracy_after" in line]
+    assert result == row.metrics["accuracy_after"] != curve[-1]
     assert any("train/knowledge_gain" in line for line in logged)
 
 
@@ -177,13 +180,21 @@ def test_the_teacher_sees_its_own_size_or_the_students(folder, transferred):
     assert own.metrics["accuracy_before"] == shared.metrics["accuracy_before"]
 
 
-def test_ranking_counts_what_the_student_lacks(folder, transferred):
-    _, row, _ = transferred
-    cfg = compose_config(folder, "candidates=[letters,wide]")
-    rows = run_rows(recipe, cfg)
-    assert [r.metrics["rank"] for r in rows] == [1, 2]
-    flips = {r.cell["teacher"]: r.metrics["positive_flips_before"] for r in rows}
-    assert flips["wide"] == pytest.approx(row.metrics["positive_flips_before"])
+def test_ranking_counts_what_the_student_lacks(folder):
+    """Against plain forward passes over the validation images."""
+    rows = run_rows(recipe, compose_config(folder, "candidates=[letters,wide]"))
+    assert [(row.metrics["rank"], row.cell["split"]) for row in rows] == [(1, "val"), (2, "val")]
+    data = open_digits(folder)
+    batch = next(data.loader("val", 400, train=False).epoch(0))
+    data.close()
+    with torch.no_grad():
+        right = {
+            name: zoo.build(name, weights_root=folder / "weights")(batch.images).argmax(1) == batch.labels
+            for name in ("narrow", "letters", "wide")
+        }
+    flips = {row.cell["teacher"]: row.metrics["positive_flips_before"] for row in rows}
+    for name, found in flips.items():
+        assert found == pytest.approx(100 * (right[name] & ~right["narrow"]).double().mean().item())
     assert list(flips.values()) == sorted(flips.values(), reverse=True)
 
 
@@ -205,6 +216,11 @@ def test_ranking_counts_what_the_student_lacks(folder, transferred):
         ("candidates=[wide,wide]", "candidates: wide is named twice"),
         ("candidates=[wide,seven]", "different numbers of classes: student 10, candidate wide 10, candidate seven 7"),
         ("candidates=[cnn-mnist-s3]", "main_pretrain.py model=cnn dataset=mnist seed=3 weights_root="),
+        ("controls=[kl]", r"controls=\[kl\]: .*xe"),
+        (
+            "dataset.val_fraction=0,candidates=[wide]",
+            "candidates are ranked on validation images; dataset.val_fraction=0.1",
+        ),
         ("fit_heads=sure", "fit_heads=sure: true or false"),
         (
             "method.temperature=warm",

@@ -25,7 +25,8 @@ def make_rows(students=4, teachers=10, methods=("kl", "kl_dp")):
                     gap = t - 4.5 - s
                     metrics = {"accuracy_gap": gap, "transfer_delta": 0.3 * gap * (1 - m) + m + 0.1 * random.normal()}
                     metrics |= {"success": 100.0 * (metrics["transfer_delta"] > 0)}
-                    metrics |= {f"top{x}_transfer_rate": 100.0 - x / 2 for x in rates.TOP_PERCENTAGES}
+                    metrics |= {f"top{x}_improve": 50.0 for x in rates.TOP_PERCENTAGES}
+                    metrics |= {"knowledge_gain": 1.0 + t, "positive_flips_after": 2.0}
                     metrics |= {"transfer_rate_strict": 20.0 + t, "positive_flips_before": 5 + gap}
                     metrics |= {"transfer_rate_after": 30.0, "parameters": 1e6 * (s + 1)}
                     cell = {"student": f"s{s}", "teacher": f"t{t}", "method": method, "dataset": "digits"}
@@ -115,17 +116,15 @@ def test_diverged_students_are_in_one_median_and_hollow():
 
 def test_rates_are_over_the_pairs_that_have_them_and_differ_in_accuracy():
     rows = make_rows(students=1, teachers=6, methods=["kl"])
-    undefined = {"top2_transfer_rate", "transfer_rate_after"}
+    undefined = {"positive_flips_after", "transfer_rate_after"}
     lacking = [{k: v for k, v in row.metrics.items() if k not in undefined} for row in rows]
     equal = rows[0].metrics | {"accuracy_gap": 0.0, "transfer_rate_strict": 1000.0, "transfer_rate_after": 1000.0}
     changed = {"t0": lacking[0], "t1": equal}
-    rows = [replace(row, metrics=row.metrics | {"top2_transfer_rate": float(k)}) for k, row in enumerate(rows)]
     rows = [replace(row, metrics=changed.get(row.cell["teacher"], row.metrics)) for row in rows]
     left, right = rates.transfer_rates(rows).axes
-    top2 = [np.mean([k, k + 6]) for k in range(2, 6)]
-    assert left.lines[0].get_ydata()[0] == np.median(top2)
+    assert right.lines[0].get_ydata()[0] == np.median([98 + 50 * (1 + t) / 2 for t in range(2, 6)])
     strict = [20.0 + k for k in (0, 2, 3, 4, 5)]
-    assert right.patches[0].get_width() == pytest.approx(np.mean(strict)), "t0 has it, t1 is equal"
+    assert left.patches[0].get_width() == pytest.approx(np.mean(strict)), "t0 has it, t1 is equal"
     larger = [replace(row, metrics=row.metrics | {"parameters": 9e6}) for row in make_rows(students=1, methods=["kl"])]
     (axes,) = rates.rate_by_size(rows + larger).axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [30.0, 30.0])

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from recombine.core.columns import read_columns, write_columns
 from recombine.core.errors import DamagedError, RecombineError
 from recombine.core.files import read_json, write_json
 from recombine.core.types import Row
@@ -15,6 +16,7 @@ from recombine.core.types import Row
 __all__ = ["publish", "read_rows", "write_rows"]
 
 FORMAT = Row.__dataclass_fields__["format"].default
+MOST_AS_JSON = 5_000
 RUN_LEVEL = ("entry", "seed", "run", "group", "provenance", "format")
 CELL_KEYS = {"use_original": "use_target_data"}
 PNC_METHODS = {"tune": "finetune", "saved": "from_file"}
@@ -24,7 +26,18 @@ ABSOLUTE_PATH = re.compile(r"(?<![\w.$~/:*-])(?:~/|/)[^\s'\",;:\]\[(){}=]+")
 
 
 def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Path:
-    """Write all rows of one run to `folder/name`; what the rows have in common is stored once, under `shared`."""
+    """Write all rows of one run to `folder/name`; what the rows have in common is stored once, under `shared`.
+
+    More than MOST_AS_JSON rows, if all are of one run that ended well, have their cells and metrics in a columnar file
+    beside it.
+    """
+    rows = list(rows)
+    if len(rows) > MOST_AS_JSON and all(row.status == "ok" for row in rows):
+        beside = f"{name.removesuffix('.json')}s.parquet"
+        write_columns(folder / beside, rows)
+        shared = {key: value for key, value in rows[0].as_dict().items() if key in RUN_LEVEL}
+        write_json(folder / name, {"shared": shared, "rows": beside})
+        return folder / name
     nodes = [row.as_dict() for row in rows]
     shared = {key: nodes[0][key] for key in RUN_LEVEL if nodes and all(node[key] == nodes[0][key] for node in nodes)}
     content = {"shared": shared, "rows": [{k: v for k, v in node.items() if k not in shared} for node in nodes]}
@@ -55,8 +68,10 @@ def _read(file: Path) -> list[Row]:
     mend = "remove it and repeat its run"
     try:
         content = read_json(file, needs_digest=False)
-        rows = [{**content["shared"], **row} for row in content["rows"]]
-    except (DamagedError, TypeError, KeyError) as error:
+        beside = content["rows"]
+        found = read_columns(file.parent / beside) if isinstance(beside, str) else beside
+        rows = [{**content["shared"], **row} for row in found]
+    except (DamagedError, OSError, ValueError, TypeError, KeyError) as error:
         raise RecombineError(f"{file} is not a row file, or damaged ({error}); {mend}") from error
     if not rows:
         raise RecombineError(f"{file} holds no rows; {mend}")

@@ -50,8 +50,10 @@ class Relabel:
         if (self.table < 0).any():
             missing = [str(names[i]) for i in np.flatnonzero(self.table < 0)[:5]]
             raise ConfigError(f"dataset.label_map says nothing about {', '.join(missing)}")
+        if not len(self.table) and classes is None:
+            raise ConfigError("no image has a label: give dataset.classes=<outputs of the networks>")
         self.classes = classes or int(self.table.max()) + 1
-        if self.table.max() >= self.classes:
+        if self.table.max(initial=-1) >= self.classes:
             raise ConfigError(f"labels reach {self.table.max()}: dataset.classes={self.table.max() + 1} at least")
         self.names = [f"class {i}" for i in range(self.classes)]
         for stored, label in enumerate(self.table):

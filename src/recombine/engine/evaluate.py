@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,10 @@ from recombine.core.files import read_tensors, write_tensors
 from recombine.core.types import Loader
 from recombine.engine.metrics import Metric
 
-__all__ = ["PRECISIONS", "Predictions", "autocast", "evaluate", "evaluating", "predict", "predict_many", "resolve"]
+__all__ = [
+    *("PRECISIONS", "Predictions", "autocast", "cache_path", "evaluate", "evaluating", "predict"),
+    *("read_cached", "resolve", "run_over", "write_cached"),
+]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 logger = logging.getLogger(__name__)
@@ -98,77 +100,48 @@ def predict(model: nn.Module, loader: Loader, cache: Path | None = None, *, prec
 
     `model` needs a `digest()` of weights and preprocessing where a cache is given.
     """
-    path = _cache_path(cache, model, loader, precision)
-    stored = _cached(path)
-    if stored is None:
-        (stored,) = _pass({"": model}, loader, precision).values()
-        _store(path, stored)
-    return stored
+    path = cache_path(cache, model, loader, precision)
+    tensors = read_cached(path, Predictions._fields)
+    if tensors is None:
+        index, labels, logits = run_over(model, loader, lambda logits, labels: (logits,), precision)
+        tensors = {"logits": logits, "labels": labels, "index": index}
+        write_cached(path, tensors)
+    return Predictions(**tensors)
 
 
-def predict_many(
-    models: Mapping[str, nn.Module],
-    open_loader: Callable[[int], Loader],
-    cache: Path | None = None,
-    *,
+def run_over(
+    model: nn.Module,
+    loader: Loader,
+    read: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     precision: str = "auto",
-) -> dict[str, Predictions]:
-    """Predictions of several models with one pass over the data per input size (`model.canvas`).
+) -> tuple[Tensor, ...]:
+    """One pass of `loader`: (positions in the split, labels, *what `read` made of logits and labels), on the CPU.
 
-    Models whose predictions are cached are not run again. Loaders opened here are closed.
+    The batches of all processes are joined by position. `read` gives tensors [B, ...] of a batch, so that logits need
+    not be kept.
     """
-    groups: dict[int, dict[str, nn.Module]] = defaultdict(dict)
-    for name, model in models.items():
-        groups[int(model.canvas)][name] = model  # type: ignore[arg-type]
-    results: dict[str, Predictions] = {}
-    for canvas, group in groups.items():
-        with closing(open_loader(canvas)) as loader:
-            paths = {name: _cache_path(cache, model, loader, precision) for name, model in group.items()}
-            stored = {name: _cached(path) for name, path in paths.items()}
-            missing = {name: model for name, model in group.items() if stored[name] is None}
-            fresh = _pass(missing, loader, precision) if missing else {}
-        for name, predictions in fresh.items():
-            _store(paths[name], predictions)
-        results |= {name: kept for name, kept in stored.items() if kept is not None} | fresh
-    return {name: results[name] for name in models}
+    parts: list[tuple[Tensor, ...]] = []
+    waiting: tuple[Tensor, ...] | None = None
 
+    def collect(batch: tuple[Tensor, ...] | None) -> None:
+        if batch is not None:
+            parts.append(tuple(value.cpu() for value in batch))
 
-def _pass(models: Mapping[str, nn.Module], loader: Loader, precision: str) -> dict[str, Predictions]:
-    """One pass of the loader through all `models`."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in models}
-    known: list[tuple[Tensor, Tensor]] = []
-    waiting: tuple | None = None
-
-    def collect(batch: tuple[Tensor, Tensor, dict[str, Tensor]]) -> None:
-        labels, index, logits = batch
-        known.append((labels.cpu(), index.cpu()))
-        for name, value in logits.items():
-            outputs[name].append(value.cpu())
-
-    with evaluating(*models.values()), closing(loader.epoch(0)) as batches:
+    with evaluating(model), closing(loader.epoch(0)) as batches:
         for batch in batches:
             with autocast(precision, batch.images.device):
-                logits = {name: model(batch.images).float() for name, model in models.items()}
+                logits = model(batch.images).float()
             # a batch is fetched only after the next one is under way, so that the device never idles
-            if waiting is not None:
-                collect(waiting)
-            waiting = (batch.labels.clone(), batch.index.clone(), logits)
-    if waiting is not None:
-        collect(waiting)
-    return _in_order(known, outputs)
+            collect(waiting)
+            waiting = (batch.index.clone(), batch.labels.clone(), *read(logits, batch.labels))
+    collect(waiting)
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = (none, none, *read(torch.zeros(0, 1), none))
+    return gather_by_index(*(torch.cat(column) for column in zip(*(parts or [nothing]), strict=True)))
 
 
-def _in_order(known: list[tuple[Tensor, Tensor]], outputs: Mapping[str, list[Tensor]]) -> dict[str, Predictions]:
-    """Join the batches of all processes by sample index."""
-    empty = torch.zeros(0, dtype=torch.int64)
-    labels = torch.cat([labels for labels, _ in known] or [empty])
-    index = torch.cat([index for _, index in known] or [empty])
-    logits = [torch.cat(batches) if batches else torch.zeros(0, 0) for batches in outputs.values()]
-    index, labels, *logits = gather_by_index(index, labels, *logits)
-    return {name: Predictions(value, labels, index) for name, value in zip(outputs, logits, strict=True)}
-
-
-def _cache_path(cache: Path | None, model: nn.Module, loader: Loader, precision: str) -> Path | None:
+def cache_path(cache: Path | None, model: nn.Module, loader: Loader, precision: str) -> Path | None:
+    """Where predictions of these weights for these samples are kept."""
     if cache is None:
         return None
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
@@ -176,24 +149,26 @@ def _cache_path(cache: Path | None, model: nn.Module, loader: Loader, precision:
     return Path(cache) / "predictions" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _cached(path: Path | None) -> Predictions | None:
-    """Stored predictions; a damaged file is left out with a warning. All processes decide alike."""
-    stored = _read(path) if path is not None and path.exists() else None
+def read_cached(path: Path | None, names: Sequence[str]) -> dict[str, Tensor] | None:
+    """These tensors of a file of `write_cached`; None where it lacks one or is damaged. All processes decide alike."""
+    stored = _read(path, names) if path is not None and path.exists() else None
     (missing,) = maximum(stored is None)
     return None if missing else stored
 
 
-def _read(path: Path) -> Predictions | None:
+def _read(path: Path, names: Sequence[str]) -> dict[str, Tensor] | None:
     try:
-        return Predictions(**read_tensors(path)[0])
+        stored = read_tensors(path)[0]
     except DamagedError as error:
         logger.warning("cached predictions are computed again: %s", error)
         return None
+    return {name: stored[name] for name in names} if stored.keys() >= {*names} else None
 
 
-def _store(path: Path | None, predictions: Predictions) -> None:
+def write_cached(path: Path | None, tensors: Mapping[str, Tensor]) -> None:
+    """Keep tensors for `read_cached`, written by the first process."""
     if path is not None and rank() == 0:
         try:
-            write_tensors(path, predictions._asdict(), {})
+            write_tensors(path, tensors, {})
         except WriteError as error:
             logger.warning("predictions are not kept: %s", error)

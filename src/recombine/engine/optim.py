@@ -106,6 +106,10 @@ class ModelEma(nn.Module):
             self._average = list(self.buffers())
         torch._foreach_lerp_(self._average, self._live, 1 - self.decay)
 
+    def restart(self) -> None:
+        """Begin anew from the live weights."""
+        torch._foreach_copy_(list(self.buffers()), [value.detach() for value in self._followed()])
+
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Run a block with the averaged weights in the module."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from recombine.core.types import Row
+from recombine.engine.class_predictions import ClassPredictions
 from recombine.flips import knowledge
 from recombine.flips.semantics import Similarity
 from recombine.flips.top_classes import count_top_classes
@@ -21,6 +23,8 @@ __all__ = ["Comparison", "PairComparison", "list_pairs", "make_rows"]
 TOP_PERCENTAGES = (2, 5, 20, 50)
 """Metrics are reported for the classes that hold this many percent of the flips."""
 ENSEMBLES = ("ensemble", "probability_ensemble")
+LOGITS_IN_MEMORY = 16
+"""Networks whose logits are in memory at once."""
 SERIES_LIMIT = 200_000
 """Numbers per class that the rows of one run may hold; beyond it only three typical pairs have them."""
 
@@ -38,42 +42,36 @@ class Comparison:
     """Predictions of N models for the same n images; matrices are [N, N], the teacher in the row, in percent.
 
     Example:
+        loader = data.loader("test", 256, train=False, size=32)
         models = {name: recombine.models.build(name) for name in ("resnet20", "resnet56")}
-        predictions = predict_many(models, lambda size: data.loader("test", 256, train=False, size=size))
-        comparison = Comparison(list(models), [p.logits for p in predictions.values()], labels)
+        comparison = Comparison(list(models), [predict_classes(model, loader) for model in models.values()])
         comparison.matrices["rho_pos"]  # what each knows that the other does not
     """
 
     names: Sequence[str]
-    logits: Sequence[Tensor]
-    """[n, C] of each model."""
-    labels: Tensor
-    """int64 [n]."""
+    predictions: Sequence[ClassPredictions]
+    logits: Callable[[int], Tensor] | None = None
+    """[n, C] of each model by its position, where they were kept."""
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """[n]."""
+        return self.predictions[0].labels.numpy()
 
     @cached_property
     def present(self) -> NDArray[np.int64]:
         """The classes that have images; only these are counted, be it a subset of the dataset's."""
-        return np.unique(self.labels.numpy())
+        return np.unique(self.labels)
 
     @cached_property
     def images_per_class(self) -> NDArray[np.int64]:
         """Images of each class in `present`."""
-        return np.bincount(self.labels.numpy())[self.present]
-
-    @cached_property
-    def predicted(self) -> NDArray[np.int64]:
-        """Predicted classes [N, n]."""
-        return np.stack([logits.argmax(1).numpy() for logits in self.logits])
-
-    @cached_property
-    def confidence(self) -> NDArray[np.float32]:
-        """Largest softmax probability [N, n]."""
-        return np.stack([logits.float().softmax(1).amax(1).numpy() for logits in self.logits])
+        return np.bincount(self.labels)[self.present]
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Which predictions are right, [N, n]."""
-        return knowledge.right_predictions(self.predicted, self.labels.numpy())
+        return np.stack([each.right for each in self.predictions])
 
     @cached_property
     def accuracy(self) -> NDArray[np.float64]:
@@ -81,23 +79,33 @@ class Comparison:
         return knowledge.accuracy(self.right)
 
     @cached_property
-    def flips(self) -> NDArray[np.int32]:
+    def flips(self) -> NDArray[np.integer]:
         """Positive flips [N, N, classes in `present`]."""
-        return knowledge.flips_per_class(
-            self.right, np.searchsorted(self.present, self.labels.numpy()), len(self.present)
-        )
+        return knowledge.flips_per_class(self.right, np.searchsorted(self.present, self.labels), len(self.present))
 
     @cached_property
     def matrices(self) -> dict[str, NDArray[np.float64]]:
         """Percent matrices by the name of their metric."""
         rho = 100.0 * knowledge.positive_flips(self.right) / len(self.labels)
+        confidence = np.stack([each.confidence.numpy() for each in self.predictions])
         return {
             "rho_pos": rho,
             "rho_neg": rho.T,
-            "agreement": knowledge.agreement(self.predicted),
+            "agreement": knowledge.agreement(np.stack([each.classes.numpy() for each in self.predictions])),
             "oracle_accuracy": knowledge.oracle_accuracy(self.right),
-            "ensemble_accuracy": knowledge.confident_ensemble_accuracy(self.right, self.confidence),
+            "ensemble_accuracy": knowledge.confident_ensemble_accuracy(self.right, confidence),
         }
+
+    def count_flips(self, legacy: bool) -> dict[str, NDArray[np.float64]]:
+        """What the flips per class tell, [N, N] by the name of the metric; one teacher's row at a time."""
+        rows: list[dict[str, NDArray]] = []
+        for counts in self.flips:
+            total = counts.sum(-1)
+            row = {"flips": total, "mean": total / counts.shape[-1], "std": counts.std(-1, dtype=np.float64)}
+            row["entropy"] = knowledge.entropy(counts)
+            numbers = count_top_classes(counts, TOP_PERCENTAGES, legacy=legacy)
+            rows.append(row | {f"top{top}": number for top, number in zip(TOP_PERCENTAGES, numbers, strict=True)})
+        return {name: np.stack([row[name] for row in rows]).astype(np.float64) for name in rows[0]}
 
 
 def list_pairs(models: int, pairs: str | int, seed: int, random_copies: bool) -> list[PairComparison]:
@@ -129,70 +137,76 @@ def make_rows(
     legacy: bool,
 ) -> list[Row]:
     """One row for each pair; `cell` is common to all, `claimed` are published accuracies in percent."""
-    with_series = _pairs_with_series(comparison, pairs)
+    with_series = {*_pairs_with_series(comparison, pairs)}
+    published = np.array([np.nan if (value := claimed.get(name)) is None else value for name in comparison.names])
+    t, s = (np.array([getattr(pair, role) for pair in pairs], int) for role in ("teacher", "student"))
+    columns = _accuracies(comparison, t, s) | _flips(comparison, t, s, legacy)
+    columns |= {f"claimed_accuracy_{role}": published[index] for role, index in (("teacher", t), ("student", s))}
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
     rows = []
-    for pair in pairs:
-        t, s = pair.teacher, pair.student
-        positive, negative = comparison.flips[t, s], comparison.flips[s, t]
-        metrics: dict[str, float | None] = {**_accuracies(comparison, t, s)}
-        for sign, counts in (("positive", positive), ("negative", negative)):
-            metrics |= {
-                f"{sign}_flips": float(counts.sum()),
-                f"{sign}_flips_per_class_mean": float(counts.mean()),
-                f"{sign}_flips_per_class_std": float(counts.std()),
-                f"entropy_{sign}": float(knowledge.entropy(counts)),
-            }
-        metrics["entropy_uniform"] = float(np.log(len(comparison.present)))
-        metrics |= _expertise(comparison, positive, similarity, legacy)
-        for role, index in (("teacher", t), ("student", s)):
-            metrics[f"claimed_accuracy_{role}"] = claimed.get(comparison.names[index])
-        experts = [class_names[comparison.present[c]] for c in np.argsort(-positive, kind="stable")[:5] if positive[c]]
-        series = {"classes_taught_most": experts}
+    for pair, numbers in zip(pairs, values, strict=True):
+        positive = comparison.flips[pair.teacher, pair.student]
+        # no published accuracy, and the entropy of no flips, are nan
+        metrics = {name: value for name, value in zip(columns, numbers, strict=True) if value == value}
+        most = np.argsort(-positive, kind="stable")
+        if similarity is not None:
+            metrics |= _similarities(comparison.present[most], metrics, similarity)
+        series: dict[str, list] = {
+            "classes_taught_most": [class_names[comparison.present[c]] for c in most[:5] if positive[c]]
+        }
         if pair in with_series:
             series["positive_flips_per_class"] = positive.tolist()
-            series["negative_flips_per_class"] = negative.tolist()
+            series["negative_flips_per_class"] = comparison.flips[pair.student, pair.teacher].tolist()
             series["images_per_class"] = comparison.images_per_class.tolist()
-        names = {"teacher": comparison.names[t], "student": comparison.names[s], "baseline": pair.baseline}
-        rows.append(Row(cell={**names, **cell}, metrics=_finite(metrics), series=series))
+        names = {role: comparison.names[getattr(pair, role)] for role in ("teacher", "student")}
+        rows.append(Row(cell={**names, "baseline": pair.baseline, **cell}, metrics=metrics, series=series))
     return rows
 
 
-def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """Metrics that have a value: no published accuracy and the entropy of no flips are left out."""
-    return {name: value for name, value in metrics.items() if value is not None and np.isfinite(value)}
+def _accuracies(comparison: Comparison, t: NDArray, s: NDArray) -> dict[str, NDArray]:
+    """What pairs get right alone and together, by metric; gains are over the better of the two."""
+    alone = comparison.accuracy[t], comparison.accuracy[s]
+    metrics = {"accuracy_teacher": alone[0], "accuracy_student": alone[1], "accuracy_gap": alone[0] - alone[1]}
+    metrics |= {name: matrix[t, s] for name, matrix in comparison.matrices.items()}
+    if comparison.logits is not None:
+        metrics["probability_ensemble_accuracy"] = _probability_ensembles(comparison, t, s)
+    better = np.maximum(*alone)
+    gains = {name: metrics[f"{name}_accuracy"] - better for name in ENSEMBLES if f"{name}_accuracy" in metrics}
+    return metrics | {f"{name}_gain": gain for name, gain in gains.items()}
 
 
-def _accuracies(comparison: Comparison, t: int, s: int) -> dict[str, float]:
-    """What the pair gets right alone and together; gains are over the better of the two."""
-    alone = comparison.accuracy[[t, s]]
-    metrics = {
-        "accuracy_teacher": float(alone[0]),
-        "accuracy_student": float(alone[1]),
-        "accuracy_gap": float(alone[0] - alone[1]),
-        **{name: float(matrix[t, s]) for name, matrix in comparison.matrices.items()},
-        "probability_ensemble_accuracy": knowledge.probability_ensemble_accuracy(
-            comparison.logits[t], comparison.logits[s], comparison.labels
-        ),
-    }
-    gains = {f"{name}_gain": metrics[f"{name}_accuracy"] - float(alone.max()) for name in ENSEMBLES}
-    return metrics | gains
+def _probability_ensembles(comparison: Comparison, t: NDArray, s: NDArray) -> NDArray[np.float64]:
+    assert comparison.logits is not None
+    read, labels = lru_cache(LOGITS_IN_MEMORY)(comparison.logits), torch.from_numpy(comparison.labels)
+    return np.array(
+        [knowledge.probability_ensemble_accuracy(read(a), read(b), labels) for a, b in zip(t, s, strict=True)]
+    )
 
 
-def _expertise(
-    comparison: Comparison, positive: NDArray[np.int32], similarity: Similarity | None, legacy: bool
-) -> dict[str, float]:
-    """How few classes hold the top-X % of the positive flips, their percent of all classes, and how alike they are."""
-    metrics = {}
+def _flips(comparison: Comparison, t: NDArray, s: NDArray, legacy: bool) -> dict[str, NDArray]:
+    """Counts by class of pairs, by metric: how many, how even, and how few classes hold the top-X % of them."""
+    counts, classes = comparison.count_flips(legacy), len(comparison.present)
+    metrics: dict[str, NDArray] = {}
+    for sign, places in (("positive", (t, s)), ("negative", (s, t))):
+        names = {"flips": f"{sign}_flips", "mean": f"{sign}_flips_per_class_mean", "std": f"{sign}_flips_per_class_std"}
+        metrics |= {to: counts[name][places] for name, to in names.items()}
+        metrics[f"entropy_{sign}"] = counts["entropy"][places]
+    metrics["entropy_uniform"] = np.full(len(t), np.log(classes))
     for top in TOP_PERCENTAGES:
-        number = int(count_top_classes(positive, top, legacy=legacy))
-        metrics[f"top{top}_classes"] = float(number)
-        metrics[f"top{top}_share"] = 100.0 * number / len(positive)
-        if similarity is not None and number:
-            at_least_two = np.argsort(-positive, kind="stable")[: max(2, number)]
-            classes = comparison.present[at_least_two]
-            metrics[f"top{top}_similarity"], metrics[f"top{top}_similarity_max"] = similarity.of(classes)
-            metrics[f"top{top}_similarity_relative"] = similarity.relative(classes)
+        metrics[f"top{top}_classes"] = counts[f"top{top}"][t, s]
+        metrics[f"top{top}_share"] = 100.0 * counts[f"top{top}"][t, s] / classes
     return metrics
+
+
+def _similarities(most: NDArray, metrics: Mapping[str, float], similarity: Similarity) -> dict[str, float]:
+    """How alike the classes are that hold the top-X % of the positive flips; `most` are all classes, by flips."""
+    found = {}
+    for top in TOP_PERCENTAGES:
+        if number := int(metrics[f"top{top}_classes"]):
+            classes = most[: max(2, number)]
+            found[f"top{top}_similarity"], found[f"top{top}_similarity_max"] = similarity.of(classes)
+            found[f"top{top}_similarity_relative"] = similarity.relative(classes)
+    return found
 
 
 def _pairs_with_series(comparison: Comparison, pairs: Sequence[PairComparison]) -> Iterable[PairComparison]:

@@ -47,15 +47,17 @@ def positive_flips(right: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.rint(np.matmul(right.astype(dtype), (~right).astype(dtype).T)).astype(np.int64)
 
 
-def flips_per_class(right: NDArray[np.bool_], labels: ArrayLike, classes: int) -> NDArray[np.int32]:
-    """Positive flips among the images of each class, [N, N, classes].
+def flips_per_class(right: NDArray[np.bool_], labels: ArrayLike, classes: int) -> NDArray[np.integer]:
+    """Positive flips among the images of each class, [N, N, classes], in 16 bits where these are enough.
 
     The images are cut by class first, so all classes together cost one matrix product over all images.
     """
     labels = np.asarray(labels)
     order = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=classes))
-    counts = np.zeros((len(right), len(right), classes), dtype=np.int32)
+    images_per_class = np.bincount(labels, minlength=classes)
+    ends = np.cumsum(images_per_class)
+    small = images_per_class.max(initial=0) <= np.iinfo(np.int16).max
+    counts = np.zeros((len(right), len(right), classes), dtype=np.int16 if small else np.int32)
     for label, images in enumerate(np.split(order, ends[:-1])):
         counts[:, :, label] = positive_flips(right[:, images])
     return counts
@@ -73,7 +75,18 @@ def entropy(counts: ArrayLike) -> NDArray[np.float64]:
 def agreement(predictions: ArrayLike) -> NDArray[np.float64]:
     """Images on which two models predict the same class, right or wrong, percent [N, N]."""
     predictions = np.asarray(predictions)
-    return np.stack([100.0 * (predictions == teacher).mean(axis=1) for teacher in predictions])
+    if predictions.max(initial=0) <= np.iinfo(np.int16).max:
+        predictions = predictions.astype(np.int16)
+    found = np.eye(len(predictions)) * 100
+    for first in range(len(predictions)):
+        found[first, first:] = _percent(predictions[first:] == predictions[first])
+        found[first:, first] = found[first, first:]
+    return found
+
+
+def _percent(marked: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Marked images of each row, percent."""
+    return np.array([100.0 * np.count_nonzero(row) / len(row) for row in marked])
 
 
 def oracle_accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -84,11 +97,13 @@ def oracle_accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:
 def confident_ensemble_accuracy(right: NDArray[np.bool_], confidence: ArrayLike) -> NDArray[np.float64]:
     """Accuracy of taking the prediction of the more confident model, percent [N, N]; ties go to the student.
 
-    `confidence` [N, n] is the largest softmax probability of each model.
+    `confidence` [N, n] is the largest softmax probability of each model. With a sign that says whether a model is
+    right, the more confident of two is right where their signed confidences have a sum above 0, or, in a tie, where the
+    student is right: one comparison an image.
     """
-    confidence = np.asarray(confidence)
-    rows = [np.where(confidence[t] > confidence, right[t], right).mean(axis=1) for t in range(len(right))]
-    return 100.0 * np.stack(rows)
+    signed = np.where(right, confidence, -np.asarray(confidence))
+    beaten = np.where(right, np.nextafter(-signed, -np.inf, dtype=signed.dtype), -signed)
+    return np.stack([_percent(teacher > beaten) for teacher in signed])
 
 
 def probability_ensemble_accuracy(teacher: Tensor, student: Tensor, labels: Tensor, chunk: int = 8192) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.models.artifact import is_kind, read_card
 from recombine.models.files import SUFFIXES, find, stem
+from recombine.models.libraries import download_size, expand_pattern, library_classes
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
 
@@ -20,24 +22,40 @@ if TYPE_CHECKING:
     from recombine.data import Data
     from recombine.models import Model
 
-__all__ = ["check_models", "list_checkpoints", "open_models", "randomize"]
+__all__ = ["check_models", "choose_models", "list_checkpoints", "open_model", "randomize"]
 
 log = logging.getLogger(__name__)
 
 
-def list_models(models: str | Sequence[Any], weights_root: str) -> list[tuple[str, Any]]:
-    """The names that models have in rows, each with the name, file or node that the model is built from."""
+def list_models(models: str | Sequence[Any], weights_root: str, exclude: Sequence[str] = ()) -> list[tuple[str, Any]]:
+    """The names that models have in rows, each with the name, file or node that the model is built from.
+
+    A pattern such as timm:resnet* stands for all of the library's networks with weights, but those that one of
+    `exclude` matches or that the list names itself.
+    """
     if models == "all":
         root = Path(weights_root)
         files = sorted(root.iterdir()) if root.is_dir() else []
         return [(stem(file), str(file)) for file in files if file.suffix in SUFFIXES]
     nodes = [models] if isinstance(models, str) else models
-    return [(node if isinstance(node, str) else node["name"], node) for node in nodes]
+    given = [(node if isinstance(node, str) else node["name"], node) for node in nodes]
+    named = {name for name, _ in given}
+    found: list[tuple[str, Any]] = []
+    for name, node in given:
+        if "*" not in name:
+            found.append((name, node))
+            continue
+        fitting = [each for each in expand_pattern(name) if not any(fnmatch(each, text) for text in exclude)]
+        found += [(each, each) for each in fitting if each not in named]
+        named.update(fitting)
+    return found
 
 
-def check_models(models: str | Sequence[Any], weights_root: str, classes: int | None) -> list[str]:
+def check_models(
+    models: str | Sequence[Any], weights_root: str, classes: int | None, exclude: Sequence[str] = ()
+) -> list[str]:
     """Everything wrong with the models to be compared, without building any."""
-    entries = list_models(models, weights_root)
+    entries = list_models(models, weights_root, exclude)
     names = [name for name, _ in entries]
     problems = {name: _problems(node, weights_root, classes) for name, node in entries}
     usable = [name for name in names if not problems[name]] if models == "all" else names
@@ -73,30 +91,54 @@ def _with_training_command(problems: Mapping[str, list[str]], root: str) -> list
 
 def list_checkpoints(cfg: DictConfig) -> list[Path]:
     """The local files that the models come from."""
-    usable = [
-        node for _, node in list_models(cfg.models, cfg.weights_root) if not _problems(node, cfg.weights_root, None)
-    ]
+    entries = list_models(cfg.models, cfg.weights_root, cfg.exclude)
+    usable = [node for _, node in entries if not _problems(node, cfg.weights_root, None)]
     files = (locate(node, Path(cfg.weights_root))[1] for node in usable)
     return [file for file in files if file is not None]
 
 
-def open_models(cfg: DictConfig, data: Data) -> dict[str, Model]:
-    """Build the models; `models=all` leaves out those that do not fit the data, otherwise they are a ConfigError."""
-    models: dict[str, Model] = {}
+def choose_models(cfg: DictConfig, data: Data) -> dict[str, Any]:
+    """Names and nodes of the models that are compared; `models=all` leaves out those that do not fit the data.
+
+    Raises ConfigError where fewer than two do. Says how much has to be downloaded.
+    """
+    chosen: dict[str, Any] = {}
     misfits = []
-    for name, node in list_models(cfg.models, cfg.weights_root):
+    for name, node in list_models(cfg.models, cfg.weights_root, cfg.exclude):
         if cfg.models == "all" and (reason := _misfit(node, cfg, data)):
             log.info("%s is left out: %s", name, reason)
             continue
-        model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
-        if model.classes != data.classes:
-            misfits.append(f"model {name} has {model.classes} classes, dataset {data.name} has {data.classes}")
-        models[name] = model
-    if not misfits and len(models) < 2:
-        misfits = [f"models=all: only {', '.join(models) or 'none'} of {cfg.weights_root} fits dataset {data.name}"]
+        chosen[name] = node
+        spec, _ = locate(node, Path(cfg.weights_root))
+        classes = spec.classes or library_classes(spec.architecture) or data.classes
+        if classes != data.classes:
+            misfits.append(f"model {name} has {classes} classes, dataset {data.name} has {data.classes}")
+    if len(chosen) < 2:
+        misfits = [f"models=all: only {', '.join(chosen) or 'none'} of {cfg.weights_root} fits dataset {data.name}"]
     if misfits:
         raise ConfigError(misfits)
-    return models
+    _tell_downloads(cfg, chosen)
+    return chosen
+
+
+def _tell_downloads(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
+    """The size of weights that are not on this machine yet."""
+    sizes = {}
+    for name, node in chosen.items():
+        spec, file = locate(node, Path(cfg.weights_root))
+        if file is None and spec.weights == "pretrained":
+            sizes[name] = download_size(spec.architecture)
+    absent = [size for size in sizes.values() if size]
+    if absent:
+        log.info("the weights of %d networks are downloaded: about %.1f GB", len(absent), sum(absent) / 1e9)
+
+
+def open_model(cfg: DictConfig, data: Data, node: Any) -> Model:
+    """Build a model; ConfigError where it has other classes than the data."""
+    model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
+    if model.classes != data.classes:
+        raise ConfigError(f"model {model.name} has {model.classes} classes, dataset {data.name} has {data.classes}")
+    return model
 
 
 def _misfit(file: str, cfg: DictConfig, data: Data) -> str | None:

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.files import replacing, write_atomically
 from recombine.core.types import Row
 from recombine.data import Data
-from recombine.engine.evaluate import predict_many
+from recombine.engine.evaluate import read_cached
 from recombine.flips.comparison import Comparison, list_pairs, make_rows
-from recombine.flips.models import list_checkpoints, open_models, randomize
+from recombine.flips.evaluation import Evaluated, evaluate_models
+from recombine.flips.models import choose_models, list_checkpoints
 from recombine.flips.plots import PLOTS
 from recombine.flips.semantics import class_similarity
 from recombine.flips.settings import FlipsSettings
-from recombine.models import Model
 from recombine.report.plots import save_plots
 from recombine.run.config import build
 from recombine.run.console import show
@@ -55,13 +56,13 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Evaluate every model once, compare all ordered pairs, write matrices and plots, yield a row for each pair."""
     data = datasets.open_data_for(cfg, run)
     try:
-        models = open_models(cfg, data)
-        pairs = list_pairs(len(models), cfg.pairs, cfg.seed, cfg.random_baseline)
-        if cfg.random_baseline:
-            models |= {f"{name}-random": randomize(model, cfg.seed) for name, model in models.items()}
-        comparison = _evaluate(cfg, run, data, models)
+        nodes = choose_models(cfg, data)
+        pairs = list_pairs(len(nodes), cfg.pairs, cfg.seed, cfg.random_baseline)
+        found = evaluate_models(cfg, run, data, nodes)
     finally:
         data.close()
+    models = {name: each.model for name, each in found.items()}
+    comparison = _compare(found, cfg.keep_logits)
     claimed = {name: model.claimed_accuracy for name, model in models.items()}
     if _is_whole_split(cfg, data):
         _compare_with_claims(comparison, claimed)
@@ -75,7 +76,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         similarity=class_similarity(encoder, data.class_names),
         legacy=cfg.legacy_class_count,
     )
-    run.stats["weights"] = {name: f"{model.tag}, digest {model.digest()}" for name, model in models.items()}
+    run.stats["weights"] = {name: f"{each.model.tag}, digest {each.digest}" for name, each in found.items()}
     if run.main:
         show(zoo.describe(models.values(), dict(zip(comparison.names, comparison.accuracy, strict=True))))
         _write_matrices(comparison, data.class_names, run.dir)
@@ -85,16 +86,16 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     yield from rows
 
 
-def _evaluate(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> Comparison:
-    """Evaluate every model on the split, each at its input size and normalisation; predictions are cached."""
-    predictions = predict_many(
-        {name: model.to(run.device) for name, model in models.items()},
-        lambda canvas: data.loader(cfg.split, cfg.eval_batch_size, train=False, size=canvas),
-        run.cache,
-        precision=cfg.engine.precision,
-    )
-    first = next(iter(predictions.values()))
-    return Comparison(list(models), [predictions[name].logits for name in models], first.labels)
+def _compare(found: Mapping[str, Evaluated], keep_logits: bool) -> Comparison:
+    """All networks side by side; logits are read when a pair needs them."""
+    files = [each.file for each in found.values()]
+
+    def read(place: int) -> Tensor:
+        stored = read_cached(files[place], ["logits"])
+        assert stored is not None, "logits are kept with the predictions"
+        return stored["logits"]
+
+    return Comparison(list(found), [each.predictions for each in found.values()], read if keep_logits else None)
 
 
 def _is_whole_split(cfg: DictConfig, data: Data) -> bool:

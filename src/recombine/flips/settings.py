@@ -40,7 +40,11 @@ class FlipsSettings(EntrySettings):
     engine: EngineSettings = EngineSettings(precision="fp32")
     """The precision of evaluations."""
     models: Literal["all"] | list[str | ModelSettings] | str = Field("all", examples=[["resnet20", "resnet56"]])
-    """Names, config nodes, or `all`: every checkpoint in weights_root that fits the data."""
+    """Names, config nodes, patterns such as timm:resnet*, or `all`: every checkpoint in weights_root that fits."""
+    exclude: list[str] = []
+    """Patterns of names that patterns in `models` do not mean."""
+    keep_logits: bool = False
+    """Keep all logits too (float16: 2 bytes x images x classes a network), for the ensemble of mean probabilities."""
     split: str = "test"
     """The images that are compared on."""
     pairs: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
@@ -64,4 +68,4 @@ class FlipsSettings(EntrySettings):
 
         given = self.model_dump(include={"models"}, exclude_unset=True).get("models", self.models)
         problems = check_data(self.dataset, self.data_root, self.split)
-        return problems + check_models(given, self.weights_root, self.dataset.classes)
+        return problems + check_models(given, self.weights_root, self.dataset.classes, self.exclude)

@@ -6,7 +6,9 @@ never needs them.
 
 from __future__ import annotations
 
+import fnmatch
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from recombine.core.errors import ConfigError, did_you_mean
 from recombine.models.registry import is_library
 
 __all__ = [
+    *("download_size", "expand_pattern"),
     *("library_classes", "library_name", "hub_problem", "library_names", "name_problems", "no_weights"),
     *("torchvision_weights", "weights_problem"),
 ]
@@ -74,6 +77,53 @@ def library_classes(architecture: str) -> int | None:
     return None
 
 
+def expand_pattern(pattern: str) -> list[str]:
+    """The names with weights that `timm:<pattern>` or `torchvision:<pattern>` means, with * for any letters."""
+    library, _, pattern = pattern.partition(":")
+    if library == "torchvision":
+        return [f"torchvision:{name}" for name in fnmatch.filter(torchvision_names(), pattern)]
+    import timm
+
+    return [f"timm:{name}" for name in timm.list_pretrained(pattern)]
+
+
+def download_size(architecture: str) -> int:
+    """Bytes of a library's own weights that are not on this machine yet: 4 for each number, counted without storage."""
+    import torch
+
+    library, _, name = architecture.partition(":")
+    if library not in ("timm", "torchvision") or _on_this_machine(library, name):
+        return 0
+    with torch.device("meta"):
+        if library == "timm":
+            import timm
+
+            net = timm.create_model(name, pretrained=False)
+        else:
+            from torchvision import models
+
+            net = models.get_model(name.partition(".")[0], weights=None)
+    return 4 * sum(value.numel() for value in net.state_dict().values())
+
+
+def _on_this_machine(library: str, name: str) -> bool:
+    if library == "torchvision":
+        from torch import hub
+
+        return (Path(hub.get_dir()) / "checkpoints" / torchvision_weights(name).url.rpartition("/")[2]).is_file()
+    from huggingface_hub import try_to_load_from_cache
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    repository = config.hf_hub_id if config else None
+    return repository is not None and _in_hub_cache(repository, try_to_load_from_cache)
+
+
+def _in_hub_cache(repository: str, find: Callable[..., Any]) -> bool:
+    names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    return any(isinstance(find(repository, file), str) for file in names)
+
+
 def weights_problem(architecture: str) -> str | None:
     """Why a library's own weights cannot be had: there are none, or they are not cached and HF_HUB_OFFLINE is set."""
     library, _, name = architecture.partition(":")
@@ -95,8 +145,7 @@ def weights_problem(architecture: str) -> str | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in names)
+    cached = _in_hub_cache(repository, try_to_load_from_cache)
     return None if cached else f"HF_HUB_OFFLINE is set and {repository} is not in the Hugging Face cache"
 
 

@@ -24,6 +24,8 @@ STAR_NOTE = (
     "(one-sided Mann-Whitney U, Holm's correction, alpha 0.05; fewer than five seeds can hardly show a difference)"
 )
 
+INTERVAL_NOTE = "in brackets: 95 % interval; ★: it leaves out 0"
+
 
 @dataclass(frozen=True)
 class MetricColumn:
@@ -46,6 +48,9 @@ class MetricColumn:
     """Metric -> number: groups whose mean of that metric is not above it are excluded."""
     quantile: float | None = None
     """0..1: this quantile over seeds in place of their mean and standard deviation."""
+    interval: bool = False
+    """Show the metrics <name>_low and <name>_high as its interval in place of the spread over seeds, and a star where
+    it leaves out 0."""
     compare_by: list[str] = field(default_factory=list)
     """Cell keys whose values are compared where all other keys agree: those not significantly worse get a star."""
     exclude_from_comparison: list[str] = field(default_factory=list)
@@ -61,6 +66,8 @@ class MetricColumn:
         """What a reader must know of the statistic; nothing where the heading says it."""
         if self.compare_by:
             return STAR_NOTE
+        if self.interval:
+            return INTERVAL_NOTE
         if self.statistic in ("mean", "count"):
             return ""
         limits = "".join(f", those above {floor:g} in {name} only" for name, floor in self.min_value.items())

@@ -143,7 +143,9 @@ def _frame(
     """The numbers of the table, one row for each expected cell."""
     keys, metrics = spec.keys, list(spec.metrics)
     claims = {name: metric.claimed for name, metric in spec.metrics.items() if metric.claimed}
-    means = aggregate(measured, keys, spec.metrics | {claim: MetricColumn(claim) for claim in claims.values()})
+    ends = {name: _interval(name, metric) for name, metric in spec.metrics.items() if metric.interval}
+    more = {name: MetricColumn(name) for name in [*claims.values(), *(end for pair in ends.values() for end in pair)]}
+    means = aggregate(measured, keys, spec.metrics | more)
     published = {
         _key(cell, keys): {metric: float(cell[metric]) for metric in metrics if metric in cell}
         for cell in spec.published
@@ -163,12 +165,20 @@ def _frame(
             record |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
             record |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
             record |= {f"{metric}_star": cell in stars[metric]} if metric in stars else {}
+            if found and metric in ends:
+                low, high = (float(means.loc[place, (end, "mean")]) for end in ends[metric])
+                record |= {f"{metric}_low": low, f"{metric}_high": high, f"{metric}_star": low > 0 or high < 0}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
         record["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
         records.append(record)
     frame = pd.DataFrame(records)
     counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
     return frame.astype(counts).dropna(axis="columns", how="all")
+
+
+def _interval(name: str, metric: MetricColumn) -> list[str]:
+    """The metrics that hold the ends of a metric's interval."""
+    return [f"{metric.metric or name}_{end}" for end in ("low", "high")]
 
 
 def _stars(spec: TableSpec, name: str, rows: Sequence[Row]) -> set[tuple[str, ...]]:

@@ -59,11 +59,25 @@ class _FeatureDistillation(Transfer):
         contrast_weight: float,
         kl_weight: float = 0.0,
         temperature: float = 1.0,
+        train_teacher: bool = False,
         batchnorm: str = "adapt",
     ) -> None:
-        """`temperature` is that of KL."""
+        """`temperature` is that of KL. `train_teacher`: as the authors' code, which leaves the teacher's backbone in
+        training mode, so that its BatchNorm statistics drift and dropout is active; its weights stay.
+        """
         super().__init__(net, name=name, teachers=teachers, batchnorm=batchnorm)
         self.weights, self.temperature = (xe_weight, kl_weight, contrast_weight), temperature
+        self.train_teacher = train_teacher
+        if train_teacher:
+            self.frozen = ()  # its statistics belong into checkpoints
+
+    def train(self, mode: bool = True) -> _FeatureDistillation:
+        """Switch to training, with `train_teacher` the teacher too, all but its classifier."""
+        super().train(mode)
+        if mode and self.train_teacher:
+            teacher = self.teachers.models[0].train()
+            teacher.head.eval()
+        return self
 
     def forward(self, batch: Batch) -> Step:
         """The weighted loss of one batch; the teacher runs live, as its features are needed."""

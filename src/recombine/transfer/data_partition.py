@@ -161,9 +161,9 @@ class GatedPartition(DataPartition):
 class BiDirectional(Transfer):
     """Both networks train and each teaches what it is more confident of: bi_kd ("Bi-KD", TMLR 2025).
 
-    Deviation: the authors keep each network's best epoch; here the last one is kept, as in every other method
-    (accuracy_best is in the row). Their variant with three networks, in which the most confident one teaches the two
-    others, is left out: every run here has one student, and the pair already shows what both sides gain.
+    Deviation: the authors keep each network's best epoch; here the last one is kept, as in every other method (the row
+    has val_accuracy_best). Their variant with three networks, of which the most confident one teaches the two others,
+    is left out: every run here has one student, and the pair already shows what both sides gain.
 
     L = XE(teacher) + XE(student) + mean_i [ m_i KL(teacher || student) + (1 - m_i) KL(student || teacher) ], with
     m_i = 1 where the teacher's probability of the true class is larger. Gradients flow through both sides of each KL.

@@ -100,20 +100,24 @@ class MomentumDistillation(Distillation):
         decay: float = 0.9999,
         every: float = 2,
         reset_fast_on_eval: bool = False,
+        start_after_first_step: bool = False,
         **options: Any,
     ) -> None:
         """`reset_fast_on_eval`: every evaluation sets the fast weights to the slow ones, as the authors' code does.
+        `start_after_first_step`: slow weights start there, as in their code, and not at the initial student.
 
         `decay` is below 1, at which the slow weights, the result, would stay those of the initial student.
         `options` are those of `Distillation`.
         """
         super().__init__(net, teachers, **options)
         self.every = max(1, round(every * AUTHORS_BATCH / batch_size))
-        self.reset_fast_on_eval = reset_fast_on_eval
+        self.reset_fast_on_eval, self.start_after_first_step = reset_fast_on_eval, start_after_first_step
         self.slow = ModelEma(net, decay)
 
     def after_update(self, step: int) -> None:
         """Move the slow weights."""
+        if step == 0 and self.start_after_first_step:
+            self.slow.restart()
         if step % self.every == 0:
             self.slow.update()
 

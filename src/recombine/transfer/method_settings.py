@@ -76,6 +76,8 @@ class MomentumDistillationSettings(DistillationSettings, target="recombine.trans
     """Steps between updates of the slow weights, at batch size 256."""
     reset_fast_on_eval: bool = False
     """Set the trained weights to the slow ones at each evaluation, as the authors' code does."""
+    start_after_first_step: bool = False
+    """The slow weights start after the first step, as in the authors' code, instead of at the initial student."""
 
 
 class SelfDistillationSettings(TrainedMethodSettings, target="recombine.transfer.distillation.SelfDistillation"):
@@ -143,6 +145,8 @@ class FeatureDistillationSettings(TrainedMethodSettings):
     """Weight of KL."""
     temperature: Positive = 1.0
     """Temperature of KL."""
+    train_teacher: bool = False
+    """Leave the teacher's backbone in training mode, as the authors' code does."""
 
     @property
     def learns_from_teachers(self) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.data import Data
-from recombine.engine.evaluate import Predictions, predict
+from recombine.engine.class_predictions import ClassPredictions
 from recombine.models import Model
 from recombine.run.run import Run
 from recombine.transfer import networks, training
+from recombine.transfer.controls import run_controls
 from recombine.transfer.metrics import accuracy_changes, transfer_metrics
-from recombine.transfer.recipe import curves, training_metrics, variant
+from recombine.transfer.recipe import CURVES, curves, training_metrics, variant
 from recombine.transfer.settings import MultiTeacherSettings, name_of, same_network
 from recombine.transfer.training import TransferResult
 
@@ -29,7 +30,20 @@ if TYPE_CHECKING:
 __all__ = ["OBJECTIVE", "SETTINGS", "average_weights", "cell", "run", "sort_teachers"]
 
 Networks = dict[str, Model]
-PredictionsByName = dict[str, Predictions]
+PredictionsByName = dict[str, ClassPredictions]
+
+
+class Stage(NamedTuple):
+    """A student that was trained, to be measured when all are."""
+
+    teacher: str
+    """The one whose flips its row tells."""
+    student: Model
+    trained: TransferResult | None
+    cell: dict[str, str]
+    """What its cell says of it."""
+    file: str
+
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
@@ -45,7 +59,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "combine": cfg.combine,
         "order": cfg.order if cfg.combine == "sequential" else "none",
     }
-    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split or "none"}
     return names | combined | variant(cfg) | where
 
 
@@ -58,7 +72,10 @@ def _join_names(teachers: Any) -> str:
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Evaluate all networks, transfer from the teachers as `combine` says, yield a row per stage and one at the end."""
+    """Transfer from the teachers as `combine` says, then measure all networks on the test images, once.
+
+    Yields a row for each stage and one at the end.
+    """
     data = datasets.open_data_for(cfg, run)
     try:
         student = networks.open_network(cfg, run, data, cfg.student)
@@ -68,81 +85,113 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
                 raise ConfigError(same_network(cfg.student.name, name))
             if cfg.teacher_preprocessing == "student":
                 networks.match_preprocessing(teacher, student)
-        predictions = training.predict_split(cfg, run, data, {"": student, **teachers})
+        initial = deepcopy(student)
+        val = training.predict_split(cfg, run, data, "val", {"": initial, **teachers})
+        training.show_networks(run, {"": initial, **teachers}, val)
         train = {"sequential": _train_in_turn, "parallel": _train_at_once, "soup": _train_soup}[cfg.combine]
-        yield from train(cfg, run, data, student, teachers, predictions)
+        stages = train(cfg, run, data, student, teachers, val)
+        length = len(teachers) if cfg.combine == "sequential" else 1
+        controls = run_controls(cfg, run, data, initial, list(teachers.values()), epochs=length)
+        yield from _rows(cfg, run, data, {"": initial, **teachers}, stages, controls)
     finally:
         data.close()
 
 
 def _train_in_turn(
-    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
-) -> Iterator[Row]:
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, val: PredictionsByName
+) -> list[Stage]:
     """Each teacher in turn, with a new optimizer; the initial student of a stage is what the stage before reached."""
-    before = predictions[""]
-    order = sort_teachers(cfg.order, predictions, list(teachers))
-    for stage, name in enumerate(order, start=1):
-        trained = training.train(
-            cfg,
-            run,
-            data,
-            student,
-            [teachers[name]],
-            before,
-            predictions[name],
-            name=f"stage{stage}",
-            cache_initial=stage == 1,
-        )
-        row = _row(cfg, predictions, student, trained.after, name, trained)
-        step = accuracy_changes(_classes(before), _classes(trained.after), before.labels.numpy())
-        row.metrics.update({f"{key}_step": step[key] for key in ("transfer_delta", "knowledge_gain", "knowledge_loss")})
-        row.cell["stage"] = "final" if stage == len(order) else str(stage)
-        _save_student(cfg, run, student, row, f"student_stage{stage}" if stage < len(order) else "student")
-        before = trained.after
-        yield row
+    before, stages = val.get(""), []
+    order = sort_teachers(cfg.order, val, list(teachers))
+    for number, name in enumerate(order, start=1):
+        images = {"student": before, "teacher": val[name]} if before is not None else {}
+        options: dict[str, Any] = {"name": f"stage{number}", "cache_initial": number == 1}
+        trained = training.train(cfg, run, data, student, [teachers[name]], images, **options)
+        last = number == len(order)
+        place = {"stage": "final" if last else str(number)}
+        file = "student" if last else f"student_stage{number}"
+        stages.append(Stage(name, student if last else deepcopy(student), trained, place, file))
+        before = trained.val
+    return stages
 
 
 def _train_at_once(
-    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
-) -> Iterator[Row]:
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, val: PredictionsByName
+) -> list[Stage]:
     """All teachers at once: each sample from whichever network is most confident."""
     first = next(iter(teachers))
-    trained = training.train(cfg, run, data, student, list(teachers.values()), predictions[""], predictions[first])
-    row = _row(cfg, predictions, student, trained.after, first, trained)
-    row.cell["stage"] = "final"
-    _save_student(cfg, run, student, row, "student")
-    yield row
+    images = {"student": val[""], "teacher": val[first]} if val else {}
+    trained = training.train(cfg, run, data, student, list(teachers.values()), images)
+    return [Stage(first, student, trained, {"stage": "final"}, "student")]
 
 
 def _train_soup(
-    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, predictions: PredictionsByName
-) -> Iterator[Row]:
+    cfg: DictConfig, run: Run, data: Data, student: Model, teachers: Networks, val: PredictionsByName
+) -> list[Stage]:
     """The mean of the weights of students with one teacher each; the single students are rows too."""
-    members, deltas = [], []
+    members = []
     for name, teacher in teachers.items():
         member = deepcopy(student)
-        stage = f"single/{_file_name(name)}"
-        trained = training.train(cfg, run, data, member, [teacher], predictions[""], predictions[name], name=stage)
-        row = _row(cfg, predictions, member, trained.after, name, trained)
-        row.cell.update(combine="single", stage=name)
-        _save_student(cfg, run, member, row, f"student_{_file_name(name)}")
-        members.append(member.net.state_dict())
-        deltas.append(row.metrics["transfer_delta"])
+        images = {"student": val[""], "teacher": val[name]} if val else {}
+        trained = training.train(cfg, run, data, member, [teacher], images, name=f"single/{_file_name(name)}")
+        place = {"combine": "single", "stage": name}
+        members.append(Stage(name, member, trained, place, f"student_{_file_name(name)}"))
+    student.net.load_state_dict(average_weights([each.student.net.state_dict() for each in members]))
+    return [*members, Stage(next(iter(teachers)), student, None, {"stage": "final"}, "student")]
+
+
+def _rows(
+    cfg: DictConfig,
+    run: Run,
+    data: Data,
+    initial: Networks,
+    stages: Sequence[Stage],
+    controls: Mapping[str, ClassPredictions],
+) -> Iterator[Row]:
+    """A row for each stage from the test images, if there are some; of a soup, statistics of its members too."""
+    found = training.predict_split(cfg, run, data, cfg.split, initial)
+    right = {name: predictions.right for name, predictions in found.items()}
+    before, deltas = right.get(""), []
+    for stage in stages:
+        row = Row(cell=cell(cfg) | stage.cell)
+        if before is not None:
+            after = training.predict_split(cfg, run, data, cfg.split, {"": stage.student}, keep=False)[""].right
+            last = stage is stages[-1]
+            metrics, series = transfer_metrics(
+                right[""],
+                after,
+                right[stage.teacher],
+                found[""].labels.numpy(),
+                data.classes,
+                controls={name: predictions.right for name, predictions in controls.items()} if last else {},
+                legacy=cfg.legacy_class_count,
+            )
+            if cfg.combine == "sequential":
+                step = accuracy_changes(before, after)
+                metrics |= {f"{key}_step": step[key] for key in CURVES[1:]}
+                before = after
+            row.metrics.update(metrics)
+            row.series.update(series)
+        if stage.trained is not None:
+            row.metrics.update(training_metrics(stage.student, stage.trained))
+            row.series.update(curves(stage.trained.fit.history))
+        if stage.cell.get("combine") == "single":
+            deltas.append(row.metrics.get("transfer_delta", np.nan))
+        elif deltas:
+            yield from _statistics(cfg, deltas)
+        _save_student(cfg, run, stage.student, row, stage.file)
         yield row
+
+
+def _statistics(cfg: DictConfig, deltas: Sequence[float]) -> Iterator[Row]:
+    """Mean, least and largest delta of students with one teacher each."""
     for name, statistic in (("mean", np.mean), ("min", np.min), ("max", np.max)):
         single = cell(cfg) | {"combine": f"single {name}", "stage": "final"}
         yield Row(cell=single, metrics={"transfer_delta": float(statistic(deltas))})
-    student.net.load_state_dict(average_weights(members))
-    loader = training.eval_loader(cfg, data, student.canvas)
-    after = predict(student, loader, precision=cfg.engine.precision)
-    row = _row(cfg, predictions, student, after, next(iter(teachers)), None)
-    row.cell["stage"] = "final"
-    _save_student(cfg, run, student, row, "student")
-    yield row
 
 
 def sort_teachers(order: str, predictions: PredictionsByName, names: Sequence[str]) -> list[str]:
-    """The teachers by accuracy, or as given."""
+    """The teachers by accuracy on the validation images, or as given."""
     if order == "given":
         return list(names)
     return sorted(names, key=lambda name: training.accuracy(predictions[name]) * (1 if order == "ascending" else -1))
@@ -158,29 +207,6 @@ def average_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _row(
-    cfg: DictConfig,
-    predictions: PredictionsByName,
-    student: Model,
-    after: Predictions,
-    teacher: str,
-    trained: TransferResult | None,
-) -> Row:
-    """Metrics relative to the original student; flips are those of `teacher`."""
-    metrics, series = transfer_metrics(
-        _classes(predictions[""]),
-        _classes(after),
-        _classes(predictions[teacher]),
-        after.labels.numpy(),
-        student.classes,
-        legacy=cfg.legacy_class_count,
-    )
-    if trained is not None:
-        metrics |= training_metrics(student, trained)
-        series |= curves(trained.fit.history)
-    return Row(cell=cell(cfg), metrics=metrics, series=series)
-
-
 def _save_student(cfg: DictConfig, run: Run, student: Model, row: Row, file: str) -> None:
     if run.main:
         origin = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
@@ -188,10 +214,6 @@ def _save_student(cfg: DictConfig, run: Run, student: Model, row: Row, file: str
         run.stats.setdefault("files", []).append(
             networks.save_network(student, run.dir / f"{file}.safetensors", card, cfg)
         )
-
-
-def _classes(predictions: Predictions) -> np.ndarray:
-    return predictions.logits.argmax(1).numpy()
 
 
 def _file_name(name: str) -> str:

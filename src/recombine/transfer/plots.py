@@ -242,9 +242,8 @@ PLOTS = {
     ),
     "transfer_rates": Plot(
         "What was transferred",
-        "Left, as in the paper: by the classes that hold the top X % of the knowledge; it tends to 100 by its "
-        "definition. Right: the same images that only the teacher got right, in percent. Without pairs of equal "
-        "accuracy.",
+        "Left: of the images that only the teacher got right, in percent. Right, as in the paper: by the classes that "
+        "hold the top X % of the knowledge; it tends to 100 by its definition. Without pairs of equal accuracy.",
         rate_plots.transfer_rates,
     ),
     "rate_by_size": Plot(

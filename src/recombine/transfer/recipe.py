@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.engine.evaluate import Predictions, predict
+from recombine.engine.class_predictions import ClassPredictions
 from recombine.models import Model
 from recombine.run.config import accepts
 from recombine.run.run import Run
 from recombine.transfer import networks, ranking, training
+from recombine.transfer.controls import run_controls
 from recombine.transfer.metrics import transfer_metrics
-from recombine.transfer.sample_selection import most_confident, select_logits
 from recombine.transfer.settings import TransferSettings, same_network
 from recombine.transfer.training import TransferResult
 
@@ -26,6 +29,9 @@ __all__ = ["OBJECTIVE", "SETTINGS", "cell", "curves", "routing", "run", "trainin
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
 
+CURVES = ("accuracy_after", "transfer_delta", "knowledge_gain", "knowledge_loss")
+"""What is logged of validation images at each evaluation and of test images at the end."""
+
 SETTINGS = TransferSettings
 """The class that declares the config."""
 
@@ -35,7 +41,8 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     names = {"student": cfg.student.name, "teacher": cfg.teacher.name, "method": cfg.method.get("name")}
     if cfg.candidates is not None:
         names = {"student": cfg.student.name, "method": "rank"}
-    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split}
+    split = "val" if cfg.candidates is not None else cfg.split or "none"
+    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": split}
     return names | variant(cfg) | where
 
 
@@ -45,7 +52,7 @@ def variant(cfg: DictConfig) -> dict[str, str]:
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """Evaluate both networks, train the student, evaluate and save it, yield its row."""
+    """Train the student, then measure all networks on the test images, once; save the student, yield its row."""
     data = datasets.open_data_for(cfg, run)
     try:
         student = networks.open_network(cfg, run, data, cfg.student)
@@ -57,17 +64,18 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             raise ConfigError(same_network(cfg.student.name, cfg.teacher.name))
         if cfg.teacher_preprocessing == "student":
             teacher = networks.match_preprocessing(teacher, student)
-        predictions = training.predict_split(cfg, run, data, {"student": student, "teacher": teacher})
+        initial = {"student": deepcopy(student), "teacher": deepcopy(teacher)}
+        val = training.predict_split(cfg, run, data, "val", initial)
+        training.show_networks(run, initial, val)
         if trains(cfg):
-            before = predictions["student"], predictions["teacher"]
-            trained = training.train(cfg, run, data, student, [teacher], *before)
-            row = _row(cfg, predictions, trained.after, data.classes, trained)
-            row.metrics.update(training_metrics(student, trained))
-            row.metrics.update(_partner_metrics(cfg, run, data, teacher, predictions["teacher"], trained))
+            trained = training.train(cfg, run, data, student, [teacher], val)
+            controls = run_controls(cfg, run, data, initial["student"], [initial["teacher"]])
+            row = _row(cfg, run, data, initial, student, trained, controls)
+            row.metrics.update(_partner_metrics(cfg, run, data, teacher, row, trained))
             if run.main:
                 _save(cfg, run, student, teacher, row, trained)
         else:
-            row = _row(cfg, predictions, _ensemble(predictions), data.classes, None)
+            row = _row(cfg, run, data, initial, None, None, {})
     finally:
         data.close()
     yield row
@@ -78,25 +86,37 @@ def trains(cfg: DictConfig) -> bool:
     return any(accepts(cfg.method, part) for part in ("teachers", "initial", "partner"))
 
 
-def _ensemble(predictions: dict[str, Predictions]) -> Predictions:
-    """The prediction of whichever network is more confident, without any training."""
-    candidates = [predictions["student"].logits, predictions["teacher"].logits]
-    return predictions["student"]._replace(logits=select_logits(candidates, most_confident(candidates)))
-
-
 def _row(
     cfg: DictConfig,
-    predictions: dict[str, Predictions],
-    after: Predictions,
-    classes: int,
+    run: Run,
+    data: datasets.Data,
+    initial: Mapping[str, Model],
+    student: Model | None,
     trained: TransferResult | None,
+    controls: Mapping[str, ClassPredictions],
 ) -> Row:
-    before, teacher = (predictions[role].logits.argmax(1).numpy() for role in ("student", "teacher"))
-    labels = after.labels.numpy()
-    metrics, series = transfer_metrics(
-        before, after.logits.argmax(1).numpy(), teacher, labels, classes, legacy=cfg.legacy_class_count
-    )
+    """What the test images say, if there are some; without a trained student, the more confident network predicts."""
+    found = training.predict_split(cfg, run, data, cfg.split, initial)
+    after = training.predict_split(cfg, run, data, cfg.split, {"after": student} if student else {}, keep=False)
+    right = {role: predictions.right for role, predictions in (found | after).items()}
+    if found and student is None:
+        surer = (found["teacher"].confidence > found["student"].confidence).numpy()
+        right["after"] = np.where(surer, right["teacher"], right["student"])
+    metrics: dict[str, float] = {}
+    series: dict[str, list] = {}
+    if found:
+        metrics, series = transfer_metrics(
+            right["student"],
+            right["after"],
+            right["teacher"],
+            found["student"].labels.numpy(),
+            data.classes,
+            controls={name: predictions.right for name, predictions in controls.items()},
+            legacy=cfg.legacy_class_count,
+        )
+        run.tracker.log({f"test/{name}": metrics[name] for name in CURVES}, step=trained.fit.steps if trained else 0)
     if trained is not None:
+        metrics |= training_metrics(initial["student"], trained)
         series |= curves(trained.fit.history)
     return Row(cell=cell(cfg), metrics=metrics, series=series)
 
@@ -104,8 +124,10 @@ def _row(
 def training_metrics(student: Model, trained: TransferResult) -> dict[str, float]:
     """Metrics of a training beside its result; the speed is in the row's provenance."""
     epochs = trained.fit.history
-    best = max(e["val/accuracy_after"] for e in epochs if "val/accuracy_after" in e)
-    return routing(epochs) | {"accuracy_best": best, "parameters": sum(p.numel() for p in student.parameters())}
+    metrics = routing(epochs) | {"parameters": sum(p.numel() for p in student.parameters())}
+    val = [e["val/accuracy_after"] for e in epochs if "val/accuracy_after" in e]
+    metrics |= {"val_accuracy_after": val[-1], "val_accuracy_best": max(val)} if val else {}
+    return metrics | {"steps": trained.fit.steps}
 
 
 def routing(epochs: list[dict[str, float]]) -> dict[str, float]:
@@ -121,22 +143,20 @@ def routing(epochs: list[dict[str, float]]) -> dict[str, float]:
 
 
 def curves(epochs: list[dict[str, float]]) -> dict[str, list]:
-    """Metrics by epoch, for plots."""
-    names = {"train_loss": "train/loss"} | {
-        name: f"val/{name}" for name in ("accuracy_after", "transfer_delta", "knowledge_gain", "knowledge_loss")
-    }
+    """Metrics by epoch, on validation images, for plots."""
+    names = {"train_loss": "train/loss"} | {name: f"val/{name}" for name in CURVES}
     return {"epoch": [e["epoch"] for e in epochs]} | {k: [e.get(v) for e in epochs] for k, v in names.items()}
 
 
 def _partner_metrics(
-    cfg: DictConfig, run: Run, data: datasets.Data, teacher: Model, before: Predictions, trained: TransferResult
+    cfg: DictConfig, run: Run, data: datasets.Data, teacher: Model, row: Row, trained: TransferResult
 ) -> dict[str, float]:
     """Where the teacher trains too: its accuracy afterwards."""
-    if not hasattr(trained.method, "partner"):
+    if not hasattr(trained.method, "partner") or "accuracy_teacher" not in row.metrics:
         return {}
-    after = predict(teacher, training.eval_loader(cfg, data, teacher.canvas), precision=cfg.engine.precision)
-    now = training.accuracy(after)
-    return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - training.accuracy(before)}
+    after = training.predict_split(cfg, run, data, cfg.split, {"": teacher}, keep=False)
+    now = training.accuracy(after[""])
+    return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - row.metrics["accuracy_teacher"]}
 
 
 def _save(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, trained: TransferResult) -> None:
@@ -144,6 +164,6 @@ def _save(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, t
     card = {**origin, "metrics": row.metrics}
     files = [networks.save_network(student, run.dir / "student.safetensors", card, cfg)]
     if hasattr(trained.method, "partner"):
-        card["metrics"] = {"accuracy_after": row.metrics["accuracy_teacher_after"]}
+        card["metrics"] = {"accuracy_after": row.metrics.get("accuracy_teacher_after")}
         files.append(networks.save_network(teacher, run.dir / "teacher.safetensors", card, cfg))
     run.stats["files"] = files

@@ -35,8 +35,10 @@ class _TransferSettings(TrainingSettings):
     """The images."""
     loader: LoaderSettings = LoaderSettings()
     """The loader."""
-    split: str = "test"
-    """The images that are reported on."""
+    split: str | None = "test"
+    """The images that are reported on, read once, at the end; null: none, where all images are without labels."""
+    controls: list[Literal["xe", "self_dist"]] = ["xe", "self_dist"]
+    """What the gain is held against: the same training without a teacher, from labels or from the initial student."""
     fit_heads: bool = False
     """Networks with other classes than the data get a classifier fitted to the training images (linear probe)."""
     teacher_preprocessing: Literal["own", "student"] = "own"
@@ -54,6 +56,10 @@ class _TransferSettings(TrainingSettings):
     variant: str | None = None
     """The form of the method, in the cells of rows where it is not the standard one: method=paper/... sets it."""
 
+    def check_validation(self, what: str) -> list[str]:
+        """No choice is made on test images: what is wrong without validation images."""
+        return [] if self.dataset.val_fraction else [f"{what} on validation images; dataset.val_fraction=0.1 has some"]
+
 
 class TransferSettings(_TransferSettings):
     """Transfer what a trained teacher knows to a trained student that keeps its own knowledge."""
@@ -61,12 +67,13 @@ class TransferSettings(_TransferSettings):
     teacher: ModelSettings
     """The network that teaches."""
     candidates: list[Network] | None = Field(None, min_length=1, examples=[EXAMPLE])
-    """Rank these networks as teachers of the student, before any training, instead of training with one."""
+    """Rank these networks as teachers of the student on validation images, before any training, instead of training."""
 
     def check(self, path: str) -> list[str]:
         """Absent files and weights, networks that do not go together, candidates named twice."""
         problems = check_data(self.dataset, self.data_root, self.split)
         if self.candidates is not None:
+            problems += self.check_validation("candidates are ranked")
             candidates = {f"candidate {name_of(node)}": node for node in self.candidates}
             problems += _repeated("candidates", self.candidates)
             return problems + _check_networks(self, {"student": self.student, **candidates})
@@ -83,12 +90,14 @@ class MultiTeacherSettings(_TransferSettings):
     combine: Literal["sequential", "parallel", "soup"] = "sequential"
     """sequential: one after the other. parallel: all at once. soup: mean weights of students with one teacher each."""
     order: Literal["ascending", "descending", "given"] = "ascending"
-    """Of sequential stages, by the teachers' accuracy."""
+    """Of sequential stages, by the teachers' accuracy on validation images."""
 
     def check(self, path: str) -> list[str]:
         """Absent files and weights, networks that do not go together, methods that cannot combine teachers."""
         problems = check_data(self.dataset, self.data_root, self.split)
         problems += check_combination(self.method, len(self.teachers) if self.combine == "parallel" else 1)
+        if self.combine == "sequential" and self.order != "given":
+            problems += self.check_validation("the teachers are ordered by their accuracy (order=given orders nothing)")
         if len(self.teachers) < 2:
             problems.append(f"teachers: at least two are needed, such as teachers=[{','.join(EXAMPLE)}]")
         problems += _repeated("teachers", self.teachers)

@@ -9,18 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from recombine import models as zoo
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, Interrupted
 from recombine.core.types import Batch
 from recombine.data import Data
 from recombine.data.loading import BatchLoader
 from recombine.data.mixed import LoaderWrapper
+from recombine.engine.class_predictions import ClassPredictions, predict_classes
 from recombine.engine.engine import Engine, Fit
-from recombine.engine.evaluate import Predictions, predict, predict_many
 from recombine.models import Model
 from recombine.run.config import accepts, build
 from recombine.run.console import show
@@ -33,7 +32,10 @@ from recombine.transfer.teacher_cache import FrozenTeachers, find_mirroring
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["LR_SCALING", "TransferResult", "UnlabelledLoader", "accuracy", "predict_split", "train"]
+__all__ = [
+    *("LR_SCALING", "TransferResult", "UnlabelledLoader", "accuracy", "predict_split", "train"),
+    *("has_split", "raise_if_stopped", "show_networks"),
+]
 
 logger = logging.getLogger(__name__)
 LR_SCALING = {"none": 0, "linear": 1}
@@ -45,7 +47,8 @@ class TransferResult(NamedTuple):
 
     method: Transfer
     fit: Fit
-    after: Predictions
+    val: ClassPredictions | None
+    """Of the student on the validation images, if there are some."""
 
 
 class UnlabelledLoader(LoaderWrapper):
@@ -56,27 +59,50 @@ class UnlabelledLoader(LoaderWrapper):
         return batch._replace(labels=torch.full_like(batch.labels, -1))
 
 
-def predict_split(cfg: DictConfig, run: Run, data: Data, models: Mapping[str, Model]) -> dict[str, Predictions]:
-    """Predictions of trained networks for the images of `split`, computed once for all runs; shows a table of them."""
-    predictions = predict_many(
-        models, lambda canvas: eval_loader(cfg, data, canvas), run.cache, precision=cfg.engine.precision
-    )
+def has_split(cfg: DictConfig, data: Data, split: str | None) -> bool:
+    """Whether there are images to measure on: `split=null` says that there are none, `val` needs a val_fraction."""
+    return split is not None and (split != "val" or "val" in data.splits)
+
+
+def predict_split(
+    cfg: DictConfig, run: Run, data: Data, split: str | None, models: Mapping[str, Model], *, keep: bool = True
+) -> dict[str, ClassPredictions]:
+    """Predictions of networks for a split, empty where there is none; with `keep` computed once for all runs."""
+    if not has_split(cfg, data, split):
+        return {}
+    cache, options = run.cache if keep else None, {"precision": cfg.engine.precision}
+    return {
+        role: predict_classes(
+            model, eval_loader(cfg, data, split, model.canvas), cache, stopped=partial(raise_if_stopped, run), **options
+        )
+        for role, model in models.items()
+    }
+
+
+def show_networks(run: Run, models: Mapping[str, Model], predictions: Mapping[str, ClassPredictions]) -> None:
+    """A table of the networks, with their accuracy on the validation images if there are some."""
     if run.main:
-        accuracies = {model.name: accuracy(predictions[role]) for role, model in models.items()}
-        show(zoo.describe(models.values(), accuracies))
-    return predictions
+        accuracies = {models[role].name: accuracy(found) for role, found in predictions.items()}
+        show(zoo.describe(models.values(), accuracies or None))
 
 
-def accuracy(predictions: Predictions) -> float:
+def raise_if_stopped(run: Run) -> None:
+    """Interrupted if a signal asked this run to stop: while it waits for another process."""
+    if signal := run.stop_requested():
+        raise Interrupted(signal)
+
+
+def accuracy(predictions: ClassPredictions) -> float:
     """Accuracy, percent."""
-    return percent((predictions.logits.argmax(1) == predictions.labels).numpy())
+    return percent(predictions.right)
 
 
-def eval_loader(cfg: DictConfig, data: Data, canvas: int) -> BatchLoader:
-    """The images of `split`, or its first batches where the engine asks for a few (engine=debug)."""
+def eval_loader(cfg: DictConfig, data: Data, split: str | None, canvas: int) -> BatchLoader:
+    """The images of a split, or its first batches where the engine asks for a few (engine=debug)."""
+    assert split is not None
     few = cfg.engine.max_eval_batches
-    indices = None if few is None else data.indices(cfg.split)[: few * cfg.eval_batch_size]
-    return data.loader(cfg.split, cfg.eval_batch_size, train=False, indices=indices, size=canvas)
+    indices = None if few is None else data.indices(split)[: few * cfg.eval_batch_size]
+    return data.loader(split, cfg.eval_batch_size, train=False, indices=indices, size=canvas)
 
 
 def train(
@@ -85,27 +111,33 @@ def train(
     data: Data,
     student: Model,
     teachers: Sequence[Model],
-    before: Predictions,
-    teacher: Predictions,
+    val: Mapping[str, ClassPredictions],
     *,
+    node: Any = None,
     name: str = "transfer",
     cache_initial: bool = True,
+    epochs: int = 1,
 ) -> TransferResult:
-    """Train `student` in place with `cfg.method`.
+    """Train `student` in place with `cfg.method`, or with the method that `node` names.
 
-    Its changes are relative to the predictions `before`; what is left to learn is relative to those of the (first)
-    teacher. `cache_initial`: other runs start from this student too, so its logits are worth storing.
+    `val` has the predictions of `student` and of the (first) `teacher` for validation images: changes are relative to
+    the one, what is left to learn to the other. Without it nothing is evaluated on the way. `cache_initial`: other runs
+    start from this student too, so its logits are worth storing. `epochs` multiplies those of the engine.
     """
-    method = make_method(cfg, student, teachers, partial(labelled_samples, data))
+    node = cfg.method if node is None else node
+    method = make_method(node, cfg.batch_size, student, teachers, partial(labelled_samples, data))
     if method.reads_labels:
-        refuse_unlabelled(cfg, data)
-    indices = data.indices("train", unlabelled=not method.reads_labels)
-    loader = training_loader(cfg, data, [student, *teachers], indices)
+        refuse_unlabelled(node, data)
+    loader = open_training_loader(cfg, data, [student, *teachers], labelled=method.reads_labels)
     if cfg.cache_teacher_logits and method.reads_logits:
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
         cache_teacher_logits(cfg, run, data, method, loader, caches)
-    evaluator = _Evaluator(method, eval_loader(cfg, data, student.canvas), before, teacher, cfg.engine.precision)
-    fit = Engine(cfg.engine, run).fit(
+    evaluator = None
+    if val:
+        images = eval_loader(cfg, data, "val", student.canvas)
+        evaluator = _Evaluator(method, images, val, cfg.engine.precision)
+    most = cfg.engine.max_steps and cfg.engine.max_steps * epochs
+    fit = Engine({**cfg.engine, "epochs": cfg.engine.epochs * epochs, "max_steps": most}, run).fit(
         method,
         loader if method.reads_labels else UnlabelledLoader(loader),
         build(cfg.optimizer, lr=learning_rate(cfg)),
@@ -114,9 +146,11 @@ def train(
         evaluate=evaluator,
     )
     method.publish()
+    if evaluator is None:
+        return TransferResult(method, fit, None)
     # a training that had been finished before is loaded without being evaluated again
-    after = evaluator.latest or predict(student, evaluator.loader, precision=cfg.engine.precision)
-    return TransferResult(method, fit, after)
+    latest = evaluator.latest or predict_classes(student, evaluator.loader, precision=cfg.engine.precision)
+    return TransferResult(method, fit, latest)
 
 
 def learning_rate(cfg: DictConfig) -> float:
@@ -125,25 +159,26 @@ def learning_rate(cfg: DictConfig) -> float:
 
 
 class _Evaluator:
-    """Evaluates a student while it trains; `latest` are its latest predictions."""
+    """Evaluates a student on validation images while it trains; `latest` are its latest predictions."""
 
     def __init__(
-        self, method: Transfer, loader: BatchLoader, before: Predictions, teacher: Predictions, precision: str
+        self, method: Transfer, loader: BatchLoader, val: Mapping[str, ClassPredictions], precision: str
     ) -> None:
         self.method, self.loader, self.precision = method, loader, precision
-        self.labels = before.labels.numpy()
-        self.before, self.teacher = (each.logits.argmax(1).numpy() for each in (before, teacher))
-        self.latest: Predictions | None = None
+        self.val, self.latest = val, None
+
+    latest: ClassPredictions | None
 
     def __call__(self, net: nn.Module) -> dict[str, float]:
         with self.method.evaluation_weights():
-            self.latest = predict(net, self.loader, precision=self.precision)
-        now = self.latest.logits.argmax(1).numpy()
-        return accuracy_changes(self.before, now, self.labels) | complementary_knowledge(now, self.teacher, self.labels)
+            self.latest = predict_classes(net, self.loader, precision=self.precision)
+        right = {"after": self.latest.right} | {role: found.right for role, found in self.val.items()}
+        metrics = accuracy_changes(right["student"], right["after"])
+        return metrics | (complementary_knowledge(right["after"], right["teacher"]) if "teacher" in right else {})
 
 
 def make_method(
-    cfg: DictConfig, student: Model, teachers: Sequence[Model], samples: Callable[[], ContrastiveSamples]
+    node: Any, batch_size: int, student: Model, teachers: Sequence[Model], samples: Callable[[], ContrastiveSamples]
 ) -> Transfer:
     """The method with the late arguments that its constructor takes."""
     late: dict[str, Callable[[], Any]] = {
@@ -151,9 +186,9 @@ def make_method(
         "initial": lambda: FrozenTeachers([deepcopy(student)]),
         "partner": lambda: teachers[0].requires_grad_(True),
         "samples": samples,
-        "batch_size": lambda: cfg.batch_size,
+        "batch_size": lambda: batch_size,
     }
-    return build(cfg.method, net=student, **{k: make() for k, make in late.items() if accepts(cfg.method, k)})
+    return build(node, net=student, **{k: make() for k, make in late.items() if accepts(node, k)})
 
 
 def labelled_samples(data: Data) -> ContrastiveSamples:
@@ -161,8 +196,9 @@ def labelled_samples(data: Data) -> ContrastiveSamples:
     return ContrastiveSamples(torch.from_numpy(data.indices("train")), torch.from_numpy(data.labels("train")))
 
 
-def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indices: np.ndarray) -> BatchLoader:
+def open_training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], *, labelled: bool) -> BatchLoader:
     """Random crops come at the largest input size, whole images at the largest canvas, which each network shrinks."""
+    indices = data.indices("train", unlabelled=not labelled)
     size, canvas = (max(getattr(model, side) for model in models) for side in ("size", "canvas"))
     loader = data.loader("train", cfg.batch_size, train=True, indices=indices, size=size)
     if loader.crop is not None:
@@ -170,12 +206,16 @@ def training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], indice
     return data.loader("train", cfg.batch_size, train=True, indices=indices, size=canvas)
 
 
-def refuse_unlabelled(cfg: DictConfig, data: Data) -> None:
+def count_unlabelled(data: Data) -> int:
+    """Training images without a label."""
+    return len(data.indices("train", unlabelled=True)) - len(data.indices("train"))
+
+
+def refuse_unlabelled(node: Any, data: Data) -> None:
     """Raise ConfigError where a method reads labels that are not there."""
-    missing = len(data.indices("train", unlabelled=True)) - len(data.indices("train"))
-    if missing:
+    if missing := count_unlabelled(data):
         raise ConfigError(
-            f"method={cfg.method.name} reads labels, but {missing} training images of {data.name} have none; "
+            f"method={node['name']} reads labels, but {missing} training images of {data.name} have none; "
             f"methods without labels: method=kl_dp_u, method=kl"
         )
 
