@@ -1,4 +1,4 @@
-"""Distillation losses as pure functions on logits: [B, C] in, one value per sample [B] out."""
+"""Distillation losses on logits: [B, C] in, one value per sample [B] out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["cross_entropy", "kl_divergence", "masked_mean"]
+__all__ = ["DIST", "DKD", "KL", "cross_entropy", "kl_divergence", "masked_mean", "standardize"]
 
 
 def kl_divergence(student: Tensor, target: Tensor, temperature: float = 1.0, topk: int | None = None) -> Tensor:
@@ -39,3 +39,78 @@ def cross_entropy(
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` [B] where the bool `mask` [B] holds, 0-d; 0 where it holds nowhere."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """Logits [B, C] with mean 0 and standard deviation 1 over the classes (Sun et al., CVPR 2024)."""
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+class KL:
+    """T^2 KL(target || student), see `kl_divergence`; with `standardized`, of standardised logits."""
+
+    reads_labels = False
+
+    def __init__(
+        self, name: str, temperature: float = 1.0, topk: int | None = None, standardized: bool = False
+    ) -> None:
+        self.name, self.temperature, self.topk, self.standardized = name, temperature, topk, standardized
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        """Of each sample, [B]."""
+        if self.standardized:
+            student, target = standardize(student), standardize(target)
+        return kl_divergence(student, target, self.temperature, self.topk)
+
+
+class DKD:
+    """Decoupled knowledge distillation (Zhao et al., CVPR 2022): T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)).
+
+    b is the probability of the label and of all others together, q the probabilities of the others among themselves.
+    """
+
+    reads_labels = True
+
+    def __init__(self, name: str, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+        self.name, self.alpha, self.beta, self.temperature = name, alpha, beta, temperature
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        """Of each sample, [B]."""
+        assert labels is not None, "DKD tells the label from the other classes"
+        is_label = F.one_hot(labels, student.shape[1]).bool()
+        (student_pair, student_rest), (target_pair, target_rest) = (
+            self._decouple(logits / self.temperature, is_label) for logits in (student, target)
+        )
+        target_class = F.kl_div(student_pair, target_pair, reduction="none", log_target=True).sum(1)
+        others = F.kl_div(student_rest, target_rest, reduction="none", log_target=True).sum(1)
+        return self.temperature**2 * (self.alpha * target_class + self.beta * others)
+
+    def _decouple(self, logits: Tensor, is_label: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of label and rest [B, 2], and of the rest among themselves [B, C - 1]."""
+        rest = logits[~is_label].view(len(logits), -1)
+        pair = torch.stack([logits[is_label], rest.logsumexp(1)], dim=1)
+        return F.log_softmax(pair, dim=1), F.log_softmax(rest, dim=1)
+
+
+class DIST:
+    """Correlations instead of probabilities (Huang et al., NeurIPS 2022): T^2 (beta d(rows) + gamma d(columns)).
+
+    d is 1 - Pearson's correlation of student and target: of a sample's class probabilities (rows), and of a class's
+    probabilities over the batch (columns, the mean over classes, the same for every sample).
+    """
+
+    reads_labels = False
+
+    def __init__(self, name: str, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
+        self.name, self.beta, self.gamma, self.temperature = name, beta, gamma, temperature
+
+    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        """Of each sample, [B]; the mean over a batch is the loss of the paper."""
+        p, q = ((logits / self.temperature).softmax(1) for logits in (student, target))
+        distance = self.beta * _correlation_distance(p, q) + self.gamma * _correlation_distance(p.T, q.T).mean()
+        return self.temperature**2 * distance
+
+
+def _correlation_distance(a: Tensor, b: Tensor) -> Tensor:
+    """1 - Pearson's correlation of rows."""
+    return 1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1, eps=1e-8)

@@ -20,6 +20,7 @@ from recombine.data.loading import BatchLoader
 from recombine.data.mixed import LoaderWrapper
 from recombine.engine.class_predictions import ClassPredictions, predict_classes
 from recombine.engine.engine import Engine, Fit
+from recombine.engine.evaluate import predict
 from recombine.models import Model
 from recombine.run.config import accepts, build
 from recombine.run.console import show
@@ -128,6 +129,8 @@ def train(
     method = make_method(node, cfg.batch_size, student, teachers, partial(labelled_samples, data))
     if method.reads_labels:
         refuse_unlabelled(node, data)
+    if getattr(method, "calibrated", False):
+        calibrate(cfg, run, data, method)
     loader = open_training_loader(cfg, data, [student, *teachers], labelled=method.reads_labels)
     if cfg.cache_teacher_logits and method.reads_logits:
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
@@ -151,6 +154,18 @@ def train(
     # a training that had been finished before is loaded without being evaluated again
     latest = evaluator.latest or predict_classes(student, evaluator.loader, precision=cfg.engine.precision)
     return TransferResult(method, fit, latest)
+
+
+def calibrate(cfg: DictConfig, run: Run, data: Data, method: Transfer) -> None:
+    """Fit the temperatures of a method's frozen networks to validation images."""
+    if not has_split(cfg, data, "val"):
+        raise ConfigError("a calibrated mask needs labelled validation images: dataset.val_fraction=0.1")
+    networks = [model for part in ("initial", "teachers") for model in getattr(method, part).models]
+    found = [
+        predict(model.to(run.device), eval_loader(cfg, data, "val", model.canvas), precision=cfg.engine.precision)
+        for model in networks
+    ]
+    method.calibrate([each.logits for each in found], found[0].labels)  # type: ignore[operator]
 
 
 def learning_rate(cfg: DictConfig) -> float:
