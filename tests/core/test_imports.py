@@ -23,7 +23,21 @@ BELOW = {
     "run": {"core"},
     "engine": {"core", "run"},
     "report": {"core"},
-    "cli": {"core", "run", "engine", "data", "models", "report", "flips", "transfer", "pnc", "stitch", "patch"},
+    "improve": {"core", "engine", "data", "models", "transfer", "attachments"},
+    "cli": {
+        "core",
+        "run",
+        "engine",
+        "data",
+        "models",
+        "report",
+        "flips",
+        "transfer",
+        "pnc",
+        "stitch",
+        "patch",
+        "improve",
+    },
 }
 """The rooms that each room may use beside itself; a paper uses PAPER, and transfer also flips, of the same paper."""
 PAPER = {"core", "run", "engine", "data", "models", "report"}

@@ -17,6 +17,7 @@ from recombine.core.errors import ConfigError, RecombineError, did_you_mean
 __all__ = ["main"]
 
 TOOLS = {
+    "improve": "a folder of images and a network in, a better network out: tries what the experiments have",
     "predict": "classify images with a network, and with patches and clones on it",
     "export": "write a network, with its patches or clones, as a torch.export program or as ONNX",
     "artifacts": "list what files hold; put clones together and take them apart",

@@ -19,28 +19,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from recombine.cli.networks import BASE, NamedNetwork, add_network_arguments, open_network
 from recombine.cli.predict import image_files, read
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
-from recombine.models.export import EXPORTS, export_network
+from recombine.models.export import EXPORTS, OneTask, export_network
 
 IMAGES = 64
 """Images of a folder that are compared at the most."""
-
-
-class Task(nn.Module):
-    """A patched network with its task chosen, as exported networks take images alone."""
-
-    def __init__(self, network: nn.Module, task: str) -> None:
-        super().__init__()
-        self.network, self.task = network, task
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, S, S] -> logits of the task."""
-        return self.network(images, task=self.task)
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +69,7 @@ def choose_task(found: NamedNetwork, task: str | None) -> tuple[nn.Module, str]:
     task = task or (patches[0] if patches else BASE)
     if task not in found.names:
         raise ConfigError(f"--task {task}: one of {', '.join(found.names)} is needed")
-    return (found.cloned, BASE) if task == BASE else (Task(found.patched, task), task)
+    return (found.cloned, BASE) if task == BASE else (OneTask(found.patched, task), task)
 
 
 def write_labels(file: Path, card: dict[str, Any]) -> None:

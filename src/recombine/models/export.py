@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.core.files import replacing
 
-__all__ = ["EXPORTS", "Equality", "export_network"]
+__all__ = ["EXPORTS", "Equality", "OneTask", "export_network"]
 
 TOLERANCE = 1e-3
 """Largest accepted difference: other kernels add in another order."""
@@ -33,6 +33,18 @@ class Equality(NamedTuple):
     """Largest difference of two logits, as a fraction of the largest logit."""
     agreement: float
     """Percent of images with the same class."""
+
+
+class OneTask(nn.Module):
+    """A patched network with its task chosen: images alone in, the logits of that task out."""
+
+    def __init__(self, network: nn.Module, task: str) -> None:
+        super().__init__()
+        self.network, self.task = network, task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] -> logits of the task."""
+        return self.network(images, task=self.task)
 
 
 def export_network(

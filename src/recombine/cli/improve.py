@@ -1,0 +1,142 @@
+"""One folder of images and one network in, the best network that can be made of them in a given time out.
+
+recombine improve --images my/images --network timm:mobilenetv3_small_100.lamb_in1k
+recombine improve --images my/images --network things --zoo weights --zoo timm:resnet18.a1_in1k --budget 2h --out better
+
+Splits off validation and test images, fits a classifier on the network's features, ranks the networks of the zoo as
+teachers, tries fine-tuning, a delta patch, transfer and stitching by successive halving on the validation images, and
+keeps the original if nothing helps. The test images are read once, at the end. Repeat the command to continue it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+
+from recombine.core.errors import ConfigError
+from recombine.improve.bundle import Result, write_bundle, write_report
+from recombine.improve.evaluation import Evaluation, Teacher, short_name, zoo_networks
+from recombine.improve.folder import split_folder
+from recombine.improve.search import best_of, successive_halving
+from recombine.improve.trials import Outcome, Trial, list_trials, open_result, run_trial
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--images", required=True, type=Path, help="a folder for each class; or train/, val/ and test/ with these")
+    add("--network", required=True, help="a name, a checkpoint file, timm:<name>, torchvision:<name>")
+    add("--zoo", action="append", default=[], help="networks to learn from: a folder of checkpoints, or a network")
+    add("--budget", default="30m", help="time for what is tried: 90s, 30m, 2h")
+    add("--out", type=Path, help="where the result goes; default: improved/<network>-<folder>")
+    add("--weights-root", default="weights", help="where checkpoints are found by name")
+    add("--batch-size", type=int, default=32, help="of all trainings")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Split, fit, rank, try, choose, test once, and write the result."""
+    options, console = arguments(), Console(highlight=False)
+    budget = parse_seconds(options.budget)
+    if not options.images.is_dir():
+        raise ConfigError(f"--images {options.images}: there is no such folder")
+    out = options.out or Path("improved") / f"{short_name(options.network)}-{options.images.resolve().name}"
+    work = out / "work"
+    split = split_folder(options.images, work / "data")
+    counts = ", ".join(f"{count} {name}" for name, count in split.counts.items())
+    console.print(f"{escape(str(options.images))}: {len(split.class_names)} classes, images: {counts}")
+    started, evaluation = time.monotonic(), Evaluation(split, work)
+    original = measure_original(options, evaluation)
+    show(console, original, budget)
+    teachers = rank(options, evaluation, original, console)
+
+    def run(trial: Trial, epochs: int, left: float) -> Outcome:
+        return run_trial(trial, epochs, work, evaluation.measure, left)
+
+    left = budget - (time.monotonic() - started)
+    tried = successive_halving(
+        list_trials(teachers, options.batch_size), left, run, lambda outcome, left: show(console, outcome, left)
+    )
+    result = choose(original, tried, evaluation)
+    write(out, options, evaluation, result)
+    evaluation.close()
+    console.print(f"chosen: {escape(result.chosen.name)}; {out / 'report.md'} says how it came about")
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `30m`, `1.5h` as seconds; ConfigError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not found:
+        raise ConfigError(f"--budget {text}: a time is needed, such as 90s, 30m or 2h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def measure_original(options: argparse.Namespace, evaluation: Evaluation) -> Outcome:
+    """The network as it came, with a classifier for the images."""
+    started = time.monotonic()
+    model = evaluation.prepare(options.network, options.weights_root, "start")
+    file = evaluation.work / "weights" / "start.safetensors"
+    outcome = Outcome("original", "original", "", None, 0.0, file, evaluation.measure(model))
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def rank(options: argparse.Namespace, evaluation: Evaluation, original: Outcome, console: Console) -> list[str]:
+    """Names of the zoo's networks, the one first that knows most of what the original does not."""
+    teachers: list[Teacher] = []
+    assert original.correct is not None
+    networks = zoo_networks(options.zoo, options.network)
+    for found in evaluation.rank_teachers(networks, options.weights_root, original.correct):
+        if isinstance(found, str):
+            console.print(f"  {escape(found)}")
+            continue
+        teachers.append(found)
+        right = f"{found.accuracy:.1f} % right, {found.complementary:.1f} % where the original is wrong"
+        console.print(f"  teacher {escape(found.name)}: {right}")
+    return [teacher.name for teacher in sorted(teachers, key=lambda teacher: -teacher.complementary)]
+
+
+def show(console: Console, outcome: Outcome, left: float) -> None:
+    """A line about what was tried."""
+    epochs = f", {outcome.epochs} epochs" if outcome.epochs else ""
+    result = f"{outcome.accuracy:.1f} % right" if outcome.correct is not None else f"no result: {outcome.problem}"
+    console.print(f"  {escape(outcome.name + epochs)}: {escape(result)}  ({outcome.seconds:.0f} s, {left:.0f} s left)")
+
+
+def choose(original: Outcome, tried: list[Outcome], evaluation: Evaluation) -> Result:
+    """The best on the validation images; the test images are read here, once, by it and by what it is compared with."""
+    chosen = best_of([original, *tried])
+    baseline = best_of(tried, ["finetune"])
+    assert chosen is not None
+    compared = {"the original": original, "fine-tuning alone": baseline, "the chosen network": chosen}
+    tested: dict[str, np.ndarray] = {}
+    for name, outcome in compared.items():
+        if outcome is not None and outcome.file is not None:
+            network, task = open_result(outcome.file, evaluation.work)
+            tested[name] = evaluation.measure(network, task, final=True)
+    return Result([original, *tried], chosen, baseline, tested)
+
+
+def write(out: Path, options: argparse.Namespace, evaluation: Evaluation, result: Result) -> None:
+    """The bundle and its report."""
+    forms = write_bundle(out, result.chosen, evaluation)
+    about = {
+        "network": options.network,
+        "images": str(options.images),
+        "budget": options.budget,
+        "split": ", ".join(f"{count} {name}" for name, count in evaluation.split.counts.items()),
+        "command": f"recombine improve {shlex.join(sys.argv[1:])}",
+        "work": str(out / "work"),
+    }
+    write_report(out / "report.md", about, result, forms)

@@ -1,0 +1,109 @@
+"""The networks on the images: classifiers fitted, teachers ranked, and which images each network gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from recombine import data as datasets
+from recombine import models
+from recombine.core.errors import ConfigError
+from recombine.engine.evaluate import predict
+from recombine.improve.folder import SplitFolder
+from recombine.models import Model
+from recombine.models.export import OneTask
+from recombine.models.files import SUFFIXES
+from recombine.models.model import Preprocess
+from recombine.transfer.heads import fit_heads
+
+__all__ = ["Evaluation", "Teacher", "preprocess_of", "short_name", "zoo_networks"]
+
+BATCH = 64
+LOADER = {"kind": "torch", "workers": 0}
+
+
+class Teacher(NamedTuple):
+    """A network of the zoo with its classifier for the images, under `name` in the work folder; validation images."""
+
+    name: str
+    accuracy: float
+    """Percent."""
+    complementary: float
+    """Percent of images that it gets right and the original does not."""
+
+
+class Evaluation:
+    """Measures networks on the validation images and, at the end, on the test images."""
+
+    def __init__(self, split: SplitFolder, work: Path) -> None:
+        self.split, self.work = split, work
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        where: dict[str, Any] = {"data_root": "", "cache_root": work / "cache", "seed": 0, "device": self.device}
+        self.choose, self.final = (
+            datasets.open_data({"name": "folder", "source": "folder", "folder": str(place)}, loader=LOADER, **where)
+            for place in (split.choose.resolve(), split.final.resolve())
+        )
+
+    def prepare(self, network: str, weights_root: str, name: str) -> Model:
+        """A network for the images' classes, kept in the work folder under `name`.
+
+        With as many classes as the images it keeps its classifier; else one is fitted to the training images.
+        """
+        path = self.work / "weights" / f"{name}.safetensors"
+        if path.exists():
+            return models.build(str(path))
+        model = models.build(network, weights_root=weights_root)
+        if model.classes != self.choose.classes:
+            model = models.build(network, classes=self.choose.classes, weights_root=weights_root)
+            model = fit_heads(model.to(self.device), self.choose.loader("train", BATCH, train=False, size=model.canvas))
+        models.save(model, path, {"dataset": "folder", "class_names": self.split.class_names})
+        return model
+
+    def measure(self, network: nn.Module, task: str | None = None, *, final: bool = False) -> np.ndarray:
+        """Which validation images (`final`: test images) a network gets right, bool [n]; `task` of a patched one."""
+        data = self.final if final else self.choose
+        images = data.loader("test", BATCH, train=False, size=preprocess_of(network).canvas)
+        network = network.to(self.device)
+        found = predict(network if task is None else OneTask(network, task), images, precision="fp32")
+        return (found.logits.argmax(1) == found.labels).numpy()
+
+    def rank_teachers(self, networks: list[str], weights_root: str, original: np.ndarray) -> Iterator[Teacher | str]:
+        """Each network of the zoo, or in words why it cannot teach."""
+        for network in networks:
+            name = short_name(network)
+            try:
+                correct = self.measure(self.prepare(network, weights_root, name))
+            except ConfigError as error:
+                yield f"{name} is left out: {str(error).splitlines()[0]}"
+                continue
+            yield Teacher(name, 100 * float(correct.mean()), 100 * float((correct & ~original).mean()))
+
+    def close(self) -> None:
+        """Close the data."""
+        self.choose.close()
+        self.final.close()
+
+
+def preprocess_of(network: nn.Module) -> Preprocess:
+    """Of a model, or of the base of a patched one."""
+    return network.preprocess if isinstance(network, Model) else network.base.preprocess  # type: ignore
+
+
+def zoo_networks(given: list[str], network: str) -> list[str]:
+    """The networks that `--zoo` names, one by one or by a folder of checkpoints; without `network` itself."""
+    found: list[str] = []
+    for text in given:
+        files = sorted(file for file in Path(text).iterdir() if file.suffix in SUFFIXES) if Path(text).is_dir() else []
+        found += [str(file) for file in files] or [text]
+    return [text for text in dict.fromkeys(found) if short_name(text) != short_name(network)]
+
+
+def short_name(network: str) -> str:
+    """A file name for a network: `timm:resnet18.a1_in1k` -> `resnet18_a1_in1k`."""
+    bare = Path(network).stem if Path(network).suffix in SUFFIXES else network.rpartition(":")[2]
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in bare)
