@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,16 @@ class CloneData:
     """Processes of the run."""
     open_data: Callable[[DatasetSettings], Data]
     """Opens a data set that is closed with the others."""
+
+    def take(self, names: Sequence[str], outputs: Sequence[int]) -> CloneData:
+        """Of the cloned classes only those of these names, which are other `outputs` of another source."""
+        cloned = self.open_data(self.cloned.settings.model_copy(update={"class_subset": list(names)}))
+        return replace(self, source=cloned, cloned=cloned, outputs=list(outputs), given=list(names))
+
+    @property
+    def whole(self) -> bool:
+        """Whether images of all the source's classes are at hand, with the labels of its outputs."""
+        return self.source is not self.cloned
 
     @property
     def class_names(self) -> list[str]:

@@ -154,6 +154,8 @@ class _Module(nn.Module):
 def evaluate_module(net: Candidates, branch: int, task: CloneTask) -> dict[str, float]:
     """How well the masked source tells the cloned classes from its others: hits and false positives, always both."""
     module, data, evaluator = _Module(net, branch), task.data, task.evaluator
+    if not data.whole:
+        return {}
     predictions = evaluator.predict_module(module, net.source, data.source)
     outputs, answers = torch.tensor(data.outputs), predictions.logits.argmax(1)
     cloned, positive = torch.isin(predictions.labels, outputs), torch.isin(answers, outputs)
@@ -174,7 +176,7 @@ def evaluate_module(net: Candidates, branch: int, task: CloneTask) -> dict[str, 
 
 def similarity_by_class(net: Candidates, branch: int, task: CloneTask) -> dict[str, list]:
     """How alike module and source behave around each class of the source, on the outputs of the cloned ones."""
-    if task.evaluator.similarity is None or not task.evaluator.similarity.by_class:
+    if task.evaluator.similarity is None or not (task.evaluator.similarity.by_class and task.data.whole):
         return {}
     module = _Module(net, branch)
     values = [_similarity(module, task, [k]) for k in range(net.source.classes)]

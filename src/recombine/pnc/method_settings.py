@@ -14,7 +14,14 @@ from recombine.engine.settings import OptimizerNode, ScheduleNode
 from recombine.pnc.clone.cards import read_cards
 
 __all__ = [
-    *("CloningSettings", "DirectEnsembleSettings", "EwcSettings", "FineTuningSettings", "FromFileSettings"),
+    *(
+        "CloningSettings",
+        "ComposeSettings",
+        "DirectEnsembleSettings",
+        "EwcSettings",
+        "FineTuningSettings",
+        "FromFileSettings",
+    ),
     *("FromScratchSettings", "PncMethodSettings", "PositionSearchSettings", "TrainedSettings"),
 ]
 
@@ -155,6 +162,33 @@ class CloningSettings(PncMethodSettings):
         """What cannot be combined with several sources."""
         found = {"head": self.head == "full", "last_stage": self.last_stage == "localize"}
         return [f"{path}.{key}={getattr(self, key)} takes one source" for key, wrong in found.items() if wrong]
+
+
+class ComposeSettings(CloningSettings):
+    """The wanted classes, each from the network of a folder that gives it best, as one cloned network."""
+
+    name: str = "compose"
+    """How rows call it."""
+    zoo: str = "weights"
+    """Folder of checkpoints; the card of each names its classes, or the data set it was trained on."""
+    max_parameters: Count | None = None
+    """Most weights that all clones may add; null: any number."""
+
+    @property
+    def needs_sources(self) -> bool:
+        """The networks are those of the folder."""
+        return False
+
+    def check(self, path: str) -> list[str]:
+        """A folder without checkpoints, and what needs images of all classes of each source."""
+        found = super().check(path)
+        if not any(Path(self.zoo).glob("*.safetensors")):
+            found.append(
+                f"{path}.zoo={self.zoo}: there is no checkpoint (*.safetensors) in it; give {path}.zoo=<folder>"
+            )
+        if self.use_complement:
+            found.append(f"{path}.use_complement=true needs images of all classes of each source; leave it out")
+        return found
 
 
 class DirectEnsembleSettings(PncMethodSettings):

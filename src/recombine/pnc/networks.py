@@ -18,7 +18,7 @@ from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
 from recombine.run.run import Run
 
-__all__ = ["build_source_networks", "build_target", "build_untrained", "reinitialise"]
+__all__ = ["build_frozen", "build_source_networks", "build_target", "build_untrained", "reinitialise"]
 
 
 def build_target(settings: PncSettings, run: Run, data: Data) -> Model:
@@ -64,10 +64,16 @@ def reinitialise(source: Model, data: CloneData, seed: int, batch_size: int) -> 
 
 
 def _build(node: Mapping[str, Any] | str, data: Data, role: str, weights_root: str, run: Run) -> Model:
-    model = zoo.build(node, weights_root=weights_root, seed=run.seed)
+    model = build_frozen(node, weights_root, run)
     if model.classes != data.classes:
         raise ConfigError(
             f"{role} {model.name} has {model.classes} classes and its data, {data.name}, {data.classes}; choose "
             f"the data it was trained on (dataset= for the target, dataset@source_data= for the source)"
         )
+    return model
+
+
+def build_frozen(node: Mapping[str, Any] | str, weights_root: str, run: Run) -> Model:
+    """A network as it is used here: on the run's device, in eval mode, without gradients."""
+    model = zoo.build(node, weights_root=weights_root, seed=run.seed)
     return model.to(run.device).eval().requires_grad_(False)

@@ -19,11 +19,13 @@ from recombine.pnc.clone.file import file_size, pack_clone, to_reference, write_
 from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.cloning import Cloning, learn_clone
+from recombine.pnc.compose import compose
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import (
     CloningSettings,
+    ComposeSettings,
     DirectEnsembleSettings,
     EwcSettings,
     FineTuningSettings,
@@ -31,7 +33,7 @@ from recombine.pnc.method_settings import (
     FromScratchSettings,
     PncMethodSettings,
 )
-from recombine.pnc.networks import build_source_networks, build_target
+from recombine.pnc.networks import build_frozen, build_source_networks, build_target
 from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
@@ -124,8 +126,13 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
                 metrics["accuracy_source"] = alone["accuracy_source"]
                 yield Row({**key, "position": position}, metrics)
         elif isinstance(method, CloningSettings):
-            metrics, series, clones = clone_classes(tasks, method, settings.calibrate_epochs)
-            metrics = alone | metrics
+            methods: Sequence[CloningSettings] = [method] * len(tasks)
+            offers: dict[str, list] = {}
+            if isinstance(method, ComposeSettings):
+                tasks, methods, offers = compose_tasks(settings, method, run, target, pairs[0], evaluator)
+                key |= describe_sources(tasks)
+            metrics, series, clones = clone_classes(tasks, methods, settings.calibrate_epochs)
+            metrics, series = alone | metrics, series | offers
             if run.main:
                 metrics |= save_clones(run.dir, tasks, clones, settings, metrics)
             yield Row(key, metrics, series)
@@ -145,6 +152,30 @@ def describe_classes(pairs: Sequence[CloneData]) -> dict[str, Any]:
         "clone": " + ".join(" ".join(map(str, pair.given)) for pair in pairs),
         "classes": sum(len(pair.outputs) for pair in pairs),
     }
+
+
+def compose_tasks(
+    settings: PncSettings,
+    method: ComposeSettings,
+    run: Run,
+    target: Model,
+    data: CloneData,
+    evaluator: CloneEvaluator,
+) -> tuple[list[CloneTask], list[CloningSettings], dict[str, list]]:
+    """The networks of a folder that give the wanted classes, each with its method, and why (`compose`)."""
+
+    def open_task(name: str, part: CloneData) -> CloneTask:
+        source = build_frozen(str(Path(method.zoo) / f"{name}.safetensors"), settings.weights_root, run)
+        source.name = name  # two files may hold networks of one name
+        return CloneTask(target, source, part, CloneTrainer.from_settings(settings, run), evaluator)
+
+    return compose(open_task, data, method)
+
+
+def describe_sources(tasks: Sequence[CloneTask]) -> dict[str, Any]:
+    """What of the cell depends on the networks that were chosen."""
+    names = " + ".join(task.source.name for task in tasks)
+    return {"source": names, "sources": len(tasks), **describe_classes([task.data for task in tasks])}
 
 
 def attach_files(
@@ -170,24 +201,25 @@ Found = tuple[dict[str, float], dict[str, list], dict[str, Clone]]
 """Metrics and series of a run, and its clones by name."""
 
 
-def clone_classes(tasks: Sequence[CloneTask], method: CloningSettings, calibrate_epochs: float) -> Found:
-    """A clone of every source, all of them together on the test images, and beside them the probes at the same data.
+def clone_classes(tasks: Sequence[CloneTask], methods: Sequence[CloningSettings], calibrate_epochs: float) -> Found:
+    """A clone of every source by its method, all of them together on the test images, and beside them their probes.
 
     Of several sources, names end in the number of the source. RuntimeError if a network changed.
     """
     target, pairs = tasks[0].target, [task.data for task in tasks]
     networks = (target, *(task.source for task in tasks))
     before = [digest(model) for model in networks]
-    learned = {suffix(pairs, number): learn_clone(task, method) for number, task in enumerate(tasks, start=1)}
+    ways = enumerate(zip(tasks, methods, strict=True), start=1)
+    learned = {suffix(pairs, number): learn_clone(task, method) for number, (task, method) in ways}
     metrics = {f"{key}{end}": value for end, each in learned.items() for key, value in each.metrics.items()}
     series = {f"{key}{end}": values for end, each in learned.items() for key, values in each.series.items()}
     for end, each in learned.items():
         if tasks[0].trainer.run.main:
             save_search_plot(tasks[0].trainer.run, each, f"search{end}")
     clones = {f"clone{end}": each.clone for end, each in learned.items()}
-    cloned = join_clones(tasks, clones, method, calibrate_epochs, "calibrate")
+    cloned = join_clones(tasks, clones, methods[0], calibrate_epochs, "calibrate")
     probes = {f"probe{end}": each.probe for end, each in learned.items()}
-    probed = join_clones(tasks, probes, method, calibrate_epochs, "calibrate_probe")
+    probed = join_clones(tasks, probes, methods[0], calibrate_epochs, "calibrate_probe")
     found, hits = evaluate_joint(cloned, target, pairs, tasks[0].evaluator, probe=probed)
     for net in (probed, cloned):
         net.restore()

@@ -54,7 +54,7 @@ def score_positions(task: CloneTask, net: Candidates) -> tuple[dict[str, list], 
 
     Scores are position, accuracies, what these gain over the probe's with its interval, and parameters.
     """
-    found = [hit.unbind(1) for hit in predict_hits(task, net, "select")]
+    found = [hits.unbind(1) for hits, _ in predict_hits(task, net, "select")]
     curve: dict[str, list] = {"position": [branch.position.number for branch in net.positions]}
     curve["source_position"] = [branch.position.source_number for branch in net.positions]
     *candidates, probe = zip(*found, strict=True)
@@ -73,10 +73,11 @@ def _arrays(hits: Iterable[Tensor]) -> list[np.ndarray]:
     return [each.numpy() for each in hits]
 
 
-def predict_hits(task: CloneTask, net: Candidates, split: str) -> list[Tensor]:
-    """Which images of old and of new classes each branch answers right: bool [N, P] of both kinds."""
-    flat = task.evaluator.predict_joint(_Flat(net), task.data, split)
-    return [each.logits.unflatten(1, (len(net.branches), -1)).argmax(2) == each.labels[:, None] for each in flat]
+def predict_hits(task: CloneTask, net: Candidates, split: str) -> list[tuple[Tensor, Tensor]]:
+    """Which images of old and of new classes each branch answers right, bool [N, P], and their labels [N]."""
+    flat, count = task.evaluator.predict_joint(_Flat(net), task.data, split), len(net.branches)
+    answers = [each.logits.unflatten(1, (count, -1)).argmax(2) for each in flat]
+    return [(answer == each.labels[:, None], each.labels) for answer, each in zip(answers, flat, strict=True)]
 
 
 def score_similarity(task: CloneTask, net: Candidates) -> list[float]:

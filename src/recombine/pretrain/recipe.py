@@ -87,7 +87,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         data.close()
     run.stats["images_per_second"] = round(fit.images_per_second, 1)
     if run.main:
-        run.stats["weights"] = {save_name(cfg): str(save_network(model, fit, cfg))}
+        run.stats["weights"] = {save_name(cfg): str(save_network(model, fit, cfg, data.class_names))}
     yield row(cfg, model, fit)
 
 
@@ -127,10 +127,10 @@ def save_name(cfg: DictConfig) -> str:
     return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}{cut}"
 
 
-def save_network(model: Model, fit: Fit, cfg: DictConfig) -> Path:
+def save_network(model: Model, fit: Fit, cfg: DictConfig, class_names: list[str]) -> Path:
     """Write the network with its card; its accuracy becomes the claimed one."""
     model.name, model.claimed_accuracy = save_name(cfg), fit.metrics["accuracy"]
-    card = {"dataset": cfg.dataset.name, "metrics": fit.metrics, "config": to_dict(cfg)}
+    card = {"dataset": cfg.dataset.name, "class_names": class_names, "metrics": fit.metrics, "config": to_dict(cfg)}
     return zoo.save(model, files(cfg)[0], card)
 
 

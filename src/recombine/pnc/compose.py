@@ -1,0 +1,166 @@
+"""Composes a network from a folder of checkpoints: which gives which class, and at which position, is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from recombine.core.errors import ConfigError
+from recombine.data import Data
+from recombine.models.artifact import is_kind, read_card
+from recombine.models.freeze import digest
+from recombine.pnc.clone.part import Clone
+from recombine.pnc.cloning import Cloning
+from recombine.pnc.data import CloneData
+from recombine.pnc.method_settings import CloningSettings, ComposeSettings
+from recombine.pnc.search import predict_hits
+from recombine.pnc.task import CloneTask
+from recombine.run.console import show
+
+__all__ = ["Offer", "choose_offers", "compose", "find_offers", "index_zoo"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one network of the folder can give at one position, before anything is trained."""
+
+    task: CloneTask
+    """For all wanted classes that the network knows."""
+    position: int
+    recalls: dict[str, float]
+    """Percentage of each class's images kept for selection that are answered right beside the target's classes."""
+    parameters: float
+    """Weights that the target would carry: cloned layers, adapter and new rows."""
+
+
+def index_zoo(folder: Path, open_data: Callable[[Any], Data]) -> dict[str, list[str]]:
+    """The class names of each checkpoint in a folder, by the network's name; those that name no classes are left out.
+
+    A checkpoint's card has them, or names the data set it was trained on, which then has to be there.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if is_kind(path, "student"):
+            card = read_card(path, "student")
+            try:
+                found[path.stem] = card.get("class_names") or open_data(card["config"]["dataset"]).class_names
+            except (ConfigError, KeyError):
+                continue
+    return found
+
+
+def find_offers(task: CloneTask, method: ComposeSettings) -> Iterator[Offer]:
+    """What the task's source can give at each position: whole, on the best linear map of the target's features."""
+    cloning = Cloning(task, method)
+    cloning.start_adapters()
+    _, (hits, labels) = predict_hits(task, cloning.net, "select")
+    for k, branch in enumerate(cloning.net.positions):
+        right = [hits[labels == task.data.target.classes + c, k] for c in range(len(task.data.outputs))]
+        recalls = {
+            name: 100 * float(each.double().mean()) for name, each in zip(task.data.class_names, right, strict=True)
+        }
+        parameters = sum(Clone(branch, task.data.class_names).count_parameters().values())
+        yield Offer(task, branch.position.number, recalls, parameters)
+
+
+def choose_offers(offers: Sequence[Offer], budget: float | None) -> dict[str, Offer]:
+    """Who gives each class: the move that gains most recall per added weight is made until none gains within `budget`.
+
+    A move takes one offer for all classes it knows better than who gives them so far; offers that no class needs any
+    more cost nothing.
+    """
+    chosen: dict[str, Offer] = {}
+    while True:
+        best, rate = chosen, 0.0
+        for offer in offers:
+            better = {name for name, value in offer.recalls.items() if value > _recall(chosen, name)}
+            moved = chosen | dict.fromkeys(better, offer)
+            cost = _cost(moved)
+            gain = sum(offer.recalls[name] - _recall(chosen, name) for name in better)
+            fits = budget is None or cost <= budget
+            if better and fits and gain / max(1.0, cost - _cost(chosen)) > rate:
+                best, rate = moved, gain / max(1.0, cost - _cost(chosen))
+        if best is chosen:
+            return chosen
+        chosen = best
+
+
+def _recall(chosen: dict[str, Offer], name: str) -> float:
+    return chosen[name].recalls[name] if name in chosen else 0.0
+
+
+def _cost(chosen: dict[str, Offer]) -> float:
+    return sum(offer.parameters for offer in {id(offer): offer for offer in chosen.values()}.values())
+
+
+def list_offers(offers: Sequence[Offer], chosen: dict[str, Offer]) -> dict[str, list]:
+    """Series with an entry for each offer: who, where, how well, how large, and the classes taken from it."""
+    return {
+        "offer_source": [offer.task.source.name for offer in offers],
+        "offer_position": [offer.position for offer in offers],
+        "offer_recalls": [offer.recalls for offer in offers],
+        "offer_parameters": [offer.parameters for offer in offers],
+        "offer_chosen": [[name for name, who in chosen.items() if who is offer] for offer in offers],
+    }
+
+
+def describe(offers: Sequence[Offer], chosen: dict[str, Offer]) -> Table:
+    """Why each network was chosen, for a terminal."""
+    shown = Table("network", "R", "recall by class (%)", "weights", "per 1,000 weights", "taken for")
+    for offer in sorted(offers, key=lambda offer: (offer.task.source.name, offer.position)):
+        total = sum(offer.recalls.values())
+        shown.add_row(
+            *(offer.task.source.name, str(offer.position)),
+            ", ".join(f"{name} {value:.0f}" for name, value in offer.recalls.items()),
+            *(f"{offer.parameters:,.0f}", f"{1000 * total / offer.parameters:.1f}"),
+            ", ".join(name for name, who in chosen.items() if who is offer),
+        )
+    return shown
+
+
+def compose(
+    task: Callable[[str, CloneData], CloneTask], data: CloneData, method: ComposeSettings
+) -> tuple[list[CloneTask], list[CloningSettings], dict[str, list]]:
+    """Tasks of the chosen networks with the method at the chosen positions, and series that say why.
+
+    `data`: of the target, and of all wanted classes. `task` opens a network of the folder for such data. ConfigError if
+    none knows a wanted class, or none fits the budget.
+    """
+    names = data.class_names
+    known = index_zoo(Path(method.zoo), data.open_data)
+    offers: list[Offer] = []
+    for network, classes in known.items():
+        wanted = [name for name in names if name in classes]
+        if wanted:
+            made = task(network, data.take(wanted, [classes.index(name) for name in wanted]))
+            if digest(made.source) != digest(made.target):
+                offers += find_offers(made, method)
+    absent = [name for name in names if not any(name in offer.recalls for offer in offers)]
+    if absent:
+        raise ConfigError(
+            f"no network in method.zoo={method.zoo} knows {', '.join(absent)}; its networks know "
+            + "; ".join(f"{name}: {', '.join(map(str, classes[:12]))}" for name, classes in known.items())
+        )
+    chosen = choose_offers(offers, method.max_parameters)
+    if len(chosen) < len(names):
+        least = min(offer.parameters for offer in offers)
+        raise ConfigError(
+            f"method.max_parameters={method.max_parameters} leaves no network for "
+            f"{', '.join(name for name in names if name not in chosen)}; the smallest clone has {least:,.0f} weights"
+        )
+    used = list({id(offer): offer for offer in chosen.values()}.values())
+    show(describe(offers, chosen))
+    tasks: list[CloneTask] = []
+    methods: list[CloningSettings] = []
+    for number, offer in enumerate(used, start=1):
+        given = [name for name, who in chosen.items() if who is offer]
+        whole = offer.task.data
+        outputs = [whole.outputs[whole.class_names.index(name)] for name in given]
+        trainer = replace(offer.task.trainer, folder=f"source{number}/")
+        tasks.append(replace(offer.task, data=whole.take(given, outputs), trainer=trainer))
+        methods.append(method.model_copy(update={"positions": [offer.position]}))
+    return tasks, methods, list_offers(offers, chosen)
