@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from recombine.cli.entries import register_papers
+from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.files import CONFIG_DIR
 from recombine.core.results import publish
 from recombine.report.html import page
@@ -13,6 +15,7 @@ from recombine.report.readme import fill, write_pictures
 from recombine.report.spec import load_specs
 from recombine.report.tables import gather
 
+LINKED = ("config.yaml", "metrics.jsonl", "traceback.txt")
 TABLES = CONFIG_DIR / "table"
 EXAMPLES = """examples:
   recombine report --rows outputs results --out report.html
@@ -43,6 +46,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def links(roots: Sequence[str], base: Path) -> dict[str, list[str]]:
+    """Config, log and traceback of each run below `roots`, as addresses seen from the folder `base`."""
+    folders = {file.parent.name: file.parent for root in reversed(roots) for file in Path(root).rglob("row.json")}
+    return {
+        run: [os.path.relpath(folder / name, base) for name in LINKED if (folder / name).is_file()]
+        for run, folder in folders.items()
+    }
+
+
 def main() -> None:
     """Write the page or the plots and print where they are."""
     options = arguments()
@@ -60,5 +72,6 @@ def main() -> None:
     if options.out or not (options.readme or options.pictures or options.publish):
         out = options.out or Path("report.html")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page(rows, specs, options.title), encoding="utf-8")
+        about = {entry.name: entry.about for entry in ENTRIES.values()}
+        out.write_text(page(rows, specs, options.title, about, links(options.rows, out.parent)), encoding="utf-8")
         print(f"{out}: {len(rows)} rows, {out.stat().st_size / 1e6:.1f} MB")

@@ -33,8 +33,12 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
         pd.DataFrame([row.metrics for row in rows], index=labels.index).reindex(columns=list(sources)).astype(float)
     )
     columns = {}
+    groups: dict[tuple[str, ...], pd.DataFrame] = {}
     for name, metric in metrics.items():
-        by_seed = _by_seed(labels, values, [*keys, "seed"], metric.metric or name, metric)
+        across = tuple(dict.fromkeys([*keys, "seed", *metric.across]))
+        if across not in groups:  # pandas takes as long for all metrics as for one
+            groups[across] = values.groupby([labels[key] for key in across], sort=False).mean()
+        by_seed = _by_seed(groups[across], [*keys, "seed"], metric.metric or name, metric)
         over_seeds = by_seed.groupby(level=list(keys), sort=False)
         columns[name] = over_seeds.agg(["mean", "std", "count"])
         if metric.quantile is not None:
@@ -42,11 +46,8 @@ def aggregate(rows: Sequence[Row], keys: Sequence[str], metrics: Mapping[str, Me
     return pd.concat(columns, axis="columns").rename(columns={"count": "n"}, level=1)
 
 
-def _by_seed(
-    labels: pd.DataFrame, values: pd.DataFrame, place: list[str], name: str, metric: MetricColumn
-) -> pd.Series:
+def _by_seed(groups: pd.DataFrame, place: list[str], name: str, metric: MetricColumn) -> pd.Series:
     """The metric's statistic over the means of its groups, at each place of the table and seed."""
-    groups = values.groupby([labels[key] for key in dict.fromkeys([*place, *metric.across])], sort=False).mean()
     for other, floor in metric.min_value.items():
         groups = groups[groups[other] > floor]
     kept = groups[name].groupby(level=place, sort=False)

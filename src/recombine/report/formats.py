@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from recombine.core.errors import ConfigError
-from recombine.report.tables import Table
+from recombine.report.tables import BROKEN, Table
 
 __all__ = ["FORMATS", "csv", "latex", "latex_escape", "markdown", "render", "terminal"]
 
@@ -105,8 +105,6 @@ def terminal(table: Table) -> Group:
         view.add_row(*(Text(text, style="red" if text in BROKEN else "") for text in line))
     return Group(Text(table.title, style="bold"), view, *(Text(note, style="dim") for note in table.notes))
 
-
-BROKEN = {"failed", "diverged", "interrupted", "missing"}
 
 FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": csv}
 

@@ -1,218 +1,151 @@
-"""One self-contained HTML page of everything the rows hold: plots, sortable tables, failures, provenance."""
+"""One self-contained HTML page of what rows hold: overview, a table of runs to search and group, charts, tables."""
 
 from __future__ import annotations
 
-import base64
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.report.layout import natural
-from recombine.report.registry import PLOTS, Plot
-from recombine.report.rows import distinct, parts, together
-from recombine.report.spec import TableSpec, everything
-from recombine.report.style import svg
-from recombine.report.tables import Table, build, first_line
+from recombine.report.rows import distinct, settings
+from recombine.report.spec import MetricColumn, TableSpec, everything
+from recombine.report.style import chart_theme
+from recombine.report.tables import BROKEN, build, has_rows
 
-__all__ = ["page", "table_html"]
+__all__ = ["page"]
 
-HERE = Path(__file__).parent
-BROKEN = ("failed", "diverged", "interrupted", "missing")
-HALF_PAGE = 6.6
-"""Inches; wider pictures take the full width of the page."""
-PROVENANCE = {
-    "device": "device",
-    "seconds": "seconds",
-    "images_per_second": "images/s",
-    "peak_memory_mib": "peak MiB",
-}
+FILES = Path(__file__).parent / "page"
+AXES = ("epoch", "requests", "front_cost", "reference_cost")
+"""Series that others are drawn over."""
+LONG = ("config", "inputs", "weights", "files")
+"""Of the provenance, what is shown elsewhere or not at all."""
+DIGITS = 5
 
 
-def page(rows: Iterable[Row], specs: Mapping[str, TableSpec], title: str = "Recombine: results") -> str:
+def page(
+    rows: Iterable[Row],
+    specs: Mapping[str, TableSpec],
+    title: str = "Recombine: results",
+    about: Mapping[str, str] | None = None,
+    links: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """The report as one HTML document that loads nothing from anywhere.
 
-    Raises:
-        ConfigError: there are no rows.
+    `about` says in a sentence what each entry is for; `links` lists files of a run, such as its config and log.
+    Raises ConfigError if there are no rows.
     """
     rows = distinct(rows)
     if not rows:
         raise ConfigError("no rows to report on")
-    failed = [row for row in rows if row.status != "ok"]
+    environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    about = {entry: (about or {}).get(entry, "") for entry in [*(about or {}), *sorted({row.entry for row in rows})]}
+    entries = {entry: mine for entry in about if (mine := [row for row in rows if row.entry == entry])}
+    papers = [_paper(entry, mine, specs, about[entry]) for entry, mine in entries.items()]
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
+    static = {name: Markup((FILES / file).read_text(encoding="utf-8")) for name, file in STATIC.items()}
+    headlines = {entry: [*_metrics([spec for spec in specs.values() if spec.entry == entry])] for entry in entries}
+    data = {"rows": [_record(row) for row in rows], "runs": _runs(rows, links or {}), "headlines": headlines}
+    return environment.get_template("page.html.j2").render(
+        title=title, papers=papers, facts=_facts(rows), data=data | {"theme": chart_theme()}, broken=BROKEN, **static
+    )
+
+
+STATIC = {"css": "page.css", "script": "page.js", "vega": "vega.js"}
+
+
+def _paper(entry: str, rows: Sequence[Row], specs: Mapping[str, TableSpec], about: str) -> dict[str, Any]:
+    """What the page says of an entry: counts, data sets, its tables, or without one a table of everything."""
+    names = dict.fromkeys(" ".join(settings(row).values()) for row in rows)
+    mine = [spec for spec in specs.values() if spec.entry == entry]
     measured = [row for row in rows if row.status == "ok"]
-    found = {
-        (entry, *part): mine
-        for entry in dict.fromkeys(row.entry for row in measured)
-        for part, mine in parts(row for row in measured if row.entry == entry).items()
-    }
-    order = sorted(found, key=lambda part: [natural(str(part[0])), *(natural(value) for _, value in part[1:])])
-    sections = [_section(f"s{i}", part, found, rows, specs) for i, part in enumerate(order)]
-    body = [_header(title, rows), _failures(failed), *sections]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{(HERE / "page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<div class="layout">
-{_navigation(order, failed)}
-<main>
-{"".join(body)}
-<footer>Made from the rows of the runs alone by <code>scripts/report.py</code>; no number was typed by hand.</footer>
-</main>
-</div>
-<script>{(HERE / "page.js").read_text(encoding="utf-8")}</script>
-</body>
-</html>
-"""
+    places = [(spec, dict(part)) for part in _parts(measured) for spec in mine or [everything(entry, rows)]]
+    tables = [build(spec, rows, where) for spec, where in places if has_rows(spec, measured, where)]
+    shown = [table for table in tables if len(table.frame) and (table.frame["status"] != "missing").any()]
+    found = {"facts": _facts(rows), "headline": _headline(mine, measured), "settings": [*filter(None, names)]}
+    return {"entry": entry, "about": about, "tables": shown, **found}
 
 
-def _heading(part: Sequence) -> str:
-    return ", ".join(f"fraction {value}" if key == "fraction" else value for key, value in part[1:]) or "all"
+def _metrics(specs: Iterable[TableSpec]) -> dict[str, MetricColumn]:
+    """The metrics of an entry's tables, those of most tables first."""
+    found = [(metric.metric or name, metric) for spec in specs for name, metric in spec.metrics.items()]
+    often = Counter(name for name, _ in found)
+    return {name: metric for name, metric in sorted(found, key=lambda item: -often[item[0]])}
 
 
-def _navigation(order: Sequence[tuple], failed: Sequence[Row]) -> str:
-    links = ['<a class="bad" href="#failures">Did not finish</a>'] if failed else []
-    for place, part in enumerate(order):
-        if place == 0 or order[place - 1][0] != part[0]:
-            links.append(f'<p class="soft entry">{escape(part[0])}</p>')
-        links.append(f'<a href="#s{place}">{escape(_heading(part))}</a>')
-    return f'<nav aria-label="Sections">{"".join(links)}</nav>'
+def _headline(specs: Iterable[TableSpec], rows: Sequence[Row]) -> str:
+    """The metric that most tables show: its median and range over rows."""
+    for name, metric in _metrics(specs).items():
+        values = [row.metrics[name] for row in rows if name in row.metrics]
+        if values:
+            low, middle, high = (format(value, metric.format) for value in (min(values), median(values), max(values)))
+            return f"{metric.heading}: median {middle}, from {low} to {high}"
+    return ""
 
 
-def _facts(rows: Sequence[Row]) -> str:
-    """How much lies behind the numbers, as small tiles."""
-    once = {row.run: row for row in rows}.values()
-    seconds = sum(float(row.provenance.get("seconds") or 0) for row in once)
-    counts = {"measured cells": sum(row.status == "ok" for row in rows), "runs": len(once)}
-    counts |= {"seeds": len({row.seed for row in rows}), "did not finish": sum(row.status != "ok" for row in rows)}
-    tiles = [(f"{value:,}", name) for name, value in counts.items() if value or name != "did not finish"]
-    if seconds:
-        tiles.append((f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h", "computing"))
-    return (
-        '<div class="facts">'
-        + "".join(f"<div class=fact><b>{b}</b><span>{s}</span></div>" for b, s in tiles)
-        + "</div>"
-    )
+def _parts(rows: Iterable[Row]) -> dict[tuple[tuple[str, str], ...], None]:
+    return dict.fromkeys(tuple(settings(row).items()) for row in rows)
 
 
-def _header(title: str, rows: Sequence[Row]) -> str:
-    codes = sorted({_code(row) for row in rows if row.provenance.keys() & {"commit", "version"}})
-    text = f"from {', '.join(codes)}" if codes else ""
-    return (
-        f'<header><div class="kicker">RECOMBINE</div><h1>{escape(title)}</h1>'
-        f'<p class="soft">{escape(text)}</p></header>{_facts(rows)}'
-    )
-
-
-def _code(row: Row) -> str:
-    """The commit that measured a row; of an installed copy, the version."""
-    if "commit" not in row.provenance:
-        return f"version {row.provenance.get('version', 'unknown')}"
-    changed = " (with local changes)" if row.provenance.get("dirty") else ""
-    return f"commit {row.provenance['commit'][:12]}{changed}"
-
-
-def _failures(failed: Sequence[Row]) -> str:
-    """The runs without a result, each with its error and the command that repeats it."""
-    if not failed:
-        return ""
-    entries = []
-    for row in failed:
-        cell = ", ".join(f"{key}={value}" for key, value in row.cell.items())
-        entries.append(
-            f'<details><summary><span class="badge">{escape(row.status)}</span><b>{escape(row.entry)}</b> '
-            f"{escape(cell)}, seed {row.seed}: {escape(first_line(row))}</summary>"
-            f"<pre>{escape(row.error or 'no message')}</pre>"
-            f"<p class=soft>run {escape(row.run)}; to repeat it:</p>"
-            f"<pre>{escape(str(row.provenance.get('command', '')))}</pre></details>"
-        )
-    count = f"{len(failed)} run{'s' if len(failed) > 1 else ''} did not finish"
-    return f'<section class="card failures" id="failures"><h2>{count}</h2>{"".join(entries)}</section>'
-
-
-def _section(
-    name: str, part: tuple, found: Mapping[tuple, list[Row]], every: list[Row], specs: Mapping[str, TableSpec]
-) -> str:
-    """All there is to one entry in one setting."""
-    rows, entry, where = found[part], part[0], dict(part[1:])
-    settings = {other[1:]: members for other, members in found.items() if other[0] == entry}
-    pictures = [
-        _picture(picture, together(settings, part[1:], picture.across)) for picture in PLOTS.get(entry, {}).values()
-    ]
-    pictures = [picture for picture in pictures if picture]
-    mine = [spec for spec in specs.values() if spec.entry == entry] or [everything(entry, rows)]
-    built = [build(spec, every, where) for spec in mine]
-    tables = [table_html(table) for table in built if len(table.frame) and (table.frame["status"] != "missing").any()]
-    grid = f'<div class="pictures">{"".join(pictures)}</div>' if pictures else ""
-    return (
-        f'<section><h2 id="{name}">{escape(entry)} · {escape(_heading(part))}</h2>{_facts(rows)}'
-        f"{grid}{''.join(tables)}{_provenance(rows)}</section>"
-    )
-
-
-def _picture(picture: Plot, rows: Sequence[Row]) -> str:
-    try:
-        figure = picture.draw(rows)
-    except ConfigError:  # these rows do not hold what the plot shows
-        return ""
-    data = base64.b64encode(svg(figure).encode()).decode()
-    inches = figure.get_figwidth()
-    wide = " wide" if inches > HALF_PAGE else ""
-    return (
-        f'<figure class="card{wide}"><h3>{escape(picture.title)}</h3>'
-        f"<figcaption>{escape(picture.caption)}</figcaption>"
-        f'<img style="max-width:{110 * inches:.0f}px" alt="{escape(picture.title)}" '
-        f'src="data:image/svg+xml;base64,{data}"></figure>'
-    )
-
-
-def table_html(table: Table) -> str:
-    """A table as a card with sortable columns and its notes."""
-    kinds = ["" if place < table.keys else ' class="number"' for place in range(len(table.headers))]
-    head = "".join(
-        f"<th scope=col{kind}><button type=button>{escape(text)}</button></th>"
-        for kind, text in zip(kinds, table.headers, strict=True)
-    )
-    lines = []
-    for line in table.rows:
-        cells = [
-            f'<td class="number bad">{escape(text)}</td>' if text in BROKEN else f"<td{kind}>{escape(text)}</td>"
-            for kind, text in zip(kinds, line, strict=True)
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    return (
-        f'<div class="card"><h3>{escape(table.title)}</h3><div class="scroll"><table class="sortable">'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f"{f'<ul class=notes>{notes}</ul>' if notes else ''}</div>"
-    )
-
-
-def _provenance(rows: Sequence[Row]) -> str:
-    """Where every number comes from: command, commit, device, time, versions and settings of each run."""
+def _facts(rows: Sequence[Row]) -> dict[str, str]:
+    """How much lies behind the numbers."""
     runs = {row.run: row for row in rows}
-    entries = []
-    for name, row in sorted(runs.items(), key=lambda item: natural(item[0])):
-        known = [
-            f"{label} {_short(row.provenance[key])}" for key, label in PROVENANCE.items() if row.provenance.get(key)
-        ]
-        known.insert(0, _code(row))
-        rest = {key: value for key, value in row.provenance.items() if key not in (*PROVENANCE, "command")}
-        entries.append(
-            f'<details class="run"><summary><b>{escape(name)}</b> <span class="soft">seed {row.seed}'
-            f"{escape('; '.join(['', *known]))}</span></summary>"
-            f"<pre>{escape(str(row.provenance.get('command', 'command not recorded')))}</pre>"
-            f"<pre>{escape(json.dumps(rest, indent=2, ensure_ascii=False, default=str))}</pre></details>"
-        )
-    summary = f"Provenance of {len(runs)} run{'s' if len(runs) > 1 else ''}"
-    return f'<details class="card"><summary><b>{summary}</b></summary>{"".join(entries)}</details>'
+    seconds = sum(float(row.provenance.get("seconds") or 0) for row in runs.values())
+    broken = sum(row.status != "ok" for row in rows)
+    facts = {"runs": f"{len(runs):,}", "rows": f"{len(rows) - broken:,}", "seeds": str(len({row.seed for row in rows}))}
+    facts |= {"did not finish": str(broken)} if broken else {}
+    return facts | {"computing": f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.1f} h"}
 
 
-def _short(value: object) -> str:
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
+def _record(row: Row) -> dict[str, Any]:
+    """A row as the page's script reads it: with curves, numbers to five digits."""
+    axes = {len(row.series[axis]) for axis in AXES if row.series.get(axis)}
+    curves = {key: _short(values) for key, values in row.series.items() if len(values) in axes and _numbers(values)}
+    return {
+        **{"entry": row.entry, "run": row.run, "group": row.group, "seed": row.seed, "status": row.status},
+        **{"error": row.error or "", "cell": row.cell, "metrics": {k: _round(v) for k, v in row.metrics.items()}},
+        "series": curves,
+    }
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float | None) for value in values)
+
+
+def _short(values: Sequence[Any]) -> list[Any]:
+    return [_round(value) for value in values]
+
+
+def _round(value: Any) -> Any:
+    """To five digits; what is not finite cannot be JSON."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{DIGITS}g}") if abs(value) < float("inf") else None
+
+
+def _runs(rows: Sequence[Row], links: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """What is known of each run: command, commit, device, times, its files, and how its config differs.
+
+    The first run of an entry has its whole config, the others what differs from it.
+    """
+    first: dict[str, dict[str, Any]] = {}
+    runs = {}
+    for name, row in {row.run: row for row in rows}.items():
+        config = _flat(row.provenance.get("config") or {})
+        base = first.setdefault(row.entry, config)
+        changed = {key: config.get(key) for key in base | config if base.get(key) != config.get(key)}
+        differs = config if base is config else changed
+        about = {key: value for key, value in row.provenance.items() if key not in LONG}
+        runs[name] = about | {"config": differs, "links": list(links.get(name, ()))}
+    return runs
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

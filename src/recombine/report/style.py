@@ -16,7 +16,20 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.report.rows import named, one_setting
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE", "RED", "SERIES", "measured", "save", "styled", "svg"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "INK",
+    "ORANGE",
+    "RED",
+    "SERIES",
+    "chart_theme",
+    "measured",
+    "save",
+    "styled",
+    "svg",
+]
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
 SERIES = (BLUE, RED, GREEN, "#CC79A7", ORANGE, "#56B4E9", "#4d4d4d", "#a6761d")
@@ -78,6 +91,19 @@ def measured(
         raise ConfigError(f"none of {len(rows)} rows has {', '.join([*metrics, *series])}: nothing to plot")
     one_setting(found, across)
     return found
+
+
+def chart_theme() -> dict[str, Any]:
+    """The same style for the page's interactive charts: a config of Vega-Lite, less what light and dark differ in."""
+    axis = {"titleFontSize": 12, "labelFontSize": 11, "titleFontWeight": "normal", "labelLimit": 220, "titleLimit": 400}
+    return {
+        "font": "system-ui, sans-serif",
+        "range": {"category": list(SERIES), "heatmap": {"scheme": "blues"}, "ramp": {"scheme": "blues"}},
+        "axis": axis,
+        "legend": {"labelLimit": 260, "symbolLimit": 40},
+        "mark": {"color": BLUE},
+        "view": {"stroke": None},
+    }
 
 
 def svg(figure: Figure) -> str:

@@ -20,7 +20,11 @@ from recombine.report.rows import distinct
 from recombine.report.significance import not_worse
 from recombine.report.spec import MetricColumn, TableSpec, excluded, matches
 
-__all__ = ["MissingCell", "Table", "build", "first_line", "gather"]
+__all__ = ["BROKEN", "MissingCell", "Table", "build", "first_line", "gather", "has_rows"]
+
+
+BROKEN = ("failed", "diverged", "interrupted", "missing")
+"""What stands in the place of a value that is not there."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,13 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     return table
 
 
+def has_rows(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any]) -> bool:
+    """Whether any of the measured rows may stand in the table; quick, where the answer is mostly no."""
+    if spec.derived or spec.bins:
+        return any(_may_belong(row.cell, spec, where) for row in rows)
+    return any(_belongs(row.cell, spec, where) and not excluded(row.cell, spec.exclude) for row in rows)
+
+
 def _refuse_unknown(where: Mapping[str, Any], known: set[str]) -> None:
     wrong = [f"--where {key}=...: rows have no {key}; {did_you_mean(key, known)}" for key in where if key not in known]
     if wrong:
@@ -146,6 +157,7 @@ def _frame(
     ends = {name: _interval(name, metric) for name, metric in spec.metrics.items() if metric.interval}
     more = {name: MetricColumn(name) for name in [*claims.values(), *(end for pair in ends.values() for end in pair)]}
     means = aggregate(measured, keys, spec.metrics | more)
+    numbers = dict(zip(means.index, means.to_dict("records"), strict=True))  # pandas looks single values up slowly
     published = {
         _key(cell, keys): {metric: float(cell[metric]) for metric in metrics if metric in cell}
         for cell in spec.published
@@ -157,10 +169,10 @@ def _frame(
     for cell in expected:
         record: dict[str, Any] = dict(zip(keys, cell, strict=True))
         place = cell if len(keys) > 1 else cell[0]
-        found = place in means.index
+        found = numbers.get(place)
         for metric in metrics:
-            mean, std, n = means.loc[place, metric] if found else (np.nan, np.nan, 0)
-            claim = means.loc[place, (claims[metric], "mean")] if found and metric in claims else np.nan
+            mean, std, n = (found[metric, name] for name in ("mean", "std", "n")) if found else (np.nan, np.nan, 0)
+            claim = found[claims[metric], "mean"] if found and metric in claims else np.nan
             paper = published.get(cell, {}).get(metric, claim)
             record |= {metric: mean, f"{metric}_std": std, f"{metric}_n": n or np.nan}
             record |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
