@@ -178,7 +178,7 @@ def _frame(
             record |= {f"{metric}_published": paper, f"{metric}_difference": mean - paper}
             record |= {f"{metric}_star": cell in stars[metric]} if metric in stars else {}
             if found and metric in ends:
-                low, high = (float(means.loc[place, (end, "mean")]) for end in ends[metric])
+                low, high = (found[end, "mean"] for end in ends[metric])
                 record |= {f"{metric}_low": low, f"{metric}_high": high, f"{metric}_star": low > 0 or high < 0}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
         record["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
