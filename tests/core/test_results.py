@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recombine.core import results
 from recombine.core.errors import RecombineError
 from recombine.core.files import write_atomically
 from recombine.core.results import publish, read_rows, write_rows
@@ -137,3 +138,20 @@ def test_rows_of_format_1_are_read_with_the_names_of_today(tmp_path):
     (tmp_path / "row.json").write_text(json.dumps({"shared": shared, "rows": [old]}))
     (row,) = read_rows(tmp_path)
     assert row.cell == {"method": "finetune", "use_target_data": False} and row.format == 2
+
+
+def test_many_rows_are_columns_and_come_back_the_same(tmp_path, monkeypatch):
+    """Rows may lack what others have; nothing but the shared part is JSON."""
+    monkeypatch.setattr(results, "MOST_AS_JSON", 3)
+    many = [
+        Row({"teacher": f"t{k}", "baseline": "none"}, {"rho_pos": k / 3, **({"entropy": 0.5} if k % 2 else {})})
+        for k in range(5)
+    ]
+    many = [replace(row, entry="flips", run="r", group="g", provenance=FACTS) for row in many]
+    many[0] = replace(many[0], series={"most": ["cat", "dog"]})
+    file = write_rows(tmp_path, many)
+    assert read_rows(tmp_path) == many and file.stat().st_size < 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["row.json", "rows.parquet"]
+    (tmp_path / "rows.parquet").write_bytes(b"no columns")
+    with pytest.raises(RecombineError, match="not a row file"):
+        read_rows(tmp_path)

@@ -1,7 +1,12 @@
 """main_flips.py from a composed config to rows, matrices and pictures, on handwritten digits."""
 
 import logging
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +18,13 @@ from sklearn.metrics import accuracy_score
 from recombine import data as datasets
 from recombine import models as zoo
 from recombine.cli.overrides import compose_all
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, Interrupted
+from recombine.core.locks import exclusive
 from recombine.core.results import read_rows
 from recombine.flips import recipe
-from recombine.flips.models import randomize
+from recombine.flips.evaluation import evaluate_models, lock_file
+from recombine.flips.models import list_models, randomize
+from recombine.models.libraries import download_size
 from recombine.models.model import find_head
 from recombine.run.config import validate
 from recombine.run.launch import check, launch
@@ -245,3 +253,62 @@ def test_a_failed_comparison_says_of_which_data(digits, tmp_path):
         launch(recipe, cfg)
     (row,) = read_rows(tmp_path)
     assert (row.status, row.cell) == ("failed", {"dataset": "digits", "split": "test"})
+
+
+def test_killed_between_networks_it_goes_on_with_the_missing_one(digits, tmp_path, monkeypatch):
+    """What was evaluated is kept, and the rows are those of a run that was never stopped."""
+    folder, _ = digits
+    where = ["models=[wide,narrow,letters]", f"cache_root={tmp_path / 'cache'}"]
+    forward, evaluated = zoo.Model.forward, []
+
+    def counted(self, images):
+        evaluated.append(self.name)
+        if self.name == "narrow" and evaluated.count("narrow") == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, images)
+
+    monkeypatch.setattr(zoo.Model, "forward", counted)
+    cfg = compose_config(folder, *where, f"output_root={tmp_path / 'killed'}")
+    with pytest.raises(Interrupted):
+        launch(recipe, cfg)
+    assert set(evaluated) == {"wide", "narrow"}
+    evaluated.clear()
+    launch(recipe, cfg)
+    assert set(evaluated) == {"letters"}
+    whole = compose_config(folder, *where[:1], f"output_root={tmp_path / 'whole'}")
+    launch(recipe, whole)
+    killed, expected = (read_rows(tmp_path / name) for name in ("killed", "whole"))
+    assert [row.metrics for row in killed] == [row.metrics for row in expected]
+
+
+def test_a_network_in_work_elsewhere_is_left_to_it(digits, tmp_path, monkeypatch):
+    """Several processes share a list: each takes a network that nobody has, and waits for the last ones."""
+    folder, _ = digits
+    cfg = compose_config(folder, "models=[wide,narrow,letters]")
+    place = {"device": torch.device("cpu"), "seed": 0, "rank": 0, "world": 1}
+    run = SimpleNamespace(cache=tmp_path, stop_requested=lambda: None, **place)
+    forward, order = zoo.Model.forward, []
+    monkeypatch.setattr(zoo.Model, "forward", lambda self, x: order.append(self.name) or forward(self, x))
+    data = datasets.open_data_for(cfg, run)
+    with ThreadPoolExecutor(1) as pool:
+        with exclusive(lock_file(cfg, run, "wide", "wide")):
+            found = pool.submit(evaluate_models, cfg, run, data, {name: name for name in NAMES})
+            while "letters" not in order:
+                time.sleep(0.05)
+            assert "wide" not in order
+        assert list(found.result()) == NAMES
+    data.close()
+    assert list(dict.fromkeys(order)) == ["narrow", "letters", "wide"]
+
+
+def test_patterns_stand_for_a_librarys_networks():
+    found = dict(list_models(["timm:resnet18.a1_in1k", "timm:resnet18*"], "weights", ["timm:*fb*", "timm:*tv*"]))
+    assert next(iter(found)) == "timm:resnet18.a1_in1k" and len(found) > 2
+    assert all(name.startswith("timm:resnet18") for name in found)
+    assert not any("fb" in name or "tv" in name for name in found)
+
+
+def test_downloads_are_counted_without_downloading():
+    """ResNet-18: 11,689,512 parameters, 9,600 BatchNorm statistics and 20 counters of 4 bytes."""
+    assert download_size("torchvision:resnet18") == 4 * (11_689_512 + 9_600 + 20)
+    assert download_size("cnn") == 0

@@ -1,6 +1,7 @@
 """CD and CRD: their losses by loops, their memory, the precision they compare in."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -70,3 +71,18 @@ def test_features_are_compared_in_full_precision(networks, batch):
     with torch.autocast("cpu", torch.bfloat16):
         method(batch)
     assert seen == [torch.float32]
+
+
+def test_a_teachers_backbone_in_training_mode_drifts_and_its_weights_stay(networks, batch):
+    """As in the authors' code; by default nothing of a teacher changes."""
+    student, _, (teacher, _) = networks
+    for drifts in (False, True):
+        frozen = FrozenTeachers([deepcopy(teacher)])
+        options = {"name": "", "xe_weight": 0.1, "contrast_weight": 10.0, "train_teacher": drifts}
+        method = CosineDistillation(deepcopy(student), frozen, **options).train()
+        method(batch).loss.backward()
+        (after,) = frozen.models
+        changed = {k for k, v in after.state_dict().items() if not torch.equal(v, teacher.state_dict()[k])}
+        assert bool(changed) == drifts and all("running" in key or "tracked" in key for key in changed)
+        assert any(key.startswith("teachers.") for key in method.trained_state()) == drifts, "a resumed run goes on"
+        assert not after.head.training and all(p.grad is None for p in after.parameters())

@@ -299,3 +299,21 @@ def test_one_teacher_methods_refuse_many(networks):
     student, _, teachers = networks
     with pytest.raises(ConfigError, match="takes one teacher at a time, not 2"):
         Distillation(student, FrozenTeachers(teachers), name="kl", kl_weight=1.0)
+
+
+def test_slow_weights_may_start_after_the_first_step(networks):
+    """As in the authors' code, whose slow weights are another name of the fast ones until then."""
+    student, _, teachers = networks
+    options = {"name": "", "kl_weight": 0.5, "decay": 0.9, "every": 1}
+    starts = {}
+    for late in (False, True):
+        net = deepcopy(student)
+        method = MomentumDistillation(net, FrozenTeachers(teachers[:1]), 256, start_after_first_step=late, **options)
+        before = next(net.net.parameters()).detach().clone()
+        with torch.no_grad():
+            next(net.net.parameters()).add_(1)
+        method.after_update(0)
+        with method.evaluation_weights():
+            starts[late] = next(net.net.parameters()).detach() - before
+    torch.testing.assert_close(starts[False], torch.full_like(starts[False], 0.1))
+    torch.testing.assert_close(starts[True], torch.ones_like(starts[True]))

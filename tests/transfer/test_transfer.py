@@ -217,10 +217,6 @@ def test_ranking_counts_what_the_student_lacks(folder):
         ("candidates=[wide,seven]", "different numbers of classes: student 10, candidate wide 10, candidate seven 7"),
         ("candidates=[cnn-mnist-s3]", "main_pretrain.py model=cnn dataset=mnist seed=3 weights_root="),
         ("controls=[kl]", r"controls=\[kl\]: .*xe"),
-        (
-            "dataset.val_fraction=0,candidates=[wide]",
-            "candidates are ranked on validation images; dataset.val_fraction=0.1",
-        ),
         ("fit_heads=sure", "fit_heads=sure: true or false"),
         (
             "method.temperature=warm",

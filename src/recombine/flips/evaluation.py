@@ -22,7 +22,7 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["Evaluated", "evaluate_models"]
+__all__ = ["Evaluated", "evaluate_models", "lock_file"]
 
 
 class Evaluated(NamedTuple):
@@ -50,12 +50,12 @@ def evaluate_models(cfg: DictConfig, run: Run, data: Data, nodes: Mapping[str, A
         before = len(found)
         for name in [name for name in wanted if name not in found]:
             # a process of several stays with the others of its run
-            with exclusive(_lock_file(cfg, run, name, wanted[name]), wait=False) as mine:
+            with exclusive(lock_file(cfg, run, name, wanted[name]), wait=False) as mine:
                 if mine or world() > 1:
                     found[name] = _evaluate(cfg, run, data, wanted[name], copy=name not in nodes)
         if len(found) == before:  # all that are left are in work elsewhere
             name = next(name for name in wanted if name not in found)
-            with exclusive(_lock_file(cfg, run, name, wanted[name]), stopped=partial(_stop, run)):
+            with exclusive(lock_file(cfg, run, name, wanted[name]), stopped=partial(_stop, run)):
                 pass
     return {name: found[name] for name in wanted}
 
@@ -74,7 +74,8 @@ def _evaluate(cfg: DictConfig, run: Run, data: Data, node: Any, *, copy: bool) -
     return Evaluated(model.to("meta"), digest, predictions._replace(logits=None), file)
 
 
-def _lock_file(cfg: DictConfig, run: Run, name: str, node: Any) -> Path:
+def lock_file(cfg: DictConfig, run: Run, name: str, node: Any) -> Path:
+    """What a process holds while it has a network in work."""
     identity = json.dumps([name, to_dict(node), cfg.split, to_dict(cfg.dataset), cfg.engine.precision], default=str)
     return run.cache / "predictions" / "in-work" / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.lock"
 
