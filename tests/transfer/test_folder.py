@@ -9,6 +9,7 @@ import timm
 import torch
 from digits import compose_config, run_rows
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -113,3 +114,60 @@ def test_images_without_labels_serve_methods_that_read_none(folder, half_labelle
     ]
     (row,) = run_rows(recipe, configure(folder, half_labelled, *options, "batch_size=17"))
     assert seen < set(range(90)) and len(seen) == 45 + 40 and row.status == "ok", "five labelled ones are held out"
+
+
+@pytest.fixture(scope="module")
+def unlabelled(pictures):
+    """The training images without classes, and nothing else."""
+    place = pictures.parent / "unlabelled"
+    (place / "train").mkdir(parents=True)
+    for file in sorted((pictures / "train").glob("*/*.png")):
+        shutil.copy(file, place / "train" / f"{file.parent.name}-{file.name}")
+    return place
+
+
+@pytest.fixture(scope="module")
+def fitted(folder, pictures):
+    """Two networks for three classes."""
+    for name, seed in (("three", 0), ("drei", 1)):
+        node = {"name": "timm:resnet10t", "weights": None, "size": 32}
+        zoo.save(zoo.build(node, classes=3, seed=seed), folder / "weights" / f"{name}.safetensors", {})
+    return ["student.name=three", "teacher.name=drei"]
+
+
+def test_without_any_label_a_student_comes_out(folder, unlabelled, fitted):
+    options = ["method=kl_dp_u", "split=null", "dataset.classes=3", "controls=[xe,self_dist]"]
+    (row,) = run_rows(recipe, configure(folder, unlabelled, *fitted, *options))
+    assert row.status == "ok" and row.cell["split"] == "none"
+    assert "accuracy_after" not in row.metrics and 0 <= row.metrics["to_teacher"] <= 100 and row.metrics["steps"] == 2
+    before, after = (load_file(path) for path in (folder / "weights" / "three.safetensors", student_of(folder, row)))
+    assert any(not torch.equal(before[key], after[key]) for key in after)
+
+
+def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabelled, pictures, fitted):
+    place = unlabelled.parent / "half_unlabelled"
+    shutil.copytree(unlabelled, place)
+    shutil.copytree(pictures / "test", place / "test")
+    (row,) = run_rows(recipe, configure(folder, place, *fitted, "method=kl_dp_u", "controls=[xe,self_dist]"))
+    assert row.metrics["images"] == 30 and "gain_over_self_dist" in row.metrics
+    assert "gain_over_xe" not in row.metrics, "there is nothing to fine-tune on"
+    assert "val_accuracy_best" not in row.metrics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "split=test: folder has train"),
+        (["split=null"], "no image has a label: give dataset.classes="),
+        (["split=null", "dataset.classes=3", "method=kl_dp"], "method=kl_dp reads labels, but 90 training images"),
+        (["split=null", "dataset.classes=3", "candidates=[drei]"], "candidates are ranked by validation images"),
+    ],
+)
+def test_what_needs_labels_is_refused_without_them(folder, unlabelled, fitted, options, message):
+    with pytest.raises(ConfigError, match=message):
+        launch(recipe, configure(folder, unlabelled, *fitted, "method=kl_dp_u", *options))
+
+
+def student_of(folder, row):
+    """The file of a run's student."""
+    return folder / "output" / "transfer" / row.run / "student.safetensors"

@@ -110,7 +110,9 @@ class Data:
         keep = np.flatnonzero(labels >= 0)
         if split == "test":
             return keep[_part(labels[keep], settings.test_fraction, settings.fraction_seed, "dataset.test_fraction")]
-        if settings.val_fraction:
+        if split == "val" and not len(keep):
+            return keep
+        if settings.val_fraction and len(keep):
             rest = stratified(labels[keep], settings.val_fraction, settings.fraction_seed, "dataset.val_fraction")
             if split == "val":
                 return keep[rest[1]]

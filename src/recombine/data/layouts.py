@@ -123,13 +123,15 @@ def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict
 def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
     """Folders of images named by class, under train/ and test/ (or val/), or without: then 1/6 is held out as test.
 
-    Images that lie in train/ itself have no label.
+    Images that lie in train/ itself have no label; where there are no others, no class is known.
     """
     tests = [name for name in TEST_FOLDERS if (place / name).is_dir()]
     if (place / "train").is_dir() or tests:
         roots = {"train": place / "train"} if (place / "train").is_dir() else {}
         roots |= {"test": place / tests[0]} if tests else {}
-        names = _some(sorted({name for root in roots.values() for name in _folders(root, skip)}), place)
+        names = sorted({name for root in roots.values() for name in _folders(root, skip)})
+        if tests or not len(_scan(roots["train"], (), loose=True)):
+            names = _some(names, place)
         scans = {split: partial(_scan, root, names, loose=split == "train") for split, root in roots.items()}
         return SourceSplits(scans, names)
     names = _some(_folders(place, skip), place)

@@ -78,7 +78,7 @@ class Relabel:
         """Labels of stored class numbers; negative ones stand for images without a label."""
         if len(stored) and stored.max() >= len(self.table):
             raise ConfigError(f"the files hold label {stored.max()} but only {len(self.table)} classes are named")
-        return np.where(stored < 0, UNLABELLED, self.table[stored])
+        return np.where(stored < 0, UNLABELLED, self.table[stored] if len(self.table) else UNLABELLED)
 
 
 def read_label_map(path: Path) -> Mapping | list[int]:

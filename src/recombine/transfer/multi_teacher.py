@@ -85,6 +85,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
                 raise ConfigError(same_network(cfg.student.name, name))
             if cfg.teacher_preprocessing == "student":
                 networks.match_preprocessing(teacher, student)
+        if cfg.combine == "sequential" and cfg.order != "given":
+            training.require_val(cfg, data, "teachers are ordered (but for order=given)")
         initial = deepcopy(student)
         val = training.predict_split(cfg, run, data, "val", {"": initial, **teachers})
         training.show_networks(run, {"": initial, **teachers}, val)

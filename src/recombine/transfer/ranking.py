@@ -29,6 +29,7 @@ def rank_candidates(cfg: DictConfig, run: Run, data: Data, student: Model) -> It
     twins = [name for name, teacher in teachers.items() if teacher.digest() == student.digest()]
     if twins:
         raise ConfigError(same_network(cfg.student.name, twins[0]))
+    training.require_val(cfg, data, "candidates are ranked")
     networks_by_role = {"": student, **teachers}
     predictions = training.predict_split(cfg, run, data, "val", networks_by_role)
     training.show_networks(run, networks_by_role, predictions)

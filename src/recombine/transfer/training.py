@@ -61,8 +61,14 @@ class UnlabelledLoader(LoaderWrapper):
 
 
 def has_split(cfg: DictConfig, data: Data, split: str | None) -> bool:
-    """Whether there are images to measure on: `split=null` says that there are none, `val` needs a val_fraction."""
-    return split is not None and (split != "val" or "val" in data.splits)
+    """Whether there are images to measure on: `split=null` says that there are none, `val` may have no labels."""
+    return split is not None and (split != "val" or ("val" in data.splits and len(data.indices("val")) > 0))
+
+
+def require_val(cfg: DictConfig, data: Data, what: str) -> None:
+    """ConfigError where a choice needs labelled validation images and there are none."""
+    if not has_split(cfg, data, "val"):
+        raise ConfigError(f"{what} by validation images, of which {data.name} has none with a label")
 
 
 def predict_split(
@@ -158,8 +164,7 @@ def train(
 
 def calibrate(cfg: DictConfig, run: Run, data: Data, method: Transfer) -> None:
     """Fit the temperatures of a method's frozen networks to validation images."""
-    if not has_split(cfg, data, "val"):
-        raise ConfigError("a calibrated mask needs labelled validation images: dataset.val_fraction=0.1")
+    require_val(cfg, data, f"method={cfg.method.name} is calibrated")
     networks = [model for part in ("initial", "teachers") for model in getattr(method, part).models]
     found = [
         predict(model.to(run.device), eval_loader(cfg, data, "val", model.canvas), precision=cfg.engine.precision)
