@@ -1,11 +1,18 @@
 """A finished run whose data or weights have changed since is not finished: it says what changed and starts anew."""
 
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hydra import compose
 from PIL import Image
 
 from recombine import models
+from recombine.cli import predict
 from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
@@ -32,14 +39,14 @@ def network(place, seed):
     models.save(models.build(node, classes=2, seed=seed), place / "weights" / "start.safetensors", {})
 
 
-def run(place, *overrides):
-    roots = [f"{key}_root={place / key}" for key in ("data", "weights", "cache", "output")]
+def run(place, *overrides, output="output"):
+    roots = [f"{key}_root={place / key}" for key in ("data", "weights", "cache")] + [f"output_root={place / output}"]
     options = ["dataset=folder", "dataset.name=mine", "dataset.folder=mine", "model=any", "model.name=start"]
     quick = ["batch_size=8", "engine.epochs=1", "loader=torch", "loader.workers=0", "logger=none", "device=cpu"]
     with initialize_entry("pretrain"):
         cfg = compose("pretrain/pretrain", [*roots, *options, *quick, "save_as=out", *overrides])
     launch(recipe, cfg)
-    (row,) = read_rows(place / "output")
+    (row,) = read_rows(place / output)
     return row
 
 
@@ -69,3 +76,38 @@ def test_a_training_is_not_continued_with_other_inputs(place, capsys):
     network(place, 1)
     with pytest.raises(ConfigError, match="made of other inputs"):
         run(place, "engine.save_every_steps=1", "dataset.test_fraction=0.01", "engine.resume=must")
+
+
+def test_networks_of_two_folders_never_share_a_file(place, tmp_path_factory, monkeypatch, capsys):
+    """Two folders of one name in two places: their networks, in the run's folder and by name, with class names."""
+    first = run(place, "save_as=null")
+    path = Path(first.provenance["network"])
+    assert re.fullmatch(r"start-mine-[0-9a-f]{8}-s0.safetensors", path.name)
+    assert first.cell["dataset"] in path.name and str(path) in capsys.readouterr().out
+    folder = place / "output" / "pretrain" / first.run
+    assert (folder / "network.safetensors").read_bytes() == path.read_bytes()
+    assert json.loads((folder / "labels.json").read_text()) == ["dark", "light"]
+    monkeypatch.setattr(sys, "argv", ["predict", "--model", str(path), "--json", str(place / "data/mine/test/light")])
+    predict.main()
+    assert {json.loads(line)["class"] for line in capsys.readouterr().out.splitlines()} <= {"dark", "light"}
+
+    other, before = tmp_path_factory.mktemp("other"), path.read_bytes()
+    shutil.copytree(place / "data", other / "data")
+    (other / "data/mine/train/light").rename(other / "data/mine/train/pale")
+    (other / "data/mine/test/light").rename(other / "data/mine/test/pale")
+    elsewhere = f"data_root={other / 'data'}"
+    run(place, output="second")
+    with pytest.raises(ConfigError, match=r"save_as=out: .*out.safetensors is of other data \(mine-"):
+        run(place, elsewhere, output="third")
+    run(place, "save_as=null", elsewhere, output="fourth")
+    assert path.read_bytes() == before
+    assert len(list((place / "weights").glob("start-mine-*-s0.safetensors"))) == 2
+
+
+def test_a_part_of_a_data_set_does_not_replace_the_whole(place):
+    """Other settings of one set are other data too."""
+    whole = Path(run(place, "save_as=null").provenance["network"])
+    before = whole.read_bytes()
+    run(place, "save_as=null", "dataset.fraction=0.5", output="second")
+    names = sorted(path.name for path in (place / "weights").glob("start-mine-*"))
+    assert len(names) == 2 and whole.read_bytes() == before

@@ -126,7 +126,9 @@ def test_broken_image_is_named_and_leaves_nothing_behind(opened, photos, content
         good = path.read_bytes()
     broken = photos / "class0/00.jpg"
     broken.write_bytes(content or good[: len(good) // 2])
-    data = opened("photos", "ffcv", source="folder", root=photos.parent)
+    with pytest.raises(ConfigError, match=r"class0/00.jpg is not a readable image"):
+        opened("photos", "ffcv", source="folder", root=photos.parent)  # looked at before anything else
+    data = opened("imagenet", "ffcv", folder="photos", root=photos.parent)
     with pytest.raises(ConfigError, match=r"class0/00.jpg is not a readable image"):
         for name in ("train", "test"):
             ensure(data.split(name))

@@ -1,9 +1,12 @@
 """Checkpoints: strictness, wrappers, no foreign code, exact round trips."""
 
+import argparse
 import json
 import os
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -29,14 +32,92 @@ def fresh():
     return build("resnet8", classes=10, seed=5).net
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
-def test_wrappers_and_prefixes(model, tmp_path, wrap, prefix):
-    path = tmp_path / "x.pt"
-    torch.save(wrap({prefix + k: v for k, v in model.net.state_dict().items()}), path)
+def prefixed(state, prefix):
+    return {prefix + key: value for key, value in state.items()}
+
+
+FORMS = {
+    "plain": lambda s: s,
+    "DataParallel": lambda s: {"state_dict": prefixed(s, "module."), "epoch": 3, "best": torch.tensor(91.0)},
+    "DDP of compile": lambda s: {"model": prefixed(s, "module._orig_mod.")},
+    "compile of DDP": lambda s: prefixed(s, "_orig_mod.module."),
+    "Lightning": lambda s: {"state_dict": {**prefixed(s, "model."), "metric.total": torch.zeros(3)}, "epoch": 1},
+    "AveragedModel": lambda s: {"n_averaged": torch.tensor(5), **prefixed(s, "module.")},
+    "a part of another": lambda s: prefixed(s, "backbone."),
+    "another key": lambda s: {"params": s, "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}},
+    "with settings": lambda s: {
+        "state_dict": s,
+        "args": argparse.Namespace(lr=0.1, path=Path("x")),
+        "acc": np.float64(9),
+    },
+    "fp16": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    "no counters": lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_network_is_found_wherever_a_trainer_put_it(model, tmp_path, form, zipped):
+    path = tmp_path / "x.pth"
+    torch.save(FORMS[form](model.net.state_dict()), path, _use_new_zipfile_serialization=zipped)
     net = fresh()
     load(net, path)
-    assert all(torch.equal(v, net.state_dict()[k]) for k, v in model.net.state_dict().items())
+    for key, value in model.net.state_dict().items():
+        if form != "no counters" or not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(net.state_dict()[key], value, rtol=1e-3 if form == "fp16" else 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema},
+        lambda raw, ema: {"model": prefixed(raw, "module."), "model_ema": prefixed(ema, "module.")},
+        lambda raw, ema: {"model": raw, "ema": ema},
+    ],
+)
+def test_of_weights_and_their_average_the_average_is_taken_and_said(model, tmp_path, form):
+    raw = model.net.state_dict()
+    ema = {k: v + 1 if v.is_floating_point() else v for k, v in raw.items()}
+    torch.save(form(raw, ema), tmp_path / "x.pth")
+    node = {"name": "resnet8", "weights": str(tmp_path / "x.pth")}
+    for use_ema, state, tag in ((None, ema, " (weights: ema)"), (True, ema, " (weights: ema)"), (False, raw, "")):
+        built = build({**node, "use_ema": use_ema})
+        assert torch.equal(built.net.conv1.weight, state["conv1.weight"]) and built.tag == f"x.pth{tag}"
+    torch.save(raw, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match="holds no average of weights"):
+        build({**node, "use_ema": True})
+
+
+def test_several_networks_in_a_file_are_named(model, tmp_path):
+    state = model.net.state_dict()
+    torch.save({"student": prefixed(state, "module."), "teacher": prefixed(state, "module.")}, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"holds 2 networks of this form \(student.module, teacher.module\)"):
+        load(fresh(), tmp_path / "x.pth")
+    partly = {k: v for k, v in prefixed(state, "backbone.").items() if "linear" not in k}
+    torch.save({**partly, "head.weight": torch.zeros(3, 64)}, tmp_path / "x.pth")
+    with pytest.raises(ConfigError, match=r"what stands behind 'backbone.' was compared.*2 missing .*linear.weight"):
+        load(fresh(), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(model, tmp_path, value):
+    state = {k: v.clone() for k, v in model.net.state_dict().items()}
+    state["layer1.0.conv1.weight"][0] = value
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=r"no numbers \(NaN or infinite\) in layer1.0.conv1.weight"):
+        load(fresh(), tmp_path / "x.safetensors")
+
+
+def test_the_number_of_classes_is_read_off_the_file(model, tmp_path):
+    torch.save(prefixed(model.net.state_dict(), "module."), tmp_path / "x.pth")
+    built = build({"name": "mine", "architecture": "cifar_resnet", "depth": 8, "size": 32, "mean": 0.5, "std": 0.5,
+                   "weights": str(tmp_path / "x.pth")})  # fmt: skip
+    assert built.classes == 10 and torch.equal(built.net.linear.weight, model.net.linear.weight)
+    plain = timm.create_model("resnet10t", num_classes=7)
+    torch.save(plain.state_dict(), tmp_path / "y.pth")
+    node = {"name": "timm:resnet10t", "weights": str(tmp_path / "y.pth")}
+    assert check(node, classes=7, frozen=True) == [] and build(node).classes == 7
+    assert build(node, classes=3).classes == 3
 
 
 def test_every_disagreement_is_named(model, tmp_path):
@@ -70,18 +151,38 @@ class Trap:
 
 def test_foreign_code_is_not_run(tmp_path):
     torch.save({"state_dict": {}, "args": Trap(str(tmp_path / "sprung"))}, tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match="Python objects"):
+    with pytest.raises(ConfigError, match=r"an object of (posix|nt)\.mkdir, whose code reading it would run"):
         read(tmp_path / "x.pth")
     assert not (tmp_path / "sprung").exists()
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0"
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x02"])
-def test_damaged_files_are_named(tmp_path, suffix, content):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"not a checkpoint", "damaged"),
+        (b"\x80\x02", "damaged|rename it"),
+        (LFS, "git lfs pull"),
+        (b"<!DOCTYPE html><html>Too many requests</html>", "is a web page"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, suffix, content, said):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"x{suffix}"):
+    with pytest.raises(ConfigError, match=rf"x{suffix} .*({said})"):
         read(path)
+
+
+def test_a_file_under_the_name_of_another_format_is_told(model, tmp_path):
+    save_file(model.net.state_dict(), tmp_path / "x.pth")
+    torch.save(model.net.state_dict(), tmp_path / "x.safetensors")
+    for path, kind in ((tmp_path / "x.pth", "safetensors"), (tmp_path / "x.safetensors", "torch")):
+        with pytest.raises(ConfigError, match=f"is a {kind} file by its content: rename it"):
+            read(path)
 
 
 def test_a_file_without_tensors_is_named(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from recombine import models, patch
-from recombine.cli import predict
+from recombine.cli import networks, predict
 from recombine.core.errors import ConfigError
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
@@ -108,5 +108,5 @@ def test_mistakes_are_one_sentence(folder, monkeypatch, capsys, words, message):
 
 
 def test_a_base_of_imagenet_has_names(resnet8, network):
-    assert predict.read_class_names(None, resnet8) == [str(k) for k in range(10)]
-    assert predict.read_class_names(None, network("resnet8", classes=1000))[207] == "golden retriever"
+    assert networks.read_class_names(None, resnet8) == [str(k) for k in range(10)]
+    assert networks.read_class_names(None, network("resnet8", classes=1000))[207] == "golden retriever"

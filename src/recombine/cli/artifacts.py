@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from recombine import models
+from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.models.artifact import kind_of, read_card
 from recombine.models.freeze import digest
@@ -61,7 +61,7 @@ def main() -> None:
     """Run one action and show the resulting file."""
     options = parse_arguments()
     if options.action == "list":
-        Console().print(list_files(options.files))
+        open_console().print(list_files(options.files))
         return
     path = options.file
     if options.action == "attach":
@@ -70,7 +70,7 @@ def main() -> None:
         write_clones(path, detach_clone(path, options.name))
     elif options.action == "export":
         path = write_clones(options.out, export_clones(options))
-    Console().print(format_table(path))
+    open_console().print(format_table(path))
 
 
 def list_files(paths: Sequence[Path]) -> Table:

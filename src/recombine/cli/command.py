@@ -23,6 +23,7 @@ TOOLS = {
     "artifacts": "list what files hold; put clones together and take them apart",
     "table": "a table of a paper from the rows of finished runs",
     "report": "everything the rows of finished runs hold, as one page",
+    "inspect_data": "look at a folder of images before anything is trained on it",
     "prepare": "find or download datasets and convert them for FFCV",
     "doctor": "what this machine has; part of every bug report",
 }

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from recombine.cli.networks import BASE, NamedNetwork, add_network_arguments, open_network
 from recombine.cli.predict import image_files, read
+from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
 from recombine.models.export import EXPORTS, OneTask, export_network
@@ -50,7 +50,7 @@ def main() -> None:
     found = open_network(options)
     network, task = choose_task(found, options.task)
     files = image_files(options.images)[:IMAGES] if options.images else []
-    images = torch.cat([read(file, found.model) for file in files]) if files else None
+    images = torch.cat([read(file, found.model, found.decoding) for file in files]) if files else None
     shown = Table("file", "bytes", "images compared", "largest difference", "same class (%)")
     for file in options.files:
         card = {"class_names": found.names[task], "size": found.model.size, "model": found.model.name, "task": task}
@@ -58,7 +58,7 @@ def main() -> None:
         write_labels(file, card)
         numbers = f"{equality.images}", f"{equality.difference:.1e}", f"{equality.agreement:.2f}"
         shown.add_row(str(file), f"{file.stat().st_size:,}", *numbers)
-    Console().print(shown)
+    open_console().print(shown)
 
 
 def choose_task(found: NamedNetwork, task: str | None) -> tuple[nn.Module, str]:

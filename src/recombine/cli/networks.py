@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
-from torchvision.models import ResNet18_Weights
 
 from recombine import models, pnc, stitch
 from recombine.core.errors import ConfigError
+from recombine.data.pixels import Decoding
+from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import Model
+from recombine.models.resolve import locate
 from recombine.patch import PatchedNetwork
 from recombine.pnc import ClonedNetwork
 
@@ -33,6 +35,8 @@ class NamedNetwork(NamedTuple):
     patched: PatchedNetwork
     names: dict[str, list[str]]
     """Class names by task: those of the base and its clones, and of each patch."""
+    decoding: Decoding
+    """How the images that the base was trained on became pixels."""
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,19 +56,30 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_network(options: argparse.Namespace) -> NamedNetwork:
     """The network that the options name; ConfigError for what is not there or does not fit."""
-    model, base_names = load_base(options)
+    model, card = load_base(options)
     patched = attach_patches(model, options.patch)
-    cloned, class_names = attach_clones(model, base_names, options)
+    cloned, class_names = attach_clones(model, card.get("class_names"), options)
     names = {BASE: class_names} | {name: card["class_names"] for name, card in patched.list().items()}
-    return NamedNetwork(model, cloned, patched, names)
+    return NamedNetwork(model, cloned, patched, names, read_decoding(card, options.model))
 
 
-def load_base(options: argparse.Namespace) -> tuple[Model, list[str] | None]:
-    """The network, and its class names where its file has them."""
+def load_base(options: argparse.Namespace) -> tuple[Model, Mapping[str, Any]]:
+    """The network and the card of its file, empty where it has none."""
     card = stitch.offspring_card(options.model)
-    if card is None:
-        return models.build(options.model, weights_root=options.weights_root), None
-    return stitch.load(options.model), card.get("class_names")
+    if card is not None:
+        return stitch.load(options.model), card
+    _, file = locate(options.model, Path(options.weights_root))
+    model = models.build(options.model, weights_root=options.weights_root)
+    return model, read_card(file, "student") if file and kind_of(file) == "student" else {}
+
+
+def read_decoding(card: Mapping[str, Any], name: str) -> Decoding:
+    """How the images that a network was trained on became pixels, as its card says."""
+    given = card.get("decoding", {})
+    try:
+        return Decoding(**given | {"pixel_range": given.get("pixel_range") and tuple(given["pixel_range"])})
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{name} is damaged or of another version: its card says decoding={given}") from error
 
 
 def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
@@ -97,10 +112,9 @@ def attach_clones(model: Model, names: list[str] | None, options: argparse.Names
 
 
 def read_class_names(path: Path | None, model: Model) -> list[str]:
-    """The class names of the base: those of a JSON file, ImageNet's if there are 1000 classes, or their numbers."""
+    """The class names of the base: those of a JSON file, its own, or their numbers."""
     if path is None:
-        known = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
-        return known if model.classes == len(known) else [str(k) for k in range(model.classes)]
+        return model.class_names or [str(k) for k in range(model.classes)]
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

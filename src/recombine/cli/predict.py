@@ -16,17 +16,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from recombine.cli.networks import BASE, add_network_arguments, open_network
+from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
-from recombine.data.storage import decode
+from recombine.data.pixels import Decoding, decode, shown
+from recombine.data.storage import IMAGES
+from recombine.data.tree import image_paths
 from recombine.models.model import Model
 from recombine.run.device import open_device
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 BATCH = 64
 Expert = Callable[[Tensor], Tensor]
 """uint8 images [B, 3, H, W] in, logits out."""
@@ -53,18 +54,18 @@ def main() -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", options.device):
         raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
     files = image_files(options.images)
-    model, cloned, patched, names = open_network(options)
+    model, cloned, patched, names, decoding = open_network(options)
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     with open_device(options.device) as (device, _, _):
         experts: dict[str, Expert] = {BASE: cloned.to(device)}
         experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
-        found = predict(experts, model, files, names, options)
+        found = predict(experts, partial(read, model=model, decoding=decoding), files, names, options)
         if options.json:
             for each in found:
                 print(json.dumps(each))
         else:
-            Console().print(as_table(list(found), patched.list()))
+            open_console().print(as_table(list(found), patched.list()))
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -76,11 +77,9 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         raise ConfigError(f"these are patches and no images: {', '.join(f'--patch {path}' for path in patches)}")
     files = []
     for path in paths:
-        inside = (
-            [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES] if path.is_dir() else [path]
-        )
+        inside = image_paths(path) if path.is_dir() else [path]
         if not inside:
-            raise ConfigError(f"{path} holds no image: files that end in {', '.join(SUFFIXES)} are")
+            raise ConfigError(f"{path} holds no image: files that end in {', '.join(IMAGES)} are")
         files += inside
     return files
 
@@ -88,7 +87,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 @torch.no_grad()
 def predict(
     experts: Mapping[str, Expert],
-    model: Model,
+    load: Callable[[Path], Tensor],
     files: Sequence[Path],
     names: dict[str, list[str]],
     options: argparse.Namespace,
@@ -97,20 +96,21 @@ def predict(
     selected = list(experts) if options.task in (None, "auto") else [options.task]
     for first in range(0, len(files), BATCH):
         batch = files[first : first + BATCH]
-        images = torch.cat([read(file, model) for file in batch]).to(next(model.parameters()).device)
+        images = torch.cat([load(file) for file in batch])
         predictions = {name: experts[name](images).softmax(1).cpu() for name in selected}
         for k, file in enumerate(batch):
             confidence = {name: float(probabilities[k].max()) for name, probabilities in predictions.items()}
             tasks = [max(selected, key=confidence.__getitem__)] if options.task == "auto" else selected
             for name in tasks:
                 yield from top_classes(
-                    predictions[name][k], {"image": str(file), "task": name}, names[name], options.top
+                    predictions[name][k], {"image": shown(str(file)), "task": name}, names[name], options.top
                 )
 
 
-def read(file: Path, model: Model) -> Tensor:
-    """An image as the network takes it: uint8 [1, 3, size, size]."""
-    return model.preprocess.fit(torch.from_numpy(decode(file.read_bytes(), str(file))).permute(2, 0, 1)[None])
+def read(file: Path, model: Model, decoding: Decoding) -> Tensor:
+    """An image as the network takes it, on its device: uint8 [1, 3, size, size]."""
+    pixels = torch.from_numpy(decode(file.read_bytes(), shown(str(file)), decoding))
+    return model.preprocess.fit(pixels.permute(2, 0, 1)[None].to(next(model.parameters()).device))
 
 
 def top_classes(probabilities: Tensor, row: dict, names: list[str], count: int) -> Iterator[dict]:

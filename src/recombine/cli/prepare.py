@@ -13,10 +13,10 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from recombine.cli.overrides import compose_all
+from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
 from recombine.data import Data, open_data
@@ -57,7 +57,7 @@ def _show(data: Data, rewrite: bool) -> None:
         counts = f"{len(split.samples):,}", f"{official:,}" if official else "-", str(split.classes)
         table.add_row(name, *counts, pixels, split.storage.kind, size)
     print(f"{data.name}: found in {data.source.place}")
-    Console().print(table)
+    open_console().print(table)
     print("\n".join(dict.fromkeys(files)))
     if data.partial:
         print(f"partial: {data.partial}")

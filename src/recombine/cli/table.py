@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from recombine.cli.entries import register_papers
+from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
 from recombine.report.formats import FORMATS, render, terminal
@@ -68,7 +66,7 @@ def show(table: Table, options: argparse.Namespace) -> None:
     suffixes = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
     format_ = options.format or (suffixes.get(options.out.suffix, options.out.suffix) if options.out else None)
     if format_ is None:
-        Console(width=None if sys.stdout.isatty() else 200).print(terminal(table))
+        open_console().print(terminal(table))
         return
     text = render(table, format_)
     if options.out is None:

@@ -7,15 +7,16 @@ from recombine.core.lazy import lazy_names
 if TYPE_CHECKING:
     from recombine.data.checks import check
     from recombine.data.dataset import Data, open_data, open_data_for
-    from recombine.data.layouts import SourceSplits
-    from recombine.data.storage import ArrayReader
+    from recombine.data.fingerprint import label_for
+    from recombine.data.storage import ArrayReader, SourceSplits
 
-__all__ = ["ArrayReader", "Data", "SourceSplits", "check", "open_data", "open_data_for"]
+__all__ = ["ArrayReader", "Data", "SourceSplits", "check", "label_for", "open_data", "open_data_for"]
 _MODULES = {
     "ArrayReader": "recombine.data.storage",
-    "SourceSplits": "recombine.data.layouts",
+    "SourceSplits": "recombine.data.storage",
     "Data": "recombine.data.dataset",
     "check": "recombine.data.checks",
+    "label_for": "recombine.data.fingerprint",
     "open_data": "recombine.data.dataset",
     "open_data_for": "recombine.data.dataset",
 }

@@ -23,7 +23,7 @@ def check(
     folder, root = settings.folder or settings.name, Path(data_root)
     absent = problems(settings.source or settings.name, folder, root, settings.download)
     wrong = absent or _unknown_split(split, settings, folder, root)
-    if settings.label_map and not (root / folder / settings.label_map).exists():
+    if isinstance(settings.label_map, str) and not (root / folder / settings.label_map).exists():
         wrong.append(f"{path}.label_map={settings.label_map}: there is no {root / folder / settings.label_map}")
     return wrong
 
@@ -43,4 +43,5 @@ def _unknown_split(split: str | None, settings: DatasetSettings, folder: str, ro
     except ConfigError as error:
         return error.problems
     there = (*there, *(["val"] if settings.val_fraction and "train" in there else []))
-    return [] if split in there else [f"split={split}: {settings.name} has {', '.join(there)}"]
+    held = "; dataset.val_fraction=0.2 split=val holds out a part of train" if there == ("train",) else ""
+    return [] if split in there else [f"split={split}: {settings.name} has {', '.join(there)}{held}"]

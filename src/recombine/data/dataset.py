@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from recombine.core.errors import ConfigError
 from recombine.data import augment as operations
 from recombine.data.device import DeviceLoader
-from recombine.data.fingerprint import record_split
+from recombine.data.fingerprint import label_of, record_split
+from recombine.data.inspection import inspect
 from recombine.data.loading import BatchLoader, Split
-from recombine.data.own_reader import open_own
+from recombine.data.pixels import Decoding, open_image, orientation
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
-from recombine.data.sources import open_source
+from recombine.data.sources import source_of
 from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified
-from recombine.data.storage import SampleReader, Storage
+from recombine.data.storage import ArrayReader, SampleReader, Storage
 from recombine.data.torch import TorchLoader
 
 __all__ = ["Data", "open_data", "open_data_for"]
@@ -44,42 +44,57 @@ class Data:
     def __init__(
         self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple
     ) -> None:
-        self.settings, self.name = settings, settings.name
+        self.settings = settings
         self._kind, self._workers = kind, workers
         self._seed, self._device, self._rank, self._world = run
         self._betons = Path(cache_root) / "betons"
         folder = settings.folder or settings.name
-        fake = {"samples": settings.samples, "size": settings.image_size, "classes": settings.classes or 10}
-        if settings.reader is not None:
-            self.source = open_own(settings.name, settings.reader, Path(data_root) / folder)
-        else:
-            name = settings.source or settings.name
-            self.source = open_source(name, folder, Path(data_root), settings.download, **fake)
-        self._label_map = Path(data_root) / folder / settings.label_map if settings.label_map else None
-        mapping = read_label_map(self._label_map) if self._label_map else None
-        self._relabel = Relabel(self.source.class_names, mapping, settings.classes, settings.class_subset)
+        self.source = source_of(settings, Path(data_root), download=settings.download)
+        self.decoding = Decoding(settings.background, settings.exif_orientation, self._pixel_range(Path(cache_root)))
+        self.name = label_of(settings, data_root, self.source)
+        self._label_map = read_label_map(settings.label_map, Path(data_root) / folder)
+        self._relabel = Relabel(self.source.class_names, self._label_map, settings.classes, settings.class_subset)
         self.classes, self.class_names = self._relabel.classes, self._relabel.names
-        self.splits = (
-            *self.source.splits,
-            *(["val"] if settings.val_fraction and "train" in self.source.splits else []),
-        )
+        own = self.source.splits
+        self.splits = (*own, *(["val"] if settings.val_fraction and "train" in own and "val" not in own else []))
         self._opened: dict[str, Split] = {}
         self._loaders: list[BatchLoader] = []
 
+    def _pixel_range(self, cache_root: Path) -> tuple[float, float] | None:
+        """Black and white of deep images; a folder of somebody's own is looked at first, file by file."""
+        given = self.settings.pixel_range
+        if self.source.is_own_folder:
+            found = inspect(self.source, cache_root)
+            if problems := found.problems():
+                raise ConfigError(problems)
+            if self._rank == 0 and str(self.source.place) not in _reported:
+                _reported.add(str(self.source.place))
+                log.info("%s: %s", self.settings.name, found.summary())
+                for remark in found.remarks():
+                    log.warning("%s: %s", self.settings.name, remark)
+            return (given[0], given[1]) if given else found.pixel_range
+        return (given[0], given[1]) if given else None
+
+    def card(self) -> dict[str, Any]:
+        """What a network that was trained on it has to know: its name, its classes, how its files become pixels."""
+        return {"dataset": self.name, "class_names": list(self.class_names), "decoding": asdict(self.decoding)}
+
     def split(self, name: str) -> Split:
-        """The stored split behind `name` (`val` is a part of train). Raises ConfigError if there is none."""
+        """The stored split behind `name` (`val` may be a part of train). Raises ConfigError if there is none."""
         if name not in self.splits:
             raise ConfigError(f"{self.name} has no split {name}: it has {', '.join(self.splits)}")
-        stored = "train" if name == "val" else name
+        stored = name if name in self.source.splits else "train"
         if stored not in self._opened:
             samples = self.source.samples(stored)
             if not len(samples):
                 raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
             record_split(self.source, self.settings, stored, self._label_map)
-            kind, size = _storage(samples, self.settings.storage)
-            storage, place = Storage(kind, None if size else self.settings.max_side), self.source.place
+            kind, size = _storage(samples, self.settings.storage, self.decoding)
+            decoding = None if isinstance(samples, ArrayReader) else self.decoding
+            storage = Storage(kind, None if size else self.settings.max_side, decoding)
+            place = self.source.place
             classes = len(self.source.class_names)
-            parts = (self.name, stored, samples, storage, size, place, self._betons, classes)
+            parts = (self.settings.name, stored, samples, storage, size, place, self._betons, classes)
             self._opened[stored] = Split(*parts)
             missing = int((samples.labels < 0).sum())
             if missing and stored == "train":
@@ -96,6 +111,11 @@ class Data:
         return self.split("test" if "test" in self.splits else self.splits[0]).size
 
     @property
+    def labels_in_use(self) -> list[int]:
+        """The labels that images may have: all, but with a label map those that it gives."""
+        return sorted({int(label) for label in self._relabel.table if label >= 0})
+
+    @property
     def partial(self) -> str | None:
         """Which of the splits opened so far are smaller than officially, in words; None if none is."""
         sentences = [self.source.partial(name) for name in self._opened]
@@ -110,9 +130,9 @@ class Data:
         keep = np.flatnonzero(labels >= 0)
         if split == "test":
             return keep[_part(labels[keep], settings.test_fraction, settings.fraction_seed, "dataset.test_fraction")]
-        if split == "val" and not len(keep):
+        if split == "val" and ("val" in self.source.splits or not len(keep)):
             return keep
-        if settings.val_fraction and len(keep):
+        if settings.val_fraction and len(keep) and "val" not in self.source.splits:
             rest = stratified(labels[keep], settings.val_fraction, settings.fraction_seed, "dataset.val_fraction")
             if split == "val":
                 return keep[rest[1]]
@@ -137,10 +157,12 @@ class Data:
         indices: Sequence[int] | np.ndarray | None = None,
         size: int | None = None,
         augment: bool | str | Sequence | None = None,
+        even: bool = False,
     ) -> BatchLoader:
         """A loader of `split`, or of the positions `indices` of it.
 
         `batch_size` counts over all ranks. `size`: pixels of the square images, needed unless the set has one size.
+        `even`: see `BatchLoader.even`.
         `augment`: None takes `dataset.augment` when training, False none, else a preset's name or a list of nodes.
         """
         stored = self.split(split)
@@ -155,6 +177,7 @@ class Data:
         steps = operations.build(nodes or None)
         augmentation = operations.Augment(steps, self._seed) if steps else None
         batches = {"batch_size": int(batch_size), "train": train, "size": int(side), "augment": augmentation}
+        batches |= {"even": even}
         self._loaders.append(self._make({"split": stored, "indices": chosen, "labels": labels, **batches}))
         return self._loaders[-1]
 
@@ -207,20 +230,19 @@ def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarr
     return np.arange(len(labels)) if fraction == 1 else stratified(labels, fraction, seed, name)[1]
 
 
-def _storage(samples: SampleReader, storage: str) -> tuple[str, int | None]:
+def _storage(samples: SampleReader, storage: str, decoding: Decoding) -> tuple[str, int | None]:
     """(raw or jpeg, the one square size or None), judged by up to 256 images spread over the split."""
     probes = np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int))
-    sizes = {_size(samples[i], samples.where(i)) for i in probes}
+    sizes = {_size(samples[i], samples.where(i), decoding) for i in probes}
     width, height = next(iter(sizes))
     one = len(sizes) == 1 and width == height <= RAW_UP_TO and storage != "jpeg"
     kind = storage if storage != "auto" else ("raw" if one else "jpeg")
     return kind, width if one else None
 
 
-def _size(item: np.ndarray | bytes, where: str) -> tuple[int, int]:
+def _size(item: np.ndarray | bytes, where: str, decoding: Decoding) -> tuple[int, int]:
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[0]
-    try:
-        return Image.open(io.BytesIO(item)).size
-    except OSError as error:
-        raise ConfigError(f"{where} is not a readable image ({error}): replace or remove it") from error
+    image = open_image(item, where)
+    on_its_side = decoding.exif_orientation and orientation(image) in (5, 6, 7, 8)
+    return image.size[::-1] if on_its_side else image.size

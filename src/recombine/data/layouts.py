@@ -7,32 +7,22 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
 from recombine.core.errors import ConfigError
-from recombine.data.splits import UNLABELLED, stratified_halves
-from recombine.data.storage import ArrayReader, BytesReader, FileReader, SampleReader, identity_of_files
+from recombine.data.splits import stratified_halves
+from recombine.data.storage import ArrayReader, BytesReader, FileReader, SourceSplits, identity_of_files
+from recombine.data.tree import TEST_FOLDERS, held_out, scan, tree
 
-__all__ = ["TEST_FOLDERS", "SourceSplits", "cub", "digits", "domain", "fake", "idx", "omniglot", "tiny_imagenet"]
-__all__ += ["torchvision_arrays", "torchvision_files", "tree", "ucf", "voc"]
+__all__ = ["cub", "digits", "domain", "fake", "idx", "omniglot", "tiny_imagenet"]
+__all__ += ["torchvision_arrays", "torchvision_files", "ucf", "voc"]
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
-TEST_FOLDERS = ("test", "val", "valid", "validation")
 VOC = "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant"
 VOC_CLASSES = (*VOC.split(), "sheep", "sofa", "train", "tvmonitor")
-
-
-class SourceSplits(NamedTuple):
-    """The splits of a source by name, and its class names in label order."""
-
-    splits: Mapping[str, Callable[[], SampleReader]]
-    class_names: Sequence[str]
 
 
 def digits() -> SourceSplits:
@@ -120,31 +110,13 @@ def torchvision_files(place: Path, kind: str, train: list[dict], test: list[dict
     return SourceSplits({"train": lambda: load(train), "test": lambda: load(test)}, [])
 
 
-def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
-    """Folders of images named by class, under train/ and test/ (or val/), or without: then 1/6 is held out as test.
-
-    Images that lie in train/ itself have no label; where there are no others, no class is known.
-    """
-    tests = [name for name in TEST_FOLDERS if (place / name).is_dir()]
-    if (place / "train").is_dir() or tests:
-        roots = {"train": place / "train"} if (place / "train").is_dir() else {}
-        roots |= {"test": place / tests[0]} if tests else {}
-        names = sorted({name for root in roots.values() for name in _folders(root, skip)})
-        if tests or not len(_scan(roots["train"], (), loose=True)):
-            names = _some(names, place)
-        scans = {split: partial(_scan, root, names, loose=split == "train") for split, root in roots.items()}
-        return SourceSplits(scans, names)
-    names = _some(_folders(place, skip), place)
-    return _held_out(lambda: _scan(place, names), names)
-
-
 def ucf(place: Path) -> SourceSplits:
     """UCF101 as one image per video, v_<class>_g<group>_c<clip>: the official split 1 has groups 1 to 7 as test."""
     found = tree(place)
     names = list(found.class_names)
     if not names or (place / "train").is_dir() or any((place / name).is_dir() for name in TEST_FOLDERS):
         return found
-    files = _scan(place, names)
+    files = scan(place, names)
     groups = [match for path in files.paths if (match := re.search(r"_g(\d+)_c\d+", os.path.basename(path)))]
     if len(groups) < len(files.paths):
         return found
@@ -152,42 +124,6 @@ def ucf(place: Path) -> SourceSplits:
     return SourceSplits(
         {"train": lambda: files.take(np.flatnonzero(~test)), "test": lambda: files.take(np.flatnonzero(test))}, names
     )
-
-
-def _some(names: list[str], place: Path) -> list[str]:
-    if not names:
-        raise ConfigError(f"{place} has no class folders: expected <class>/<image> below it, or below train/ and test/")
-    return names
-
-
-def _folders(root: Path, skip: Sequence[str] = ()) -> list[str]:
-    return sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".") and e.name not in skip)
-
-
-def _scan(root: Path, names: Sequence[str], *, loose: bool = False) -> FileReader:
-    """The images below the folders `names`, labelled by their place in it; then, if `loose`, those without a folder."""
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        for folder, below, files in os.walk(root / name):
-            below.sort()
-            images = [os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(IMAGES)]
-            paths += images
-            labels += [label] * len(images)
-    if loose:
-        images = sorted(e.path for e in os.scandir(root) if e.is_file() and e.name.lower().endswith(IMAGES))
-        paths += images
-        labels += [UNLABELLED] * len(images)
-    return FileReader(paths, labels, root)
-
-
-def _held_out(load: Callable[[], FileReader | BytesReader], names: Sequence[str]) -> SourceSplits:
-    """Split a set without an official split: stratified, one sixth for testing."""
-
-    def half(which: int) -> SampleReader:
-        samples = load()
-        return samples.take(stratified_halves(samples.labels)[which])
-
-    return SourceSplits({"train": lambda: half(0), "test": lambda: half(1)}, names)
 
 
 def tiny_imagenet(place: Path) -> SourceSplits:
@@ -201,7 +137,7 @@ def tiny_imagenet(place: Path) -> SourceSplits:
             [place / "val/images" / file for file, _ in rows], [names.index(name) for _, name in rows], place
         )
 
-    return SourceSplits({"train": lambda: _scan(place / "train", names), "test": test}, names)
+    return SourceSplits({"train": lambda: scan(place / "train", names), "test": test}, names)
 
 
 def cub(place: Path) -> SourceSplits:
@@ -270,4 +206,4 @@ def omniglot(place: Path) -> SourceSplits:
     number = {name: i for i, name in enumerate(names)}
     labels = [number[path.rpartition("/")[0]] for path in paths]
     identity = identity_of_files([s for s in sources if s.is_file()], place, "\n".join(paths).encode())
-    return _held_out(lambda: BytesReader([images[path] for path in paths], labels, paths, identity), names)
+    return held_out(lambda: BytesReader([images[path] for path in paths], labels, paths, identity), names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.data.augment import Augment, RandomResizedCrop
 from recombine.data.settings import cores
-from recombine.data.storage import SampleReader, Storage, decode, stored
+from recombine.data.storage import SampleReader, Storage, stored
 
 __all__ = ["BatchLoader", "Split"]
 
@@ -44,7 +45,7 @@ class Split:
     def image(self, i: int) -> np.ndarray:
         """Sample `i` as every loader sees it before cutting: uint8 [H, W, 3]."""
         where = self.samples.where(i)
-        image = decode(stored(self.samples[i], where, self.storage), where)
+        image = self.storage.decode(stored(self.samples[i], where, self.storage), where)
         self.check_size(i, *image.shape[:2])
         return image
 
@@ -89,6 +90,9 @@ class BatchLoader:
     world: int
     device: torch.device
     workers: int
+    even: bool
+    """Whether an epoch of which more than a tenth would be left over, smaller than a batch, is cut into steps of nearly
+    one size, so that a small set is used whole. Not where a step's parts have to have the sizes that were asked for."""
 
     def __post_init__(self) -> None:
         if self.train and self.batch_size % self.world:
@@ -101,7 +105,7 @@ class BatchLoader:
     @property
     def samples(self) -> int:
         """Samples of one epoch over all ranks together."""
-        return len(self) * self.batch_size if self.train else len(self.indices)
+        return int(self._ends[-1]) if len(self) else 0
 
     @cached_property
     def digest(self) -> str:
@@ -111,7 +115,20 @@ class BatchLoader:
         return hashlib.blake2b("\0".join(parts).encode() + self.indices.tobytes(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
+        return len(self._ends)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Where each step of an epoch ends in its order."""
+        count, size = len(self.indices), self.batch_size
+        whole, rest = divmod(count, size)
+        if not self.train:
+            return np.minimum(size * np.arange(1, -(-count // size) + 1), count)
+        unit = math.lcm(math.gcd(size, 2), self.world)  # the same steps for one process and for two
+        units, steps = count // unit, whole + 1
+        if not self.even or 10 * rest <= count or units < steps:
+            return size * np.arange(1, whole + 1)
+        return unit * np.cumsum([units // steps + (k < units % steps) for k in range(steps)])
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """This rank's batches from step `start` on."""
@@ -124,7 +141,7 @@ class BatchLoader:
         order = self.indices
         if self.train:
             order = order[permutation(self.seed, epoch, len(order))]
-        steps = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(start, len(self))]
+        steps = np.split(order[: self.samples], self._ends[:-1])[start : len(self)]
         mine = [np.array_split(step, self.world)[self.rank] for step in steps]
         return [batch for batch in mine if len(batch)]
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from recombine.core.errors import ConfigError
-from recombine.data.layouts import TEST_FOLDERS, SourceSplits
-from recombine.data.storage import ParquetReader
+from recombine.data.storage import ParquetReader, SourceSplits
+from recombine.data.tree import TEST_FOLDERS
 
 __all__ = ["parquet"]
 

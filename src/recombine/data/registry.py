@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -17,10 +20,15 @@ def names() -> list[str]:
     return list(config_files("dataset"))
 
 
-def node(name: str) -> dict[str, Any]:
-    """The dataset node of config/dataset/<name>.yaml, without the defaults that `DatasetSettings` has; ConfigError."""
+def node(name: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The dataset node of config/dataset/<name>.yaml with what is `given` laid over it; ConfigError.
+
+    The defaults that `DatasetSettings` has are left out. A folder without a name is called as it is on disk.
+    """
     if name not in names():
         raise ConfigError(f"there is no dataset '{name}'; {did_you_mean(name, names())}")
     dataset = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
     dataset.pop("defaults", None)
-    return {"source": dataset["name"], "folder": dataset["name"], **dataset}
+    if name == "folder":
+        dataset["name"] = PurePath(str(given.get("folder", name))).name or name
+    return {"source": dataset["name"], "folder": dataset["name"], **dataset, **given}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from recombine.core.builds import Builds, Node
 from recombine.core.field_types import FileName
@@ -23,6 +23,13 @@ def cores() -> int:
     """CPU cores this process may use, divided among the processes torchrun started on this machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _colour(name: str) -> str:
+    from PIL import ImageColor
+
+    ImageColor.getrgb(name)
+    return name
 
 
 class LoaderSettings(Settings):
@@ -50,8 +57,8 @@ class DatasetSettings(Settings):
     """A function of one's own, `_target_` and arguments; `reader(folder, ...)` gives `recombine.data.SourceSplits`."""
     classes: Count | None = None
     """Outputs a network needs; null: as many as there are."""
-    label_map: str | None = None
-    """JSON file in the folder: stored label or class name -> label."""
+    label_map: str | dict[str, int] | list[int] | None = None
+    """Stored label or class name -> label, or the labels of all classes in their order; or a JSON file of that."""
     class_subset: Annotated[list[int | str], Field(min_length=1, examples=[[0, 1, 2]])] | None = None
     """Classes (labels or names) to keep, renumbered 0.. in this order."""
     fraction: Part = 1.0
@@ -61,13 +68,19 @@ class DatasetSettings(Settings):
     test_fraction: Part = 1.0
     """Stratified part of test, drawn with `fraction_seed`."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Stratified part of train held out as split `val`, drawn with `fraction_seed`."""
+    """Stratified part of train held out as split `val`, drawn with `fraction_seed`; a folder's own val/ comes first."""
     augment: str | list[Node] = "none"
     """A preset's name or a list of operation nodes, for training batches."""
     download: bool = True
     """Whether an absent set may be fetched."""
     storage: Literal["auto", "raw", "jpeg"] = "auto"
     """How images are stored; auto: raw for images of one size up to 128 px, else jpeg."""
+    exif_orientation: bool = True
+    """Whether photographs are turned as the camera was held."""
+    background: Annotated[str, AfterValidator(_colour)] | None = "white"
+    """What shows through transparent pixels: a colour's name or #rrggbb; null: the colours stored there."""
+    pixel_range: Annotated[list[float], Field(min_length=2, max_length=2, examples=[[0, 4095]])] | None = None
+    """Black and white in images of more than 8 bits; null: as the values of a folder's images say, else all 16 bits."""
     max_side: Annotated[int, Field(ge=8)] | None = 512
     """Larger images are shrunk to this longer side when stored; null keeps them."""
     samples: Count = 512
@@ -76,5 +89,9 @@ class DatasetSettings(Settings):
     """Pixels of source fake."""
 
     def check(self, path: str) -> list[str]:
-        """Augmentation that cannot be made."""
-        return problems_of(self.augment, f"{path}.augment")
+        """Augmentation that cannot be made, a range without extent."""
+        flat = self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]
+        wrong = (
+            [f"{path}.pixel_range={self.pixel_range}: black has to be below white, such as [0,4095]"] if flat else []
+        )
+        return wrong + problems_of(self.augment, f"{path}.augment")

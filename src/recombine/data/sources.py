@@ -1,175 +1,23 @@
-"""The data sets known by name: how to find them on disk, how to get them, how many images they officially have."""
+"""Finding the data sets known by name on disk, fetching them, opening them."""
 
 from __future__ import annotations
 
 import fcntl
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
+from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.data import layouts
-from recombine.data.layouts import SourceSplits
+from recombine.data.known import DATASETS, DatasetInfo
 from recombine.data.parquet import parquet
+from recombine.data.settings import DatasetSettings
+from recombine.data.storage import SourceSplits
+from recombine.data.tree import has_images, tree
 
-__all__ = ["DATASETS", "DatasetInfo", "Source", "locate", "open_source", "problems", "splits_of"]
-
-
-Options = dict[str, Any]
-"""Arguments of a torchvision data set that choose a split."""
-Splits = tuple[Options, ...]
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """A named set. `layouts` maps a path whose presence means "here it is" to the reader of the folder around it."""
-
-    classes: int | None = None
-    train: int | None = None
-    test: int | None = None
-    layouts: Mapping[str, Callable[[Path], SourceSplits]] = field(default_factory=dict)
-    around: int = 1
-    """How many folders above the path found the reader starts."""
-    names: Sequence[str] = ()
-    download: tuple[str, Splits] | None = None
-    """torchvision class and the options of each split, for downloading."""
-    put: str = ""
-    """What to put where when it is absent."""
-
-
-def _arrays(kind: str, path: str, classes: int, train: int, test: int, splits: Splits, **more: Any) -> DatasetInfo:
-    """A torchvision data set that holds its images as one array; `splits` are its options for train and test."""
-    reader = partial(layouts.torchvision_arrays, kind=kind, train=splits[0], test=splits[1])
-    put = f"torchvision's {kind} files ({path})"
-    return DatasetInfo(classes, train, test, {path: reader}, download=(kind, splits), put=put, **more)
-
-
-def _files(
-    kind: str,
-    path: str,
-    classes: int,
-    train: int,
-    test: int,
-    splits: Sequence[Sequence[Options]],
-    *,
-    fetch: bool = True,
-    around: int = 1,
-) -> DatasetInfo:
-    """A torchvision data set of image files; several options of a split are put one after the other."""
-    reader = partial(layouts.torchvision_files, kind=kind, train=list(splits[0]), test=list(splits[1]))
-    download = (kind, (*splits[0], *splits[1])) if fetch else None
-    put = f"torchvision's {kind} files ({path})"
-    return DatasetInfo(classes, train, test, {path: reader}, around=around, download=download, put=put)
-
-
-def _unsplit(classes: int, images: int, **more: Any) -> DatasetInfo:
-    """A set without an official split: one sixth is held out for testing."""
-    test = math.ceil(images / 6)
-    return DatasetInfo(classes, images - test, test, **more)
-
-
-_MNIST: Splits = ({"train": True}, {"train": False})
-_SPLIT: Splits = ({"split": "train"}, {"split": "test"})
-_TRAINVAL = [{"split": "train"}, {"split": "val"}], [{"split": "test"}]
-_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-_STL = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-
-DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo(10, 1497, 300),
-    "fake": DatasetInfo(),
-    "folder": DatasetInfo(put="class folders with images, or train/ and test/ with class folders"),
-    "parquet": DatasetInfo(put="train-*.parquet and test-*.parquet with columns image{bytes,path} and label"),
-    "mnist": DatasetInfo(
-        *(10, 60000, 10000),
-        layouts={"MNIST/raw": layouts.idx},
-        around=0,
-        download=("MNIST", _MNIST),
-        put="MNIST/raw/*.gz",
-    ),
-    "fashion_mnist": DatasetInfo(
-        *(10, 60000, 10000),
-        layouts={"FashionMNIST/raw": layouts.idx},
-        around=0,
-        names=_CLOTHES,
-        download=("FashionMNIST", _MNIST),
-        put="FashionMNIST/raw/*.gz",
-    ),
-    "cifar10": _arrays("CIFAR10", "cifar-10-batches-py", 10, 50000, 10000, _MNIST),
-    "cifar100": _arrays("CIFAR100", "cifar-100-python", 100, 50000, 10000, _MNIST),
-    "svhn": _arrays("SVHN", "train_32x32.mat", 10, 73257, 26032, _SPLIT),
-    "stl10": _arrays("STL10", "stl10_binary", 10, 5000, 8000, _SPLIT, names=_STL),
-    "usps": _arrays("USPS", "usps.bz2", 10, 7291, 2007, _MNIST),
-    "tiny_imagenet": DatasetInfo(
-        *(200, 100000, 10000),
-        layouts={"tiny-imagenet-200/wnids.txt": layouts.tiny_imagenet, "wnids.txt": layouts.tiny_imagenet},
-        put="tiny-imagenet-200/ as in tiny-imagenet-200.zip of cs231n.stanford.edu",
-    ),
-    "imagenet": DatasetInfo(
-        *(1000, 1281167, 50000),
-        layouts={"train/n01440764": layouts.tree, "val/n01440764": layouts.tree},
-        around=2,
-        put="the folders train/<wnid>/ and val/<wnid>/ (1,000 wnid folders each)",
-    ),
-    "flowers102": _files("Flowers102", "flowers-102", 102, 2040, 6149, _TRAINVAL),
-    "fgvc_aircraft": _files(
-        *("FGVCAircraft", "fgvc-aircraft-2013b", 100, 6667, 3333), ([{"split": "trainval"}], [{"split": "test"}])
-    ),
-    "stanford_cars": _files(
-        *("StanfordCars", "stanford_cars/devkit", 196, 8144, 8041), ([_SPLIT[0]], [_SPLIT[1]]), fetch=False, around=2
-    ),
-    "dtd": _files("DTD", "dtd/dtd", 47, 3760, 1880, _TRAINVAL, around=2),
-    "gtsrb": _files("GTSRB", "gtsrb/GTSRB", 43, 26640, 12630, ([_SPLIT[0]], [_SPLIT[1]]), around=2),
-    "resisc45": _unsplit(
-        45, 31500, layouts={"NWPU-RESISC45/airplane": layouts.tree}, put="NWPU-RESISC45/<class>/*.jpg"
-    ),
-    "ucf101": DatasetInfo(
-        *(101, 9537, 3783),
-        layouts={"ApplyEyeMakeup": layouts.ucf},
-        put="<class>/v_<class>_g<group>_c<clip>.jpg, the middle frame of each video",
-    ),
-    "omniglot": _unsplit(
-        *(1623, 32460),
-        layouts={"images_background*": layouts.omniglot, "omniglot-py/images_background*": layouts.omniglot},
-        download=("Omniglot", ({"background": True}, {"background": False})),
-        put="images_background.zip and images_evaluation.zip",
-    ),
-    "cub": DatasetInfo(
-        *(200, 5994, 5794),
-        layouts={"CUB_200_2011/images.txt": layouts.cub, "images.txt": layouts.cub},
-        put="CUB_200_2011/ as in CUB_200_2011.tgz",
-    ),
-    "caltech256": _unsplit(
-        *(257, 30607),
-        layouts={"caltech256/256_ObjectCategories": layouts.tree},
-        around=0,
-        download=("Caltech256", ({},)),
-        put="caltech256/256_ObjectCategories/<class>/*.jpg",
-    ),
-    "caltech101": _unsplit(
-        *(101, 8677),
-        layouts={"caltech101/101_ObjectCategories": partial(layouts.tree, skip=("BACKGROUND_Google",))},
-        around=0,
-        download=("Caltech101", ({},)),
-        put="caltech101/101_ObjectCategories/<class>/*.jpg",
-    ),
-    "infograph": DatasetInfo(
-        *(345, 36023, 15582),
-        layouts={"infograph_train.txt": partial(layouts.domain, name="infograph")},
-        put="DomainNet's infograph/, infograph_train.txt and infograph_test.txt",
-    ),
-    "voc": DatasetInfo(
-        classes=20,
-        layouts={"VOCdevkit/VOC2007": layouts.voc},
-        around=0,
-        names=layouts.VOC_CLASSES,
-        download=("VOCDetection", tuple({"year": "2007", "image_set": part} for part in ("trainval", "test"))),
-        put="VOCdevkit/VOC2007/ with Annotations, ImageSets/Main, JPEGImages",
-    ),
-}
+__all__ = ["DATASETS", "Source", "locate", "open_source", "problems", "source_of", "splits_of"]
 
 
 class Source:
@@ -178,6 +26,11 @@ class Source:
     def __init__(self, name: str, known: DatasetInfo, place: Path, found: SourceSplits) -> None:
         self.name, self.known, self.place, self._found = name, known, place, found
         self.samples = cache(lambda split: self._found.splits[split]())
+
+    @property
+    def is_own_folder(self) -> bool:
+        """Whether it is a folder of images that nobody else has by this name."""
+        return self.name == "folder"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -212,19 +65,10 @@ def locate(name: str, folder: str, data_root: Path) -> tuple[Callable[[Path], So
                 return reader, path if known.around == 0 else path.parents[known.around - 1]
     if name != "folder" and next(inside.rglob("*.parquet"), None):
         return parquet, inside
-    by_class = inside.is_dir() and any(path.is_dir() and _has_images(path) for path in inside.iterdir())
+    by_class = inside.is_dir() and any(path.is_dir() and has_images(path) for path in inside.iterdir())
     if name not in ("parquet", "voc") and by_class:
-        return layouts.ucf if name == "ucf101" else layouts.tree, inside
+        return layouts.ucf if name == "ucf101" else tree, inside
     return None
-
-
-def _has_images(folder: Path) -> bool:
-    for depth, (_, _, files) in enumerate(os.walk(folder)):
-        if any(file.lower().endswith(layouts.IMAGES) for file in files):
-            return True
-        if depth > 20:
-            return False
-    return False
 
 
 def problems(name: str, folder: str, data_root: Path, download: bool) -> list[str]:
@@ -252,6 +96,19 @@ def splits_of(name: str, folder: str, data_root: Path) -> tuple[str, ...]:
     """The splits of a set that `problems` finds nothing wrong with, read off names; nothing is fetched."""
     found = None if name in ("digits", "fake") else locate(name, folder, data_root)
     return tuple(found[0](found[1]).splits) if found else ("train", "test")
+
+
+def source_of(settings: DatasetSettings, data_root: Path, *, download: bool = False) -> Source:
+    """The set that a `dataset` node means; ConfigError if it is not there."""
+    folder = settings.folder or settings.name
+    if settings.reader is None:
+        made = {"samples": settings.samples, "size": settings.image_size, "classes": settings.classes or 10}
+        return open_source(settings.source or settings.name, folder, data_root, download, **made)
+    node = settings.reader
+    options = {key: value for key, value in node.items() if key != "_target_"}
+    found = load_target("dataset.reader", node["_target_"])(folder=data_root / folder, **options)
+    # stored sets are found by their place: that of another reader, or of other options, is another one
+    return Source(settings.name, DatasetInfo(), data_root / folder / "-".join(map(str, node.values())), found)
 
 
 def open_source(name: str, folder: str, data_root: Path, download: bool, **fake: int) -> Source:

@@ -10,7 +10,7 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 
-__all__ = ["EXCLUDED", "UNLABELLED", "Relabel", "read_label_map", "stratified", "stratified_halves"]
+__all__ = ["EXCLUDED", "UNLABELLED", "Relabel", "class_labels", "read_label_map", "stratified", "stratified_halves"]
 
 HELD_OUT = 1 / 6
 HELD_OUT_SEED = 123
@@ -39,6 +39,31 @@ def stratified_halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stratified(labels, HELD_OUT, HELD_OUT_SEED, "the held-out part")
 
 
+def class_labels(setting: str, given: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """The labels of classes that a setting gives by label or by name, in its order.
+
+    Raises ConfigError for unknown and repeated ones, and for a number that is one class's label and another's name.
+    """
+    known = {name: label for label, name in enumerate(names)}
+    wrong = [c for c in given if not (c in known or (isinstance(c, int) and 0 <= c < len(names)))]
+    if wrong or not given:
+        some = ", ".join(f"{label} ({name})" for label, name in enumerate(names[:12])) + ", ..." * (len(names) > 12)
+        raise ConfigError(
+            f"{setting}={list(given)}: {wrong or 'nothing'} not among {len(names)} classes; known are {some}"
+        )
+    double = [c for c in given if isinstance(c, int) and known.get(str(c), c) != c]
+    if double:
+        c = double[0]
+        raise ConfigError(
+            f"{setting}={list(given)}: {c} is the label of class '{names[c]}' and the name of another; "
+            f"give names, in quotes: {setting}=\"['{c}']\" or {setting}=\"['{names[c]}']\""
+        )
+    chosen = [c if isinstance(c, int) else known[c] for c in given]
+    if len(set(chosen)) != len(chosen):
+        raise ConfigError(f"{setting}={list(given)} names a class twice")
+    return chosen
+
+
 class Relabel:
     """From the numbers a source gives its classes to the labels a task uses.
 
@@ -62,13 +87,7 @@ class Relabel:
             self._keep(list(subset))
 
     def _keep(self, subset: list) -> None:
-        lookup = {name: i for i, name in enumerate(self.names)}
-        wrong = [c for c in subset if not (c in lookup or (isinstance(c, int) and 0 <= c < self.classes))]
-        if wrong or not subset:
-            raise ConfigError(f"dataset.class_subset={subset}: {wrong or 'empty'} not among {self.classes} classes")
-        chosen = [c if isinstance(c, int) else lookup[c] for c in subset]
-        if len(set(chosen)) != len(chosen):
-            raise ConfigError(f"dataset.class_subset={subset} names a class twice")
+        chosen = class_labels("dataset.class_subset", subset, self.names)
         new = {old: i for i, old in enumerate(chosen)}
         self.table = np.array([new.get(int(label), EXCLUDED) for label in self.table])
         self.names = [self.names[i] for i in chosen]
@@ -81,8 +100,14 @@ class Relabel:
         return np.where(stored < 0, UNLABELLED, self.table[stored] if len(self.table) else UNLABELLED)
 
 
-def read_label_map(path: Path) -> Mapping | list[int]:
-    """A label map from JSON: {stored label or class name: label}, a list by label, or an object with one list."""
+def read_label_map(label_map: str | Mapping | Sequence | None, folder: Path) -> Mapping | Sequence | None:
+    """A label map that is given, or that a JSON file in `folder` holds.
+
+    {stored label or class name: label}, a list by label, or an object with one list; None if none is given.
+    """
+    if not isinstance(label_map, str):
+        return label_map
+    path = folder / label_map
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -101,4 +126,6 @@ def _table(names: Sequence[str], mapping: Mapping | Sequence) -> np.ndarray:
         if len(mapping) != len(names):
             raise ConfigError(f"dataset.label_map lists {len(mapping)} labels for {len(names)} classes")
         return np.asarray(mapping, np.int64)
-    return np.array([mapping.get(str(i), mapping.get(name, -1)) for i, name in enumerate(names)], np.int64)
+    by_name = all(name in mapping for name in names)  # names may be numbers, which are labels otherwise
+    found = [mapping.get(name if by_name else str(i), mapping.get(name, -1)) for i, name in enumerate(names)]
+    return np.array(found, np.int64)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from recombine.core.errors import ConfigError
+from recombine.data.pixels import Decoding, decode, open_image, orientation, shown
 from recombine.data.splits import UNLABELLED
 
-__all__ = ["ArrayReader", "BytesReader", "FileReader", "ParquetReader", "SampleReader"]
-__all__ += ["Storage", "decode", "identity_of_files", "stored"]
+__all__ = ["IMAGES", "ArrayReader", "BytesReader", "FileReader", "ParquetReader", "SampleReader", "SourceSplits"]
+__all__ += ["Storage", "identity_of_files", "stored"]
+
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+"""How the names of image files end."""
 
 PARQUET_MEMORY = 4 << 30  # bytes of image data kept open; larger sets are read shard by shard
 
@@ -46,6 +47,13 @@ class SampleReader(Protocol):
     def where(self, i: int) -> str:
         """Name of sample `i` for messages."""
         ...
+
+
+class SourceSplits(NamedTuple):
+    """The splits of a source by name, and its class names in label order."""
+
+    splits: Mapping[str, Callable[[], SampleReader]]
+    class_names: Sequence[str]
 
 
 class ArrayReader:
@@ -109,10 +117,13 @@ class FileReader:
         return len(self.paths)
 
     def __getitem__(self, i: int) -> bytes:
-        return Path(self.paths[i]).read_bytes()
+        try:
+            return Path(self.paths[i]).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{self.where(i)} cannot be read: {error.strerror}") from error
 
     def where(self, i: int) -> str:
-        return self.paths[i]
+        return shown(self.paths[i])
 
     def take(self, index: np.ndarray) -> FileReader:
         """The same collection with only these positions."""
@@ -167,51 +178,40 @@ def identity_of_files(paths: Iterable[str | Path], root: Path, extra: bytes) -> 
     """Digest of names (relative to `root`), sizes and modification times."""
     digest = hashlib.blake2b(extra, digest_size=16)
     for path in paths:
-        status = os.stat(path)
-        digest.update(f"{os.path.relpath(path, root)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a broken link is named when it is read
+        digest.update(os.fsencode(os.path.relpath(path, root)))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def decode(item: np.ndarray | bytes, where: str) -> np.ndarray:
-    """RGB pixels, uint8 [H, W, 3]; grey is repeated, transparency dropped, the EXIF orientation ignored.
-
-    Raises ConfigError naming the sample if the bytes are no whole image.
-    """
-    if isinstance(item, np.ndarray):
-        return np.ascontiguousarray(np.broadcast_to(item[..., None], (*item.shape, 3)) if item.ndim == 2 else item)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd but readable metadata
-            image: Image.Image = Image.open(io.BytesIO(item))
-            if image.mode.startswith("I;16"):  # convert() would clip 16-bit grey instead of scaling it
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{where} is not a readable image ({error}): replace or remove it") from error
 
 
 class Storage:
     """How an image is kept: raw pixels, or JPEG bytes (the original ones where the source is a plain JPEG).
 
-    raw: lossless pixels. jpeg: original bytes, or quality 95 for what is no JPEG or larger than `max_side` pixels.
-    Every loader sees what `stored` returns, so the choice of loader never changes a pixel.
+    raw: lossless pixels. jpeg: original bytes, or quality 95 for what is no JPEG, larger than `max_side` pixels or to
+    be turned. Every loader sees what `stored` returns, so the choice of loader never changes a pixel.
     """
 
     QUALITY = 95
 
-    def __init__(self, kind: str, max_side: int | None) -> None:
-        self.kind, self.max_side = kind, max_side
+    def __init__(self, kind: str, max_side: int | None, decoding: Decoding | None = None) -> None:
+        """`decoding`: of image files; None for pixels that need none."""
+        self.kind, self.max_side, self.decoding = kind, max_side, decoding
 
     def __str__(self) -> str:
         side = f"-{self.max_side}" if self.max_side else ""
-        return self.kind + side + (f"-q{self.QUALITY}" if self.kind == "jpeg" else "")
+        quality = f"-q{self.QUALITY}" if self.kind == "jpeg" else ""
+        return self.kind + side + quality + (f"-{self.decoding}" if self.decoding else "")
+
+    def decode(self, item: np.ndarray | bytes, where: str) -> np.ndarray:
+        """RGB pixels of a sample, or of what is stored of it; ConfigError naming it if it is no whole image."""
+        return decode(item, where, self.decoding or Decoding())
 
 
 def stored(item: np.ndarray | bytes, where: str, storage: Storage) -> np.ndarray | bytes:
     """What the beton holds for a sample: RGB pixels (raw) or JPEG bytes that decode to RGB."""
-    if storage.kind == "jpeg" and isinstance(item, bytes) and _plain_jpeg(item, storage.max_side):
+    if storage.kind == "jpeg" and isinstance(item, bytes) and _is_plain_jpeg(item, where, storage):
         return item
-    image = decode(item, where)
+    image = storage.decode(item, where)
     side = max(image.shape[:2])
     if storage.max_side and side > storage.max_side:
         size = [max(1, round(length * storage.max_side / side)) for length in image.shape[1::-1]]
@@ -224,14 +224,11 @@ def stored(item: np.ndarray | bytes, where: str, storage: Storage) -> np.ndarray
     return data.tobytes()
 
 
-def _plain_jpeg(item: bytes, max_side: int | None) -> bool:
-    """Whether libjpeg's RGB decoder can take the bytes as they are: whole, not CMYK, not too large."""
+def _is_plain_jpeg(item: bytes, where: str, storage: Storage) -> bool:
+    """Whether libjpeg's RGB decoder can take the bytes as they are: whole, not CMYK, not too large, not turned."""
     if item[:3] != b"\xff\xd8\xff" or b"\xff\xd9" not in item[-64:]:
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(item))
-        except OSError:
-            return False
-    return image.format == "JPEG" and image.mode in ("RGB", "L") and max(image.size) <= (max_side or 65535)
+    image = open_image(item, where)
+    turned = storage.decoding is not None and storage.decoding.exif_orientation and orientation(image) != 1
+    fits = max(image.size) <= (storage.max_side or 65535)
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and fits and not turned

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,12 +13,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from recombine.core.console import track
 from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import read_json, replacing, write_json, writing
 from recombine.core.inputs import file_digest, file_stamp
 from recombine.data.loading import Split
 from recombine.data.settings import cores
-from recombine.data.storage import decode, stored
+from recombine.data.storage import stored
 from recombine.data.threads import keep_torch_threads
 
 with keep_torch_threads():
@@ -151,7 +152,7 @@ def _convert(split: Split, path: Path) -> None:
     writer.metadata_sm = SimpleNamespace(buf=table.data)  # one process needs no shared memory
     allocator = MemoryAllocator(str(path), writer.data_region_start, writer.page_size)
     with _open(allocator):
-        for i, item in enumerate(_progress(_items(split), split)):
+        for i, item in enumerate(track(_items(split), len(samples), f"writing {split.dataset} {split.name}")):
             handle_sample(((i, item), int(labels[i]), i), i, table.dtype.names, table, allocator, fields)
     writer.finalize([allocator.allocations])
 
@@ -172,21 +173,12 @@ def _items(split: Split) -> Iterator[np.ndarray | bytes]:
     def item(i: int) -> np.ndarray | bytes:
         where = split.samples.where(i)
         data = stored(split.samples[i], where, split.storage)
-        decode(data, where)
+        split.storage.decode(data, where)
         return data
 
     with ThreadPoolExecutor(cores()) as pool:
         for first in range(0, len(split.samples), CHUNK):
             yield from pool.map(item, range(first, min(first + CHUNK, len(split.samples))))
-
-
-def _progress(items: Iterator, split: Split) -> Iterable:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    label = f"writing {split.dataset} {split.name}"
-    return track(items, label, len(split.samples), console=console, disable=not console.is_terminal)
 
 
 class _StoredImage(RGBImageField):

@@ -80,9 +80,9 @@ class ProgressBar:
         self.bar: Progress | None = None
         self.refreshed = 0.0
         if shown and sys.stderr.isatty():
-            numbers = TextColumn("{task.fields[numbers]}")
+            numbers = TextColumn("{task.fields[numbers]}", markup=False)
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 numbers,

@@ -44,7 +44,7 @@ CLAIM_TOLERANCE = 0.3
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """What is known of all pairs beforehand, for the row of a failed run."""
-    return {"dataset": cfg.dataset.name, "split": cfg.split}
+    return {"dataset": datasets.label_for(cfg), "split": cfg.split}
 
 
 def files(cfg: DictConfig) -> list[Path]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recombine.core.errors import ConfigError
-from recombine.data.layouts import IMAGES, TEST_FOLDERS
+from recombine.data.tree import TEST_FOLDERS, images_by_class
 
 __all__ = ["SplitFolder", "split_folder"]
 
@@ -41,8 +41,8 @@ def split_folder(images: Path, into: Path) -> SplitFolder:
     training images, the same ones each time: by the digest of their bytes, so that copies of an image stay together.
     Raises ConfigError for a folder without two classes of at least three images.
     """
-    train = _by_class(images / "train") if (images / "train").is_dir() else _by_class(images)
-    given = {name: _by_class(images / name) for name in TEST_FOLDERS if (images / "train").is_dir()}
+    train = images_by_class(images / "train") if (images / "train").is_dir() else images_by_class(images)
+    given = {name: images_by_class(images / name) for name in TEST_FOLDERS if (images / "train").is_dir()}
     given = {name: files for name, files in given.items() if files}
     test = given.pop("test", None) or (given.popitem()[1] if len(given) > 1 else None)
     val = given.popitem()[1] if given else None
@@ -63,16 +63,6 @@ def split_folder(images: Path, into: Path) -> SplitFolder:
         _link(held_out, into / name / "test")
     counts = {name: sum(map(len, files.values())) for name, files in splits.items()}
     return SplitFolder(into / "choose", into / "final", counts, sorted(train))
-
-
-def _by_class(folder: Path) -> dict[str, list[Path]]:
-    """Images below each sub-folder; nothing for a folder that is not there."""
-    found = {}
-    for place in sorted(folder.iterdir()) if folder.is_dir() else []:
-        files = [file for file in sorted(place.rglob("*")) if file.suffix.lower() in IMAGES] if place.is_dir() else []
-        if files and not place.name.startswith("."):
-            found[place.name] = [file for file in files if not file.name.startswith("._")]
-    return found
 
 
 def _hold_out(files: Files, images: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:

@@ -59,7 +59,9 @@ def check(
             return problems
         if spec.weights is not None and file is None and (problem := weights_problem(spec.architecture)):
             problems.append(no_weights(spec.architecture, problem))
-        count = spec.classes or library_classes(spec.architecture)
+        count = spec.classes or (
+            None if file else library_classes(spec.architecture)
+        )  # a file is read when it is built
     except ConfigError as error:
         return problems + error.problems
     if frozen and spec.weights is None:

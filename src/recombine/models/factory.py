@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models import ResNet18_Weights
 
 from recombine.models import weights, zoo
+from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import Model, Preprocess, reset_head
 from recombine.models.resolve import locate, preprocessing
 
 __all__ = ["build"]
+
+ANY_CLASSES = 1009
+"""Outputs by which a classifier is found in a network: a number that no other layer has."""
 
 
 def build(
@@ -28,16 +34,16 @@ def build(
     trained = spec.weights is not None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = zoo.create(
-            spec.architecture,
-            spec.options,
-            classes=spec.classes if trained else classes or spec.classes,
-            pretrained=trained and file is None,
-            size=spec.size,
+        create = partial(
+            zoo.create, spec.architecture, spec.options, pretrained=trained and file is None, size=spec.size
         )
+        outputs = spec.classes if trained else classes or spec.classes
+        if file is not None and outputs is None:
+            outputs = weights.stored_classes(create(classes=ANY_CLASSES).net, ANY_CLASSES, file)
+        made = create(classes=outputs)
         if file is not None:
-            weights.load(made.net, file)
-            made.tag, made.claimed_accuracy = file.name, spec.claimed_accuracy
+            which = weights.load(made.net, file, spec.use_ema)
+            made.tag, made.claimed_accuracy = file.name + f" (weights: {which})" * bool(which), spec.claimed_accuracy
         if classes is not None and classes != made.classes:
             reset_head(made.net, made.classes, classes)
             made.tag, made.claimed_accuracy = f"{made.tag} + new head of {classes} classes", None
@@ -50,4 +56,15 @@ def build(
         options={**spec.options, **made.options},
         tag=made.tag,
         claimed_accuracy=made.claimed_accuracy,
+        class_names=stored_names(file, made.classes) if classes in (None, made.classes) else None,
     ).eval()
+
+
+def stored_names(file: Path | None, classes: int) -> list[str] | None:
+    """The names of a trained network's classes: those of its file, ImageNet's of 1000; None if they are not known."""
+    card = read_card(file, "student") if file and kind_of(file) == "student" else {}
+    names = card.get("class_names")
+    if isinstance(names, list) and len(names) == classes:
+        return [str(name) for name in names]
+    imagenet = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    return list(imagenet) if classes == len(imagenet) else None

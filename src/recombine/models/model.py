@@ -86,12 +86,15 @@ class Model(nn.Module):
         options: dict[str, Any] | None = None,
         tag: str = "random",
         claimed_accuracy: float | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
-        """`architecture` and `options` rebuild `net`; `tag` says where its weights come from."""
+        """`architecture` and `options` rebuild `net`; `tag` says where its weights come from; `class_names` of its
+        outputs, where they are known."""
         super().__init__()
         self.net, self.preprocess = net, preprocess
         self.name, self.classes, self.tag, self.claimed_accuracy = name, classes, tag, claimed_accuracy
         self.architecture, self.options = architecture, dict(options or {})
+        self.class_names = list(class_names) if class_names else None
 
     size = property(lambda self: self.preprocess.size, doc="Side of the network's input in pixels.")
     canvas = property(lambda self: self.preprocess.canvas, doc="Side at which preprocessing is a pure centre crop.")

@@ -29,8 +29,10 @@ class Spec:
     dotted name of somebody's own class, which a node gives as `_target_`."""
     weights: str | None = None
     """None: random; `pretrained`: the file of that name in weights_root, else the library's own; or a file."""
+    use_ema: bool | None = None
+    """Whether a file's average of weights over the training is taken; None: where it has one."""
     classes: int | None = None
-    """Outputs of the stored weights."""
+    """Outputs of the stored weights; None: as the file has."""
     size: int | None = None
     crop_pct: float | None = None
     mean: list[float] | None = None

@@ -58,8 +58,10 @@ class ModelSettings(Settings):
     """A built-in network, timm:<name> or torchvision:<name>; null: as `name` says."""
     weights: str | None = "pretrained"
     """pretrained, a checkpoint file, or null for random ones."""
+    use_ema: bool | None = None
+    """Whether the average of weights in a checkpoint (EMA) is taken; null: where it has one."""
     classes: Annotated[int, Field(ge=1)] | None = None
-    """Outputs of the stored weights."""
+    """Outputs of the stored weights; null: as the file or the library says."""
     size: Side | None = None
     """Pixels of the input; null: as the library or the file says. So for the four below."""
     crop_pct: Positive | None = None

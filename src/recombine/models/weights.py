@@ -2,56 +2,129 @@
 
 from __future__ import annotations
 
+import argparse
+import logging
 import pickle
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, DamagedError
 from recombine.core.files import read_tensors
 from recombine.core.inputs import record_file
 from recombine.models.artifact import write_artifact
-from recombine.models.model import Model
+from recombine.models.model import Model, find_head
 
-__all__ = ["load", "read", "save"]
+__all__ = ["choose", "load", "read", "save", "stored_classes"]
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+log = logging.getLogger(__name__)
+
+HARMLESS: list[Any] = [argparse.Namespace, PosixPath, np.dtype, np.ndarray, multiarray.scalar, multiarray._reconstruct]
+HARMLESS += [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+HARMLESS += [(each, f"numpy.core.multiarray.{each.__name__}") for each in (multiarray.scalar, multiarray._reconstruct)]
+"""What trainers put beside weights and what cannot do harm when it is read: settings, numbers of NumPy."""
+AVERAGED = re.compile(r"(^|[._])(ema|averaged?)([._]|$)")
+"""Names of an average of weights over the training."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file by name, on the CPU; ConfigError if it is unreadable or runs code."""
+    """All tensors of a safetensors or torch file on the CPU; of nested ones, names joined by dots.
+
+    ConfigError if it is unreadable or would run code.
+    """
     record_file("weights", path)
     try:
         if path.suffix == ".safetensors":
             return read_tensors(path, needs_digest=False)[0]
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(
-            f"{path} is no torch file of tensors (it is damaged, or holds Python objects, which would run its code); "
-            f"store its state_dict as safetensors and name that file"
-        ) from error
-    except (OSError, RuntimeError, EOFError, DamagedError) as error:
-        raise ConfigError(f"{path} cannot be read as a checkpoint: {error}") from error
-    while isinstance(state, dict) and (key := next((k for k in WRAPPERS if isinstance(state.get(k), dict)), None)):
-        state = state[key]
-    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, DamagedError) as error:
+        raise ConfigError(f"{path} {_damage(path, str(error))}") from error
+    tensors = dict(_tensors(content, ""))
     if not tensors:
-        raise ConfigError(
-            f"{path} holds no tensors by name; expected a state_dict, alone or under {', '.join(WRAPPERS)}"
-        )
+        raise ConfigError(f"{path} holds no tensors by name; expected a state_dict, alone or beside other things")
     return tensors
 
 
-def load(net: nn.Module, path: Path) -> None:
-    """Copy a checkpoint's tensors into `net`, in place; ConfigError names every kind of disagreement."""
-    state, expected = read(path), net.state_dict()
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        if all(k.startswith(prefix) for k in expected):
-            break
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
+def _damage(path: Path, error: str) -> str:
+    """Why a file cannot be read as a checkpoint."""
+    with open(path, "rb") as file:
+        head = file.read(200)
+    if not head:
+        return "is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the weights: git lfs pull"
+    if head.lstrip()[:1] == b"<":
+        return "is a web page, not a checkpoint: fetch it again"
+    if found := re.search(r"GLOBAL (\S+)", error):
+        return (
+            f"holds an object of {found[1]}, whose code reading it would run; store the state_dict alone, with "
+            f"torch.save(model.state_dict(), ...) or as safetensors"
+        )
+    if "TorchScript" in error:
+        return "is a TorchScript program; store its state_dict() as safetensors and name that file"
+    as_safetensors = head[8:9] == b"{" and path.suffix != ".safetensors"
+    as_torch = (head[:2] == b"PK" or head[:1] == b"\x80") and path.suffix == ".safetensors"
+    if as_safetensors or as_torch:
+        return f"is a {'safetensors' if as_safetensors else 'torch'} file by its content: rename it"
+    return (
+        f"cannot be read as a checkpoint; it is damaged, or no such file ({error.strip().partition(chr(10))[0][:200]})"
+    )
+
+
+def _tensors(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def choose(state: Mapping[str, Tensor], net: nn.Module, use_ema: bool | None = None) -> tuple[str, dict[str, Tensor]]:
+    """The prefix behind which a network's tensors stand in a file, and these tensors by their own names.
+
+    Of weights and their average over the training, the average, unless `use_ema` is false. ConfigError if there are
+    several of either, or no average where `use_ema` is true.
+    """
+    expected = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
+    counts = Counter(key.removesuffix(name) for key in state for name in _endings(key) if name in expected)
+    best = max([len(expected) // 2 + 1, *counts.values()])  # less than half of the tensors are no network of this form
+    whole = sorted(prefix for prefix, count in counts.items() if count == best)
+    averaged = [prefix for prefix in whole if AVERAGED.search(prefix)]
+    plain = [prefix for prefix in whole if prefix not in averaged]
+    if use_ema and not averaged:
+        raise ConfigError("holds no average of weights: model.use_ema=null takes the weights it has")
+    chosen = averaged if averaged and use_ema is not False else plain or averaged
+    if len(chosen) > 1 and "" not in chosen:
+        names = ", ".join(prefix.rstrip(".") for prefix in chosen)
+        raise ConfigError(f"holds {len(chosen)} networks of this form ({names}); store the one that is meant alone")
+    prefix = "" if "" in chosen or not chosen else chosen[0]
+    return prefix, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _endings(key: str) -> Iterator[str]:
+    """`a.b.c`, `b.c`, `c`."""
+    parts = key.split(".")
+    return (".".join(parts[first:]) for first in range(len(parts)))
+
+
+def load(net: nn.Module, path: Path, use_ema: bool | None = None) -> str:
+    """Copy a checkpoint's tensors into `net`, in place; says which of its weights, if it holds several.
+
+    ConfigError names every kind of disagreement, and weights that are no numbers.
+    """
+    everything, expected = read(path), net.state_dict()
+    try:
+        prefix, state = choose(everything, net, use_ema)
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error}") from error
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
     shapes = [
@@ -62,11 +135,27 @@ def load(net: nn.Module, path: Path) -> None:
     lists = {"missing in the file": missing, "unexpected in the file": unexpected, "of another shape": shapes}
     report = [f"{len(v)} {what}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}" for what, v in lists.items() if v]
     if report:
+        behind = f" (what stands behind '{prefix}' was compared)" if prefix else ""
         raise ConfigError(
-            f"{path} does not fit the network {type(net).__name__}: {'; '.join(report)}. "
+            f"{path} does not fit the network {type(net).__name__}{behind}: {'; '.join(report)}. "
             f"Check model.architecture, its options and model.classes"
         )
+    odd = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if odd:
+        more = ", ..." if len(odd) > 5 else ""
+        raise ConfigError(f"{path} holds values that are no numbers (NaN or infinite) in {', '.join(odd[:5])}{more}")
     net.load_state_dict(state, strict=True)
+    if len(everything) == len(state):
+        return ""
+    log.info("%s: the weights behind '%s' are taken", path.name, prefix)
+    return "ema" if AVERAGED.search(prefix) else ""
+
+
+def stored_classes(net: nn.Module, classes: int, path: Path) -> int:
+    """Outputs of the classifier in a file, for a network built like it with `classes` outputs."""
+    _, state = choose(read(path), net)
+    weight = state.get(f"{find_head(net, classes)}.weight")
+    return classes if weight is None else len(weight)
 
 
 def save(model: Model, path: str | Path, card: dict[str, Any]) -> Path:

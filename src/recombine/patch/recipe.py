@@ -237,7 +237,7 @@ def train_from_scratch(cfg: DictConfig, trainer: Trainer, method: Any, like: Mod
         found |= {"top5": metrics["top5"]} if "top5" in metrics else {}
         found["trainable_parameters"] = body_parameters(model) + network.patch.parameters_without_head()
         found["fit_seconds"] = trainer.seconds[task.name]
-        yield Row({**cell(cfg), "dataset": task.name, "task": task.name}, found)
+        yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found)
 
 
 def untrained(cfg: DictConfig) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from recombine import data as datasets
 from recombine.core.types import Row
 from recombine.models import Model
 from recombine.models.model import find_head
@@ -34,7 +35,7 @@ class TaskResult:
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
     names = row_names(cfg.method)
-    return {"model": cfg.model.name, "dataset": cfg.dataset.name, **names, "protocol": cfg.protocol}
+    return {"model": cfg.model.name, "dataset": datasets.label_for(cfg), **names, "protocol": cfg.protocol}
 
 
 def row(

@@ -202,14 +202,15 @@ def task_nodes(tasks: str | Sequence[str | Node], overlay: Node, method: Node) -
         given = {"name": item} if isinstance(item, str) else item
         dataset = str(given.get("dataset", given.get("name")))
         try:
-            node = registry.node(dataset)
+            given = {key: value for key, value in given.items() if key != "dataset"}
+            node = registry.node(dataset, given)
         except ConfigError as error:
             problems += [f"tasks: {text}" for text in error.problems]
             continue
-        if problem := name_problem(str(given.get("name", dataset))):
+        if problem := name_problem(str(node["name"])):
             problems.append(f"tasks: {problem}; 'tasks=[{{name: another, dataset: {dataset}}}]' gives another one")
             continue
-        node |= overlay | {key: value for key, value in given.items() if key != "dataset"}
+        node |= overlay | given
         if node.get("val_fraction") == "auto":
             node["val_fraction"] = HELD_OUT if chooses(method) else 0.0
         nodes.append(node)

@@ -47,10 +47,10 @@ class Task:
 
     def train_loader(self, batch_size: int, augment: bool = True) -> Loader:
         """Training batches in random order; without a random crop, the network sees what it sees in evaluation."""
-        loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas, augment=augment)
+        loader = self.data.loader("train", batch_size, train=True, size=self.model.canvas, augment=augment, even=True)
         if loader.crop is None:
             return loader
-        return self.data.loader("train", batch_size, train=True, size=self.model.size)
+        return self.data.loader("train", batch_size, train=True, size=self.model.size, even=True)
 
     def eval_loader(self, split: str) -> Loader:
         """Every image of a split once, not augmented; one loader a split, so a resident one decodes it once."""
@@ -71,7 +71,7 @@ def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])
     opened = [datasets.open_data(node, **roots, **place) for node in nodes]
-    return [Task(data.name, data, model, cfg.eval_batch_size) for data in opened]
+    return [Task(data.settings.name, data, model, cfg.eval_batch_size) for data in opened]
 
 
 def open_base(cfg: DictConfig, run: Run, model: Model) -> Task:

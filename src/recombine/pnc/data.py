@@ -16,7 +16,7 @@ from recombine.core.types import Batch, Loader
 from recombine.data import Data
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, RepeatedLoader, shares
 from recombine.data.settings import DatasetSettings
-from recombine.data.splits import stratified
+from recombine.data.splits import class_labels, stratified
 from recombine.models import Model
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import CloneSource, list_sources
@@ -30,13 +30,7 @@ Part = tuple[Data, np.ndarray]
 
 def select_outputs(clone: Sequence[int | str], names: Sequence[str]) -> list[int]:
     """Positions of the classes to clone among the source's, ascending; ConfigError for unknown ones."""
-    wrong = [c for c in clone if not (c in names or (isinstance(c, int) and 0 <= c < len(names)))]
-    if wrong or not clone:
-        raise ConfigError(
-            f"clone={list(clone)}: {wrong or 'nothing'} is not among the source's classes; known are "
-            f"{', '.join(f'{i} ({name})' for i, name in enumerate(names[:12]))}{', ...' if len(names) > 12 else ''}"
-        )
-    return sorted({c if isinstance(c, int) else list(names).index(c) for c in clone})
+    return sorted(set(class_labels("clone", clone, names)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
@@ -86,7 +87,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "target": config["target"]["name"],
         "source": " + ".join(source.name for source in sources),
         "sources": len(sources),
-        "dataset": config["dataset"]["name"],
+        "dataset": datasets.label_for(cfg),
         "clone": " + ".join(" ".join(map(str, source.clone)) for source in sources),
         "classes": sum(len({*source.clone}) for source in sources),
         "method": method["name"],
@@ -250,8 +251,8 @@ def save_clones(
     metrics: dict[str, float],
 ) -> dict[str, float]:
     """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
-    target_names = tasks[0].data.target.class_names
-    about: dict[str, Any] = {"target_class_names": target_names, "dataset": settings.dataset.name}
+    data = tasks[0].data.target
+    about: dict[str, Any] = {"target_class_names": data.class_names, "dataset": data.name}
     about |= {"metrics": metrics, "method": settings.method}
     packed = [
         pack_clone(clone, name=name, target=task.target, source=task.source, **about)

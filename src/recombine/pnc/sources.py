@@ -57,7 +57,7 @@ def _read_entry(entry: Any, shared: dict[str, Any]) -> CloneSource:
         raise ConfigError(f"clone={entry['clone']}: a list is needed, such as clone: [{entry['clone']}]")
     more = {key: value for key, value in entry.items() if key not in ("name", "dataset", "clone")}
     given = {key: value for key, value in shared.items() if value is not None}
-    return CloneSource(str(entry["name"]), {**registry.node(str(entry["dataset"])), **given, **more}, entry["clone"])
+    return CloneSource(str(entry["name"]), registry.node(str(entry["dataset"]), given | more), entry["clone"])
 
 
 def check_sources(

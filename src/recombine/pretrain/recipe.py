@@ -6,6 +6,9 @@ accuracy is the same in every role it has later.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,8 @@ from torch.nn import functional as F
 
 from recombine import data as datasets
 from recombine import models as zoo
-from recombine.core.files import check_writable
+from recombine.core.errors import ConfigError
+from recombine.core.files import check_writable, replacing, write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Row
 from recombine.data import Data
@@ -24,9 +28,10 @@ from recombine.engine.engine import Engine, Fit
 from recombine.engine.method import Method
 from recombine.engine.metrics import Accuracy, Mean, PerClass
 from recombine.models import Model
+from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import find_head
 from recombine.pretrain.settings import PretrainSettings
-from recombine.run.config import build
+from recombine.run.config import build, run_id
 from recombine.run.console import show
 from recombine.run.run import Run
 
@@ -40,6 +45,8 @@ SETTINGS = PretrainSettings
 
 OBJECTIVE = "accuracy"
 """What a hyper-parameter search maximises."""
+DATA = ("class_subset", "label_map", "classes", "fraction", "fraction_seed", "val_fraction")
+"""Settings of a data set that say which of its images are trained on, and with which labels."""
 LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
 """How often the learning rate is multiplied by batch_size / 256."""
 
@@ -48,7 +55,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     """What identifies the row, known before anything is built."""
     return {
         "model": cfg.model.name,
-        "dataset": cfg.dataset.name,
+        "dataset": datasets.label_for(cfg),
         "fraction": cfg.dataset.fraction,
         "start": "random" if cfg.model.weights is None else "pretrained",
         "trained": "classifier" if cfg.freeze else "all",
@@ -57,7 +64,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
 
 def files(cfg: DictConfig) -> list[Path]:
     """The checkpoint: where it is gone or another run's, the finished training writes it again."""
-    return [Path(cfg.weights_root) / f"{save_name(cfg)}.safetensors"]
+    return [registered_path(cfg)]
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
@@ -65,6 +72,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     if run.main:
         check_writable(Path(cfg.weights_root))
     data = datasets.open_data_for(cfg, run)
+    registered_path(cfg)  # a name that is taken is told before the training
     try:
         model = zoo.build(cfg.model, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
         method = build(cfg.method, net=model)
@@ -87,16 +95,17 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         data.close()
     run.stats["images_per_second"] = round(fit.images_per_second, 1)
     if run.main:
-        run.stats["weights"] = {save_name(cfg): str(save_network(model, fit, cfg, data.class_names))}
+        path = save_network(model, fit, cfg, run, data)
+        run.stats |= {"weights": {path.stem: str(path)}, "network": str(path)}
     yield row(cfg, model, fit)
 
 
 def training_loader(cfg: DictConfig, data: Data, model: Model) -> BatchLoader:
     """Random crops come at the network's input size, whole images at its canvas, of which it takes the centre."""
-    loader = data.loader("train", cfg.batch_size, train=True, size=model.size)
+    loader = data.loader("train", cfg.batch_size, train=True, size=model.size, even=True)
     if loader.augment is not None and loader.augment.crop is not None:
         return loader
-    return data.loader("train", cfg.batch_size, train=True, size=model.canvas)
+    return data.loader("train", cfg.batch_size, train=True, size=model.canvas, even=True)
 
 
 def learning_rate(cfg: DictConfig) -> float:
@@ -120,18 +129,51 @@ def freeze_backbone(method: Method, model: Model) -> None:
     method.frozen = (*method.frozen, *frozen)
 
 
-def save_name(cfg: DictConfig) -> str:
-    """The name of the saved network; a training cut short, as by engine=debug, replaces no other network."""
+def save_name(cfg: DictConfig, part: str = "") -> str:
+    """The name of the saved network; a training cut short, as by engine=debug, replaces no other network.
+
+    `part` tells data apart that have one name.
+    """
     network = cfg.model.name.rpartition(":")[2].rpartition("/")[2]
     cut = "" if cfg.engine.max_steps is None else f"-{cfg.engine.max_steps}-steps"
-    return cfg.save_as or f"{network}-{cfg.dataset.name}-s{cfg.seed}{cut}"
+    return cfg.save_as or f"{network}-{datasets.label_for(cfg)}{part}-s{cfg.seed}{cut}"
 
 
-def save_network(model: Model, fit: Fit, cfg: DictConfig, class_names: list[str]) -> Path:
-    """Write the network with its card; its accuracy becomes the claimed one."""
-    model.name, model.claimed_accuracy = save_name(cfg), fit.metrics["accuracy"]
-    card = {"dataset": cfg.dataset.name, "class_names": class_names, "metrics": fit.metrics, "config": to_dict(cfg)}
-    return zoo.save(model, files(cfg)[0], card)
+def data_digest(cfg: DictConfig) -> str:
+    """Identity of the images that are trained on and of their labels: other settings of a set are other data."""
+    parts = [datasets.label_for(cfg), *(to_dict(cfg.dataset).get(key) for key in DATA)]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=4).hexdigest()
+
+
+def registered_path(cfg: DictConfig) -> Path:
+    """Where in weights_root the network goes: never in the place of one of other data, which this run did not write.
+
+    Raises ConfigError if `save_as` asks for the place of such a network.
+    """
+    root = Path(cfg.weights_root)
+    path = root / f"{save_name(cfg)}.safetensors"
+    if not path.exists():
+        return path
+    card = read_card(path, "student") if kind_of(path) == "student" else {"dataset": "unknown", "data": ""}
+    ours = (card.get("data", data_digest(cfg)), card.get("dataset")) == (data_digest(cfg), datasets.label_for(cfg))
+    if ours or card.get("run") == run_id(cfg, "pretrain").run:
+        return path
+    if cfg.save_as:
+        mend = "give another name, or move that file away"
+        raise ConfigError(f"save_as={cfg.save_as}: {path} is of other data ({card.get('dataset')}); {mend}")
+    return root / f"{save_name(cfg, f'-{data_digest(cfg)}')}.safetensors"
+
+
+def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) -> Path:
+    """Keep the network in the run's folder and register it in weights_root; its accuracy becomes the claimed one."""
+    path = registered_path(cfg)
+    model.name, model.claimed_accuracy = path.stem, fit.metrics["accuracy"]
+    card = {**data.card(), "data": data_digest(cfg), "run": run.id, "metrics": fit.metrics, "config": to_dict(cfg)}
+    kept = zoo.save(model, run.dir / "network.safetensors", card)
+    write_atomically(run.dir / "labels.json", json.dumps(card["class_names"], ensure_ascii=False) + "\n")
+    with replacing(path) as copy:
+        shutil.copyfile(kept, copy)
+    return path
 
 
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:

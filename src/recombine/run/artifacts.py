@@ -78,7 +78,7 @@ def _file(path: Path, digest: str, *, used: bool = False) -> RunArtifact:
     kind, inner, card = _describe(path)
     files, aliases = {f"{kind}.safetensors" if kind != "weights" else path.name: path}, (path.stem,)
     about: dict[str, Any] = {
-        key: card[key] for key in ("metrics", "base", "student", "teacher", "method", "data") if key in card
+        key: card[key] for key in ("metrics", "base", "student", "teacher", "method", "dataset", "data") if key in card
     }
     name = _name(kind, inner or path.stem, digest)
     return RunArtifact(name, TYPES.get(kind, kind), files, used, digest, aliases, about)

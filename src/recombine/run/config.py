@@ -64,9 +64,11 @@ class RunId(NamedTuple):
 def register_resolvers() -> None:
     """Make resolvers known.
 
+    `${basename:a,b}`: the last part of the path a/b.
     `${join:...}`: the names of a list of models, joined by hyphens. `${first:a,b}`: the first that is not empty.
     """
     OmegaConf.register_new_resolver("first", lambda *values: next(filter(None, values), ""), replace=True)
+    OmegaConf.register_new_resolver("basename", lambda *parts: Path(*map(str, parts)).absolute().name, replace=True)
     OmegaConf.register_new_resolver("join", _join, replace=True)
 
 

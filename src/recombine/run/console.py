@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from recombine.core.console import open_console
 
 if TYPE_CHECKING:
     from recombine.core.types import Row
@@ -25,25 +26,19 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _console(stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    # Files and pipes have no width; the default of 80 would cut columns.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
 def show(table: Table) -> None:
     """Print a table, at full width where there is no terminal."""
-    _console().print(table)
+    open_console().print(table)
 
 
 def show_problems(problems: Sequence[str], *, started: bool = False) -> None:
     """Print what is wrong with a config, all at once, on stderr; `started`: it took a run to notice."""
-    console = _console(stderr=True)
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    console.print(f"[bold red]{count} in the config[/]" + ("" if started else "; nothing was run"), soft_wrap=True)
+    console = open_console(stderr=True)
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the config"
+    console.print(Text.assemble((count, "bold red"), "" if started else "; nothing was run"), soft_wrap=True)
     for problem in problems:
-        first, *more = escape(problem).splitlines()
-        console.print(f"  [red]-[/] {first}", soft_wrap=True)
+        first, *more = problem.splitlines()
+        console.print(Text.assemble("  ", ("-", "red"), f" {first}"), soft_wrap=True)
         for line in more:
             console.print(f"    {line}", soft_wrap=True)
 
@@ -53,13 +48,13 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
 
     `published` gives the published metrics of a row's cell, empty where there are none.
     """
-    console = _console()
+    console = open_console()
     if rows:
         common = [
             f"{key} {value}" for key, value in rows[0].cell.items() if all(r.cell.get(key) == value for r in rows)
         ]
         cells = [f"{len(rows)} cells"] if len(rows) > 1 else []
-        console.print(f"\n{rows[0].entry}: {escape(', '.join([*common, *cells]))}", soft_wrap=True)
+        console.print(f"\n{rows[0].entry}: {', '.join([*common, *cells])}", soft_wrap=True)
         console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
     if len(rows) > MOST_ROWS:
         console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
@@ -68,8 +63,10 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
         speed = provenance.get("images_per_second")
         console.print(f"time     {provenance['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
     if provenance.get("command"):
-        console.print(f"command  {escape(provenance['command'])}", soft_wrap=True)
-    console.print(f"folder   {escape(str(folder))}", soft_wrap=True)
+        console.print(f"command  {provenance['command']}", soft_wrap=True)
+    if provenance.get("network"):
+        console.print(f"network  {provenance['network']}", soft_wrap=True)
+    console.print(f"folder   {folder}", soft_wrap=True)
 
 
 def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Table:
@@ -99,7 +96,7 @@ def _several(rows: Sequence[Row]) -> Table:
     for row in rows[:MOST_ROWS]:
         absent = "" if row.status == "ok" else row.status
         values = [_number(row.metrics[name]) if name in row.metrics else absent for name in metrics]
-        table.add_row(*(escape(str(row.cell.get(name, ""))) for name in cell), *values)
+        table.add_row(*(str(row.cell.get(name, "")) for name in cell), *values)
     return table
 
 
@@ -109,13 +106,11 @@ def _number(value: float) -> str:
 
 def show_jobs(jobs: Sequence[Mapping]) -> None:
     """Print how the jobs of a multirun ended, with the command of each that failed."""
-    console = _console()
+    console = open_console()
     failed = [job for job in jobs if job["exit_code"]]
     console.print(f"multirun: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded", style="red" if failed else "")
     for job in failed:
-        console.print(
-            f"  job {job['job']} failed (exit code {job['exit_code']}): {escape(job['error'])}", soft_wrap=True
-        )
-        console.print(f"    {escape(job['command'])}", soft_wrap=True)
+        console.print(f"  job {job['job']} failed (exit code {job['exit_code']}): {job['error']}", soft_wrap=True)
+        console.print(f"    {job['command']}", soft_wrap=True)
     if failed:
         console.print("Repeat the multirun to run only what is missing.")

@@ -44,9 +44,9 @@ class ImageSplits:
     def training_loader(self, model: Model, batch_size: int, *, labelled: bool = False) -> Loader:
         """All training images, augmented, at the size of `model`; `labelled` leaves out those without a label."""
         indices: Sequence[int] = self.data.indices("train", unlabelled=not labelled)  # type: ignore[assignment]
-        loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.size)
+        loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.size, even=True)
         if loader.crop is None and model.size != model.canvas:  # without random crops: whole images, centre-cropped
-            loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.canvas)
+            loader = self.data.loader("train", batch_size, train=True, indices=indices, size=model.canvas, even=True)
         return loader  # type: ignore[return-value]
 
     def search_loader(self, model: Model, batch_size: int, max_batches: int | None = None) -> Loader:

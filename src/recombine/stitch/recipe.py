@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
@@ -52,7 +53,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     return {
         "a": cfg.a.name,
         "b": cfg.b.name,
-        "dataset": cfg.dataset.name,
+        "dataset": datasets.label_for(cfg),
         "search": cfg.search.name,
         "method": cfg.method.name,
         "performance": cfg.performance,
@@ -87,8 +88,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         if run.main:
             table = pd.DataFrame(front).to_csv(index_label="network", float_format="%.6g")
             write_atomically(run.dir / "front.csv", table)
-            details = {"class_names": list(images.data.class_names), "dataset": cfg.dataset.name}
-            run.stats["files"] = save_offspring(net, genotypes, front, retrained, run.dir / "offspring", details)
+            folder, details = run.dir / "offspring", images.data.card()
+            run.stats["files"] = save_offspring(net, genotypes, front, retrained, folder, details)
     finally:
         images.close()
     series |= monitor.curve | add_prefix("front", front) | add_prefix("reference", parents)

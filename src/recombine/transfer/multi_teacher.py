@@ -59,7 +59,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "combine": cfg.combine,
         "order": cfg.order if cfg.combine == "sequential" else "none",
     }
-    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": cfg.split or "none"}
+    where = {"dataset": datasets.label_for(cfg), "fraction": cfg.dataset.fraction, "split": cfg.split or "none"}
     return names | combined | variant(cfg) | where
 
 
@@ -181,7 +181,7 @@ def _rows(
             deltas.append(row.metrics.get("transfer_delta", np.nan))
         elif deltas:
             yield from _statistics(cfg, deltas)
-        _save_student(cfg, run, stage.student, row, stage.file)
+        _save_student(cfg, run, data, stage.student, row, stage.file)
         yield row
 
 
@@ -209,10 +209,10 @@ def average_weights(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _save_student(cfg: DictConfig, run: Run, student: Model, row: Row, file: str) -> None:
+def _save_student(cfg: DictConfig, run: Run, data: Data, student: Model, row: Row, file: str) -> None:
     if run.main:
         origin = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
-        card = {**origin, "method": cfg.method.name, "data": cfg.dataset.name, "metrics": row.metrics}
+        card = {**data.card(), **origin, "method": cfg.method.name, "metrics": row.metrics}
         run.stats.setdefault("files", []).append(
             networks.save_network(student, run.dir / f"{file}.safetensors", card, cfg)
         )

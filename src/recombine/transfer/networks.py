@@ -92,6 +92,7 @@ def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictCon
     zoo.save(model, path, card)
     model.claimed_accuracy = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    write_atomically(path.with_name("labels.json"), json.dumps(card["class_names"], ensure_ascii=False) + "\n")
     return path.name
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.data import Data
@@ -37,7 +38,7 @@ def rank_candidates(cfg: DictConfig, run: Run, data: Data, student: Model) -> It
     order = sorted(scores, key=lambda name: -scores[name]["positive_flips_before"])
     for place, name in enumerate(order, start=1):
         names = {"student": cfg.student.name, "teacher": name, "method": "rank"}
-        where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": "val"}
+        where = {"dataset": datasets.label_for(cfg), "fraction": cfg.dataset.fraction, "split": "val"}
         yield Row(cell={**names, **where}, metrics={"rank": float(place), **scores[name]})
 
 

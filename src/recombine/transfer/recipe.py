@@ -42,7 +42,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
     if cfg.candidates is not None:
         names = {"student": cfg.student.name, "method": "rank"}
     split = "val" if cfg.candidates is not None else cfg.split or "none"
-    where = {"dataset": cfg.dataset.name, "fraction": cfg.dataset.fraction, "split": split}
+    where = {"dataset": datasets.label_for(cfg), "fraction": cfg.dataset.fraction, "split": split}
     return names | variant(cfg) | where
 
 
@@ -73,7 +73,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             row = _row(cfg, run, data, initial, student, trained, controls)
             row.metrics.update(_partner_metrics(cfg, run, data, teacher, row, trained))
             if run.main:
-                _save(cfg, run, student, teacher, row, trained)
+                _save(cfg, run, data, student, teacher, row, trained)
         else:
             row = _row(cfg, run, data, initial, None, None, {})
     finally:
@@ -159,11 +159,13 @@ def _partner_metrics(
     return {"accuracy_teacher_after": now, "transfer_delta_teacher": now - row.metrics["accuracy_teacher"]}
 
 
-def _save(cfg: DictConfig, run: Run, student: Model, teacher: Model, row: Row, trained: TransferResult) -> None:
-    origin = {"student": student.tag, "teacher": teacher.tag, "method": cfg.method.name, "data": cfg.dataset.name}
-    card = {**origin, "metrics": row.metrics}
+def _save(
+    cfg: DictConfig, run: Run, data: datasets.Data, student: Model, teacher: Model, row: Row, trained: TransferResult
+) -> None:
+    origin = {"student": student.tag, "teacher": teacher.tag, "method": cfg.method.name}
+    card = {**data.card(), **origin, "metrics": row.metrics}
     files = [networks.save_network(student, run.dir / "student.safetensors", card, cfg)]
     if hasattr(trained.method, "partner"):
         card["metrics"] = {"accuracy_after": row.metrics.get("accuracy_teacher_after")}
         files.append(networks.save_network(teacher, run.dir / "teacher.safetensors", card, cfg))
-    run.stats["files"] = files
+    run.stats |= {"files": files, "network": str(run.dir / files[0])}

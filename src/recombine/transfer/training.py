@@ -220,10 +220,10 @@ def open_training_loader(cfg: DictConfig, data: Data, models: Sequence[Model], *
     """Random crops come at the largest input size, whole images at the largest canvas, which each network shrinks."""
     indices = data.indices("train", unlabelled=not labelled)
     size, canvas = (max(getattr(model, side) for model in models) for side in ("size", "canvas"))
-    loader = data.loader("train", cfg.batch_size, train=True, indices=indices, size=size)
+    loader = data.loader("train", cfg.batch_size, train=True, indices=indices, size=size, even=True)
     if loader.crop is not None:
         return loader
-    return data.loader("train", cfg.batch_size, train=True, indices=indices, size=canvas)
+    return data.loader("train", cfg.batch_size, train=True, indices=indices, size=canvas, even=True)
 
 
 def count_unlabelled(data: Data) -> int:
