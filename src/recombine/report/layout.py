@@ -95,7 +95,7 @@ def _texts(cell: dict[str, Any] | None, name: str, metric: MetricColumn, *, publ
     else:
         std = cell.get(f"{name}_std", np.nan)
         counted = metric.statistic == "count"
-        spread = "" if pd.isna(std) or counted or metric.interval else f" ± {std:{metric.format.lstrip('+')}}"
+        spread = "" if pd.isna(std) or counted else f" ± {std:{metric.format.lstrip('+')}}"
         if metric.interval and not pd.isna(cell.get(f"{name}_low", np.nan)):
             spread = f" [{cell[f'{name}_low']:{metric.format}}, {cell[f'{name}_high']:{metric.format}}]"
         text = format(ours, metric.format) + spread
