@@ -247,3 +247,10 @@ def test_a_run_begins_with_what_its_networks_are(folder, capsys):
     assert told["narrow"] == ("100 %", pytest.approx(rows[0].metrics["accuracy_before"], abs=0.01))
     for row in rows:
         assert told[row.cell["teacher"]] == ("0 %", pytest.approx(row.metrics["accuracy_teacher"], abs=0.01))
+
+
+def test_frozen_networks_are_compiled_too(folder, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **o: compiled.append(getattr(self, "name", "")))
+    run_rows(recipe, compose_config(folder, "engine.compile=true", "engine.max_steps=1", "cache_teacher_logits=false"))
+    assert sorted(compiled) == ["narrow", "narrow", "wide"], "the student, its frozen copy and the teacher"

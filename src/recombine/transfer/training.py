@@ -137,6 +137,9 @@ def train(
         refuse_unlabelled(node, data)
     if getattr(method, "calibrated", False):
         calibrate(cfg, run, data, method)
+    if cfg.engine.compile:
+        for model in (model for part in method.frozen for model in getattr(method, part).models):
+            model.compile()
     loader = open_training_loader(cfg, data, [student, *teachers], labelled=method.reads_labels)
     if cfg.cache_teacher_logits and method.reads_logits:
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
