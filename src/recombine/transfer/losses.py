@@ -71,7 +71,7 @@ class DKD:
 
     reads_labels = True
 
-    def __init__(self, name: str, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(self, name: str, alpha: float = 1.0, beta: float = 8.0, temperature: float = 1.0) -> None:
         self.name, self.alpha, self.beta, self.temperature = name, alpha, beta, temperature
 
     def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:

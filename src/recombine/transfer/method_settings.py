@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from recombine.core.builds import Builds, Node, load_target, parameters_of
-from recombine.core.settings import Settings, read, schema_of
+from recombine.core.settings import read, schema_of
 from recombine.engine.settings import MethodSettings
 
-__all__ = ["METHOD", "TransferMethodSettings", "check_combination", "takes_one_teacher"]
+__all__ = ["METHOD", "TrainedMethodSettings", "TransferMethodSettings", "check_combination", "takes_one_teacher"]
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -54,8 +54,7 @@ class DistillationSettings(TrainedMethodSettings, target="recombine.transfer.dis
     topk: Count | None = Field(None, examples=[100])
     """Only the teacher's k largest logits enter KL; null: all."""
     kl_samples: Literal["all", "not_negative", "positive"] = "all"
-    """not_negative: without samples that only the current student gets right. positive: only those it gets wrong and
-    the teacher right."""
+    """not_negative: without those that the current student alone gets right. positive: those the teacher alone does."""
     label_smoothing: Fraction = 0.0
     """Part of the target spread over all classes."""
     xe_on_probabilities: bool = False
@@ -125,98 +124,6 @@ class GatedPartitionSettings(DataPartitionSettings, target="recombine.transfer.d
 
     dimensions: Count = 128
     """Of the embeddings."""
-
-
-class MaskSettings(Settings):
-    """Whom each sample is learned from."""
-
-    name: str
-    """Its part of the method's name in rows."""
-
-
-class ConfidenceSettings(MaskSettings, target="recombine.transfer.masks.Confidence"):
-    """From whoever is most confident."""
-
-    by: Literal["label", "maximum", "entropy"] = "label"
-    """Confident of the label, of any class, or by low entropy; the last two read no labels."""
-    softness: NotNegative = 0.0
-    """0: one network teaches a sample. Above: all do, with weights softmax(log(confidence) / softness)."""
-    calibrated: bool = False
-    """Compare confidences at each network's own temperature, fitted to validation images."""
-
-
-class FlipMaskSettings(MaskSettings, target="recombine.transfer.masks.FlipMask"):
-    """By who of teacher and student in training is right."""
-
-    rule: Literal["teacher_on_positive", "initial_on_negative", "positive_only", "not_negative"] = "teacher_on_positive"
-    """positive_only and not_negative leave the other samples out; else the initial student teaches them."""
-
-
-class AllSettings(MaskSettings, target="recombine.transfer.masks.All"):
-    """Every sample from one side."""
-
-    side: Literal["teachers", "initial"] = "teachers"
-    """Who teaches."""
-
-
-class LossSettings(Settings):
-    """How a sample is learned from its target."""
-
-    name: str
-    """Its part of the method's name in rows."""
-    temperature: Positive = 1.0
-    """Divides logits; the loss is multiplied by its square."""
-
-
-class KLSettings(LossSettings, target="recombine.transfer.losses.KL"):
-    """KL divergence."""
-
-    topk: Count | None = Field(None, examples=[100])
-    """Only the target's k largest logits enter; null: all."""
-    standardized: bool = False
-    """Standardise logits over the classes first."""
-
-
-class DKDSettings(LossSettings, target="recombine.transfer.losses.DKD"):
-    """Decoupled knowledge distillation."""
-
-    alpha: NotNegative = 1.0
-    """Weight of the label against all other classes."""
-    beta: NotNegative = 8.0
-    """Weight of the other classes among themselves."""
-    temperature: Positive = 4.0
-    """Divides logits; the loss is multiplied by its square."""
-
-
-class DISTSettings(LossSettings, target="recombine.transfer.losses.DIST"):
-    """Pearson correlations."""
-
-    beta: NotNegative = 1.0
-    """Weight of the correlations within samples."""
-    gamma: NotNegative = 1.0
-    """Weight of the correlations within classes, over the batch."""
-
-
-MASK = Builds("a mask", "mask=dp", MaskSettings, base="recombine.transfer.masks.Mask")
-LOSS = Builds("a distillation loss", "loss=kl", LossSettings)
-
-
-class ComposedSettings(TrainedMethodSettings, target="recombine.transfer.composed.ComposedDistillation"):
-    """Any mask with any loss."""
-
-    many_teachers: ClassVar[bool] = True
-
-    mask: Annotated[Node, MASK]
-    """Whom each sample is learned from."""
-    loss: Annotated[Node, LOSS]
-    """How it is learned."""
-    kd_weight: Fraction = 1.0
-    """Weight of the loss; the rest is cross entropy."""
-
-    @property
-    def learns_from_teachers(self) -> bool:
-        """Always."""
-        return True
 
 
 class BiDirectionalSettings(TrainedMethodSettings, target="recombine.transfer.data_partition.BiDirectional"):

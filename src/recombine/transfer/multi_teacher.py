@@ -152,20 +152,19 @@ def _rows(
 ) -> Iterator[Row]:
     """A row for each stage from the test images, if there are some; of a soup, statistics of its members too."""
     found = training.predict_split(cfg, run, data, cfg.split, initial)
-    right = {name: predictions.right for name, predictions in found.items()}
+    right = {name: each.right for name, each in found.items()}
     before, deltas = right.get(""), []
     for stage in stages:
         row = Row(cell=cell(cfg) | stage.cell)
         if before is not None:
             after = training.predict_split(cfg, run, data, cfg.split, {"": stage.student}, keep=False)[""].right
-            last = stage is stages[-1]
             metrics, series = transfer_metrics(
                 right[""],
                 after,
                 right[stage.teacher],
                 found[""].labels.numpy(),
                 data.classes,
-                controls={name: predictions.right for name, predictions in controls.items()} if last else {},
+                controls={name: c.right for name, c in controls.items()} if stage is stages[-1] else {},
                 legacy=cfg.legacy_class_count,
             )
             if cfg.combine == "sequential":

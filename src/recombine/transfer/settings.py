@@ -14,9 +14,10 @@ from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
+from recombine.transfer.composed_settings import ComposedSettings
 from recombine.transfer.method_settings import METHOD, check_combination
 
-__all__ = ["MultiTeacherSettings", "TransferSettings", "name_of", "same_network"]
+__all__ = ["ComposedSettings", "MultiTeacherSettings", "TransferSettings", "name_of", "same_network"]
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Network = str | ModelSettings

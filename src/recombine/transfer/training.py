@@ -127,27 +127,16 @@ def train(
 ) -> TransferResult:
     """Train `student` in place with `cfg.method`, or with the method that `node` names.
 
-    `val` has the predictions of `student` and of the (first) `teacher` for validation images: changes are relative to
-    the one, what is left to learn to the other. Without it nothing is evaluated on the way. `cache_initial`: other runs
-    start from this student too, so its logits are worth storing. `epochs` multiplies those of the engine.
+    `val` has predictions of `student` and (first) `teacher` for validation images; without it nothing is evaluated on
+    the way. `cache_initial`: other runs start from it too. `epochs` multiplies those of the engine.
     """
-    node = cfg.method if node is None else node
-    method = make_method(node, cfg.batch_size, student, teachers, partial(labelled_samples, data))
-    if method.reads_labels:
-        refuse_unlabelled(node, data)
-    if getattr(method, "calibrated", False):
-        calibrate(cfg, run, data, method)
-    if cfg.engine.compile:
-        for model in (model for part in method.frozen for model in getattr(method, part).models):
-            model.compile()
+    method = prepare_method(cfg, run, data, cfg.method if node is None else node, student, teachers)
     loader = open_training_loader(cfg, data, [student, *teachers], labelled=method.reads_labels)
     if cfg.cache_teacher_logits and method.reads_logits:
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
         cache_teacher_logits(cfg, run, data, method, loader, caches)
-    evaluator = None
-    if val:
-        images = eval_loader(cfg, data, "val", student.canvas)
-        evaluator = _Evaluator(method, images, val, cfg.engine.precision)
+    images = eval_loader(cfg, data, "val", student.canvas) if val else None
+    evaluator = _Evaluator(method, images, val, cfg.engine.precision) if images is not None else None
     most = cfg.engine.max_steps and cfg.engine.max_steps * epochs
     fit = Engine({**cfg.engine, "epochs": cfg.engine.epochs * epochs, "max_steps": most}, run).fit(
         method,
@@ -163,6 +152,21 @@ def train(
     # a training that had been finished before is loaded without being evaluated again
     latest = evaluator.latest or predict_classes(student, evaluator.loader, precision=cfg.engine.precision)
     return TransferResult(method, fit, latest)
+
+
+def prepare_method(
+    cfg: DictConfig, run: Run, data: Data, node: Any, student: Model, teachers: Sequence[Model]
+) -> Transfer:
+    """The method that `node` names, with its frozen networks calibrated and compiled where that is asked for."""
+    method = make_method(node, cfg.batch_size, student, teachers, partial(labelled_samples, data))
+    if method.reads_labels:
+        refuse_unlabelled(node, data)
+    if getattr(method, "calibrated", False):
+        calibrate(cfg, run, data, method)
+    if cfg.engine.compile:
+        for model in (model for part in method.frozen for model in getattr(method, part).models):
+            model.compile()
+    return method
 
 
 def calibrate(cfg: DictConfig, run: Run, data: Data, method: Transfer) -> None:
