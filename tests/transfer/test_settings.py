@@ -52,6 +52,9 @@ def test_declared_settings_are_those_of_the_constructor(target):
 @pytest.mark.parametrize("file", METHODS, ids=lambda file: str(file.relative_to(CONFIG)))
 def test_every_method_file_has_settings_of_its_method(file):
     cfg = yaml.safe_load(file.read_text())
+    parts = {group.strip("/"): name for node in cfg.get("defaults", []) for group, name in node.items()}
+    for group in parts.keys() & {"mask", "loss"}:
+        cfg["method"][group] = yaml.safe_load((CONFIG / "transfer" / group / f"{parts[group]}.yaml").read_text())
     assert METHOD.problems(cfg["method"], "method") == []
     assert issubclass(SCHEMAS[cfg["method"]["_target_"]], MethodSettings)
     assert cfg.pop("optimizer", {}).keys() <= {"lr", "weight_decay"}
