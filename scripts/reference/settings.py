@@ -33,6 +33,8 @@ GROUPS = {
     "schedule": "the learning rate over the training",
     "engine": "the training loop",
     "logger": "logging",
+    "launcher": "how the jobs of a multirun run side by side",
+    "sweeper": "what chooses the jobs of a multirun",
 }
 """Groups that several entries have."""
 INTRO = """

@@ -74,7 +74,7 @@ class Entry:
 def fit_config(tmp_path_factory) -> Path:
     """The project's groups with a primary config and experiments of their own."""
     config = tmp_path_factory.mktemp("fit") / "config"
-    for group in ("optimizer", "engine", "logger"):
+    for group in ("optimizer", "engine", "logger", "launcher", "sweeper", "hydra"):
         shutil.copytree(ROOT / "config" / group, config / group)
     shutil.copy(ROOT / "config" / "base.yaml", config)
     shutil.copy(FIT / "fit.yaml", config)

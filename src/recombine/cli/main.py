@@ -22,28 +22,37 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recombine.cli.dry_run import last_metrics, show_plan
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import program, register_help
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
+from recombine.cli.slots import register_places, take_place
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.core.files import CONFIG_DIR, config_files, use_config_dirs
-from recombine.run.config import validate
+from recombine.run.config import run_id, validate
 from recombine.run.console import first_rank, show_jobs, show_problems
 
 __all__ = ["JobReport", "main"]
+
+SHARING = ("JoblibLauncher", "LocalLauncher")
+"""Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
 
 
 def main(entry: str | Entry) -> None:
     """Run an entry, given by name or as a custom `Entry`, as the command line says.
 
-    Everything Hydra's command line offers works; the procedure (and with it torch) is imported when a run starts.
+    Everything Hydra's command line offers works, and --dry-run, which lists the jobs. The procedure, and with it torch,
+    is imported when a run starts.
     """
     entry = ENTRIES[entry] if isinstance(entry, str) else entry
     recipe, config_name = entry.recipe, entry.config
     use_groups(entry.groups)
     register_help()
+    register_places()
     typed = shlex.join(sys.argv[1:])
+    planning = "--dry-run" in sys.argv
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--dry-run"]
     # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
     sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
     arguments = get_args_parser().parse_args()
@@ -61,6 +70,9 @@ def main(entry: str | Entry) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _check_command(entry, config_dir, arguments)
+        if planning:
+            name = arguments.config_name or config_name
+            return show_plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun)
         hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if first_rank():
@@ -104,11 +116,13 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
 
 def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
     """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
+    context = HydraConfig.get()
+    sweeping = context.mode == RunMode.MULTIRUN
+    if sweeping and context.launcher._target_.rpartition(".")[2] in SHARING:
+        take_place()  # a GPU, before CUDA starts
     from recombine.run.launch import exit_code, launch, record_problems
 
-    context = HydraConfig.get()
     use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
-    sweeping = context.mode == RunMode.MULTIRUN
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
     code, message, objective = 0, "", None
     try:
@@ -119,7 +133,9 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
             # Alone, a slip of the keyboard leaves nothing behind; in a multirun it is a cell that a table must show.
             record_problems(recipe, cfg, command, error)
     if sweeping and first_rank():
-        _note(Path(context.sweep.dir), job=context.job.num, exit_code=code, error=message, command=command)
+        folder = Path(cfg.output_root) / context.job.name / run_id(cfg, context.job.name).run
+        noted = {"exit_code": code, "error": message, "command": command, "folder": str(folder)}
+        _note(Path(context.sweep.dir), job=context.job.num, **noted)
     if code and (not sweeping or code > 128):
         sys.exit(code)
     # Sweepers that optimise take nan as a failed trial.
@@ -158,9 +174,9 @@ def _report(error: BaseException) -> str:
     return line if known else f"{type(error).__name__}: {line}"
 
 
-def _note(folder: Path, **job: object) -> None:
+def _note(sweep: Path, **job: object) -> None:
     # One short line in append mode: jobs of a parallel launcher do not tear each other's.
-    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
+    with (sweep / "jobs.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(job) + "\n")
 
 
@@ -173,7 +189,7 @@ class JobReport(Callback):
             return
         notes = Path(config.hydra.sweep.dir) / "jobs.jsonl"
         jobs = sorted(map(json.loads, notes.read_text(encoding="utf-8").splitlines()), key=lambda job: job["job"])
-        show_jobs(jobs)
+        show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs])
         failures = [job["exit_code"] for job in jobs if job["exit_code"]]
         if failures:
             sys.exit(failures[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ from recombine.run.config import accepts
 __all__ = ["Composition", "compose_all"]
 
 FAULTS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises the last for a group set to null
+
+
+PACKAGES = {
+    ("launcher", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    ("launcher", "submitit_local"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    ("launcher", "submitit_slurm"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    ("launcher", "ray"): ("hydra_plugins.hydra_ray_launcher", "ray"),
+    ("sweeper", "optuna"): ("optuna", "optuna"),
+}
+"""What choices need beside this package, and the extra that brings it."""
 
 
 @dataclass
@@ -183,9 +194,12 @@ class _Composer:
     def unknown_option(self, text: str, override: Override) -> str | None:
         """Checked for every group, as Hydra ignores a missing option of an optional one."""
         group, value = override.key_or_group, text.partition("=")[2]
-        if not self.is_group(override) or override.is_delete() or value in ("null", *self.options(group)):
+        if not self.is_group(override) or override.is_delete() or value == "null":
             return None
-        if value.startswith("["):
+        package, extra = PACKAGES.get((group, value), ("", ""))
+        if package and not _installed(package):
+            return f"{text}: it is not installed; pip install 'recombine[{extra}]'"
+        if value.startswith("[") or value in self.options(group):
             return None
         now = renamed.OPTIONS.get((group, value))
         if now in self.options(group):
@@ -235,11 +249,18 @@ class _Composer:
 
     def find_unknown_keys(self, base: DictConfig, cfg: DictConfig) -> None:
         """Top-level keys that no config of this entry defines: a `+key=`, or a slip in an experiment file."""
-        packages = {key.split("@")[-1] for key in _choices(cfg)} - {"experiment"}
+        packages = {key.split("@")[-1] for key in _choices(cfg)} - {"experiment", "launcher", "sweeper"}
         known = ({str(key) for key in base} | packages) - {"hydra"}
         for key in _without_hydra(cfg):
             if str(key) not in known:
                 self.problems.append(f"unknown setting {key!s}: {did_you_mean(str(key), known)}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a part of a package that is not there
+        return False
 
 
 def _choices(cfg: DictConfig) -> dict[str, str]:

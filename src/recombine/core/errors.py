@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
-    *("ConfigError", "DamagedError", "Diverged", "Interrupted", "LockedError", "NotFinite", "RecombineError"),
+    *("ConfigError", "DamagedError", "Diverged", "Interrupted", "LockedError", "NotFinite", "Pruned", "RecombineError"),
     *("WriteError", "did_you_mean"),
 ]
 
@@ -62,6 +62,12 @@ class Interrupted(RecombineError):
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
         super().__init__(f"stopped by signal {signal_number}; repeat the command to continue")
+
+
+class Pruned(RecombineError):
+    """A hyper-parameter search stopped its trial early, as others did better at the same step."""
+
+    exit_code = 0
 
 
 class NotFinite(ArithmeticError):

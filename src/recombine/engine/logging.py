@@ -18,9 +18,11 @@ from recombine.engine.metric_buffer import MetricBuffer
 if TYPE_CHECKING:
     from recombine.run.tracking import Tracker
 
-__all__ = ["MetricLogger", "ProgressBar", "StepPlan"]
+__all__ = ["MetricLogger", "ProgressBar", "StepPlan", "line_of"]
 
 logger = logging.getLogger(__name__)
+WIDTH = 108
+"""Characters of an epoch's line: with the name of a job before it, it fits 120 columns."""
 ONLY_FIT = ("fit", "transfer")
 """Names of a fit that is the only one of its run."""
 
@@ -112,9 +114,9 @@ class ProgressBar:
             self.bar.update(self.task, numbers=_text(values, ("loss", "images/s")))
 
     def line(self, record: Mapping[str, float]) -> None:
-        """Report a finished epoch."""
+        """Report a finished epoch, as much of it as fits into a line."""
         if self.shown:
-            logger.info("%s: %s", self.name, _text(record, record))
+            logger.info("%s", line_of(self.name, record))
 
 
 class MetricLogger:
@@ -201,6 +203,18 @@ class MetricLogger:
         parts = ((*name.partition("/"), value) for name, value in values.items())
         fit = "" if self.name in ONLY_FIT else f"{self.name}/"
         self.tracker.log({f"{section}/{fit}{rest}": value for section, _, rest, value in parts}, step=step)
+
+
+def line_of(name: str, record: Mapping[str, float], width: int = WIDTH) -> str:
+    """An epoch in one line: what was measured before what was trained; of what does not fit, `...` is left."""
+    order = sorted(record, key=lambda key: (key != "epoch", not key.startswith("val/"), key != "train/loss"))
+    parts = [f"{key.removeprefix('train/').replace('/', ' ')} {_number(record[key])}" for key in order if key != "step"]
+    line = f"{name}:"
+    for part in parts:
+        if len(line) + len(part) + 2 > width - 4:
+            return f"{line} ..."
+        line += f" {part} " if part != parts[-1] else f" {part}"
+    return line
 
 
 def _text(values: Mapping[str, float], names: Iterable[str]) -> str:

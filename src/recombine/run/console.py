@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ __all__ = ["first_rank", "show", "show_jobs", "show_problems", "show_rows"]
 
 MOST_ROWS = 20
 MOST_METRICS = 8
+GAINS = ("delta", "gain", "harmonic", "average", "hypervolume")
+"""Words in the names of metrics that say what a run is about: shown first."""
 
 
 def first_rank() -> bool:
@@ -75,7 +78,7 @@ def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Ta
     table.add_column("metric")
     for column in ("ours", *(("published", "difference") if reference else ())):
         table.add_column(column, justify="right")
-    for name, value in row.metrics.items():
+    for name, value in _gains_first(row.metrics).items():
         beside = []
         if reference:
             known = name in reference
@@ -84,10 +87,15 @@ def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Ta
     return table
 
 
+def _gains_first(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a run is about before what it took."""
+    return dict(sorted(metrics.items(), key=lambda item: not any(word in item[0] for word in GAINS)))
+
+
 def _several(rows: Sequence[Row]) -> Table:
     names = dict.fromkeys(key for row in rows for key in row.cell)
     cell = [name for name in names if any(row.cell.get(name) != rows[0].cell.get(name) for row in rows)]
-    metrics = list(dict.fromkeys(key for row in rows for key in row.metrics))[:MOST_METRICS]
+    metrics = list(_gains_first({key: 0.0 for row in rows for key in row.metrics}))[:MOST_METRICS]
     table = Table()
     for name in cell:
         table.add_column(name, no_wrap=True)
@@ -104,10 +112,26 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
+def _show_results(jobs: Sequence[Mapping]) -> None:
+    """A line for each job of a multirun: what distinguishes it, and what it came to."""
+    settings = [dict(word.partition("=")[::2] for word in shlex.split(job["command"]) if "=" in word) for job in jobs]
+    differ = [key for one in settings[:1] for key in one if len({other.get(key) for other in settings}) > 1]
+    metrics = list(_gains_first({key: 0.0 for job in jobs for key in job["metrics"]}))[:MOST_METRICS]
+    table = Table("job", *differ)
+    for name in metrics:
+        table.add_column(name.replace("_", " "), justify="right")
+    for job, setting in list(zip(jobs, settings, strict=True))[:MOST_ROWS]:
+        values = (_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics)
+        table.add_row(str(job["job"]), *(escape(setting.get(key, "")) for key in differ), *values)
+    if jobs:
+        show(table)
+
+
 def show_jobs(jobs: Sequence[Mapping]) -> None:
     """Print how the jobs of a multirun ended, with the command of each that failed."""
     console = open_console()
     failed = [job for job in jobs if job["exit_code"]]
+    _show_results([job for job in jobs if job.get("metrics")])
     console.print(f"multirun: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded", style="red" if failed else "")
     for job in failed:
         console.print(f"  job {job['job']} failed (exit code {job['exit_code']}): {job['error']}", soft_wrap=True)

@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recombine.core.errors import ConfigError, Diverged, Interrupted, RecombineError
+from recombine.core.errors import ConfigError, Diverged, Interrupted, Pruned, RecombineError
 from recombine.core.files import write_atomically, writing
 from recombine.core.inputs import Manifest, collecting
 from recombine.core.random_state import seed_everything
@@ -36,6 +36,7 @@ from recombine.run.run import Run
 from recombine.run.settings import EntrySettings
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker, final_values
+from recombine.run.trial import SearchTrial
 
 __all__ = ["check", "exit_code", "launch", "record_problems"]
 
@@ -163,7 +164,7 @@ class _Job:
         }
 
     def failed(self, error: BaseException) -> Row:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        stopped = isinstance(error, Interrupted | Pruned | KeyboardInterrupt)
         status = "interrupted" if stopped else "diverged" if isinstance(error, Diverged) else "failed"
         cell = self.recipe.cell(self.cfg) if hasattr(self.recipe, "cell") else {}
         text = str(error) if isinstance(error, RecombineError) else f"{type(error).__name__}: {error}"
@@ -199,6 +200,8 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
         seed_everything(job.cfg.seed)
         name, group, _ = job.identity
         tracker = job.tracker(record) if rank == 0 else Tracker.silent()
+        if rank == 0 and world == 1:  # the other processes would go on without it
+            tracker.trial = SearchTrial.of_this_job(job.objective)
         watch = provenance.Stopwatch(device)
         run = Run(
             *(job.folder, name, group, job.entry, job.cfg.seed, device, tracker, signals),

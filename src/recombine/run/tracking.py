@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recombine.core.types import Row
 from recombine.run.artifacts import RunArtifact
+from recombine.run.trial import SearchTrial
 
 __all__ = ["Logger", "Tracker", "effective_mode", "final_values"]
 
@@ -67,6 +68,7 @@ class Tracker:
         self.logger: Logger | None = None
         self.name = "logger"
         self.reported: set[str] = set()
+        self.trial: SearchTrial | None = None
         if folder is not None:
             self._guard("metrics.jsonl", self._open_lines)
 
@@ -94,12 +96,17 @@ class Tracker:
         return tracker
 
     def log(self, values: Mapping[str, float | Tensor], step: int, prefix: str = "") -> None:
-        """Record 0-d tensors and numbers at optimizer step `step`; tensors come to the host in one copy."""
+        """Record 0-d tensors and numbers at optimizer step `step`; tensors come to the host in one copy.
+
+        Raises Pruned if a hyper-parameter search stops the run that reports this.
+        """
         if self.folder is None:
             return
         numbers = {f"{prefix}{name}": value for name, value in _on_host(values).items()}
         self._guard("metrics.jsonl", lambda: self._write_line({"step": step, **numbers}))
         self._send(lambda logger: logger.log(numbers, step))
+        if self.trial is not None:
+            self.trial.report(numbers, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record final numbers, under `final/`."""

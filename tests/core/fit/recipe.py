@@ -36,7 +36,8 @@ def run(cfg, run):
         loss = ((slope * x - y) ** 2).mean()
         loss.backward()
         optimizer.step()
-        run.tracker.log({"loss": loss, "rate": cfg.optimizer.lr}, step, prefix="train/")
+        validated = {"val/loss": loss} if step else {}  # the first one is the same for all
+        run.tracker.log({"train/loss": loss, "train/rate": cfg.optimizer.lr, **validated}, step)
         if not torch.isfinite(loss):
             raise Diverged(f"the loss is {loss.item()} at step {step}")
     torch.save({"slope": slope.detach()}, run.dir / "last.pt")

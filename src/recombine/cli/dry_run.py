@@ -1,0 +1,116 @@
+"""`--dry-run`: the jobs of a command, which of them are done, and how long the others may take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from rich.markup import escape
+from rich.table import Table
+
+from recombine.cli.slots import places
+from recombine.run.config import run_id
+from recombine.run.console import show
+
+__all__ = ["last_metrics", "show_plan"]
+
+
+class Planned(NamedTuple):
+    """A job as it would run."""
+
+    words: list[str]
+    folder: Path
+    state: str
+    """done, to do, or how it failed."""
+    seconds: float | None
+    """How long it took."""
+
+
+def show_plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool) -> None:
+    """Print the jobs and an estimate from those that are done, or else from all runs of the entry."""
+    jobs = list(plan(entry, config_dir, config_name, overrides, sweep=sweep))
+    table = Table("job", "state", "time", "settings", box=None)
+    varied = [word for word in jobs[0].words if any(word not in job.words for job in jobs)]
+    keys = {word.partition("=")[0] for word in varied}
+    for number, job in enumerate(jobs):
+        words = [word for word in job.words if word.partition("=")[0] in keys] or [job.folder.name]
+        time = "" if job.seconds is None else _duration(job.seconds)
+        table.add_row(str(number), job.state, time, escape(" ".join(words)))
+    show(table)
+    left = [job for job in jobs if job.state != "done"]
+    measured = [job.seconds for job in jobs if job.seconds is not None and job.state == "done"]
+    each = mean(measured) if measured else _typical(jobs[0].folder.parent)
+    print(f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to run; {_estimate(each, len(left))}")
+
+
+def _estimate(each: float | None, left: int) -> str:
+    if not left or each is None:
+        return "nothing is left" if not left else "no run of this entry says how long one takes"
+    side = places()
+    text = f"about {_duration(each)} each, {_duration(each * left)} one after the other"
+    return text + (f", {_duration(each * -(-left // side))} by {side} at once" if side > 1 else "")
+
+
+def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool) -> Iterator[Planned]:
+    """Every job of a command with what is there of it."""
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        singles = [text for text in overrides if not OverridesParser.create().parse_override(text).is_sweep_override()]
+        hydra = compose(config_name, singles, return_hydra_config=True).hydra
+        jobs: Sequence[Sequence[str]] = [list(overrides)]
+        if sweep or hydra.mode == RunMode.MULTIRUN:
+            params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+            parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+            jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        for words in jobs:
+            cfg = compose(config_name, list(words))
+            yield _planned(entry, cfg, list(words))
+
+
+def _planned(entry: str, cfg: DictConfig, words: list[str]) -> Planned:
+    folder = Path(cfg.output_root) / entry / run_id(cfg, entry).run
+    found = _read(folder / "row.json")
+    if not found:
+        return Planned(words, folder, "to do", None)
+    states = [row["status"] for row in found if row["status"] != "ok"]
+    return Planned(words, folder, states[0] if states else "done", _seconds(found))
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """Rows of a file without the checks of `read_rows`, which would import torch."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return [{**content["shared"], **row} for row in content["rows"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of the last row of a run, nothing if it has none."""
+    rows = _read(folder / "row.json")
+    return rows[-1]["metrics"] if rows else {}
+
+
+def _seconds(rows: Sequence[dict[str, Any]]) -> float | None:
+    return next((row["provenance"]["seconds"] for row in rows if "seconds" in row.get("provenance", {})), None)
+
+
+def _typical(folder: Path) -> float | None:
+    """The median time of the finished runs below a folder."""
+    found = [_read(file) for file in folder.glob("*/row.json")]
+    times = [_seconds(rows) for rows in found if rows and all(row["status"] == "ok" for row in rows)]
+    known = [time for time in times if time is not None]
+    return median(known) if known else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

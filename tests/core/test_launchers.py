@@ -1,0 +1,122 @@
+"""Sweeps for real: launchers with a job that crashes, a search that is stopped and taken up again, dry runs."""
+
+import os
+import signal
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from recombine.cli import slots
+from recombine.cli.overrides import PACKAGES
+from recombine.core.results import read_rows
+
+LAUNCHERS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit_local": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+}
+
+
+def needs(package):
+    try:
+        found = find_spec(package)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        pytest.skip(f"{package} is not installed")
+
+
+def finish(process):
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out + err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_through_each_launcher_is_completed_by_repeating_it(fit, launcher, monkeypatch):
+    needs(f"hydra_plugins.{LAUNCHERS[launcher]}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = ["-m", f"launcher={launcher}", "seed=0,1,2,3,4,5", "noise=0.5,13", "steps=3"]
+    code, text = finish(fit.start(*words))
+    rows = read_rows(fit.folder / "outputs")
+    assert code == 1 and "multirun: 6 of 12 jobs succeeded" in text and len(rows) == 12
+    assert sum(row.status == "failed" and "thirteen" in row.error for row in rows) == 6
+    code, text = finish(fit.start(*[word.replace("13", "12") for word in words]))
+    assert code == 0 and "multirun: 12 of 12 jobs succeeded" in text
+    rows = read_rows(fit.folder / "outputs")
+    assert sum(row.status == "ok" for row in rows) == 12
+    assert len({row.provenance["sweep"] for row in rows if row.cell["noise"] == 0.5}) == 1  # were not run again
+
+
+@pytest.mark.slow
+def test_each_job_has_a_gpu_to_itself(tmp_path, monkeypatch):
+    """With names of GPUs alone: no CUDA is touched."""
+    needs("joblib")
+    import joblib
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def job(_):
+        slots.take_place()
+        time.sleep(0.5)
+        return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+
+    assert slots.places() == 2
+    found = set(joblib.Parallel(n_jobs=slots.places())(joblib.delayed(job)(k) for k in range(6)))
+    assert len(found) == len({gpu for gpu, _ in found}) and {gpu for gpu, _ in found} <= {"5", "7"}
+
+
+@pytest.mark.slow
+def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit):
+    needs("optuna")
+    import optuna
+
+    from recombine.run.trial import open_storage
+
+    words = ["-m", "sweeper=optuna", "hydra.sweeper.n_trials=10", "optimizer.lr=tag(log,interval(0.01,0.5))", "steps=6"]
+    process = fit.start(*words, "pause=0.05")
+    deadline = time.monotonic() + 300
+    while len(list(fit.folder.glob("outputs/fit/*/row.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, _ = finish(process)
+    (file,) = fit.folder.glob("outputs/optuna/*.log")
+    before = optuna.load_study(study_name=file.stem, storage=open_storage(file)).trials
+    done = [trial for trial in before if trial.state.is_finished()]
+    assert code == 130 and 3 <= len(done) < 10
+    code, text = finish(fit.start(*words, "pause=0.05"))
+    study = optuna.load_study(study_name=file.stem, storage=open_storage(file))
+    counted = [trial for trial in study.trials if "stopped" not in trial.user_attrs]
+    assert code == 0 and len(counted) == 10 and all(trial.state.is_finished() for trial in counted)
+    assert [trial.params for trial in study.trials[: len(done)]] == [trial.params for trial in done]
+    assert len({trial.params["optimizer.lr"] for trial in counted}) == 10
+    # what the study was told is what the rows hold; a trial that was stopped early ran fewer steps
+    losses = {row.metrics["loss"] for row in read_rows(fit.folder / "outputs") if row.status == "ok"}
+    assert {trial.value for trial in counted if trial.value is not None} <= losses
+    pruned = [trial for trial in counted if trial.state == optuna.trial.TrialState.PRUNED]
+    assert pruned and all(len(trial.intermediate_values) < 6 for trial in pruned)
+    assert f"best: {study.best_value:.4g}" in text
+
+
+def test_a_dry_run_tells_what_is_done_and_runs_nothing(fit):
+    fit("seed=1", "steps=3")
+    words = ["-m", "seed=0,1,2", "steps=3", "--dry-run"]
+    before = sorted(fit.folder.rglob("*"))
+    result = fit(*words)
+    assert result.code == 0 and sorted(fit.folder.rglob("*")) == before
+    lines = [line.split() for line in result.out.splitlines()]
+    assert [line[:3:2] if len(line) == 3 else [line[0], line[-1]] for line in lines[1:4]] == [
+        ["0", "seed=0"],
+        ["1", "seed=1"],
+        ["2", "seed=2"],
+    ]
+    assert "done" in result.out.splitlines()[2] and "3 jobs: 1 done, 2 to run; about" in result.out
+
+
+def test_what_is_not_installed_is_one_message(fit, monkeypatch):
+    monkeypatch.setattr("recombine.cli.overrides.find_spec", lambda name: None)
+    for (group, choice), (_, extra) in PACKAGES.items():
+        (problem,) = fit.problems(f"{group}={choice}", sweep=True)
+        assert f"{group}={choice}: it is not installed; pip install 'recombine[{extra}]'" in problem
