@@ -24,6 +24,7 @@ TOOLS = {
     "table": "a table of a paper from the rows of finished runs",
     "report": "everything the rows of finished runs hold, as one page",
     "inspect_data": "look at a folder of images before anything is trained on it",
+    "dashboards": "workspaces and reports of wandb, as JSON or saved there",
     "prepare": "find or download datasets and convert them for FFCV",
     "doctor": "what this machine has; part of every bug report",
 }
