@@ -13,7 +13,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
 
 from recombine.cli.slots import places
@@ -43,7 +42,7 @@ def show_plan(entry: str, config_dir: str, config_name: str, overrides: Sequence
     for number, job in enumerate(jobs):
         words = [word for word in job.words if word.partition("=")[0] in keys] or [job.folder.name]
         time = "" if job.seconds is None else _duration(job.seconds)
-        table.add_row(str(number), job.state, time, escape(" ".join(words)))
+        table.add_row(str(number), job.state, time, " ".join(words))
     show(table)
     left = [job for job in jobs if job.state != "done"]
     measured = [job.seconds for job in jobs if job.seconds is not None and job.state == "done"]

@@ -122,7 +122,7 @@ def _show_results(jobs: Sequence[Mapping]) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     for job, setting in list(zip(jobs, settings, strict=True))[:MOST_ROWS]:
         values = (_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics)
-        table.add_row(str(job["job"]), *(escape(setting.get(key, "")) for key in differ), *values)
+        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), *values)
     if jobs:
         show(table)
 
