@@ -23,7 +23,7 @@ BELOW = {
     "run": {"core"},
     "engine": {"core", "run"},
     "report": {"core"},
-    "improve": {"core", "engine", "data", "models", "transfer", "attachments"},
+    "improve": {"core", "engine", "data", "models", "flips", "transfer", "attachments"},
     "cli": {
         "core",
         "run",

@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
+from recombine.flips.heads import logistic_regression
 from recombine.run.launch import launch
 from recombine.transfer import recipe
-from recombine.transfer.heads import logistic_regression
 from recombine.transfer.teacher_cache import FrozenTeachers
 
 SMALL = ["dataset=folder", "dataset.augment=flip", "batch_size=16", "engine.max_steps=2", "optimizer.lr=0.001"]

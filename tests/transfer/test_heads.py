@@ -7,8 +7,8 @@ from digits import compose_config, open_digits, run_rows
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
+from recombine.flips.heads import find_heads, fit_heads
 from recombine.transfer import networks, recipe
-from recombine.transfer.heads import find_heads, fit_heads
 
 SMALL = {"weights": None, "size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}
 

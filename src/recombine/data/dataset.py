@@ -111,6 +111,11 @@ class Data:
         return self.split("test" if "test" in self.splits else self.splits[0]).size
 
     @property
+    def device(self) -> torch.device:
+        """Where batches come."""
+        return self._device
+
+    @property
     def labels_in_use(self) -> list[int]:
         """The labels that images may have: all, but with a label map those that it gives."""
         return sorted({int(label) for label in self._relabel.table if label >= 0})

@@ -14,7 +14,17 @@ from recombine.data.pixels import shown
 from recombine.data.splits import UNLABELLED, stratified_halves
 from recombine.data.storage import IMAGES, BytesReader, FileReader, SampleReader, SourceSplits
 
-__all__ = ["TEST_FOLDERS", "has_images", "held_out", "image_paths", "images_by_class", "left_out", "scan", "tree"]
+__all__ = [
+    "TEST_FOLDERS",
+    "has_images",
+    "held_out",
+    "image_paths",
+    "images_by_class",
+    "left_out",
+    "plain_name",
+    "scan",
+    "tree",
+]
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 SPLIT_FOLDERS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation"), "val")}
@@ -219,11 +229,11 @@ def _unlike(found: Mapping[str, tuple[Path, list[str]]]) -> Iterator[str]:
     alike = set()
     for one, other in combinations(found, 2):
         mine, theirs = set(found[one][1]), set(found[other][1])
-        spelled = {_plain(name): name for name in sorted(mine - theirs)}
+        spelled = {plain_name(name): name for name in sorted(mine - theirs)}
         for name in sorted(theirs - mine):
-            if _plain(name) in spelled:
+            if plain_name(name) in spelled:
                 alike.add(name)
-                yield f"{one}/ has '{spelled[_plain(name)]}' and {other}/ has '{name}': give both the same name"
+                yield f"{one}/ has '{spelled[plain_name(name)]}' and {other}/ has '{name}': give both the same name"
     for split, (root, names) in found.items():
         extra = [name for name in names if name not in found["train"][1] and name not in alike]
         if split != "train" and extra:
@@ -231,7 +241,7 @@ def _unlike(found: Mapping[str, tuple[Path, list[str]]]) -> Iterator[str]:
             yield f"{root.name}/ has classes that train/ has not: {listed}; move them out, or images of them in"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without what people take for the same: case, spaces, accents written in another way."""
     return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if c not in " \t_-")
 

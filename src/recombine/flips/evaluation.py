@@ -15,7 +15,7 @@ from recombine.core.locks import exclusive
 from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.class_predictions import ClassPredictions, class_path, predict_classes
-from recombine.flips.models import open_model, randomize
+from recombine.flips.models import open_model
 from recombine.models import Model
 from recombine.run.run import Run
 
@@ -62,8 +62,7 @@ def evaluate_models(cfg: DictConfig, run: Run, data: Data, nodes: Mapping[str, A
 
 def _evaluate(cfg: DictConfig, run: Run, data: Data, node: Any, *, copy: bool) -> Evaluated:
     _stop(run)
-    model = open_model(cfg, data, node)
-    model = (randomize(model, cfg.seed) if copy else model).to(run.device)
+    model = open_model(cfg, data, node, copy=copy).to(run.device)
     digest = model.digest()
     loader = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
     precision = cfg.engine.precision

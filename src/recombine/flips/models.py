@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["check_models", "choose_models", "list_checkpoints", "open_model", "randomize"]
 
 log = logging.getLogger(__name__)
+OTHER_CLASSES = (
+    "give the label of each class among theirs with dataset.label_map={<class>: <label>}, call the classes as the "
+    "networks do, or let classifiers be fitted to the training images with fit_heads=true"
+)
+"""What mends it that networks were trained for other classes."""
 
 
 def list_models(models: str | Sequence[Any], weights_root: str, exclude: Sequence[str] = ()) -> list[tuple[str, Any]]:
@@ -102,6 +107,9 @@ def choose_models(cfg: DictConfig, data: Data) -> dict[str, Any]:
 
     Raises ConfigError where fewer than two do. Says how much has to be downloaded.
     """
+    from recombine.flips.outputs import match_outputs
+    from recombine.models.factory import stored_names
+
     chosen: dict[str, Any] = {}
     misfits = []
     for name, node in list_models(cfg.models, cfg.weights_root, cfg.exclude):
@@ -109,10 +117,11 @@ def choose_models(cfg: DictConfig, data: Data) -> dict[str, Any]:
             log.info("%s is left out: %s", name, reason)
             continue
         chosen[name] = node
-        spec, _ = locate(node, Path(cfg.weights_root))
-        classes = spec.classes or library_classes(spec.architecture) or data.classes
-        if classes != data.classes:
-            misfits.append(f"model {name} has {classes} classes, dataset {data.name} has {data.classes}")
+        spec, file = locate(node, Path(cfg.weights_root))
+        classes = spec.classes or (None if file else library_classes(spec.architecture))
+        if classes and not cfg.fit_heads and match_outputs(stored_names(file, classes), classes, data) is None:
+            misfits.append(_misfit_text(name, classes, data))
+    misfits += [OTHER_CLASSES] * bool(misfits)
     if len(chosen) < 2:
         misfits = [f"models=all: only {', '.join(chosen) or 'none'} of {cfg.weights_root} fits dataset {data.name}"]
     if misfits:
@@ -133,12 +142,31 @@ def _tell_downloads(cfg: DictConfig, chosen: Mapping[str, Any]) -> None:
         log.info("the weights of %d networks are downloaded: about %.1f GB", len(absent), sum(absent) / 1e9)
 
 
-def open_model(cfg: DictConfig, data: Data, node: Any) -> Model:
-    """Build a model; ConfigError where it has other classes than the data."""
+def open_model(cfg: DictConfig, data: Data, node: Any, *, copy: bool = False) -> Model:
+    """Build a model, or a random copy of it, with the classes of the data: these are chosen among its own, or fitted.
+
+    Raises ConfigError where it has other classes than the data.
+    """
+    from recombine.flips.heads import fit_heads
+    from recombine.flips.outputs import RestrictedOutputs, match_outputs
+
     model = zoo.build(node, weights_root=cfg.weights_root, seed=cfg.seed)
-    if model.classes != data.classes:
-        raise ConfigError(f"model {model.name} has {model.classes} classes, dataset {data.name} has {data.classes}")
+    outputs = match_outputs(model.class_names, model.classes, data)
+    if outputs is None and not cfg.fit_heads:
+        raise ConfigError([_misfit_text(model.name, model.classes, data), OTHER_CLASSES])
+    if outputs is None:
+        model = zoo.build(node, classes=data.classes, weights_root=cfg.weights_root, seed=cfg.seed)
+        images = data.loader("train", cfg.eval_batch_size, train=False, size=model.canvas)
+        model = model if copy else fit_heads(model.to(data.device), images, cfg.engine.precision)
+        images.close()
+    model = randomize(model, cfg.seed) if copy else model
+    if outputs is not None and list(outputs.items()) != [(label, label) for label in range(model.classes)]:
+        model.net, model.classes = RestrictedOutputs(model.net, outputs, data.classes), data.classes
     return model
+
+
+def _misfit_text(name: str, classes: int, data: Data) -> str:
+    return f"model {name} has {classes} classes, dataset {data.name} has {data.classes}"
 
 
 def _misfit(file: str, cfg: DictConfig, data: Data) -> str | None:

@@ -45,6 +45,8 @@ class FlipsSettings(EntrySettings):
     """Patterns of names that patterns in `models` do not mean."""
     keep_logits: bool = False
     """Keep all logits too (float16: 2 bytes x images x classes a network), for the ensemble of mean probabilities."""
+    fit_heads: bool = False
+    """Fit a classifier to the training images on networks that were trained for other classes."""
     split: str = "test"
     """The images that are compared on."""
     pairs: Literal["all"] | Annotated[int, Field(ge=1)] = "all"

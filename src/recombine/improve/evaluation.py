@@ -14,12 +14,12 @@ from recombine import data as datasets
 from recombine import models
 from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import predict
+from recombine.flips.heads import fit_heads
 from recombine.improve.folder import SplitFolder
 from recombine.models import Model
 from recombine.models.export import OneTask
 from recombine.models.files import SUFFIXES
 from recombine.models.model import Preprocess
-from recombine.transfer.heads import fit_heads
 
 __all__ = ["Evaluation", "Teacher", "preprocess_of", "short_name", "zoo_networks"]
 

@@ -6,6 +6,7 @@ The metadata holds `kind`, `format` and `card` (JSON). What a card must say is d
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,16 @@ from recombine.core.inputs import record_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DAMAGE", "Artifact", "is_kind", "kind_of", "read_artifact", "read_card", "write_artifact"]
+__all__ = [
+    "DAMAGE",
+    "Artifact",
+    "describe_damage",
+    "is_kind",
+    "kind_of",
+    "read_artifact",
+    "read_card",
+    "write_artifact",
+]
 
 WRITERS = {
     "student": "main_pretrain.py and main_transfer.py write them",
@@ -88,12 +98,38 @@ def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None 
     return Artifact(kind, version, card, tensors)
 
 
+def describe_damage(path: str | Path, error: str) -> str:
+    """Why a file cannot be read as a checkpoint."""
+    if not Path(path).is_file():
+        return f"cannot be read: {error}"
+    with open(path, "rb") as file:
+        head = file.read(200)
+    if not head:
+        return "cannot be read: it is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "cannot be read: it is a pointer of Git LFS, not the weights: git lfs pull"
+    if head.lstrip()[:1] == b"<":
+        return "cannot be read: it is a web page, not a checkpoint: fetch it again"
+    if found := re.search(r"GLOBAL (\S+)", error):
+        return (
+            f"cannot be read: it holds an object of {found[1]}, whose code reading it would run; store the "
+            f"state_dict alone, with torch.save(model.state_dict(), ...) or as safetensors"
+        )
+    if "TorchScript" in error:
+        return "cannot be read: it is a TorchScript program; store its state_dict() as safetensors and name that file"
+    as_safetensors = head[8:9] == b"{" and Path(path).suffix != ".safetensors"
+    as_torch = (head[:2] == b"PK" or head[:1] == b"\x80") and Path(path).suffix == ".safetensors"
+    if as_safetensors or as_torch:
+        return f"cannot be read: it is a {'safetensors' if as_safetensors else 'torch'} file by its content: rename it"
+    return f"cannot be read: it is damaged, or no checkpoint ({error.strip().partition(chr(10))[0][:200]})"
+
+
 def _metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, "numpy") as file:  # the header alone is read, without torch
             return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+        raise ConfigError(f"{path} {describe_damage(path, str(error))}") from error
 
 
 def _kind(metadata: Mapping[str, str]) -> str | None:

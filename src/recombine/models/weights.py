@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from recombine.core.errors import ConfigError, DamagedError
 from recombine.core.files import read_tensors
 from recombine.core.inputs import record_file
-from recombine.models.artifact import write_artifact
+from recombine.models.artifact import describe_damage, write_artifact
 from recombine.models.model import Model, find_head
 
 __all__ = ["choose", "load", "read", "save", "stored_classes"]
@@ -46,37 +46,11 @@ def read(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, DamagedError) as error:
-        raise ConfigError(f"{path} {_damage(path, str(error))}") from error
+        raise ConfigError(f"{path} {describe_damage(path, str(error))}") from error
     tensors = dict(_tensors(content, ""))
     if not tensors:
         raise ConfigError(f"{path} holds no tensors by name; expected a state_dict, alone or beside other things")
     return tensors
-
-
-def _damage(path: Path, error: str) -> str:
-    """Why a file cannot be read as a checkpoint."""
-    with open(path, "rb") as file:
-        head = file.read(200)
-    if not head:
-        return "is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the weights: git lfs pull"
-    if head.lstrip()[:1] == b"<":
-        return "is a web page, not a checkpoint: fetch it again"
-    if found := re.search(r"GLOBAL (\S+)", error):
-        return (
-            f"holds an object of {found[1]}, whose code reading it would run; store the state_dict alone, with "
-            f"torch.save(model.state_dict(), ...) or as safetensors"
-        )
-    if "TorchScript" in error:
-        return "is a TorchScript program; store its state_dict() as safetensors and name that file"
-    as_safetensors = head[8:9] == b"{" and path.suffix != ".safetensors"
-    as_torch = (head[:2] == b"PK" or head[:1] == b"\x80") and path.suffix == ".safetensors"
-    if as_safetensors or as_torch:
-        return f"is a {'safetensors' if as_safetensors else 'torch'} file by its content: rename it"
-    return (
-        f"cannot be read as a checkpoint; it is damaged, or no such file ({error.strip().partition(chr(10))[0][:200]})"
-    )
 
 
 def _tensors(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -109,6 +83,15 @@ def choose(state: Mapping[str, Tensor], net: nn.Module, use_ema: bool | None = N
     return prefix, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
+def _choose(
+    state: Mapping[str, Tensor], net: nn.Module, path: Path, use_ema: bool | None = None
+) -> tuple[str, dict[str, Tensor]]:
+    try:
+        return choose(state, net, use_ema)
+    except ConfigError as error:
+        raise ConfigError(f"{path} {error}") from error
+
+
 def _endings(key: str) -> Iterator[str]:
     """`a.b.c`, `b.c`, `c`."""
     parts = key.split(".")
@@ -121,10 +104,7 @@ def load(net: nn.Module, path: Path, use_ema: bool | None = None) -> str:
     ConfigError names every kind of disagreement, and weights that are no numbers.
     """
     everything, expected = read(path), net.state_dict()
-    try:
-        prefix, state = choose(everything, net, use_ema)
-    except ConfigError as error:
-        raise ConfigError(f"{path} {error}") from error
+    prefix, state = _choose(everything, net, path, use_ema)
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]
     shapes = [
@@ -153,7 +133,7 @@ def load(net: nn.Module, path: Path, use_ema: bool | None = None) -> str:
 
 def stored_classes(net: nn.Module, classes: int, path: Path) -> int:
     """Outputs of the classifier in a file, for a network built like it with `classes` outputs."""
-    _, state = choose(read(path), net)
+    _, state = _choose(read(path), net, path)
     weight = state.get(f"{find_head(net, classes)}.weight")
     return classes if weight is None else len(weight)
 

@@ -15,10 +15,10 @@ from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.evaluate import evaluating
+from recombine.flips.heads import fit_heads
 from recombine.models import Model
 from recombine.models.model import Preprocess
 from recombine.run.run import Run
-from recombine.transfer.heads import fit_heads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
