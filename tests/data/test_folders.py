@@ -98,6 +98,11 @@ def empty_class(r):
     (r / "blue").mkdir()
 
 
+def one_image(r):
+    pictures(r)
+    pictures(r, "blue", each=1)
+
+
 def two_vals(r):
     split(r, ("red", "green"), ("red", "green"), "val")
     pictures(r / "valid", each=1)
@@ -120,6 +125,7 @@ def latin1_class(r):
         (wrapped_split, r"dataset/ is a folder around the classes \(test, train\)"),
         (wrapped_below, "images/ is a folder around .* move them one folder up"),
         (empty_class, "no image in the class folder blue; remove it, or put images in"),
+        (one_image, "a single image of blue; add some"),
         (two_vals, "val and valid are one split"),
         (latin1_class, r"caf\\xe9 is no UTF-8; rename the folder"),
     ],

@@ -46,8 +46,7 @@ def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
     if not roots:
         names = _classes(place, skip)
         _refuse(place, {"": (place, names)})
-        load = cache(lambda: scan(place, names))
-        return held_out(load, names)
+        return held_out(cache(lambda: _several(scan(place, names), names)), names)
     found = {split: (root, _classes(root, skip)) for split, root in roots.items()}
     if "test" in found and not found["test"][1] and len(found) > 1:
         del found["test"]  # without labels: nothing can be measured on it
@@ -57,6 +56,14 @@ def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
     names = sorted({name for _, classes in found.values() for name in classes})
     scans = {split: partial(scan, root, names, loose=split == "train") for split, (root, _) in found.items()}
     return SourceSplits(scans, names)
+
+
+def _several(files: FileReader, names: Sequence[str]) -> FileReader:
+    """The files, unless a class has a single one, which cannot be in two splits."""
+    if single := [name for label, name in enumerate(names) if (files.labels == label).sum() == 1]:
+        listed = ", ".join(single)
+        raise ConfigError(f"{files.root}: a single image of {listed}; add some, or give train/ and test/ yourself")
+    return files
 
 
 def held_out(load: Callable[[], FileReader | BytesReader], names: Sequence[str]) -> SourceSplits:
