@@ -21,7 +21,7 @@ from recombine.core.results import read_rows
 __all__ = ["Outcome", "Trial", "list_trials", "run_trial"]
 
 DATA = ("dataset=folder", "dataset.folder=.", "data_root=data/choose", "weights_root=weights", "cache_root=cache")
-QUIET = ("wandb=disabled", "hydra.job_logging.root.level=WARNING")
+QUIET = ("logger=none", "hydra.job_logging.root.level=WARNING")
 TASK = "things"
 """The patch's name."""
 Measure = Callable[[nn.Module, str | None], np.ndarray]
