@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def columns(prefix, points):
 def row(points, search="nsga2", seed=0, status="ok", series=None, **cell):
     facts = {"a": "one", "b": "two", "dataset": "cifar10", "search": search, "method": "stitch"}
     facts |= {"performance": "accuracy", "population": 32, "budget": 100, "max_matches": "all", **cell}
-    known = (columns("front", points) | columns("reference", REFERENCES) | (series or {})) if status == "ok" else {}
+    known = columns("front", points) | columns("reference", REFERENCES) if status == "ok" else {}
+    known |= {"front_on": [[0]] * len(points)} | (series or {}) if status == "ok" else {}
     metrics = {"requests": 100.0, "evaluations": 70.0 + seed, "answered": 30.0 - seed}
     return Row(facts, metrics, known, entry="stitch", seed=seed, run=f"{search}-{seed}-{cell}", status=status)
 
@@ -131,6 +133,16 @@ def test_parents_stand_once_beside_the_chosen_offspring_of_each_search(rows):
     ]  # fmt: skip
     assert lines["offspring of nsga2"][0].startswith("90.00 ± "), "89 and 91, each the best on the search's images"
     assert not any("warning" in note for note in table.notes)
+
+
+def test_parents_on_a_front_count_for_nothing():
+    """Rows of version 0.1 counted them: here A, which dominates the ensemble, and an offspring that dominates B."""
+    points = [(91, 90, 100), (90.5, 88, 200)]
+    old = row(points, series={"front_on": [[], [3]], "front_output": [0, 2]})
+    old = replace(old, metrics={**old.metrics, "search_dominate_ensemble": 1.0, "chosen_accuracy": 90.0})
+    (new,) = derive([old], {"function": "dominance"})
+    assert new.metrics["search_dominate_ensemble"] == 0 and new.metrics["test_dominate_b"] == 1
+    assert (new.metrics["front"], new.metrics["offspring"], new.metrics["chosen_accuracy"]) == (2, 1, 88)
 
 
 def test_requests_are_medians(rows):

@@ -22,7 +22,7 @@ def evaluate(genotypes):
     cost = bits - zeros + np.array([0, 1, 0.5])[output]
     active = np.ones(genotypes.shape, bool)
     active[:, :-1] = (np.arange(bits) <= ones[:, None]) | (np.arange(bits) >= bits - 1 - zeros[:, None])
-    return Evaluations(np.stack([-accuracy, cost], 1), accuracy, active)
+    return Evaluations(np.stack([-accuracy, cost], 1), accuracy, active, np.ones(len(genotypes), bool))
 
 
 def known_front(bits):

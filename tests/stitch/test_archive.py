@@ -39,10 +39,13 @@ def test_members_are_the_points_that_nothing_dominates(cloud, cut):
 
 
 def test_nothing_below_the_threshold_comes_in_or_stays():
+    """But for the parents and their ensemble, which have no stitch: the first of these individuals."""
     archive = Archive(3)
     everyone = individuals([[1, 4], [2, 3], [3, 2], [4, 1]], [0.1, 0.2, 0.3, 0.4])
-    assert archive.add(everyone, 0.2).tolist() == [False, True, True, True]
-    assert archive.add(everyone.take([0, 1]), 0.3).tolist() == [False, False]
-    assert archive.members.genotypes[:, 0].tolist() == [2, 3]
+    assert everyone.genotypes[:, 0].tolist() == [0, 1, 2, 3]
+    assert archive.add(everyone, 0.3).tolist() == [True, False, True, True]
+    assert archive.add(everyone.take([1]), 0.3).tolist() == [False]
+    archive.add(everyone.take([]), 0.4)
+    assert archive.members.genotypes[:, 0].tolist() == [0, 3]
     archive.add(everyone.take([]), 0.5)
-    assert len(archive) == 0
+    assert archive.members.genotypes[:, 0].tolist() == [0]

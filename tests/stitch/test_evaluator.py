@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 
@@ -14,10 +15,13 @@ from recombine.core.errors import Interrupted
 from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
-from recombine.stitch.evaluator import NetworkScores, OffspringEvaluator
+from recombine.stitch.evaluator import OffspringEvaluator
+from recombine.stitch.layers import set_affine
+from recombine.stitch.offspring import export
+from recombine.stitch.pareto import front
+from recombine.stitch.racing import NetworkScores, Rivals
 from recombine.stitch.search.random import RandomSearch
-from recombine.stitch.search.space import Budget, Space
-from recombine.stitch.search.sweep import references
+from recombine.stitch.search.space import Budget, Space, references
 from tests.stitch.test_training import Images
 
 
@@ -138,6 +142,142 @@ def test_a_signal_stops_between_passes_and_loses_nothing(net, many, run):
         evaluator(genotypes)
     run.signals.received = None
     assert len(make_evaluator(net, many, run, file=file).memo) == 4
+
+
+def test_a_pass_that_was_cut_off_is_repeated_as_a_whole(net, many, run):
+    file = run.dir / "evaluations.jsonl"
+    make_evaluator(net, many, run, file=file, eval_batch_networks=4)(random_genotypes(net, 8))
+    header, *lines = file.read_text().splitlines()
+    file.write_text("\n".join([header, *lines[:6], lines[6][:20]]))
+    assert len(make_evaluator(net, many, run, file=file).memo) == 4
+
+
+@pytest.mark.parametrize("limit", ["max_cost", "max_parameters"])
+def test_offspring_beyond_a_limit_are_not_run(net, many, run, limit):
+    genotypes = np.concatenate([references(len(net.genotype)), random_genotypes(net, 20)])
+    size = np.array([net.cost(g) if limit == "max_cost" else net.num_parameters(g) for g in genotypes])
+    evaluator = make_evaluator(net, many, run, **{limit: int(np.median(size[3:]))})
+    found = evaluator(genotypes)
+    stitched = np.array([net.phenotype(genotype)[:-1].any() for genotype in genotypes])
+    within = (size <= np.median(size[3:])) | ~stitched
+    assert 3 < within.sum() < 23 and np.array_equal(np.isfinite(found.objectives).all(1), within)
+    assert np.array_equal(found.measured, within)
+
+
+def test_parameters_are_those_of_the_offspring_by_itself(net):
+    for genotype in [*references(len(net.genotype)), *random_genotypes(net, 5)]:
+        alone = export(net, genotype)
+        assert net.num_parameters(genotype) == sum(p.numel() for p in alone.net.parameters())
+
+
+# ------------------------------------------------------------------------------------------------ races
+
+
+class Course(Images):
+    """Images with labels that a network gives of which both parents are damaged copies, at different ends.
+
+    What takes A's features below and B's layers above, through stitches that change nothing, is the intact network.
+    """
+
+    def __init__(self, model, joined) -> None:
+        generator = torch.Generator().manual_seed(1)
+        super().__init__(torch.randint(0, 256, (400, 3, 16, 16), generator=generator).to(torch.uint8), 200)
+        intact = model("resnet8", 0, width=8)
+        parents = [copy.deepcopy(intact) for _ in range(2)]
+        with torch.no_grad():
+            for parent, damaged in zip(parents, ("layer3", "layer1"), strict=True):
+                for name, value in parent.net.named_parameters():
+                    if name.startswith(damaged):
+                        value += value.std() * torch.randn(value.shape, generator=generator)
+            self.net = joined(*parents, max_matches=8)
+            for gene, stitch in enumerate(self.net.stitches):
+                set_affine(stitch, torch.eye(self.net.channels(gene)), torch.zeros(self.net.channels(gene)))
+            logits = intact(self.images)
+            self.labels = (logits - logits.mean(0)).argmax(1)
+            intact.net.linear.bias -= logits.mean(0)
+            for parent in self.net.nets:
+                parent.linear.bias.copy_(intact.net.linear.bias)
+
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            yield batch._replace(labels=self.labels[batch.index])
+
+    def search(self, run, budget=100, limit=None, **options):
+        """The front after a search, objectives [f, 2], and the evaluator; `limit` in place of the one of its rivals."""
+        evaluator = OffspringEvaluator(self.net, self, run, precision="fp32", **options)
+        if limit is not None:
+            evaluator.rivals.limit = limit
+        search = RandomSearch(
+            Space(self.net.alphabet, 1.5), Budget(budget), population=16
+        )  # asks the same whatever it hears
+        members = search.run(evaluator).members
+        return members.objectives[front(members.objectives)], evaluator
+
+
+@pytest.fixture(scope="module")
+def course(model, joined):
+    return Course(model, joined)
+
+
+def used(evaluator) -> float:
+    """Part of all images that the networks saw."""
+    return np.mean([score.images for score in evaluator.memo.values()]) / evaluator.samples
+
+
+def test_races_find_the_same_front_with_fewer_images(course, run):
+    """And the course can fail: where whatever differs from its rival is dropped, good offspring are lost."""
+    whole, everything = course.search(run)
+    assert used(everything) == 1
+    raced, evaluator = course.search(run, racing_alpha=0.01)
+    assert used(evaluator) < 0.75
+    assert raced == pytest.approx(whole)
+    parents = everything(references(len(course.net.genotype))).objectives
+    assert whole[0, 0] < parents[:, 0].min(), "an offspring is better than both parents and their ensemble"
+    hasty, _ = course.search(run, racing_alpha=0.01, limit=-100.0)
+    assert hasty[0, 0] > whole[0, 0]
+
+
+def test_estimates_are_near_and_enter_no_archive(course, run):
+    _, evaluator = course.search(run, 60, racing_alpha=0.01)
+    dropped = [key for key, score in evaluator.memo.items() if score.images < 400]
+    genotypes = np.stack([np.frombuffer(key, np.int8) for key in dropped])
+    found = evaluator(genotypes)
+    assert not found.measured.any() and len(dropped) > 5
+    error = found.accuracy - OffspringEvaluator(course.net, course, run, precision="fp32")(genotypes).accuracy
+    assert abs(error.mean()) < 0.1 and abs(error).max() < 0.4  # of 32 images; what was dropped was unlucky on them
+    search = RandomSearch(Space(course.net.alphabet), Budget(9), population=4)
+    assert not search._evaluate(genotypes[:5], evaluator).archived.any() and len(search.archive) == 0
+
+
+def test_an_interrupted_race_takes_the_same_course(course, run):
+    """Its rivals are measured again; those that were dropped stay dropped."""
+    options = {"racing_alpha": 0.01, "eval_batch_networks": 8}
+    whole, straight = course.search(run, 60, **options, file=run.dir / "whole.jsonl")
+    lines = (run.dir / "whole.jsonl").read_text().splitlines(keepends=True)
+    (run.dir / "cut.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    again, resumed = course.search(run, 60, **options, file=run.dir / "cut.jsonl")
+    assert np.array_equal(again, whole) and resumed.memo == straight.memo
+
+
+def test_a_rival_is_the_best_that_costs_no_more():
+    rivals = Rivals(0.01)
+    assert rivals.best([5]).tolist() == [-1]
+    rivals.add(np.array([[-0.9, 30.0], [-0.8, 10.0], [-0.7, 20.0]]), torch.zeros(3, 4))
+    assert rivals.objectives.tolist() == [[-0.9, 30.0], [-0.8, 10.0]]
+    assert rivals.best([5, 10, 29, 30, 99]).tolist() == [-1, 1, 1, 0, 0]
+
+
+def test_equal_networks_are_dropped_no_more_often_than_alpha():
+    """Networks that are right as often as their rival, on other images: z > 3.03 in at most 1 % of the comparisons."""
+    rivals = Rivals(0.01)
+    generator = torch.Generator().manual_seed(0)
+    rivals.add(np.array([[-0.5, 1.0]]), (torch.rand(1, 64, generator=generator) < 0.5).float())
+    _, dropped = rivals.compare((torch.rand(20_000, 64, generator=generator) < 0.5).float(), np.zeros(20_000, int))
+    expected = (rivals.scores[0] - (torch.rand(20_000, 64, generator=generator) < 0.5).float()).double()
+    z = expected.sum(1) / expected.square().sum(1).sqrt()
+    assert (
+        dropped.mean() == pytest.approx(float((z > rivals.limit).double().mean()), abs=0.003) and dropped.mean() < 0.01
+    )
 
 
 def test_a_search_is_repeated_from_the_file(net, many, run):

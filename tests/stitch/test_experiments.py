@@ -128,4 +128,4 @@ def test_two_steps(tmp_path, experiment):
     launch(recipe, config(experiment, more=more))
     (row,) = read_rows(tmp_path / "output")
     assert row.status == "ok" and row.metrics["requests"] == 15 and row.metrics["pairs"] == 3
-    assert ("single_stitch_accuracy" in row.series) == ("sweep" in experiment)
+    assert ("single_stitch_accuracy" in row.series) == (row.cell["search"] == "single_stitch_sweep")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from recombine.engine.evaluate import Predictions
-from recombine.stitch.metrics import BINS, compare_to_references, network_metrics, temperature
+from recombine.stitch.comparison import REFERENCES, MeasuredNetworks, compare_to_references, mcnemar
+from recombine.stitch.metrics import BINS, network_metrics, temperature
 
 
 def predictions(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
@@ -44,21 +46,40 @@ def test_network_metrics_are_torchmetrics():
     assert facts["search_loss_scaled"] < facts["search_loss"] and facts["test_ece_scaled"] < facts["test_ece"]
 
 
-def columns(points, outputs):
-    accuracy, test, cost = zip(*points, strict=True)
-    return {"search_accuracy": list(accuracy), "test_accuracy": list(test), "cost": list(cost), "output": outputs}
+def networks(points, outputs, on=None):
+    """Networks of (search accuracy, test accuracy, cost): `on` by default one stitch each; answers to 1000 images."""
+    accuracy, test, cost = (list(column) for column in zip(*points, strict=True))
+    on = [[0]] * len(points) if on is None else on
+    columns = {"search_accuracy": accuracy, "test_accuracy": test, "cost": cost, "output": outputs, "on": on}
+    answers = {name: np.array([np.arange(1000) < 10 * value for value in columns[f"{name}_accuracy"]]) for name in SETS}
+    return MeasuredNetworks(columns, answers)
+
+
+SETS = ("search", "test")
+PARENTS = [(80, 79, 100), (90, 88, 300), (91, 90, 400)]
 
 
 def test_comparison_by_hand():
-    references = columns([(80, 79, 100), (90, 88, 300), (91, 90, 400)], [0, 1, 2])
-    front = columns([(92, 89, 380), (90.8, 90.5, 200), (80, 81, 90), (70, 70, 50)], [2, 2, 0, 1])
-    facts = compare_to_references(front, references)
-    assert facts["front"] == 4
+    references = networks(PARENTS, [0, 1, 2], [[], [], []])
+    front = networks(
+        [(92, 89, 380), (90.8, 90.5, 200), (80, 81, 90), (70, 70, 50), *PARENTS],
+        [2, 2, 0, 1, 0, 1, 2],
+        [[0], [1], [2], [3], [], [], []],
+    )
+    facts, series = compare_to_references(front, references)
+    assert (facts["front"], facts["offspring"]) == (7, 4)
     # search: the second is better and cheaper than B, the third as good as A and cheaper, the first beats the ensemble
-    assert [facts[f"search_dominate_{who}"] for who in ("a", "b", "ensemble")] == [1, 1, 1]
+    assert [facts[f"search_dominate_{who}"] for who in REFERENCES] == [1, 1, 1]
     # test: the first is worse than the ensemble there, the second beats B and the ensemble
-    assert [facts[f"test_dominate_{who}"] for who in ("a", "b", "ensemble")] == [1, 1, 1]
+    assert [facts[f"test_dominate_{who}"] for who in REFERENCES] == [1, 1, 1]
     assert facts["search_dominate_both_parents"] == 0
+    # answers are nested: of 1000 images the second is right on 25 more than B and wrong on none, on 5 more than both
+    assert series["front_test_gain_b"][1] == pytest.approx(2.5)
+    assert series["front_test_p_b"][1] == pytest.approx(0.5**25) and series["front_test_p_ensemble"][1] == 0.5**5
+    assert series["front_test_p_ensemble"][0] == series["front_test_p_ensemble"][-1] == 1
+    # by Holm: three offspring are cheaper than B, of which the second is surely better; four than the ensemble
+    assert facts["test_dominate_b_significant"] == 1 and 3 * 0.5**25 < 0.05
+    assert facts["test_dominate_ensemble_significant"] == 0 and 4 * 0.5**5 > 0.05
     # box from (80 %, 400) to (100 %, 0); the third and fourth points are at or below 80 %
     area = (92 - 80) * (400 - 380) + (90.8 - 80) * (380 - 200)
     assert facts["search_hypervolume"] == pytest.approx(100 * area / (20 * 400))
@@ -68,6 +89,18 @@ def test_comparison_by_hand():
     assert facts["cheap_ensemble_cost"] == 50 and facts["cheap_ensemble_accuracy"] == 90.5
 
 
-def test_no_cheap_ensemble_is_no_number():
-    references = columns([(80, 79, 100), (90, 88, 300), (91, 90, 400)], [0, 1, 2])
-    assert "cheap_ensemble_cost" not in compare_to_references(columns([(90, 89, 380)], [2]), references)
+def test_parents_count_for_nothing():
+    """A front of parents alone dominates none, and no offspring is chosen, though A dominates B and the ensemble."""
+    references = networks([(91, 91, 100), (90, 88, 300), (91, 90, 400)], [0, 1, 2], [[], [], []])
+    facts, _ = compare_to_references(references, references)
+    assert facts["offspring"] == 0 and not any(value for key, value in facts.items() if "dominate" in key)
+    assert "chosen_accuracy" not in facts and "cheap_ensemble_cost" not in facts
+    assert facts["test_hypervolume"] == facts["test_hypervolume_references"]
+
+
+def test_mcnemar_is_scipys():
+    answers = np.random.default_rng(0).random((6, 200)) < 0.7
+    for one, p_value in zip(answers, mcnemar(answers, answers[0]), strict=True):
+        gained, lost = int((one & ~answers[0]).sum()), int((~one & answers[0]).sum())
+        expected = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
+        assert p_value == pytest.approx(expected)

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from recombine import stitch
 from recombine.core.errors import ConfigError
-from recombine.stitch.search.sweep import references
+from recombine.stitch.ensemble import Ensemble
+from recombine.stitch.evaluator import predict_networks
+from recombine.stitch.recalibration import recalibrate
+from recombine.stitch.search.space import references
+from tests.stitch.test_evaluator import Labelled
 
 
 def genotypes(net, count: int = 5, rate: float = 0.2) -> list[np.ndarray]:
@@ -73,6 +78,68 @@ def test_parents_that_normalise_differently_survive_a_file(joined, model, images
     net.set_genotype(genotype)
     loaded = stitch.load(stitch.save(net, genotype, tmp_path / "o.safetensors"))
     assert torch.equal(loaded(images), net(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mean", ["logits", "probs"])
+def test_other_ensembles_survive_a_file(net, images, tmp_path, mean):
+    net.ensemble = Ensemble(mean)
+    net.ensemble.share.fill_(0.7)
+    genotype = references(len(net.alphabet))[2]
+    genotype[3] = 1
+    net.set_genotype(genotype)
+    loaded = stitch.load(stitch.save(net, genotype, tmp_path / "o.safetensors"))
+    assert torch.equal(loaded(images), net(images))
+
+
+@torch.no_grad()
+def test_statistics_of_batch_norms_are_estimated_behind_stitches_alone(net, images, tmp_path):
+    """They are those of torch's update_bn on the layers behind a stitch; the others keep their parents'."""
+    batches = [images[:3], images[3:]]
+    for genotype in genotypes(net):
+        model = stitch.export(net, genotype)
+        behind = [name for name, _ in recalibrate(net, net.plan([net.phenotype(genotype)]), batches).layers.items()]
+        again = stitch.export(net, genotype, calibration=batches)
+        changed = {
+            name.rpartition(".")[0]
+            for name, value in again.net.named_buffers()
+            if not torch.equal(value, model.net.get_buffer(name))
+        }
+        assert len(changed) == len(behind)
+        layers = {name: part for name, part in model.net.named_modules() if isinstance(part, nn.BatchNorm2d)}
+        for name, part in layers.items():
+            if name in changed:
+                part.reset_running_stats()
+                part.momentum = None
+                part.train()
+        for batch in batches:
+            model(batch)
+        for name in changed:
+            for key in ("running_mean", "running_var"):
+                torch.testing.assert_close(again.net.get_buffer(f"{name}.{key}"), model.net.get_buffer(f"{name}.{key}"))
+        path = stitch.save(net, genotype, tmp_path / "o.safetensors", trained=again)
+        (found,) = predict_networks(
+            net, genotype[None], Labelled(images, 4), precision="fp32", eval_batch_networks=1, calibration=batches
+        )
+        torch.testing.assert_close(stitch.load(path)(images), found.logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_offspring_is_a_parent_of_another_one(net, model, joined, images, tmp_path):
+    """Three networks in one: its file needs none of them, nor that of its parent."""
+    first = references(len(net.alphabet))[2]
+    first[3] = 1
+    child = stitch.load(stitch.save(net, first, tmp_path / "child.safetensors", name="child"))
+    again = joined(child, model("resnet8", 5))
+    genotype = references(len(again.alphabet))[2]
+    again.set_genotype(references(len(again.alphabet))[0])
+    assert torch.equal(again(images), child(images))
+    genotype[[2, 9]] = 1
+    again.set_genotype(genotype)
+    path = stitch.save(again, genotype, tmp_path / "grandchild.safetensors")
+    (tmp_path / "child.safetensors").unlink()
+    assert torch.equal(stitch.load(path)(images), again(images))
+    assert stitch.read_card(path)["parents"][0]["options"]["parents"] == ["resnet8", "cnn"]
 
 
 def test_cards_are_told_from_other_files(net, tmp_path):

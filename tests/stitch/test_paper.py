@@ -6,7 +6,7 @@ import pytest
 
 from recombine import models
 from recombine.stitch.parents import Parent
-from recombine.stitch.search.sweep import references
+from recombine.stitch.search.space import references
 
 ALIKE = {"weights": None, "size": 224, "crop_pct": 0.875, "interpolation": "bilinear"}
 

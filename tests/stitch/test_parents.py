@@ -12,8 +12,17 @@ from torch.nn import functional as F
 from recombine.core.errors import ConfigError
 from recombine.models import Model
 from recombine.models.model import Preprocess
-from recombine.stitch.layers import compatible, make_stitch, rows
-from recombine.stitch.parents import Parent, preprocessing_differences
+from recombine.stitch.layers import Align, compatible, make_stitch, rows
+from recombine.stitch.loading import preprocessing_differences
+from recombine.stitch.matching import match
+from recombine.stitch.offspring import export
+from recombine.stitch.parents import Parent
+from recombine.stitch.search.space import references
+from recombine.stitch.stitch_init import initialise
+from recombine.stitch.stitches import matching_problem
+from recombine.stitch.supernetwork import StitchPoint, Supernetwork
+from recombine.stitch.training import relative_errors
+from tests.stitch.test_training import Images
 
 
 def wrapped(net: nn.Module, size: int = 32, classes: int = 5) -> Model:
@@ -90,6 +99,29 @@ def test_changes_behind_views_are_refused():
         Parent(wrapped(Views()))
 
 
+class Branching(Views):
+    """Computes different things for different images."""
+
+    def forward(self, images):
+        x = self.first(images)
+        return self.last((x if x.sum() > 0 else 2 * x).mean((2, 3)))
+
+
+class Mismatched(Views):
+    """Fits no size of images."""
+
+    def forward(self, images):
+        return self.last(self.first(images).flatten(1))
+
+
+@pytest.mark.parametrize(("net", "operation"), [(Branching, "gt"), (Mismatched, "last")])
+def test_what_cannot_be_traced_is_told_in_one_sentence_with_the_operation(net, operation):
+    with pytest.raises(
+        ConfigError, match=rf"^{net.__name__} cannot be traced at 32 pixels: [^\n]+ operation {operation}\)$"
+    ):
+        Parent(wrapped(net()))
+
+
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(ConfigError, match="choose a classifier"):
         Parent(wrapped(nn.Sequential(nn.Conv2d(3, 4, 3))))
@@ -110,13 +142,48 @@ def test_edges_pass_over_what_is_no_candidate(model):
     assert parent.edges(parent.nodes) == [(0, 1), (1, 2)]
 
 
+def tokens(seed: int, **options) -> Model:
+    """A small vision transformer; its forward has arguments with defaults besides the images."""
+    torch.manual_seed(seed)
+    small = {"num_classes": 5, "img_size": 32, "depth": 2}
+    return wrapped(timm.create_model("vit_tiny_patch16_224", **small, **options), 32)
+
+
 def test_channels_last_and_tokens_have_layouts_of_their_own():
     torch.manual_seed(0)
     convnext = Parent(wrapped(timm.create_model("convnext_atto", num_classes=5), 32))
     assert {convnext.layout(node) for node in convnext.nodes} >= {"NCHW", "NHWC", "NC"}
-    vit = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, depth=1, embed_dim=24, num_heads=2)
-    transformer = Parent(wrapped(vit, 32))
-    assert "BNC" in {transformer.layout(node) for node in transformer.nodes}
+    sizes = {"img_size": 56, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
+    swin = Parent(wrapped(timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **sizes), 56), "block")
+    assert [swin.layout(node) for node in swin.nodes] == ["NHWC", "BNC"] * 2, "attention by windows, MLPs by tokens"
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_attention_is_no_map(normalised):
+    """[B, heads, N, d] has four axes, the last as wide as the norm of queries and keys; [B, C, N] is not [B, N, C]."""
+    parent = Parent(tokens(0, embed_dim=24, num_heads=2, qk_norm=normalised))
+    shapes = {
+        layout: [n.meta["shape"] for n in parent.nodes if parent.layout(n) == layout] for layout in ("NCHW", "BNC")
+    }
+    assert shapes["NCHW"] == [(1, 24, 2, 2)] and {shape[:2] for shape in shapes["BNC"]} == {(1, 4), (1, 5)}
+    ends = Parent(parent.model, "block").nodes
+    assert [node.meta["shape"] for node in ends] == [(1, 5, 24)] * 4, "two residual sums a block"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("granularity", ["op", "block"])
+def test_transformers_are_joined(joined, granularity):
+    """Without stitches the supernetwork is its parents; masks that attention takes by default are no images."""
+    net = joined(tokens(0, embed_dim=24, num_heads=2), tokens(1, embed_dim=36, num_heads=3), granularity)
+    assert len(net.pairs) == {"op": 50, "block": 4}[granularity]
+    images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for genotype, parent in zip(references(len(net.genotype)), net.parents, strict=False):
+        net.set_genotype(genotype)
+        assert torch.equal(net(images), parent.model(images))
+    genotype = references(len(net.genotype))[2]
+    genotype[1::4] = 1
+    net.set_genotype(genotype)
+    assert torch.equal(export(net, genotype)(images), net(images))
 
 
 def test_compatibility_is_everything_but_channels():
@@ -141,11 +208,57 @@ def test_compatibility_is_everything_but_channels():
 )
 def test_a_stitch_is_one_linear_map_of_channels(layout, shape, out):
     torch.manual_seed(0)
-    stitch, value = make_stitch(layout, 3, 7), torch.randn(shape)
+    stitch, value = make_stitch(layout, shape, layout, out), torch.randn(shape)
     given = stitch(value)
     assert given.shape == out
     expected = rows(value, layout) @ stitch.weight.detach().flatten(1).T + stitch.bias
     torch.testing.assert_close(rows(given, layout), expected)
+
+
+def test_sizes_may_differ_by_a_factor_of_two_where_values_are_resized():
+    def fits(*values):
+        return compatible(*values, resize=True)
+
+    assert fits("NCHW", (1, 3, 8, 8), "NCHW", (1, 5, 4, 4)) and fits("NCHW", (1, 3, 8, 8), "NHWC", (1, 16, 16, 5))
+    assert fits("NCHW", (1, 3, 8, 8), "BNC", (1, 65, 5)) and fits("BNC", (1, 51, 5), "BNC", (1, 197, 5))
+    assert not fits("NCHW", (1, 3, 9, 9), "NCHW", (1, 5, 4, 4)) and not fits("NCHW", (1, 3, 1, 1), "NC", (1, 3))
+    assert not fits("BNC", (1, 60, 5), "NCHW", (1, 3, 7, 7)), "11 tokens beside a square are none of its prefix"
+
+
+@torch.no_grad()
+def test_resizing_keeps_what_both_sizes_hold():
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    tokens = Align("NCHW", (1, 3, 4, 4), "BNC", (1, 17, 3))(maps)
+    assert torch.equal(tokens[:, 1:], maps.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(tokens[:, 0], maps.mean((2, 3)))
+    assert torch.equal(Align("BNC", (1, 17, 3), "NCHW", (1, 3, 4, 4))(tokens), maps)
+    halved = Align("NCHW", (1, 3, 4, 4), "NHWC", (1, 2, 2, 3))(maps)
+    torch.testing.assert_close(halved.movedim(3, 1), F.avg_pool2d(maps, 2))
+    smaller = Align("BNC", (1, 17, 3), "BNC", (1, 6, 3))(tokens)
+    assert torch.equal(smaller[:, 0], tokens[:, 0])
+    torch.testing.assert_close(smaller[:, 1], halved.mean((1, 2)))
+    torch.testing.assert_close(smaller[:, 2:], halved.flatten(1, 2))
+    grown = Align("NHWC", (1, 2, 2, 3), "NCHW", (1, 3, 4, 4))(halved)
+    torch.testing.assert_close(grown, F.interpolate(halved.movedim(3, 1), scale_factor=2, mode="bilinear"))
+
+
+@torch.no_grad()
+def test_a_transformer_and_a_convolutional_network_are_joined_by_resizing():
+    torch.manual_seed(0)
+    network = wrapped(torchvision.models.resnet18(num_classes=5), 32)
+    parents = (Parent(tokens(0, embed_dim=24, num_heads=2), "block"), Parent(network, "block"))
+    found = match(matching_problem(parents, resize=True)).pairs.tolist()
+    net = Supernetwork(parents, [StitchPoint(parents[0].nodes[i], parents[1].nodes[j]) for i, j in found]).eval()
+    assert len(net.pairs) == 4 and {net.layout(0), net.layout(1)} == {"BNC", "NCHW"}
+    images = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    initialise(net, "lstsq", Images(images), 8)
+    errors = relative_errors(net, Images(images), "fp32")
+    assert (errors <= 1.001).all() and errors.min() < 0.9, "no worse than the mean of each channel"
+    genotype = references(len(net.genotype))[2]
+    genotype[:4] = 1
+    net.set_genotype(genotype)
+    assert torch.equal(export(net, genotype)(images), net(images))
+    assert net.cost(genotype) > 0
 
 
 def test_parents_have_to_see_the_same_pixels(model):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, chisquare
 
-from recombine.stitch.search.population import initial_population, mutate, two_point_crossover
-from recombine.stitch.search.space import Space
+from recombine.stitch.search.population import fittest, initial_population, mutate, two_point_crossover
 from tests.stitch.lotz import space
 
 
@@ -37,8 +36,20 @@ def test_genes_are_drawn_each_by_itself():
 
 
 def test_few_stitches_are_on_half_of_the_time():
-    assert Space(np.array([2] * 4 + [3])).rate == 0.5
-    assert space(412).rate == 6.2 / 412
+    assert initial_population(space(4), 100, rng())[:, :-1].mean() == 0.5
+
+
+def test_some_genes_may_vary_alone():
+    genes = np.array([True, True, False, False, False, False, True])
+    some = initial_population(space(6, 1.0), 100, rng(), genes)
+    assert some[:, :2].mean() == 0.5 and not some[:, 2:-1].any() and set(some[:, -1]) == {0, 1, 2}
+    mutant = mutate(np.zeros((30_000, 7), np.int8), space(6).alphabet, rng(), genes) > 0
+    assert not mutant[:, 2:-1].any() and mutant[:, :2].mean() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_the_fittest_come_front_by_front():
+    objectives = np.array([[5, 5], [1, 3], [2, 4], [3, 1], [2, 2], [3, 3]])
+    assert fittest(objectives, 9).tolist() == [1, 4, 3, 2, 5, 0] and fittest(objectives, 2).tolist() == [1, 4]
 
 
 def test_two_points_exchange_what_lies_between():

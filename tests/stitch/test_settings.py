@@ -49,6 +49,7 @@ def test_defaults_of_the_file_are_those_of_the_settings():
                 assert schema.model_fields[name].default == value, name
 
 
+METHOD = "recombine.stitch.settings.StitchMethodSettings"
 TARGET = "recombine.stitch.search.nsga2.Nsga2"
 WRONG = {
     "budget=0": "a whole number of at least 1",
@@ -58,9 +59,13 @@ WRONG = {
     "eval_batch_networks=0": "at least 1",
     "num_saved=-1": "at least 0",
     "expected_stitches=0": "above 0",
-    "search.population=1": "at least 2",
+    "search.population=1": "at least 4",
     "search.steering=1.5": "at most 1",
-    "method.init=good": "one of default, std, lstsq",
+    "method.init=good": "one of default, std, lstsq, matched",
+    "method.loss=good": "one of none, features, joint_features, distill, labels",
+    "method.sampled_stitches=0": "at least 1",
+    "bn_images=-1": "at least 0",
+    "ensemble=votes": "one of logits, probs",
     "method.init_images=1.5": "a whole number",
     "matching.method=best": "one of lcs, greedy_depth",
     "matching.granularity=net": "one of op, block",
@@ -86,10 +91,11 @@ def test_all_mistakes_are_reported_together_with_a_valid_override():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": {"_target_": "torch.nn.Linear"}}, "is not a method of stitching; method=stitch_lstsq is one"),
+        ({"method": {"_target_": "torch.nn.Linear"}}, "is not a method of stitching; method=stitch_matched is one"),
         ({"search": {"_target_": "torch.nn.Linear"}}, "is not a search; search=ga_familial is one"),
         ({"search": {"_target_": TARGET, "steering": 0.5}}, "unknown setting search.steering"),
         ({"matching": {"depth": 1}}, "unknown setting matching.depth"),
+        ({"method": {"_target_": METHOD, "learn_share": True}}, "method.learn_share=true has nothing to learn from"),
     ],
 )
 def test_what_does_not_belong_there_is_refused(change, message):

@@ -25,7 +25,7 @@ from recombine.core.results import read_rows
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
 from recombine.stitch.images import open_images
-from recombine.stitch.parents import load_parents
+from recombine.stitch.loading import load_parents
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "budget=60", "num_saved=2"]
@@ -70,7 +70,7 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     (row,) = launched(tmp_path, weights, FEW)
     m, s = row.metrics, row.series
     assert row.status == "ok" and row.cell["a"] == "first" and row.cell["search"] == "ga_familial"
-    assert m["requests"] == 60 >= m["evaluations"] and m["pairs"] == m["pairs_bound"]
+    assert m["requests"] == 60 >= m["evaluations"] and m["images_used"] <= 100 and m["pairs"] == m["pairs_bound"]
     assert m["front"] == len(s["front_cost"]) == len(s["front_on"])
     assert s["front_cost"] == sorted(s["front_cost"], reverse=True)
     assert s["front_search_accuracy"] == sorted(s["front_search_accuracy"], reverse=True)
@@ -84,14 +84,16 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
     files = sorted((folder / "offspring").iterdir())
     assert [file.name for file in files] == ["0.safetensors", "1.safetensors"][: int(m["front"])]
     card = stitch.read_card(files[0])
-    assert card["metrics"]["test_accuracy"] == s["front_test_accuracy"][0]
+    best = s["front_test_accuracy"][s["saved"][0]]
+    assert card["metrics"]["test_accuracy"] == best
+    assert m["offspring"] == sum(map(bool, s["front_on"])) <= m["front"] and bool(card["on"]) == (m["offspring"] > 0)
     # the file by itself scores what the run measured
     model, hits, total = stitch.load(files[0]), 0, 0
     with opened(tmp_path, weights, FEW) as (images, parent):
         for batch in images.test_loader(parent, 64).epoch(0):
             hits += int((model(batch.images).argmax(1) == batch.labels).sum())
             total += len(batch.labels)
-    assert 100 * hits / total == pytest.approx(s["front_test_accuracy"][0])
+    assert 100 * hits / total == pytest.approx(best)
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "black.png")
     words = ["--model", str(files[0]), "--json", "--device", "cpu", str(tmp_path / "black.png")]
     monkeypatch.setattr("sys.argv", ["predict.py", *words])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,11 +13,16 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch
 from recombine.models.freeze import digest
+from recombine.stitch.ensemble import Ensemble
+from recombine.stitch.execution_plan import ExecutionPlan
+from recombine.stitch.joint_training import JointTraining, sample_offspring
 from recombine.stitch.layers import rows
 from recombine.stitch.offspring import export
 from recombine.stitch.retraining import Branches, Retraining
-from recombine.stitch.stitch_init import initialise
+from recombine.stitch.search.space import references
+from recombine.stitch.stitch_init import MAX_SCALE, initialise
 from recombine.stitch.training import StitchTraining, relative_errors
+from recombine.stitch.vertices import Operand
 
 
 class Images:
@@ -125,6 +131,19 @@ def test_least_squares_stands_dead_channels(net, many):
     assert (errors <= 1 + 1e-3).all()
 
 
+def test_matched_stitches_are_least_squares_with_the_variance_of_their_targets(net, many):
+    initialise(net, "matched", Images(many), len(many))
+    for gene in (0, 5, 2 * len(net.pairs) - 1):
+        x, y = sides(net, many, gene)
+        stitch = net.stitches[gene]
+        given = x @ stitch.weight.detach().double().flatten(1).numpy().T + stitch.bias.detach().double().numpy()
+        fitted = LinearRegression().fit(x, y).predict(x)
+        scale = np.minimum(y.std(0) / np.maximum(fitted.std(0), 1e-6), MAX_SCALE)
+        np.testing.assert_allclose(given, y.mean(0) + (fitted - fitted.mean(0)) * scale, atol=5e-3 * y.std())
+        live = (y.std(0) > 1e-3) & (scale < MAX_SCALE)
+        np.testing.assert_allclose(given.std(0)[live], y.std(0)[live], rtol=2e-2)
+
+
 def test_std_scales_the_default_to_the_features(net, many):
     before = [(stitch.weight.detach().clone(), stitch.bias.detach().clone()) for stitch in net.stitches]
     initialise(net, "std", Images(many), len(many))
@@ -186,3 +205,60 @@ def test_further_training_teaches_each_branch_of_an_ensemble(net, images):
     net.set_genotype(ensemble)
     assert torch.equal(branches(images), net(images))
     assert not any(module.training for module in branches.modules())
+
+
+def test_sampled_offspring_have_a_stitch_that_their_output_reaches(net):
+    torch.manual_seed(0)
+    sampled = sample_offspring(len(net.genotype), 400, 1.5)
+    assert sampled[:, :-1].sum(1).mean() == pytest.approx(1.5, abs=0.1) and sampled[:, :-1].sum(1).min() == 1
+    single = sampled[sampled[:, :-1].sum(1) == 1]
+    assert all(net.phenotype(genotype)[:-1].any() for genotype in single)
+    assert set(single[:, -1].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("loss", ["joint_features", "distill", "labels"])
+def test_joint_training_by_hand(net, images, loss):
+    """The mean over sampled offspring, each computed by itself; only stitches and, if asked for, the share train."""
+    method = JointTraining(net, loss, 3, 2.0, learn_share=loss == "distill").train()
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.manual_seed(3)
+    step = method(batch(images)._replace(labels=labels))
+    step.loss.backward()
+    trained = {name for name, parameter in method.named_parameters() if parameter.grad is not None}
+    assert trained and all("stitches." in name for name in trained - {"net.ensemble.share"})
+    assert ("net.ensemble.share" in trained) == (loss == "distill")
+    torch.manual_seed(3)
+    sampled, teacher = sample_offspring(len(net.genotype), 3, 2.0), references(len(net.genotype))[2]
+    assert (sampled[:, -1] == 2).any(), "one of them is an ensemble"
+    with torch.no_grad():
+        if loss == "joint_features":
+            features, total = net.features(images), 0.0
+            for genotype in sampled:
+                for gene in np.flatnonzero(net.phenotype(genotype)[:-1]):
+                    operand = Operand(len(net.graph.vertices) - len(net.stitches) + int(gene))
+                    value = ExecutionPlan(net.graph, [genotype], [operand]).run(net.compute, net.preprocess(images))
+                    total += F.mse_loss(value[0][0], features[gene]) / features[gene].var(correction=0)
+            expected = total / 3
+        else:
+            logits = []
+            for genotype in [*sampled, teacher]:
+                net.set_genotype(genotype)
+                logits.append(net(images))
+            *logits, target = logits
+            of_labels = [F.cross_entropy(each, labels) for each in logits]
+            divergence = [
+                (target.softmax(1) * (target.log_softmax(1) - z.log_softmax(1))).sum(1).mean() for z in logits
+            ]
+            expected = torch.stack(of_labels if loss == "labels" else divergence).mean()
+    torch.testing.assert_close(step.loss, expected)
+
+
+def test_ensembles_of_logits_and_probabilities():
+    a, b = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Ensemble()(a, b), (a + b) / 2)
+    mean = Ensemble("probs")
+    torch.testing.assert_close(mean(a, b).exp(), (a.softmax(1) + b.softmax(1)) / 2)
+    with torch.no_grad():
+        mean.share.fill_(math.log(3))
+    torch.testing.assert_close(mean(a, b).exp(), (3 * a.softmax(1) + b.softmax(1)) / 4)
+    assert not mean.plain and Ensemble().plain

@@ -87,9 +87,10 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
     operation is in place (which clears the flag `inplace` of layers).
     """
     modes = {module: module.training for module in net.modules()}
+    tracer = _Tracer(operations)
     try:
         net.eval()
-        graph = _Tracer(operations).trace(net)
+        graph = tracer.trace(net)
         if operations:
             without_effects(net, graph)
         module = fx.GraphModule(net, graph)
@@ -99,7 +100,10 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
             image = torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)
             _Recorder(module).run(image)
     except UNTRACEABLE as error:
-        raise ConfigError(f"{type(net).__name__} cannot be traced at {size} pixels: {error}") from error
+        place = getattr(error, "node", None) or next(reversed(tracer.graph.nodes), None)
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        told = f"{type(net).__name__} cannot be traced at {size} pixels"
+        raise ConfigError(f"{told}: {reason} (at its operation {place})") from error
     finally:
         for part, training in modes.items():
             part.training = training
@@ -179,7 +183,11 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: Node):
         sources = [self.env[source] for source in node.all_input_nodes]
         before = [(value, value._version) for value in sources if isinstance(value, Tensor)]
-        result = super().run_node(node)
+        try:
+            result = super().run_node(node)
+        except UNTRACEABLE as error:
+            error.node = node  # type: ignore[union-attr]
+            raise
         if isinstance(result, Tensor):
             node.meta["shape"] = tuple(result.shape)
             node.meta["floating"] = result.is_floating_point()

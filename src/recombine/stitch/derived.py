@@ -10,9 +10,10 @@ import numpy as np
 
 from recombine.core.types import Row
 from recombine.report.registry import register_derived
+from recombine.stitch.comparison import count_dominance
 from recombine.stitch.pareto import front, normalized_hypervolumes
 
-__all__ = ["hypervolumes", "networks"]
+__all__ = ["dominance", "hypervolumes", "networks"]
 
 PURPOSES = ("search", "test")
 NETWORKS = ("A", "B", "ensemble")
@@ -43,6 +44,21 @@ def hypervolumes(rows: Sequence[Row], above: float = 0.0) -> list[Row]:
     return derived
 
 
+def dominance(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose counts of dominance are of offspring alone: version 0.1 counted parents that are on the front too."""
+    return [replace(row, metrics=_recounted(row)) if _has_front(row) else row for row in rows]
+
+
+def _recounted(row: Row) -> dict[str, float]:
+    """The metrics of a row, those of `count_dominance` from its series."""
+    front_, references = (
+        {key.removeprefix(prefix): values for key, values in row.series.items() if key.startswith(prefix)}
+        for prefix in ("front_", "reference_")
+    )
+    kept = {key: value for key, value in row.metrics.items() if not key.startswith(("chosen_", "cheap_ensemble_"))}
+    return kept | count_dominance(front_, references)
+
+
 def networks(rows: Sequence[Row]) -> list[Row]:
     """A row for each parent, the ensemble and the chosen offspring of each search, with metrics on the test images.
 
@@ -56,8 +72,10 @@ def networks(rows: Sequence[Row]) -> list[Row]:
             for place, name in enumerate(NETWORKS):
                 derived.append(_network(row, cell, name, "reference", place))
         for row in group:
-            chosen = int(np.argmax(row.series["front_search_accuracy"]))
-            derived.append(_network(row, row.cell, f"offspring of {row.cell['search']}", "front", chosen))
+            offspring = [k for k, on in enumerate(row.series["front_on"]) if on]
+            if offspring:
+                chosen = max(offspring, key=lambda k: row.series["front_search_accuracy"][k])
+                derived.append(_network(row, row.cell, f"offspring of {row.cell['search']}", "front", chosen))
     return derived
 
 
@@ -92,3 +110,4 @@ def _points(row: Row, columns: str, purpose: str, above: float = -np.inf) -> np.
 
 register_derived("hypervolumes", hypervolumes)
 register_derived("networks", networks)
+register_derived("dominance", dominance)

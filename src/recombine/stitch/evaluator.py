@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum, maximum
 from recombine.core.errors import Interrupted
@@ -21,23 +21,17 @@ from recombine.core.types import Loader
 from recombine.engine.evaluate import Predictions, autocast, evaluating, predict, resolve
 from recombine.models.freeze import digest
 from recombine.run.run import Run
+from recombine.stitch.pareto import front
+from recombine.stitch.racing import Answers, Heat, NetworkScores, Rivals, in_stages
+from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.search.space import Evaluations
 from recombine.stitch.supernetwork import Supernetwork
 
 __all__ = ["NetworkScores", "OffspringEvaluator", "predict_networks"]
 
 log = logging.getLogger(__name__)
-
-
-class NetworkScores(NamedTuple):
-    """Results of one network on the search images."""
-
-    accuracy: float
-    """Fraction of correct predictions, 0..1; 0 if the logits are not finite."""
-    loss: float
-    """Mean cross entropy."""
-    cost: int
-    """Multiply-adds of one image."""
+TOO_LARGE = NetworkScores(0.0, math.inf, math.inf, 0)
+"""Of a network that is beyond the limits."""
 
 
 class OffspringEvaluator:
@@ -57,18 +51,37 @@ class OffspringEvaluator:
         performance: str = "accuracy",
         eval_batch_networks: int = 32,
         file: Path | None = None,
+        calibration: Sequence[Tensor] = (),
+        racing_alpha: float = 0.0,
+        max_cost: int | None = None,
+        max_parameters: int | None = None,
     ) -> None:
-        """`eval_batch_networks`: networks in one pass, which bounds the memory; `file`: keeps the memo."""
+        """`eval_batch_networks`: networks in one pass, which bounds the memory; `file`: keeps the memo.
+
+        `calibration`: batches of images (uint8 [B, 3, H, W]) on which BatchNorms behind stitches estimate their
+        statistics. `racing_alpha`: networks are dropped early as `Rivals` describes it; 0: all see all images.
+        Offspring above `max_cost` multiply-adds or `max_parameters` are not run: their objectives are infinite.
+        """
+        self.limits = (max_cost or math.inf, max_parameters or math.inf)
+        self.calibration = calibration
         self.net, self.run, self.precision = net, run, precision
         self.performance, self.eval_batch_networks, self.file = performance, eval_batch_networks, file
         with closing(loader.epoch(0)) as batches:
-            self.batches = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
-        self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in self.batches))))
+            images = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
+        self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in images))))
+        self.rivals = Rivals(racing_alpha) if racing_alpha else None
+        self.stages = in_stages(images) if self.rivals else [images]
+        """Batches of images and labels; after each stage but the last, networks may be dropped."""
         self.memo: dict[bytes, NetworkScores] = {}
         """By phenotype."""
+        self.passes = 0
         if file is not None:
-            identity = {"network": digest(net), "data": loader.digest, "precision": resolve(precision, run.device)}
-            self._read_memo(file, {"format": 1, **identity})
+            header = {"format": 2, "network": digest(net), "data": loader.digest}
+            header |= {"precision": resolve(precision, run.device)}
+            header |= {"racing": [racing_alpha, performance]} if racing_alpha else {}
+            if calibration:
+                header["calibration"] = zlib.crc32(torch.cat(list(calibration)).cpu().numpy().tobytes())
+            self._read_memo(file, header)
 
     def __call__(self, genotypes: np.ndarray) -> Evaluations:
         """int8 [n, 2m + 1] -> objectives (both to be minimised), accuracy and active genes of each."""
@@ -76,12 +89,19 @@ class OffspringEvaluator:
         phenotypes = np.where(active, genotypes, 0).astype(np.int8)
         keys = [phenotype.tobytes() for phenotype in phenotypes]
         fresh = {key: phenotype for key, phenotype in zip(keys, phenotypes, strict=True) if key not in self.memo}
-        self._evaluate(list(fresh.values()))
-        scores = [self.memo[key] for key in keys]
+        self._evaluate([phenotype for phenotype in fresh.values() if self._within_limits(phenotype)])
+        scores = [self.memo.get(key, TOO_LARGE) for key in keys]
         accuracy = np.array([score.accuracy for score in scores])
-        performance = -accuracy if self.performance == "accuracy" else np.array([score.loss for score in scores])
-        cost = np.array([float(score.cost) for score in scores])
-        return Evaluations(np.stack([performance, cost], 1), accuracy, active)
+        measured = np.array([score.images == self.samples for score in scores])
+        objectives = np.array([score.objectives(self.performance) for score in scores])
+        return Evaluations(objectives, accuracy, active, measured)
+
+    def _within_limits(self, phenotype: np.ndarray) -> bool:
+        """Whether a network may be run: the parents and their ensemble, which have no stitch, always may."""
+        cost, parameters = self.limits
+        if not phenotype[:-1].any():
+            return True
+        return self.net.cost(phenotype) <= cost and self.net.num_parameters(phenotype) <= parameters
 
     def _evaluate(self, phenotypes: Sequence[np.ndarray]) -> None:
         """Evaluate new networks; raises Interrupted between two passes over the images."""
@@ -95,46 +115,52 @@ class OffspringEvaluator:
             self.memo |= scores
             self._append(scores)
 
-    def _scores(self, genotypes: Sequence[np.ndarray]) -> list[NetworkScores]:
-        """One pass over all images, each process over its part; the host waits for the device once."""
-        plan, device = self.net.plan(genotypes), self.run.device
-        correct = torch.zeros(len(genotypes), dtype=torch.float64, device=device)
-        loss = torch.zeros_like(correct)
+    def _scores(self, genotypes: Sequence[np.ndarray], *, race: bool = True) -> list[NetworkScores]:
+        """One pass over the images, each process over its part; the host waits for the device once a stage."""
+        if not genotypes:
+            return []
+        plan, answers = self.net.plan(genotypes), Answers()
+        heat = Heat(self.rivals, self.performance, genotypes, list(map(self.net.cost, genotypes)), race)
         with evaluating(self.net):
-            for images, labels in self.batches:
-                with autocast(self.precision, device):
-                    logits = torch.stack(self.net.logits(plan, images))
-                correct += (logits.argmax(2) == labels).sum(1)
-                loss += self._cross_entropy(logits, labels)
-        values = all_reduce_sum(torch.stack([correct, loss]).cpu()) / self.samples
-        costs = [self.net.cost(genotype) for genotype in genotypes]
-        return [
-            NetworkScores(accuracy, mean, cost) if math.isfinite(mean) else NetworkScores(0.0, math.inf, cost)
-            for accuracy, mean, cost in zip(*values.tolist(), costs, strict=True)
-        ]
-
-    @staticmethod
-    def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        """[G, B, C] and [B] -> sums over the batch [G]."""
-        return F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none").sum(1).double()
+            with autocast(self.precision, self.run.device):
+                instead = recalibrate(self.net, plan, self.calibration).layers if self.calibration else {}
+            for stage in self.stages:
+                for images, labels in stage:
+                    with autocast(self.precision, self.run.device):
+                        answers.add(torch.stack(self.net.logits(plan, images, instead)), labels)
+                if stage is self.stages[-1] or not (dropped := heat.drop(answers)).any():
+                    continue
+                answers.keep(~dropped)
+                plan = plan.keep(np.flatnonzero(~dropped).tolist())
+                if not len(heat.left):
+                    break
+        return heat.finish(answers)
 
     def _read_memo(self, file: Path, header: dict) -> None:
         """Read the memo of a file if it was made with this supernetwork and these images, else start the file anew."""
         records, damaged = read_records(file)
         if damaged:
             log.warning("%s: %d lines are damaged; their networks are evaluated again", file, damaged)
-        known = records[1:] if records[:1] == [header] else []
+        known = _whole_passes(records[1:]) if records[:1] == [header] else []
         for record in known:
             genotype = np.zeros_like(self.net.genotype)
             genotype[record["on"]], genotype[-1] = 1, record["output"]
             loss = math.inf if record["loss"] is None else record["loss"]
-            self.memo[genotype.tobytes()] = NetworkScores(record["accuracy"], loss, record["cost"])
+            scores = NetworkScores(record["accuracy"], loss, record["cost"], record["images"])
+            self.memo[genotype.tobytes()] = scores
         if self.run.main:  # a line that was cut off must not be continued
             write_records(file, [header, *known])
-            if known:
-                log.info("%s networks were evaluated before: %s", f"{len(known):,}", file)
+        self.passes = known[-1]["pass"] + 1 if known else 0
+        if self.rivals:  # what they answered to every image is not in the file
+            measured = [key for key, score in self.memo.items() if score.images == self.samples]
+            objectives = [self.memo[key].objectives(self.performance) for key in measured]
+            best = front(np.reshape(objectives, (-1, 2)))
+            self._scores([np.frombuffer(measured[k], np.int8) for k in best], race=False)
+        if self.run.main and known:
+            log.info("%s networks were evaluated before: %s", f"{len(known):,}", file)
 
     def _append(self, scores: dict[bytes, NetworkScores]) -> None:
+        number, self.passes = self.passes, self.passes + 1
         if self.file is None or not self.run.main:
             return
         records = []
@@ -142,17 +168,33 @@ class OffspringEvaluator:
             genotype = np.frombuffer(key, np.int8)
             genes = {"on": np.flatnonzero(genotype[:-1]).tolist(), "output": int(genotype[-1])}
             loss = score.loss if math.isfinite(score.loss) else None
-            records.append({**genes, **score._asdict(), "loss": loss})
+            of_pass = {"pass": number, "networks": len(scores)}
+            records.append({**genes, **score._asdict(), "loss": loss, **of_pass})
         append_records(self.file, records)
 
 
+def _whole_passes(records: list[dict]) -> list[dict]:
+    """Records before the first pass of which some are lost: it is repeated as a whole, with the rivals it had."""
+    sizes = Counter(record["pass"] for record in records)
+    broken = [record["pass"] for record in records if sizes[record["pass"]] != record["networks"]]
+    missing = [number for number in range(len(sizes)) if number not in sizes]
+    end = min([*broken, *missing], default=len(sizes))
+    return [record for record in records if record["pass"] < end]
+
+
 def predict_networks(
-    net: Supernetwork, genotypes: np.ndarray, loader: Loader, *, precision: str, eval_batch_networks: int
+    net: Supernetwork,
+    genotypes: np.ndarray,
+    loader: Loader,
+    *,
+    precision: str,
+    eval_batch_networks: int,
+    calibration: Sequence[Tensor] = (),
 ) -> Iterator[Predictions]:
     """The predictions of the network of each genotype [n, L], `eval_batch_networks` of them in one pass."""
     for start in range(0, len(genotypes), eval_batch_networks):
         group = genotypes[start : start + eval_batch_networks]
-        found = predict(_NetworkBatch(net, group), loader, precision=precision)
+        found = predict(_NetworkBatch(net, group, calibration), loader, precision=precision)
         for logits in found.logits.unflatten(1, (len(group), -1)).unbind(1):
             yield found._replace(logits=logits)
 
@@ -160,9 +202,11 @@ def predict_networks(
 class _NetworkBatch(nn.Module):
     """Logits [B, G C] of several genotypes."""
 
-    def __init__(self, net: Supernetwork, genotypes: np.ndarray) -> None:
+    def __init__(self, net: Supernetwork, genotypes: np.ndarray, calibration: Sequence[Tensor]) -> None:
         super().__init__()
         self.net, self.plan = net, net.plan(genotypes)
+        with evaluating(net):
+            self.instead = recalibrate(net, self.plan, calibration).layers if calibration else {}
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat(self.net.logits(self.plan, images), 1)
+        return torch.cat(self.net.logits(self.plan, images, self.instead), 1)

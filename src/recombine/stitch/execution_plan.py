@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -41,11 +43,26 @@ class ExecutionPlan:
                     self.steps.append((vertex, sources))
             outputs = operands or graph.outputs[genotype[-1]]
             self.results.append(tuple(step_of[operand.source(genotype)] for operand in outputs))
+        self.needed: Sequence[int] = range(len(self.steps))
         self.freed = self._freed()
+
+    def keep(self, positions: Sequence[int]) -> ExecutionPlan:
+        """The same steps, of which only those that some of the genotypes need are computed."""
+        kept = copy(self)
+        kept.results = [self.results[position] for position in positions]
+        needed, open_ = set(), [step for result in kept.results for step in result]
+        while open_:
+            step = open_.pop()
+            if step not in needed:
+                needed.add(step)
+                open_ += self.steps[step][1]
+        kept.needed = sorted(needed)
+        kept.freed = kept._freed()
+        return kept
 
     def _freed(self) -> list[list[int]]:
         """For each step, the steps whose values no later one reads."""
-        last_use = {source: k for k, (_, sources) in enumerate(self.steps) for source in sources}
+        last_use = {source: k for k in self.needed for source in self.steps[k][1]}
         kept = {step for result in self.results for step in result}
         freed: list[list[int]] = [[] for _ in self.steps]
         for source, k in last_use.items():
@@ -53,15 +70,15 @@ class ExecutionPlan:
                 freed[k].append(source)
         return freed
 
-    def run(self, compute: Compute, images: Tensor) -> list[list[Any]]:
-        """Images [B, 3, H, W] normalised for A -> the results of each genotype."""
+    def run(
+        self, compute: Compute, images: Tensor, instead: Mapping[int, Callable[..., Any]] = MappingProxyType({})
+    ) -> list[list[Any]]:
+        """Images [B, 3, H, W] normalised for A -> the results of each genotype; `instead` computes the steps it has."""
         values: list[Any] = [None] * len(self.steps)
-        for k, (vertex, sources) in enumerate(self.steps):
-            values[k] = compute(vertex, images, [values[source] for source in sources])
+        for k in self.needed:
+            vertex, sources = self.steps[k]
+            read = [values[source] for source in sources]
+            values[k] = instead[k](*read) if k in instead else compute(vertex, images, read)
             for source in self.freed[k]:
                 values[source] = None
         return [[values[step] for step in result] for result in self.results]
-
-    def logits(self, compute: Compute, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] normalised for A -> logits [B, C] of each genotype; of two outputs, their mean."""
-        return [sum(outputs) / len(outputs) for outputs in self.run(compute, images)]

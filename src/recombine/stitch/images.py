@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
+from torch import Tensor
 
 from recombine.core.errors import ConfigError
 from recombine.core.settings import to_dict
@@ -15,7 +17,7 @@ from recombine.models import Model
 from recombine.run.config import DictConfig
 from recombine.run.run import Run
 
-__all__ = ["ImageSplits", "check_classes", "open_images"]
+__all__ = ["ImageSplits", "check_classes", "first_images", "open_images"]
 
 SPLIT = "test"
 """What offspring are searched on and results are reported on: images that neither parents nor stitches were trained on.
@@ -71,6 +73,18 @@ class ImageSplits:
 def _loader(data: Data, indices: np.ndarray, model: Model, batch_size: int, max_batches: int | None) -> Loader:
     chosen: Sequence[int] = indices if max_batches is None else indices[: max_batches * batch_size]  # type: ignore[assignment]
     return data.loader(SPLIT, batch_size, train=False, indices=chosen, size=model.canvas)  # type: ignore[return-value]
+
+
+def first_images(loader: Loader, count: int) -> list[Tensor]:
+    """The first `count` images of a loader's first epoch in its batches, uint8 [B, 3, H, W] each."""
+    if not count:
+        return []
+    found: list[Tensor] = []
+    with closing(loader.epoch(0)) as batches:
+        while count > 0 and (batch := next(batches, None)) is not None:
+            found.append(batch.images[:count].clone())
+            count -= loader.batch_size
+    return found
 
 
 def open_images(cfg: DictConfig, run: Run) -> ImageSplits:

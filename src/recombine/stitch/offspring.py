@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models import Model, artifact, zoo
@@ -18,8 +19,9 @@ from recombine.models.files import check_description
 from recombine.models.freeze import digest
 from recombine.models.model import Preprocess
 from recombine.stitch.parents import Parent
+from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
-from recombine.stitch.vertices import Operand
+from recombine.stitch.vertices import ENSEMBLE, Operand
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 
@@ -29,10 +31,18 @@ CARD = {"parents": list, "on": list, "output": int, "name": str}
 """What every card holds; other keys are informative."""
 
 
-def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, merged: bool = True) -> Model:
+def export(
+    net: Supernetwork,
+    genotype: np.ndarray,
+    name: str = "offspring",
+    *,
+    merged: bool = True,
+    calibration: Sequence[Tensor] = (),
+) -> Model:
     """The network of a genotype with copies of what it needs and nothing else: uint8 images in, logits out.
 
     `merged` False: the inner network (`.net`) of an ensemble gives both parents' logits in place of their mean.
+    `calibration`: batches of images on which BatchNorms behind stitches estimate their statistics.
     """
     genotype = net.phenotype(net.check_genotype(genotype))
     root = nn.Module()
@@ -42,12 +52,15 @@ def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, 
     places = {gene: place for place, gene in enumerate(np.flatnonzero(genotype[:-1]).tolist())}
     root.stitches = nn.ModuleDict({str(place): net.stitches[gene] for gene, place in places.items()})
     graph, outputs = _graph(net, genotype, places)
-    if merged and len(outputs) > 1:
+    if merged and len(outputs) > 1 and net.ensemble.plain:
         total = graph.call_function(operator.add, tuple(outputs))
         outputs = [graph.call_function(operator.truediv, (total, len(outputs)))]
+    elif merged and len(outputs) > 1:
+        root.ensemble = net.ensemble
+        outputs = [graph.call_module("ensemble", tuple(outputs))]
     graph.output(outputs[0] if merged else tuple(outputs))
     parents = [parent.model for parent in net.parents]
-    return Model(
+    model = Model(
         deepcopy(fx.GraphModule(root, graph)),
         deepcopy(net.preprocess),
         name=name,
@@ -56,13 +69,17 @@ def export(net: Supernetwork, genotype: np.ndarray, name: str = "offspring", *, 
         options={"parents": [model.name for model in parents], "output": int(genotype[-1]), "stitches": len(places)},
         tag=f"stitched from {parents[0].tag} and {parents[1].tag}",
     ).eval()
+    if calibration:
+        for buffer, value in recalibrate(net, net.plan([genotype]), calibration).buffers.items():
+            model.net.get_buffer(buffer).copy_(value)
+    return model
 
 
 def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> tuple[fx.Graph, list[fx.Node]]:
     """The steps of a genotype as a graph, and the nodes of its one or two logits; `places` number its stitches."""
     graph = fx.Graph()
     images = graph.placeholder("images")
-    made: dict[int, fx.Node] = {}
+    made: dict[int, Any] = {}
 
     def value(operand: Operand) -> fx.Node:
         return made[operand.source(genotype)]
@@ -71,6 +88,8 @@ def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> t
         side, content, operands, _ = net.graph.vertices[vertex]
         if isinstance(content, int):
             made[vertex] = graph.call_module(f"stitches.{places[content]}", (value(operands[0]),))
+        elif content.op == "placeholder" and content is not net.parents[side].input:
+            made[vertex] = content.args[0]
         elif content.op == "placeholder":
             normalise = side == 1 and not net.renormalise.same
             made[vertex] = graph.call_module("renormalise", (images,)) if normalise else images
@@ -102,7 +121,11 @@ def save(
         on.append({"into": "ab"[gene % 2], "a": pair.a.name, "b": pair.b.name})
     parents = [{**parent.model.description(), "digest": digest(parent.model)} for parent in net.parents]
     card = {"name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **details}
-    return write_artifact(path, KIND, card, (trained or export(net, genotype)).net.state_dict())
+    weights = (trained or export(net, genotype)).net.state_dict()
+    if genotype[-1] == ENSEMBLE and not net.ensemble.plain:
+        card["ensemble"] = net.ensemble.mean
+        weights |= {"ensemble.share": net.ensemble.share.detach()}
+    return write_artifact(path, KIND, card, weights)
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
@@ -127,6 +150,7 @@ def load(path: str | Path) -> Model:
         net, genotype = _rebuild(card)
         model = export(net, genotype, card["name"])
         model.net.load_state_dict(tensors)
+        model.options["card"] = card  # with it, it can be a parent of another one
     except (*DAMAGE, StopIteration) as error:
         raise ConfigError(
             f"{path} is damaged, or was made with other versions of the libraries its parents come from: {error}"
@@ -139,7 +163,10 @@ def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
     first, second = (Parent(_random_parent(description)) for description in card["parents"])
     a, b = ({node.name: node for node in parent.graph.nodes} for parent in (first, second))
     pairs = list(dict.fromkeys((gene["a"], gene["b"]) for gene in card["on"]))
-    net = Supernetwork((first, second), [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in pairs])
+    points = [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in pairs]
+    net = Supernetwork((first, second), points, card.get("ensemble", "logits"))
+    if "ensemble" in card:
+        net.ensemble.share.fill_(1)  # some number that is not plain: the file has the right one
     genotype = np.zeros_like(net.genotype)
     for gene in card["on"]:
         genotype[2 * pairs.index((gene["a"], gene["b"])) + "ab".index(gene["into"])] = 1
@@ -148,8 +175,13 @@ def _rebuild(card: dict[str, Any]) -> tuple[Supernetwork, np.ndarray]:
 
 
 def _random_parent(description: dict[str, Any]) -> Model:
-    """A parent rebuilt from its description, with random weights."""
-    check_description(description, "one of its parents")
+    """A parent rebuilt from its description, with random weights; it may be an offspring itself."""
+    if description["architecture"] == "offspring":
+        card = description["options"]["card"]
+        model = export(*_rebuild(card), card["name"])
+        model.options["card"] = card
+        return model
+    check_description({key: value for key, value in description.items() if key != "digest"}, "one of its parents")
     with torch.random.fork_rng(devices=[]):
         net = zoo.create(
             description["architecture"], description["options"], classes=description["classes"], pretrained=False

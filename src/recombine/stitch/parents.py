@@ -9,20 +9,19 @@ import torch
 from torch.fx import Node
 
 from recombine.core.errors import ConfigError
-from recombine.models import Model, build
-from recombine.models.blocks import ancestors, channels_last
+from recombine.models import Model
+from recombine.models.blocks import ADDITIONS, ancestors
 from recombine.models.graph import trace
-from recombine.run.config import DictConfig
-from recombine.run.run import Run
+from recombine.stitch.layouts import find_layouts
 
-__all__ = ["Parent", "load_parents", "preprocessing_differences"]
+__all__ = ["Parent"]
 
 
 class Parent:
     """A frozen copy of a model, its graph, and the nodes whose values can be passed to another network."""
 
     def __init__(self, model: Model, granularity: str = "op") -> None:
-        """`granularity`: op takes every operation's value (the paper), block the ends of residual or dense blocks.
+        """`granularity`: op takes every operation's value (the paper), block the ends of residual and dense blocks.
 
         Raises ConfigError for networks that cannot be traced, whose graph computes something else than they do, or
         whose output is not a single tensor.
@@ -35,8 +34,10 @@ class Parent:
         self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
         if not isinstance(self.output, Node) or len(self.output.meta.get("shape", ())) != 2:
             raise ConfigError(f"{self.name} gives no single tensor of logits [images, classes]; choose a classifier")
-        self._modules = dict(self.net.named_modules())
+        self._layouts = find_layouts(self.graph, dict(self.net.named_modules()))
         self._check_graph()
+        self.ends = self._block_ends()
+        """The ends of residual and dense blocks, and of the parts of these."""
         self.nodes = tuple(self._candidates(granularity))
         """The nodes that may be joined with nodes of another parent, in the order of their execution."""
 
@@ -59,25 +60,31 @@ class Parent:
             if depends_on_images.intersection(node.all_input_nodes):
                 depends_on_images.add(node)
         required = ancestors([self.output])
-        ends = {block.output for block in self.traced.blocks} | {p.output for b in self.traced.blocks for p in b.parts}
         return [
             node
             for node in self.graph.nodes
             if node in depends_on_images & required
             and node not in (self.input, self.output)
             and node.op != "output"
-            and (granularity == "op" or node in ends)
+            and (granularity == "op" or node in self.ends)
             and self.layout(node) is not None
         ]
+
+    def _block_ends(self) -> set[Node]:
+        ends = {block.output for block in self.traced.blocks} | {p.output for b in self.traced.blocks for p in b.parts}
+        return ends | {node for node in self.graph.nodes if self._is_residual(node)}
+
+    def _is_residual(self, node: Node) -> bool:
+        """Whether a node adds tokens to what they were computed from: the end of attention or of its MLP."""
+        if node.target not in ADDITIONS or self.layout(node) not in ("BNC", "NHWC"):
+            return False
+        operands = [arg for arg in node.args if isinstance(arg, Node) and self.layout(arg) == self.layout(node)]
+        return len(operands) == 2 and any(operands[k] in ancestors([operands[1 - k]]) for k in (0, 1))
 
     def layout(self, node: Node) -> str | None:
         """Layout of the value of a node: NCHW, NC, BNC (tokens) or NHWC; None if it cannot be stitched."""
         shape = node.meta.get("shape", ())
-        if not 2 <= len(shape) <= 4 or shape[0] != 1 or not node.meta["floating"]:
-            return None
-        if len(shape) == 4:
-            return "NHWC" if channels_last(node, self._modules) else "NCHW"
-        return {2: "NC", 3: "BNC"}[len(shape)]
+        return self._layouts.get(node) if shape and shape[0] == 1 and node.meta["floating"] else None
 
     def edges(self, nodes: Sequence[Node]) -> list[tuple[int, int]]:
         """Edges of the graph between `nodes`, by their positions; paths through other nodes count as edges."""
@@ -91,34 +98,3 @@ class Parent:
                 above = {number[node]}
             nearest[node] = above
         return found
-
-
-def load_parents(cfg: DictConfig, run: Run) -> tuple[Model, Model]:
-    """Both parents, frozen and in eval mode.
-
-    ConfigError if they are one network, or do not see the same pixels.
-    """
-    a, b = (
-        build(node, weights_root=cfg.weights_root, seed=run.seed).to(run.device).eval().requires_grad_(False)
-        for node in (cfg.a, cfg.b)
-    )
-    if problems := preprocessing_differences(a, b):
-        raise ConfigError(problems)
-    if a.digest() == b.digest():
-        raise ConfigError("a and b are the same network; offspring need two, such as b=resnet32")
-    return a, b
-
-
-def preprocessing_differences(a: Model, b: Model) -> list[str]:
-    """Why two parents do not see the same pixels: size, crop and resizing have to be equal, normalisation has not.
-
-    Deviation: the authors give both parents one normalisation too; here each keeps that of its training, so that
-    it scores as it does alone.
-    """
-    first, second = a.preprocess.settings(), b.preprocess.settings()
-    return [
-        f"the parents see different pixels: {key} is {first[key]} for {a.name} and {second[key]} for {b.name}; set "
-        f"a.{key}={second[key]} or b.{key}={first[key]}"
-        for key in ("size", "crop_pct", "interpolation")
-        if first[key] != second[key]
-    ]

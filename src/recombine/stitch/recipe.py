@@ -10,24 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
+from recombine.models import Model
 from recombine.report.plots import save_plots
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
+from recombine.stitch.comparison import REFERENCES, Columns, MeasuredNetworks, compare_to_references
 from recombine.stitch.evaluator import OffspringEvaluator, predict_networks
-from recombine.stitch.images import check_classes, open_images
-from recombine.stitch.metrics import compare_to_references, network_metrics
-from recombine.stitch.parents import load_parents
+from recombine.stitch.images import check_classes, first_images, open_images
+from recombine.stitch.loading import load_parents
+from recombine.stitch.metrics import network_metrics
 from recombine.stitch.plots import PLOTS
 from recombine.stitch.retraining import RetrainedOffspring, retrain
 from recombine.stitch.run_search import search
-from recombine.stitch.search.sweep import references
+from recombine.stitch.search.population import single_stitches
+from recombine.stitch.search.space import ENSEMBLE, references
 from recombine.stitch.settings import MatchingSettings, StitchSettings
 from recombine.stitch.stitches import join, train_stitches
 from recombine.stitch.supernetwork import Supernetwork
@@ -44,9 +48,6 @@ SETTINGS = StitchSettings
 OBJECTIVE = "search_hypervolume"
 """What a hyper-parameter search maximises; never a metric of the test images."""
 
-Columns = dict[str, list]
-"""A table of networks by column."""
-
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The cell of the row, known before anything is built."""
@@ -60,6 +61,9 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "population": cfg.search.get("population", "none"),
         "budget": cfg.budget,
         "max_matches": "all" if cfg.matching.max_matches is None else cfg.matching.max_matches,
+        "granularity": cfg.matching.granularity,
+        "bn_images": cfg.bn_images,
+        "ensemble": cfg.ensemble,
     }
 
 
@@ -74,26 +78,31 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             show(zoo.describe((a, b)))
         evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
         loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
-        matching = MatchingSettings.of(to_dict(cfg.matching), "matching")
-        net, metrics = join((a, b), matching, stitch_run, channels_last=cfg.engine.channels_last)
-        metrics |= train_stitches(net, images.training_loader(a, cfg.batch_size), cfg, stitch_run)
+        train = images.training_loader(a, cfg.batch_size)
+        net, metrics = make_supernetwork(cfg, stitch_run, (a, b), train)
+        calibration = first_images(train, cfg.bn_images)
         series = stitch_errors(net, loaders["search"], cfg.engine.precision)
-        genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"]))
-        front = evaluate_networks(net, genotypes, loaders, cfg)
+        genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
+        front = evaluate_networks(net, genotypes, loaders, cfg, calibration)
         parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
-        metrics |= monitor.totals() | compare_to_references(front, parents) | reference_metrics(parents)
-        series |= monitor.single_stitches()
-        retrained = retrain(net, genotypes[: cfg.num_saved], images, loaders, cfg, stitch_run)
-        metrics |= retraining_gains(front, retrained)
+        compared, gains = compare_to_references(front, parents)
+        metrics |= monitor.totals() | compared | reference_metrics(parents.columns)
+        series |= monitor.single_stitches() | gains | monitor.curve
+        if is_sweep(cfg):
+            metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration)
+        saved = offspring_first(front.columns)[: cfg.num_saved]
+        retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)
+        chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
+        metrics |= retraining_gains(chosen, retrained)
         if run.main:
-            table = pd.DataFrame(front).to_csv(index_label="network", float_format="%.6g")
+            table = pd.DataFrame(front.columns).to_csv(index_label="network", float_format="%.6g")
             write_atomically(run.dir / "front.csv", table)
-            folder, details = run.dir / "offspring", images.data.card()
-            run.stats["files"] = save_offspring(net, genotypes, front, retrained, folder, details)
+            where = (run.dir / "offspring", calibration, images.data.card())
+            run.stats["files"] = save_offspring(net, genotypes[saved], chosen, retrained, *where)
     finally:
         images.close()
-    series |= monitor.curve | add_prefix("front", front) | add_prefix("reference", parents)
-    series |= {"retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in retrained]}
+    series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
+    series |= {"saved": saved, "retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in retrained]}
     metrics["stitch_error"] = float(np.median(series["stitch_errors"]))
     row = Row(cell(cfg), metrics, series)
     if run.main:
@@ -101,7 +110,23 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     yield row
 
 
-def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader) -> OffspringEvaluator:
+def make_supernetwork(
+    cfg: DictConfig, run: Run, parents: tuple[Model, Model], train: Loader
+) -> tuple[Supernetwork, dict[str, float]]:
+    """The parents joined by trained stitches, and metrics of both."""
+    matching = MatchingSettings.of(to_dict(cfg.matching), "matching")
+    net, metrics = join(parents, matching, run, channels_last=cfg.engine.channels_last, ensemble=cfg.ensemble)
+    return net, metrics | train_stitches(net, train, cfg, run)
+
+
+def offspring_first(front: Columns) -> list[int]:
+    """Positions of the networks of a front: offspring, then the parents that are on it too, each the best first."""
+    return sorted(range(len(front["on"])), key=lambda k: not front["on"][k])
+
+
+def make_evaluator(
+    cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader, calibration: Sequence[Tensor]
+) -> OffspringEvaluator:
     """Evaluates offspring on the images of the search; its memo is a file in the run's folder."""
     return OffspringEvaluator(
         net,
@@ -111,6 +136,10 @@ def make_evaluator(cfg: DictConfig, run: Run, net: Supernetwork, loader: Loader)
         performance=cfg.performance,
         eval_batch_networks=cfg.eval_batch_networks,
         file=run.dir / "evaluations.jsonl",
+        calibration=calibration,
+        racing_alpha=0 if is_sweep(cfg) else cfg.racing_alpha,
+        max_cost=cfg.max_cost,
+        max_parameters=cfg.max_parameters,
     )
 
 
@@ -122,17 +151,45 @@ def stitch_errors(net: Supernetwork, loader: Loader, precision: str) -> Columns:
 
 
 def evaluate_networks(
-    net: Supernetwork, genotypes: np.ndarray, loaders: Mapping[str, Loader], cfg: DictConfig
-) -> Columns:
-    """A table of networks: genes, cost, accuracy and calibration on both sets of images."""
-    options = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    net: Supernetwork,
+    genotypes: np.ndarray,
+    loaders: Mapping[str, Loader],
+    cfg: DictConfig,
+    calibration: Sequence[Tensor] = (),
+) -> MeasuredNetworks:
+    """Genes, cost, accuracy and calibration of networks, and their answers, on both sets of images."""
+    options: dict[str, Any] = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    options |= {"calibration": calibration}
     search, test = (predict_networks(net, genotypes, loaders[purpose], **options) for purpose in ("search", "test"))
-    rows = []
+    rows, answers = [], []
     for genotype, on_search, on_test in zip(genotypes, search, test, strict=True):
         phenotype = net.phenotype(genotype)
         genes = {"on": np.flatnonzero(phenotype[:-1]).tolist(), "output": int(phenotype[-1])}
         rows.append(genes | {"cost": net.cost(genotype)} | network_metrics(on_search, on_test))
-    return {key: [row[key] for row in rows] for key in rows[0]}
+        answers.append([(found.logits.argmax(1) == found.labels).numpy() for found in (on_search, on_test)])
+    correct = {
+        purpose: np.stack(given) for purpose, given in zip(("search", "test"), zip(*answers, strict=True), strict=True)
+    }
+    return MeasuredNetworks({key: [row[key] for row in rows] for key in rows[0]}, correct)
+
+
+def is_sweep(cfg: DictConfig) -> bool:
+    """Whether all single stitches are measured, not searched: on all images."""
+    return cfg.search._target_.endswith(".SingleStitchSweep")
+
+
+def hybrid_metrics(
+    net: Supernetwork, loader: Loader, cfg: DictConfig, calibration: Sequence[Tensor]
+) -> dict[str, float]:
+    """Mean and worst accuracy (percent) on the test images of the 2m networks that pass from one parent to the other.
+
+    They have one output and one stitch: A's features below it and B's layers above, or the other way.
+    """
+    genotypes = [genotype for genotype in single_stitches(len(net.genotype)) if genotype[-1] != ENSEMBLE]
+    options: dict[str, Any] = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    found = predict_networks(net, np.stack(genotypes), loader, **options, calibration=calibration)
+    accuracy = [100 * float((one.logits.argmax(1) == one.labels).double().mean()) for one in found]
+    return {"hybrid_accuracy": float(np.mean(accuracy)), "hybrid_accuracy_worst": min(accuracy)}
 
 
 def reference_metrics(parents: Columns) -> dict[str, float]:
@@ -140,7 +197,7 @@ def reference_metrics(parents: Columns) -> dict[str, float]:
     return {
         f"{key}_{name}": float(parents[key][k])
         for key in ("search_accuracy", "test_accuracy", "test_ece", "cost")
-        for k, name in enumerate(("a", "b", "ensemble"))
+        for k, name in enumerate(REFERENCES)
     }
 
 
@@ -162,18 +219,20 @@ def retraining_gains(front: Columns, retrained: Sequence[RetrainedOffspring | No
 def save_offspring(
     net: Supernetwork,
     genotypes: np.ndarray,
-    front: Columns,
+    columns: Columns,
     retrained: Sequence[RetrainedOffspring | None],
     folder: Path,
+    calibration: Sequence[Tensor],
     details: Mapping[str, Any],
 ) -> list[str]:
-    """Write the most accurate offspring to files, with `details` on their cards; returns the paths."""
+    """Write offspring to files, with their metrics and `details` on their cards; returns the paths."""
     files = []
-    for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=False)):
-        metrics = one.metrics if one else {key: values[k] for key, values in front.items()}
+    for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=True)):
+        metrics = one.metrics if one else {key: values[k] for key, values in columns.items()}
         name = f"{net.name}-{k}".replace(" ", "")
         path = folder / f"{k}.safetensors"
-        offspring.save(net, genotype, path, name=name, trained=one and one.model, **details, metrics=metrics)
+        model = one.model if one else offspring.export(net, genotype, calibration=calibration)
+        offspring.save(net, genotype, path, name=name, trained=model, **details, metrics=metrics)
         files.append(str(path))
     log.info("Offspring are in %s", folder)
     return files

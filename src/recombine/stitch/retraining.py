@@ -5,7 +5,7 @@ As in the authors' code: SGD at a constant learning rate, at most one epoch, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from recombine.engine.method import Method
 from recombine.models import Model
 from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
+from recombine.stitch.ensemble import Ensemble
 from recombine.stitch.images import ImageSplits
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
@@ -40,18 +41,19 @@ class RetrainedOffspring(NamedTuple):
 class Branches(nn.Module):
     """An offspring whose inner network returns the logits of each output it has, one or two."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, ensemble: Ensemble | None = None) -> None:
+        """`ensemble` of two outputs; by default the mean of their logits."""
         super().__init__()
-        self.model = model
+        self.model, self.ensemble = model, ensemble or Ensemble()
 
     def branch_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [B, 3, H, W] -> logits [B, C] of each output."""
         return self.model.net(self.model.preprocess(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Their mean: the logits of the offspring."""
+        """The logits of the offspring."""
         outputs = self.branch_logits(images)
-        return (sum(outputs[1:], outputs[0]) / len(outputs)).float()
+        return (outputs[0] if len(outputs) == 1 else self.ensemble(*outputs)).float()
 
 
 class Retraining(Method):
@@ -66,7 +68,7 @@ class Retraining(Method):
         """`what` is trained: `stitches`, or `all` weights."""
         super().__init__(net)
         for name, parameter in net.named_parameters():
-            parameter.requires_grad_(what == "all" or ".stitches." in name)
+            parameter.requires_grad_((what == "all" and name != "ensemble.share") or ".stitches." in name)
 
     def train(self, mode: bool = True) -> Retraining:
         """Parameters train; every module stays in eval mode."""
@@ -88,10 +90,11 @@ def retrain(
     loaders: Mapping[str, Loader],
     cfg: DictConfig,
     run: Run,
+    calibration: Sequence[Tensor] = (),
 ) -> list[RetrainedOffspring | None]:
     """Train copies of offspring [n, L] and evaluate them again; None for those without a weight that is trained.
 
-    `loaders`: the images of `search` and `test`.
+    `loaders`: the images of `search` and `test`; `calibration`: those of BatchNorm statistics, as in `export`.
     """
     if cfg.retrain.what == "none":
         return [None] * len(genotypes)
@@ -99,7 +102,7 @@ def retrain(
     options = {**to_dict(cfg.engine), "epochs": 1, "max_steps": cfg.retrain.max_steps}
     retrained: list[RetrainedOffspring | None] = []
     for k, genotype in enumerate(genotypes):
-        branches = Branches(export(net, genotype, merged=False))
+        branches = Branches(export(net, genotype, merged=False, calibration=calibration), net.ensemble)
         method = Retraining(branches, cfg.retrain.what)
         if not _trainable(method.parameters()):
             retrained.append(None)

@@ -12,8 +12,9 @@ from recombine.run.run import Run
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.pareto import front, hypervolume
 from recombine.stitch.search.archive import Archive
-from recombine.stitch.search.space import Budget, Evaluations, Space
-from recombine.stitch.search.sweep import references, single_stitches
+from recombine.stitch.search.population import single_stitches
+from recombine.stitch.search.space import Budget, Evaluations, Space, phenotypes, references
+from recombine.stitch.search.sweep import SingleStitchSweep
 from recombine.stitch.supernetwork import Supernetwork
 
 __all__ = ["SearchMonitor", "search"]
@@ -26,20 +27,23 @@ def search(
     cfg: DictConfig, run: Run, net: Supernetwork, evaluator: OffspringEvaluator
 ) -> tuple[np.ndarray, SearchMonitor]:
     """Run the configured search; the front of all requests, genotypes [f, L], best performance first."""
-    space = Space(net.alphabet, cfg.expected_stitches)
+    space = Space(net.alphabet, cfg.expected_stitches, net.coarse)
     algorithm = build(cfg.search, space=space, budget=Budget(cfg.budget, cfg.budget_unit), seed=run.seed)
-    monitor = SearchMonitor(run, evaluator, cfg.budget)
+    monitor = SearchMonitor(run, evaluator, cfg.budget, sweep=isinstance(algorithm, SingleStitchSweep))
     with monitor.display:
         algorithm.run(monitor.evaluate, monitor.log_generation)
     seen = np.stack(list(monitor.seen.values()))
-    return seen[front(evaluator(seen).objectives)], monitor
+    found = evaluator(seen)
+    measured = np.flatnonzero(found.measured)
+    return seen[measured[front(found.objectives[measured])]], monitor
 
 
 class SearchMonitor:
     """Records a search at its evaluator: the requests, the curve over time, and the progress on the console."""
 
-    def __init__(self, run: Run, evaluator: OffspringEvaluator, total: int) -> None:
-        self.run, self.evaluator, self.total = run, evaluator, total
+    def __init__(self, run: Run, evaluator: OffspringEvaluator, total: int, *, sweep: bool = False) -> None:
+        """`sweep`: all single stitches are requested."""
+        self.run, self.evaluator, self.total, self.sweep = run, evaluator, total, sweep
         self.display = ProgressBar("search", total, run.main)
         self.seen: dict[bytes, np.ndarray] = {}
         """Phenotypes in the order in which they were first requested."""
@@ -54,7 +58,8 @@ class SearchMonitor:
     def evaluate(self, genotypes: np.ndarray) -> Evaluations:
         """Evaluate genotypes int8 [n, L] and record the requests."""
         found = self.evaluator(genotypes)
-        for phenotype in np.where(found.active, genotypes, 0).astype(np.int8):
+        run = np.isfinite(found.objectives[:, 1])  # others are beyond the limits
+        for phenotype in phenotypes(genotypes, found.active)[run]:
             self.seen.setdefault(phenotype.tobytes(), phenotype)
         self.requests += len(genotypes)
         return found
@@ -82,21 +87,26 @@ class SearchMonitor:
             self.display.line(record)
 
     def single_stitches(self) -> dict[str, list[float]]:
-        """Percent accuracy of all networks with one stitch on the search images, if all were requested (a sweep).
+        """Of a sweep, percent accuracy of all networks with one stitch on the search images, if the budget was enough.
 
         Four families of m networks, each in the order of the pairs.
         """
         genotypes = single_stitches(len(self.evaluator.net.genotype))
-        if any(self.evaluator.net.phenotype(genotype).tobytes() not in self.seen for genotype in genotypes):
+        if not self.sweep or self.requests < len(genotypes):
             return {}
         return {"single_stitch_accuracy": (100 * self.evaluator(genotypes).accuracy).tolist()}
 
     def totals(self) -> dict[str, float]:
-        """Requests, unique networks, memo hits in percent of the requests (`answered`), and seconds."""
+        """Requests, unique networks, memo hits in percent of the requests (`answered`), and seconds.
+
+        `images_used`: images that networks saw, in percent of all images for each of them: less than 100 by racing.
+        """
         unique = len(self.seen)
+        images = [self.evaluator.memo[key].images for key in self.seen]
         return {
             "requests": float(self.requests),
             "evaluations": float(unique),
             "answered": 100 * (1 - unique / self.requests),
+            "images_used": 100 * sum(images) / (unique * self.evaluator.samples),
             "search_seconds": time.perf_counter() - self.started,
         }

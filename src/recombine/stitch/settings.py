@@ -11,6 +11,7 @@ from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import OptimizerNode, ScheduleNode, TrainingSettings
+from recombine.models.artifact import kind_of
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
 
@@ -18,7 +19,7 @@ __all__ = ["MatchingSettings", "RetrainSettings", "StitchMethodSettings", "Stitc
 
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
-Population = Annotated[int, Field(ge=2, examples=[128])]
+Population = Annotated[int, Field(ge=4, examples=[128])]
 Steering = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -29,6 +30,8 @@ class MatchingSettings(Settings):
     """lcs: the most pairs that can be found. greedy_depth: the nearest in depth first, as a baseline."""
     granularity: Literal["op", "block"] = "op"
     """op: every operation, as in the paper. block: the ends of residual or dense blocks, for large parents."""
+    resize: bool = False
+    """Whether maps of different sizes, up to a factor of two, and maps and tokens are joined too."""
     depth_tiebreak: Annotated[float, Field(ge=0, lt=1)] = 1e-3
     """How much a difference in depth counts against a pair; it never costs one."""
     restarts: Whole = 100
@@ -44,10 +47,28 @@ class StitchMethodSettings(Settings):
 
     name: str = "stitch"
     """The method's name in rows."""
-    init: Literal["default", "std", "lstsq"] = "default"
-    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: the exact optimum on `init_images`."""
+    init: Literal["default", "std", "lstsq", "matched"] = "default"
+    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: least squares on `init_images`;
+    matched: that, each channel scaled to the variance of its target."""
     init_images: Count = 1024
-    """Training images that std and lstsq see."""
+    """Training images that std, lstsq and matched see."""
+    loss: Literal["none", "features", "joint_features", "distill", "labels"] = "features"
+    """none: stitches stay as they start. features: squared error on features of the untouched parents, as in the paper.
+    The others train sampled offspring: joint_features by the same error inside of them, distill to the ensemble of the
+    parents without labels, labels by cross entropy."""
+    sampled_offspring: Count = 4
+    """Offspring sampled for every batch, where `loss` trains some."""
+    sampled_stitches: Annotated[float, Field(ge=1)] = 1.5
+    """Stitches that are on in one of them, on average."""
+    learn_share: bool = False
+    """Whether distill and labels also learn how much each of two outputs counts in an ensemble; else half each."""
+
+    def check(self, path: str) -> list[str]:
+        """Weights of outputs that nothing trains."""
+        if self.learn_share and self.loss not in ("distill", "labels"):
+            told = f"{path}.learn_share=true has nothing to learn from with {path}.loss={self.loss}"
+            return [f"{told}; set {path}.loss=distill or {path}.loss=labels"]
+        return []
 
 
 class StitchSearchSettings(Settings):
@@ -60,22 +81,10 @@ class StitchSearchSettings(Settings):
 class RandomSearchSettings(StitchSearchSettings, target="recombine.stitch.search.random.RandomSearch"):
     """Stratified random samples."""
 
+    name: str = "random"
+    """The search's name in rows."""
     population: Population = 128
-    """Individuals; of random search, samples in a batch."""
-    steering: Steering = 0.5
-    """Accuracy required by the time all of the budget is spent; the requirement grows from 0. 0: none."""
-
-
-class FamilialGaSettings(RandomSearchSettings, target="recombine.stitch.search.ga.FamilialGa"):
-    """Genetic algorithm in which children compete with their parents."""
-
-
-class GomeaSettings(RandomSearchSettings, target="recombine.stitch.search.gomea.Gomea"):
-    """Gene-pool optimal mixing by a linkage tree of the population."""
-
-
-class LkGomeaSettings(RandomSearchSettings, target="recombine.stitch.search.gomea.LkGomea"):
-    """GOMEA with linkage kernels: linkage and donors from each individual's neighbourhood."""
+    """Samples in a batch."""
 
 
 class Nsga2Settings(StitchSearchSettings, target="recombine.stitch.search.nsga2.Nsga2"):
@@ -85,6 +94,23 @@ class Nsga2Settings(StitchSearchSettings, target="recombine.stitch.search.nsga2.
     """The search's name in rows."""
     population: Population = 128
     """Individuals."""
+
+
+class FamilialGaSettings(StitchSearchSettings, target="recombine.stitch.search.ga.FamilialGa"):
+    """Genetic algorithm in which children compete with their parents."""
+
+    population: Population = 128
+    """Individuals."""
+    steering: Steering = 0.5
+    """Accuracy required by the time all of the budget is spent; the requirement grows from 0. 0: none."""
+
+
+class GomeaSettings(FamilialGaSettings, target="recombine.stitch.search.gomea.Gomea"):
+    """Gene-pool optimal mixing by a linkage tree of the population."""
+
+
+class LkGomeaSettings(FamilialGaSettings, target="recombine.stitch.search.gomea.LkGomea"):
+    """GOMEA with linkage kernels: linkage and donors from each individual's neighbourhood."""
 
 
 class SingleStitchSweepSettings(StitchSearchSettings, target="recombine.stitch.search.sweep.SingleStitchSweep"):
@@ -130,12 +156,17 @@ class StitchSettings(TrainingSettings):
         Node,
         Builds(
             "a method of stitching",
-            "method=stitch_lstsq",
+            "method=stitch_matched",
             StitchMethodSettings,
             base="recombine.stitch.settings.StitchMethodSettings",
         ),
     ]
     """How stitches get their weights."""
+    bn_images: Whole = 0
+    """Training images on which BatchNorms behind stitches estimate their statistics again, for every offspring and
+    every file of one; 0: they keep their parents'."""
+    ensemble: Literal["logits", "probs"] = "logits"
+    """What offspring with two outputs average: logits, as in the paper, or probabilities."""
     stitch_seed: Whole = 0
     """Seed of the stitches: searches with different seeds share one supernetwork."""
     search: Annotated[
@@ -153,10 +184,18 @@ class StitchSettings(TrainingSettings):
     """Networks that a search may request."""
     budget_unit: Literal["requests", "unique"] = "requests"
     """What the budget counts: all requests, as in the paper, or different networks."""
-    expected_stitches: Annotated[float, Field(gt=0)] = 6.2
-    """Stitches that are on in an initial individual, on average."""
+    expected_stitches: Annotated[float, Field(gt=0)] = 2.0
+    """Stitches that are on in an individual of the stratified sample a search starts with, on average; 6.2 in the
+    paper."""
     performance: Literal["accuracy", "loss"] = "accuracy"
     """First objective, beside the cost: accuracy, or loss, which rewards calibration too."""
+    racing_alpha: Annotated[float, Field(ge=0, lt=1, examples=[0.01])] = 0.01
+    """Networks are dropped before they have seen all search images where they are worse than a cheaper one, at this
+    probability of an error in each comparison; 0: all networks see all images."""
+    max_cost: Annotated[int, Field(ge=1, examples=[1000000000])] | None = None
+    """Multiply-adds of an image that no offspring may exceed; null: any."""
+    max_parameters: Annotated[int, Field(ge=1, examples=[5000000])] | None = None
+    """Parameters that no offspring may exceed; null: any."""
     eval_batch_networks: Count = 32
     """Networks evaluated in one pass over the images; more share more layers and need more memory."""
     num_saved: Whole = 5
@@ -170,5 +209,6 @@ class StitchSettings(TrainingSettings):
         if self.search_data is not None:
             problems += check_data(self.search_data, self.data_root, path="search_data")
         for name, model in (("a", self.a), ("b", self.b)):
-            problems += check_model(model, self.weights_root, frozen=True, path=name)
+            if kind_of(model.name) != "offspring":
+                problems += check_model(model, self.weights_root, frozen=True, path=name)
         return problems

@@ -1,23 +1,24 @@
-"""Where stitches start: as PyTorch does, scaled to the features, or at the optimum in closed form."""
+"""Where stitches start: as PyTorch does, scaled to the features, or in closed form."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from recombine.core.distributed import all_reduce_sum
 from recombine.core.types import Loader
-from recombine.stitch.layers import rows, set_affine
+from recombine.stitch.layers import affine_part, aligned, rows, set_affine
 from recombine.stitch.supernetwork import Supernetwork
 
 __all__ = ["Moments", "initialise"]
 
 RIDGE = 1e-6
 """Added to the diagonal of the normal equations, in units of its mean: dead channels have no variance."""
+MAX_SCALE = 10.0
+"""Of matched variances: what explains less than 1 % of a channel is not blown up to all of it."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,39 @@ def initialise(net: Supernetwork, init: str, loader: Loader, images: int) -> Non
     """Set all stitches from the first `images` of a loader; `default` keeps them."""
     if init == "default":
         return
-    for pair, moments in enumerate(_moments(net, loader, images)):
-        for gene in (2 * pair, 2 * pair + 1):
-            (_std if init == "std" else _least_squares)(net, gene, *_sides(net, gene, moments))
+    for gene, moments in enumerate(_moments(net, loader, images)):
+        STARTS[init](net, gene, *_sides(net, gene, moments))
 
 
 @torch.no_grad()
 def _moments(net: Supernetwork, loader: Loader, images: int) -> list[Moments]:
-    """One pass of both parents over enough batches, summed over all processes, on the CPU."""
-    sums: list[Moments] = []
+    """For each gene, from one pass of both parents over enough batches, summed over all processes, on the CPU."""
+    sums: list[list[Moments]] = []
     seen = 0
     with closing(loader.epoch(0)) as batches:
         for batch in batches:
-            values = [rows(v, net.layout(gene)) for gene, v in enumerate(net.features(batch.images))]
-            fresh = [Moments.of(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
-            sums = [a + b for a, b in zip(sums, fresh, strict=True)] if sums else fresh
+            features = net.features(batch.images)
+            fresh = [_of_pair(net, pair, features) for pair in range(len(net.pairs))]
+            if sums:
+                sums = [[a + b for a, b in zip(*each, strict=True)] for each in zip(sums, fresh, strict=True)]
+            else:
+                sums = fresh
             seen += loader.batch_size
             if seen >= images:
                 break
-    return [moments.reduce() for moments in sums]
+    reduced = [[moments.reduce() for moments in of_pair] for of_pair in sums]
+    return [of_pair[side] for of_pair in reduced for side in (0, -1)]
+
+
+def _of_pair(net: Supernetwork, pair: int, features: list[Tensor]) -> list[Moments]:
+    """Of both genes of a pair: one for both, unless values are resized for the other's rows."""
+    into_a, into_b = net.stitches[2 * pair], net.stitches[2 * pair + 1]
+    a, b = features[2 * pair : 2 * pair + 2]
+    layout_a, layout_b = net.layout(2 * pair), net.layout(2 * pair + 1)
+    first = Moments.of(rows(a, layout_a), rows(aligned(into_a, b), layout_a))
+    if affine_part(into_b) is into_b:
+        return [first]
+    return [first, Moments.of(rows(aligned(into_b, a), layout_b), rows(b, layout_b))]
 
 
 def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]:
@@ -85,17 +100,38 @@ def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]
 
 def _std(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
     """PyTorch's values scaled by std(y) / std(x) and shifted by mean(y) - mean(x), one number each for all channels."""
-    stitch: Any = net.stitches[gene]
+    stitch = affine_part(net.stitches[gene])
     spreads = [
         (variances + (means - means.mean()).square()).mean().sqrt()
         for means, variances in ((x, xx.diagonal()), (y, yy))
     ]
     weight = stitch.weight.detach().flatten(1) * (spreads[1] / spreads[0].clamp(min=1e-12))
-    set_affine(stitch, weight, stitch.bias.detach() + (y.mean() - x.mean()))
+    set_affine(net.stitches[gene], weight, stitch.bias.detach() + (y.mean() - x.mean()))
 
 
 def _least_squares(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
     """The minimum of the training loss over these images."""
-    ridge = RIDGE * xx.diagonal().mean().clamp(min=1e-12)
-    weight = torch.linalg.solve(xx + ridge * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy).T
+    weight = _regression(xx, xy)
     set_affine(net.stitches[gene], weight, y - weight @ x)
+
+
+def _matched(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
+    """Least squares, each channel scaled so that its variance is its target's: by 1 / R, at most `MAX_SCALE`.
+
+    Least squares alone shrinks the variance of a channel to R^2 of its target's, and the layers behind are not used
+    to that.
+    """
+    weight = _regression(xx, xy)
+    variance = ((weight @ xx) * weight).sum(1)
+    scale = (yy / variance.clamp(min=1e-12)).sqrt().clamp(max=MAX_SCALE)
+    weight = weight * scale[:, None]
+    set_affine(net.stitches[gene], weight, y - weight @ x)
+
+
+def _regression(xx: Tensor, xy: Tensor) -> Tensor:
+    """The weights [C_y, C_x] of least squares, with a small ridge."""
+    ridge = RIDGE * xx.diagonal().mean().clamp(min=1e-12)
+    return torch.linalg.solve(xx + ridge * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy).T
+
+
+STARTS = {"std": _std, "lstsq": _least_squares, "matched": _matched}

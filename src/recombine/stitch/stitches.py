@@ -18,10 +18,13 @@ from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.engine.engine import Engine
 from recombine.engine.evaluate import resolve
+from recombine.engine.method import Method
 from recombine.models import Model
 from recombine.models.freeze import digest
 from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
+from recombine.stitch.ensemble import Mean
+from recombine.stitch.joint_training import JointTraining
 from recombine.stitch.layers import compatible
 from recombine.stitch.matching import MatchingProblem, match
 from recombine.stitch.parents import Parent
@@ -33,18 +36,25 @@ from recombine.stitch.training import StitchTraining
 __all__ = ["join", "matching_problem", "train_stitches"]
 
 log = logging.getLogger(__name__)
+SHARE = "share"
+"""Key of the ensemble's weight beside the stitches."""
 
 
-def matching_problem(parents: tuple[Parent, Parent]) -> MatchingProblem:
-    """The nodes of two parents that may be joined, and the graphs between them."""
+def matching_problem(parents: tuple[Parent, Parent], *, resize: bool = False) -> MatchingProblem:
+    """The nodes of two parents that may be joined, and the graphs between them; `resize` as in `compatible`."""
     shapes = [[(str(parent.layout(node)), tuple(node.meta["shape"])) for node in parent.nodes] for parent in parents]
-    fits = [[compatible(*a, *b) for b in shapes[1]] for a in shapes[0]]
+    fits = [[compatible(*a, *b, resize=resize) for b in shapes[1]] for a in shapes[0]]
     edges = [np.array(parent.edges(parent.nodes), int).reshape(-1, 2) for parent in parents]
     return MatchingProblem(np.array(fits, np.bool_).reshape(len(shapes[0]), len(shapes[1])), *edges)
 
 
 def join(
-    models: tuple[Model, Model], settings: MatchingSettings, run: Run, *, channels_last: bool
+    models: tuple[Model, Model],
+    settings: MatchingSettings,
+    run: Run,
+    *,
+    channels_last: bool,
+    ensemble: Mean = "logits",
 ) -> tuple[Supernetwork, dict[str, float]]:
     """The supernetwork of all nodes that match, its stitches drawn from the seed of `run`, and metrics of the matching.
 
@@ -58,7 +68,8 @@ def join(
     a, b = ({node.name: node for node in parent.nodes} for parent in parents)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
-        net = Supernetwork(parents, [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in found["pairs"]])
+        points = [StitchPoint(a[name_a], b[name_b]) for name_a, name_b in found["pairs"]]
+        net = Supernetwork(parents, points, ensemble)
     metrics = {"pairs": len(net.pairs), "pairs_bound": found["bound"], "pairs_proven": found["proven"]}
     metrics |= {"stitch_parameters": sum(p.numel() for p in net.stitches.parameters())}
     more = " (no more are possible)" if found["proven"] else ""
@@ -79,11 +90,11 @@ def _kept(file: Path) -> dict[str, Any] | None:
 def _match(parents: tuple[Parent, Parent], settings: MatchingSettings, seed: int) -> dict[str, Any]:
     """The names of the matched nodes, and how many there could be at most."""
     a, b = parents
-    problem = matching_problem(parents) if a.nodes and b.nodes else None
+    problem = matching_problem(parents, resize=settings.resize) if a.nodes and b.nodes else None
     if problem is None or not problem.compatible.any():
         raise ConfigError(
             f"no node of {a.name} can be stitched with one of {b.name}: nowhere are feature maps of one size; take "
-            f"networks that shrink their images alike, or matching.granularity=op"
+            f"networks that shrink their images alike, matching.granularity=op, or matching.resize=true"
         )
     found = match(problem, settings, seed=seed)
     pairs = [(a.nodes[i].name, b.nodes[j].name) for i, j in found.pairs.tolist()]
@@ -98,14 +109,26 @@ def train_stitches(net: Supernetwork, loader: Loader, cfg: DictConfig, run: Run)
         log.info("the stitches of %s were trained before: %s", net.name, path)
         return {}
     initialise(net, method.init, loader, method.init_images)
-    optimizer, schedule = build(cfg.optimizer), build(cfg.schedule)
-    fit = Engine(cfg.engine, run).fit(StitchTraining(net), loader, optimizer, schedule, name="stitch")
+    seconds = 0.0
+    if method.loss != "none":
+        optimizer, schedule = build(cfg.optimizer), build(cfg.schedule)
+        seconds = (
+            Engine(cfg.engine, run).fit(_training(net, method), loader, optimizer, schedule, name="stitch").seconds
+        )
     if run.main:
         try:
-            write_tensors(path, net.stitches.state_dict(), {})
+            state = net.stitches.state_dict() | {SHARE: net.ensemble.share.detach()}
+            write_tensors(path, state, {})
         except WriteError as error:
             log.warning("stitches are not kept for other runs: %s", error)
-    return {"stitch_seconds": fit.seconds}
+    return {"stitch_seconds": seconds}
+
+
+def _training(net: Supernetwork, method: StitchMethodSettings) -> Method:
+    """What trains the stitches."""
+    if method.loss == "features":
+        return StitchTraining(net)
+    return JointTraining(net, method.loss, method.sampled_offspring, method.sampled_stitches, method.learn_share)
 
 
 def _cache_key(
@@ -129,8 +152,11 @@ def _cache_key(
 def _load(net: Supernetwork, path: Path) -> bool:
     """Load trained stitches; False if the file is damaged."""
     try:
-        net.stitches.load_state_dict(read_tensors(path)[0])
-    except (DamagedError, RuntimeError) as error:
+        state = read_tensors(path)[0]
+        share = state.pop(SHARE)
+        net.stitches.load_state_dict(state)
+        net.ensemble.share.data.copy_(share)
+    except (DamagedError, RuntimeError, KeyError) as error:
         log.warning("kept stitches are trained again: %s", error)
         return False
     return True

@@ -2,12 +2,14 @@
 
 A switch passes on the value of its node (0) or the other network's through a stitch (1); stitches read the value
 before the switch. A genotype, int8 [2m + 1], sets all switches, in the order of the pairs and A's before B's; its last
-gene chooses the output: 0 is A's, 1 is B's, 2 the mean of both (logits).
+gene chooses the output: 0 is A's, 1 is B's, 2 the mean of both (`Ensemble`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,8 +21,9 @@ from torch.fx.node import map_arg
 from recombine.core.errors import ConfigError
 from recombine.models.blocks import ancestors
 from recombine.stitch.cost import multiply_adds, node_costs
+from recombine.stitch.ensemble import Ensemble, Mean
 from recombine.stitch.execution_plan import ExecutionPlan
-from recombine.stitch.layers import CHANNEL_AXIS, make_stitch
+from recombine.stitch.layers import CHANNEL_AXIS, affine_part, make_stitch
 from recombine.stitch.parents import Parent
 from recombine.stitch.vertices import ENSEMBLE, STITCH, Operand, Vertex, VertexGraph
 
@@ -58,8 +61,11 @@ class Supernetwork(nn.Module):
     The parents are frozen copies in eval mode; only stitches have parameters that train.
     """
 
-    def __init__(self, parents: tuple[Parent, Parent], pairs: Iterable[StitchPoint]) -> None:
-        """`pairs` in a topological order of the joined graph; ConfigError if joining them closes a cycle."""
+    def __init__(self, parents: tuple[Parent, Parent], pairs: Iterable[StitchPoint], ensemble: Mean = "logits") -> None:
+        """`pairs` in a topological order of the joined graph; ConfigError if joining them closes a cycle.
+
+        `ensemble`: what offspring with two outputs average.
+        """
         super().__init__()
         self.parents, self.pairs = parents, tuple(pairs)
         self.preprocess = parents[0].model.preprocess
@@ -67,9 +73,10 @@ class Supernetwork(nn.Module):
         a, b = (parent.model for parent in parents)
         self.renormalise = Renormalise(a.mean, a.std, b.mean, b.std)
         self.stitches = nn.ModuleList(
-            make_stitch(self.layout(gene), self.channels(gene ^ 1), self.channels(gene))
+            make_stitch(self.layout(gene ^ 1), self.shape(gene ^ 1), self.layout(gene), self.shape(gene))
             for gene in range(2 * len(self.pairs))
         )
+        self.ensemble = Ensemble(ensemble)
         self.graph, self.joined = self._build_graph()
         self.set_genotype(np.array([0] * len(self.stitches) + [ENSEMBLE], np.int8))
 
@@ -86,12 +93,22 @@ class Supernetwork(nn.Module):
         """Number of values of each gene: 2 for a switch, 3 for the output."""
         return np.array([2] * len(self.stitches) + [ENSEMBLE + 1])
 
+    @property
+    def coarse(self) -> np.ndarray | None:
+        """bool [2m + 1]: genes of pairs of block ends, and the output; None if that is all of them or no other."""
+        ends = [pair.a in self.parents[0].ends and pair.b in self.parents[1].ends for pair in self.pairs]
+        return np.append(np.repeat(ends, 2), True) if 0 < sum(ends) < len(ends) else None
+
     def node(self, gene: int) -> tuple[Parent, Node]:
         """The node behind which the switch of a gene stands, and its parent."""
         return self.parents[gene % 2], self.pairs[gene // 2][gene % 2]
 
+    def shape(self, gene: int) -> tuple[int, ...]:
+        """Shape of the values of the node of a gene, which its stitch returns, for one image."""
+        return tuple(self.node(gene)[1].meta["shape"])
+
     def layout(self, gene: int) -> str:
-        """Layout of the values that the stitch of a gene reads and returns."""
+        """Layout of these values; the stitch of a gene reads `layout(gene ^ 1)`."""
         parent, node = self.node(gene)
         layout = parent.layout(node)
         if layout is None:
@@ -100,7 +117,7 @@ class Supernetwork(nn.Module):
 
     def channels(self, gene: int) -> int:
         """Channels of the node of a gene, which its stitch returns; it reads `channels(gene ^ 1)`."""
-        return self.node(gene)[1].meta["shape"][CHANNEL_AXIS[self.layout(gene)]]
+        return self.shape(gene)[CHANNEL_AXIS[self.layout(gene)]]
 
     def _build_graph(self) -> tuple[VertexGraph, list[int]]:
         """The graph of all vertices, and the vertex of each gene's node."""
@@ -126,7 +143,7 @@ class Supernetwork(nn.Module):
             for side, node in nodes
         ]
         for gene, stitch in enumerate(self.stitches):
-            cost = multiply_adds(stitch, self.node(gene)[1].meta["shape"])
+            cost = multiply_adds(affine_part(stitch), self.shape(gene))
             vertices.append(Vertex(STITCH, gene, (Operand(joined[gene ^ 1]),), cost))
         a, b = (operand(side, parent.output) for side, parent in enumerate(self.parents))
         return VertexGraph(vertices, [(a,), (b,), (a, b)]), joined
@@ -160,6 +177,21 @@ class Supernetwork(nn.Module):
         """Multiply-adds of one image, stitches included."""
         return self.graph.cost(genotype)
 
+    def num_parameters(self, genotype: np.ndarray) -> int:
+        """Parameters of the network of a genotype, stitches included; what it calls twice counts once."""
+        found: dict[tuple[int, Any], int] = {}
+        for vertex in self.graph.required(genotype)[0]:
+            side, content, *_ = self.graph.vertices[vertex]
+            if isinstance(content, int):
+                found[side, content] = sum(p.numel() for p in self.stitches[content].parameters())
+            elif content.op == "call_module":
+                part = self.nets[side].get_submodule(str(content.target))
+                found[side, content.target] = sum(p.numel() for p in part.parameters())
+            elif content.op == "get_attr":
+                value = attrgetter(str(content.target))(self.nets[side])
+                found[side, content.target] = value.numel() if isinstance(value, nn.Parameter) else 0
+        return sum(found.values())
+
     # -------------------------------------------------------------------------------------------- computing
 
     def set_genotype(self, genotype: Sequence[int] | np.ndarray) -> None:
@@ -175,9 +207,12 @@ class Supernetwork(nn.Module):
         """How to compute the networks of several genotypes in one pass."""
         return ExecutionPlan(self.graph, genotypes)
 
-    def logits(self, plan: ExecutionPlan, images: Tensor) -> list[Tensor]:
-        """uint8 [B, 3, H, W] -> logits [B, C] of each genotype of a plan."""
-        return [logits.float() for logits in plan.logits(self.compute, self.preprocess(images))]
+    def logits(
+        self, plan: ExecutionPlan, images: Tensor, instead: Mapping[int, Callable[..., Any]] = MappingProxyType({})
+    ) -> list[Tensor]:
+        """uint8 [B, 3, H, W] -> logits [B, C] of each genotype of a plan; `instead` computes the steps it has."""
+        results = plan.run(self.compute, self.preprocess(images), instead)
+        return [(outputs[0] if len(outputs) == 1 else self.ensemble(*outputs)).float() for outputs in results]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -192,6 +227,8 @@ class Supernetwork(nn.Module):
         if isinstance(content, int):
             return self.stitches[content](*values)
         if content.op == "placeholder":
+            if content is not self.parents[side].input:
+                return content.args[0]  # an argument with a default, such as a mask of attention
             return self.renormalise(images) if side else images
         net, target = self.nets[side], cast(Any, content.target)
         if content.op == "get_attr":

@@ -10,9 +10,15 @@ import numpy as np
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.stitch.search.archive import Archive
-from recombine.stitch.search.space import Budget, Evaluate, Individuals, Space
+from recombine.stitch.search.population import fittest, initial_population, single_stitches
+from recombine.stitch.search.space import Budget, Evaluate, Individuals, Space, references
 
 __all__ = ["Search", "advance"]
+
+COARSE = 0.5
+"""Part of the budget in which only the genes of block ends vary; afterwards those inside blocks do too."""
+SINGLE_STITCHES = 0.25
+"""Part of the budget that networks with one stitch may take at the start."""
 
 
 class Search(ABC):
@@ -45,6 +51,28 @@ class Search(ABC):
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
         """Genotypes int8 [n, L] to evaluate; all of them are sent back evaluated. May never end: the budget does."""
 
+    @property
+    def genes(self) -> np.ndarray | None:
+        """The genes that vary now, bool [L]: at first those of block ends, then (None) all."""
+        return self.space.coarse if self.budget.requests < COARSE * self.budget.total else None
+
+    def start(self) -> np.ndarray:
+        """The first requests, int8 [n, L]: both parents, their ensemble, single stitches, and a stratified sample.
+
+        All networks with one stitch, or those with one at the end of a block, unless they would take more than
+        `SINGLE_STITCHES` of the budget.
+        """
+        length, single = self.space.length, single_stitches(self.space.length)
+        coarse = single if self.space.coarse is None else single[single[:, ~self.space.coarse].sum(1) == 0]
+        affordable = (each for each in (single, coarse) if len(each) <= SINGLE_STITCHES * self.budget.total)
+        sample = initial_population(self.space, self.size, self.rng, self.genes)
+        return np.concatenate([references(length), next(affordable, single[:0]), sample])
+
+    def select(self, started: Individuals) -> Individuals:
+        """The first population: the references, and the fittest others of the first requests."""
+        known = np.arange(3)
+        return started.take(np.append(known, 3 + fittest(started.objectives[3:], self.size - 3)))
+
     def run(self, evaluate: Evaluate, on_generation: Callable[[Archive, Budget], None] | None = None) -> Archive:
         """Search until the budget is spent or `batches` ends; `on_generation` is called after each batch."""
         batches, evaluated = self.batches(), None
@@ -70,8 +98,9 @@ class Search(ABC):
             self.budget.spend(requested, found.active)
             finite = np.isfinite(found.objectives).all(1)
             objectives = self._replace_failed(found.objectives, finite)
-            part = Individuals(requested, objectives, found.accuracy, found.active, finite.copy())
-            part.archived[finite] = self.archive.add(part.take(finite), self.threshold)
+            kept = finite & found.measured
+            part = Individuals(requested, objectives, found.accuracy, found.active, kept.copy())
+            part.archived[kept] = self.archive.add(part.take(kept), self.threshold)
             parts.append(part)
         return Individuals(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from recombine.stitch.search.acceptance import ObjectiveScale, accepts, assign, spread_weights
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.population import initial_population, mutate, two_point_crossover
+from recombine.stitch.search.population import mutate, two_point_crossover
 from recombine.stitch.search.space import Individuals
 
 __all__ = ["FamilialGa"]
@@ -18,11 +18,11 @@ class FamilialGa(Search):
     """Two-point crossover, mutation, and familial replacement."""
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """The initial population, then the children of all pairs; in an odd population one individual is not paired.
+        """The first population, then the children of all pairs; in an odd population one individual is not paired.
 
         Weights are assigned anew, in random order, after each generation.
         """
-        population = yield initial_population(self.space, self.size, self.rng)
+        population = self.select((yield self.start()))
         vectors = spread_weights(self.size, self.rng)
         scale = ObjectiveScale.of(population.objectives)
         weights = assign(vectors, scale(population.objectives))
@@ -30,7 +30,7 @@ class FamilialGa(Search):
             pairs = self.rng.permutation(self.size)[: self.size // 2 * 2].reshape(-1, 2)
             first, second = population.genotypes[pairs].swapaxes(0, 1)
             crossed = np.concatenate(two_point_crossover(first, second, self.rng))
-            children = yield mutate(crossed, self.space.alphabet, self.rng)
+            children = yield mutate(crossed, self.space.alphabet, self.rng, self.genes)
             for i, parents in enumerate(np.tile(pairs, (2, 1))):
                 self._compete(children.take(i), population, parents, weights, scale)
             scale = ObjectiveScale.of(population.objectives)

@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 from recombine.stitch.search.acceptance import ObjectiveScale, accepts, assign, farthest_first, spread_weights
 from recombine.stitch.search.base import Search, advance
 from recombine.stitch.search.linkage import linkage_tree, mutual_information
-from recombine.stitch.search.population import initial_population
+from recombine.stitch.search.population import mutate
 from recombine.stitch.search.space import Individuals
 
 __all__ = ["Gomea", "LkGomea", "single_objectives"]
@@ -43,11 +43,13 @@ class Gomea(Search):
     """
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """The initial population, then the requests of the individuals of a generation, step by step.
+        """The first population, then the requests of the individuals of a generation, step by step.
 
+        Where genes inside of blocks come in late, each generation then begins with a mutation of every individual that
+        is not worse by it: copying genes makes no new ones.
         Ends when a generation requests nothing, as all of the population is one genotype.
         """
-        population = yield initial_population(self.space, self.size, self.rng)
+        population = self.select((yield self.start()))
         vectors = spread_weights(self.size, self.rng)
         stagnation = np.zeros(self.size, int)
         while True:
@@ -63,6 +65,16 @@ class Gomea(Search):
             if not any_request:
                 return
             vectors = self.rng.permutation(vectors)
+            if self.space.coarse is not None and self.genes is None:
+                yield from self.mutate(population, vectors)
+
+    def mutate(self, population: Individuals, vectors: np.ndarray) -> Procedure:
+        """Give each individual its mutant if that is not worse by its weights."""
+        scale = ObjectiveScale.of(population.objectives)
+        weights = assign(vectors, scale(population.objectives))
+        mutants = yield mutate(population.genotypes, self.space.alphabet, self.rng)
+        better = np.flatnonzero(accepts(mutants, population, weights, scale, self.threshold))
+        population.put(better, mutants.take(better))
 
     def models(self, genotypes: np.ndarray) -> list[LinkageModel]:
         """One model for each individual of a population int8 [P, L]; here all have the same."""

@@ -17,7 +17,7 @@ from pymoo.operators.crossover.pntx import TwoPointCrossover
 from pymoo.problems.static import StaticProblem
 
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.population import initial_population, mutate
+from recombine.stitch.search.population import mutate
 from recombine.stitch.search.space import Budget, Individuals, Space
 
 __all__ = ["Nsga2"]
@@ -39,9 +39,9 @@ class Nsga2(Search):
         problem = Problem(n_var=self.space.length, n_obj=2, xl=0, xu=self.space.alphabet - 1, vtype=int)
         algorithm = NSGA2(
             pop_size=self.size,
-            sampling=initial_population(self.space, self.size, self.rng),
+            sampling=self.start(),
             crossover=TwoPointCrossover(),
-            mutation=_OtherValue(self.space.alphabet),
+            mutation=_OtherValue(self),
             eliminate_duplicates=_SamePhenotype(),
         )
         algorithm.setup(problem, termination=NoTermination(), seed=int(self.rng.integers(2**31)))
@@ -53,12 +53,12 @@ class Nsga2(Search):
 
 
 class _OtherValue(Mutation):
-    def __init__(self, alphabet: np.ndarray) -> None:
+    def __init__(self, search: Search) -> None:
         super().__init__()
-        self.alphabet = alphabet
+        self.search = search
 
     def _do(self, problem: Problem, X: np.ndarray, random_state: np.random.Generator, **_: Any) -> np.ndarray:
-        return mutate(X, self.alphabet, random_state)
+        return mutate(X, self.search.space.alphabet, random_state, self.search.genes)
 
 
 class _SamePhenotype(DuplicateElimination):

@@ -6,7 +6,10 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-__all__ = ["Budget", "Evaluate", "Evaluations", "Individuals", "Space", "phenotypes"]
+__all__ = ["Budget", "Evaluate", "Evaluations", "Individuals", "Space", "phenotypes", "references"]
+
+A, B, ENSEMBLE = range(3)
+"""Values of the output gene."""
 
 
 class Space(NamedTuple):
@@ -14,18 +17,15 @@ class Space(NamedTuple):
 
     alphabet: np.ndarray
     """int [L], number of values of each gene: 2m twos and one three."""
-    expected_stitches: float = 6.2
-    """Stitches that are on in an individual of an initial population, on average."""
+    expected_stitches: float = 2.0
+    """Stitches that are on in an individual of a stratified sample, on average."""
+    coarse: np.ndarray | None = None
+    """bool [L]: the genes of pairs of block ends, and the output. None: there is no such difference."""
 
     @property
     def length(self) -> int:
         """L = 2m + 1."""
         return len(self.alphabet)
-
-    @property
-    def rate(self) -> float:
-        """The fraction p of ones in a stitch's gene; at most half, which few stitches would exceed."""
-        return min(self.expected_stitches / (self.length - 1), 0.5)
 
 
 class Evaluations(NamedTuple):
@@ -37,6 +37,8 @@ class Evaluations(NamedTuple):
     """float64 [n] in 0..1, which steering is about."""
     active: np.ndarray
     """bool [n, L]: the genes that have an effect in that genotype; the last always has."""
+    measured: np.ndarray
+    """bool [n]: the others were dropped early, their objectives are estimates and they enter no archive."""
 
 
 class Evaluate(Protocol):
@@ -72,6 +74,13 @@ class Individuals(NamedTuple):
 def phenotypes(genotypes: np.ndarray, active: np.ndarray) -> np.ndarray:
     """Genotypes with inactive genes 0, int8 [n, L]: equal rows are the same network."""
     return np.where(active, genotypes, 0).astype(np.int8)
+
+
+def references(length: int) -> np.ndarray:
+    """Genotypes int8 [3, length] without stitches: parent A, parent B, and their ensemble."""
+    genotypes = np.zeros((3, length), np.int8)
+    genotypes[:, -1] = A, B, ENSEMBLE
+    return genotypes
 
 
 class Budget:

@@ -7,33 +7,10 @@ from collections.abc import Generator
 import numpy as np
 
 from recombine.stitch.search.base import Search
-from recombine.stitch.search.space import Budget, Individuals, Space
+from recombine.stitch.search.population import single_stitches
+from recombine.stitch.search.space import Budget, Individuals, Space, references
 
-__all__ = ["SingleStitchSweep", "references", "single_stitches"]
-
-A, B, ENSEMBLE = range(3)
-
-
-def references(length: int) -> np.ndarray:
-    """Genotypes int8 [3, length] without stitches: parent A, parent B, and their ensemble."""
-    genotypes = np.zeros((3, length), np.int8)
-    genotypes[:, -1] = A, B, ENSEMBLE
-    return genotypes
-
-
-def single_stitches(length: int) -> np.ndarray:
-    """Genotypes int8 [4 m, length = 2 m + 1], m of each family in the order of the pairs.
-
-    Ensembles that share a prefix of A (B's switch on), ensembles that share one of B (A's switch on), A into B (B's
-    output, B's switch on), and B into A.
-    """
-    pairs = (length - 1) // 2
-    genotypes = np.zeros((4, pairs, length), np.int8)
-    genotypes[..., -1] = np.array([ENSEMBLE, ENSEMBLE, B, A])[:, None]
-    pair = np.arange(pairs)
-    for family, switch in enumerate((B, A, B, A)):
-        genotypes[family, pair, 2 * pair + switch] = 1
-    return genotypes.reshape(-1, length)
+__all__ = ["SingleStitchSweep"]
 
 
 class SingleStitchSweep(Search):

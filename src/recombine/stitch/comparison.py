@@ -1,0 +1,120 @@
+"""Offspring beside both parents and their ensemble: image by image, so that luck is told from gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import binom
+
+from recombine.report.significance import holm
+from recombine.stitch.pareto import dominates, hypervolume
+
+__all__ = [
+    *("ALPHA", "REFERENCES", "Columns", "MeasuredNetworks"),
+    *("compare_to_references", "count_dominance", "mcnemar"),
+]
+
+Columns = dict[str, list]
+"""A table of networks by column."""
+REFERENCES = ("a", "b", "ensemble")
+"""What offspring are compared with, in the order of every table of references."""
+PURPOSES = ("search", "test")
+ALPHA = 0.05
+"""Of the tests, after Holm's correction."""
+MAX_LOSS = 0.3
+"""Points of accuracy that a cheaper ensemble may lose against the ensemble of both parents."""
+
+
+class MeasuredNetworks(NamedTuple):
+    """Networks with their metrics, and with their answers to every image."""
+
+    columns: Columns
+    """`on` (stitches), `output`, `cost` in multiply-adds, `search_accuracy` and `test_accuracy` in percent, others."""
+    correct: Mapping[str, np.ndarray]
+    """bool [n, N] by `search` and `test`: which images each network gets right."""
+
+
+def mcnemar(correct: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Exact one-sided p-values that networks (bool [n, N]) are no more accurate than a reference (bool [N]): [n].
+
+    Of the images that only one of both gets right, half would be the network's if both were equally accurate.
+    """
+    gained, lost = (correct & ~reference).sum(1), (~correct & reference).sum(1)
+    return binom.sf(gained - 1, gained + lost, 0.5)
+
+
+def compare_to_references(
+    front: MeasuredNetworks, references: MeasuredNetworks
+) -> tuple[dict[str, float], dict[str, list]]:
+    """A front compared to both parents and their ensemble (`references`, in this order): metrics, and series.
+
+    Beside `count_dominance`: `*_dominate_*_significant`, offspring that are cheaper and more accurate by McNemar's
+    test, with Holm's correction for all offspring that are cheaper. Hypervolumes are percent of the box from (accuracy
+    of the worst reference, cost of the ensemble) to (100 %, 0), references included.
+    """
+    metrics = count_dominance(front.columns, references.columns)
+    offspring = _offspring(front.columns)
+    series: dict[str, list] = {}
+    for purpose in PURPOSES:
+        points, parents = (_points(side.columns, purpose, references.columns) for side in (front, references))
+        for k, name in enumerate(REFERENCES):
+            correct, reference = front.correct[purpose], references.correct[purpose][k]
+            p_values = mcnemar(correct, reference)
+            cheaper = offspring & (points[:, 1] < parents[k, 1])
+            surely = holm(p_values[cheaper].tolist()) <= ALPHA if cheaper.any() else np.zeros(0)
+            metrics[f"{purpose}_dominate_{name}_significant"] = float(surely.sum())
+            series[f"front_{purpose}_gain_{name}"] = (100 * (correct.mean(1) - reference.mean())).tolist()
+            series[f"front_{purpose}_p_{name}"] = p_values.tolist()
+        corner = parents.max(0)
+        for name, side in (("", np.concatenate([points, parents])), ("_references", parents)):
+            metrics[f"{purpose}_hypervolume{name}"] = 100 * hypervolume(side, corner) / (1 + corner[0])
+    return metrics, series
+
+
+def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
+    """Networks of a front that are nowhere worse and somewhere better than a reference, and the best of them.
+
+    Only offspring count, networks with a stitch that is on: the references themselves are on most fronts.
+    """
+    offspring = _offspring(front)
+    metrics = {"front": float(len(offspring)), "offspring": float(offspring.sum())}
+    for purpose in PURPOSES:
+        points, parents = (_points(columns, purpose, references) for columns in (front, references))
+        dominated = dominates(points, parents) & offspring[:, None]
+        metrics[f"{purpose}_dominate_both_parents"] = float(dominated[:, :2].all(1).sum())
+        metrics |= {f"{purpose}_dominate_{name}": float(dominated[:, k].sum()) for k, name in enumerate(REFERENCES)}
+    return metrics | _chosen(front, references)
+
+
+def _offspring(front: Columns) -> np.ndarray:
+    """bool [n]: networks with a stitch that is on."""
+    return np.array([bool(on) for on in front["on"]], bool)
+
+
+def _points(columns: Columns, purpose: str, references: Columns) -> np.ndarray:
+    """Minus accuracy 0..1 and cost as a fraction of the ensemble's, both minimised, float64 [n, 2]."""
+    cost = np.asarray(columns["cost"], float) / references["cost"][-1]
+    return np.stack([-np.asarray(columns[f"{purpose}_accuracy"], float) / 100, cost], 1)
+
+
+def _chosen(front: Columns, references: Columns) -> dict[str, float]:
+    """The most accurate offspring on the search images, and the cheapest that is about as good as the ensemble."""
+    offspring = [k for k, on in enumerate(front["on"]) if on]
+    if not offspring:
+        return {}
+    ensemble_cost = references["cost"][-1]
+    best = max(offspring, key=lambda k: front["search_accuracy"][k])
+    metrics = {
+        "chosen_accuracy": float(front["test_accuracy"][best]),
+        "chosen_gap": float(front["search_accuracy"][best] - front["test_accuracy"][best]),
+        "chosen_cost": 100 * float(front["cost"][best]) / ensemble_cost,
+    }
+    enough = references["search_accuracy"][-1] - MAX_LOSS
+    ensembles = [k for k in offspring if front["output"][k] == 2 and front["search_accuracy"][k] >= enough]
+    if ensembles:
+        cheapest = min(ensembles, key=lambda k: front["cost"][k])
+        metrics["cheap_ensemble_cost"] = 100 * front["cost"][cheapest] / ensemble_cost
+        metrics["cheap_ensemble_accuracy"] = float(front["test_accuracy"][cheapest])
+    return metrics
