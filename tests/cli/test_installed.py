@@ -65,9 +65,14 @@ def test_help_and_tools(installed):
 
 
 PACKAGE_OF = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
-OPTIONAL = {"ffcv", "numba", "open_clip", "recombine"}
+OPTIONAL = {"ffcv", "numba", "open_clip", "recombine", "onnx", "onnxruntime", "optuna", "wandb_workspaces"}
 """Imported only where they are used, with a message or another way where they are not installed."""
-BROUGHT = {"pydantic_core": "pydantic", "annotated_types": "pydantic", "huggingface_hub": "timm"}
+BROUGHT = {
+    "markupsafe": "jinja2",
+    "pydantic_core": "pydantic",
+    "annotated_types": "pydantic",
+    "huggingface_hub": "timm",
+}
 
 
 def test_every_library_that_is_imported_is_a_dependency():

@@ -126,7 +126,7 @@ DAMAGES = {
 def rewritten(path, change=lambda card: card, **metadata):
     """Write a patch file again with another card, or as another version."""
     with safe_open(path, "pt") as file:
-        found = file.metadata()
+        found = {key: value for key, value in file.metadata().items() if key != "digest"}  # as if written so
     changed = change(json.loads(found["card"]))
     card = changed if isinstance(changed, str) else json.dumps(changed)
     save_file(load_file(path), path, found | {"card": card} | metadata)
