@@ -50,6 +50,7 @@ COMMANDS = sorted({shlex.join(words) for page in PAGES for words in fenced(page.
 
 def compose_problems(config, arguments, schema=None):
     """What is wrong with overrides, as far as no data or weights are needed to tell."""
+    arguments = [word for word in arguments if word != "--dry-run"]  # a flag of ours, which Hydra does not know
     given = get_args_parser().parse_args(sorted(arguments, key=lambda word: "=" in word and not word.startswith("-")))
     composition = compose_all(str(CONFIG_DIR), given.config_name or config, given.overrides, sweep=given.multirun)
     problems = list(composition.problems)

@@ -199,10 +199,10 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
     assert "similarity.images=0: a whole number of at least 1 is needed" in problems
     vectors = composed(tmp_path, weights, "similarity={images:1,vectors:20}")
     assert any("try similarity.vectors=34" in text for text in check(recipe, vectors))
-    with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] is not among the source's classes; known are 0 \(a\)"):
+    with pytest.raises(ConfigError, match=r"clone=\[7\]: \[7\] not among 2 classes; known are 0 \(a\), 1 \(b\)"):
         select_outputs([7], ["a", "b"])
     with pytest.raises(ConfigError, match="the target knows 5 already"):
-        launched(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=[4]")
+        launched(tmp_path, weights, "source_data.class_subset=[1,2,3,4,5]", "clone=['5']")
     with pytest.raises(ConfigError, match=r"method.positions=\[9\]: \[9\] are none; there are \[0, 1, 2\]$"):
         launched(tmp_path, weights, "method.positions=[9]")
     with pytest.raises(ConfigError, match=r"\[3\] are none; .*; at 3 no layer is cloned, which is a linear probe"):

@@ -29,7 +29,7 @@ from tests.pnc.parts import SHORT, composed, launched, open_parts
 from tests.pnc.test_clone import branch_of
 
 LOW = "{name: low, dataset: digits_low, clone: [0, 1]}"
-MIDDLE = "{name: middle, dataset: digits, class_subset: [2, 3, 4], clone: [2]}"
+MIDDLE = "{name: middle, dataset: digits, class_subset: [2, 3, 4], clone: ['4']}"
 TWO = f"sources=[{LOW},{MIDDLE}]"
 
 
@@ -63,7 +63,7 @@ def two(tmp_path_factory, weights):
 def test_two_sources_give_a_network_that_each_can_leave(two, weights):
     cfg, row, path = two
     m = row.metrics
-    assert row.cell["source"] == "low + middle" and row.cell["clone"] == "0 1 + 2"
+    assert row.cell["source"] == "low + middle" and row.cell["clone"] == "0 1 + 4"
     assert list(pnc.read_cards(path)) == ["clone_1", "clone_2"]
     target = models.build("high", weights_root=weights)
     before, cloned = digest(target), pnc.attach(target, path)

@@ -127,7 +127,7 @@ def test_linear_probe_changes_the_classifier_alone(trained):
         "save_as=probe",
         "dataset.class_subset=[0,1,2]",
         "optimizer.lr=0.2",
-        "engine.epochs=4",
+        "engine.epochs=12",
     ]
     launch(recipe, compose_config(folder, *probe))
     before, after = load_file(path), load_file(folder / "weights" / "probe.safetensors")

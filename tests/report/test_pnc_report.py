@@ -13,7 +13,6 @@ from recombine.core.types import Row
 from recombine.pnc import plots
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
-from recombine.report.html import page
 from recombine.report.spec import load_specs
 from recombine.report.tables import build
 
@@ -155,9 +154,3 @@ def test_curves_over_filters_and_images():
     np.testing.assert_allclose(curves_of(axes)["lwf: mean"].get_data(), [[0.1, 0.3, 1.0], [81.0, 83.0, 90.0]])
     with pytest.raises(ConfigError, match="nothing to plot"):
         plots.data_curve(images[:1])
-
-
-def test_the_page_shows_what_compares_settings_once():
-    images = [row(m, 80 + 10 * part, 1.0, fraction=part) for m in ("pnc", "lwf") for part in (0.1, 0.3, 1.0)]
-    text = page([*images, *searched(clone="3 4")], load_specs(TABLES))
-    assert text.count("<h3>How many images it takes</h3>") == 1 and text.count("<h3>Where a part is inserted</h3>") == 1

@@ -209,7 +209,9 @@ def line_of(name: str, record: Mapping[str, float], width: int = WIDTH) -> str:
     """An epoch in one line: what was measured before what was trained; of what does not fit, `...` is left."""
     first = ("epoch", "val/", "train/loss", "images/s")
     order = sorted(record, key=lambda key: [not key.startswith(start) for start in first])
-    parts = [f"{key.removeprefix('train/').replace('/', ' ')} {_number(record[key])}" for key in order if key != "step"]
+    parts = [
+        f"{key.removeprefix('train/').replace('val/', 'val ')} {_number(record[key])}" for key in order if key != "step"
+    ]
     line = f"{name}:"
     for part in parts:
         if len(line) + len(part) + 2 > width - 4:
