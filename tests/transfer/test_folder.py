@@ -157,7 +157,7 @@ def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabel
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "split=test: folder has train"),
+        ([], "split=test: unlabelled has train"),
         (["split=null"], "no image has a label: give dataset.classes="),
         (["split=null", "dataset.classes=3", "method=kl_dp"], "method=kl_dp reads labels, but 90 training images"),
         (["split=null", "dataset.classes=3", "candidates=[drei]"], "candidates are ranked by validation images"),

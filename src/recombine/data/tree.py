@@ -231,7 +231,7 @@ def _wrappers(found: Mapping[str, tuple[Path, list[str]]]) -> Iterator[str]:
 
 def _unlike(found: Mapping[str, tuple[Path, list[str]]]) -> Iterator[str]:
     """Classes that the training images do not have, and spellings that differ between splits."""
-    if "train" not in found:
+    if "train" not in found or not found["train"][1]:  # without classes: its images have no labels
         return
     alike = set()
     for one, other in combinations(found, 2):
