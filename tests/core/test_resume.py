@@ -234,8 +234,7 @@ def test_a_signal_finishes_the_step_saves_and_raises(tmp_path, number, step):
 def signalled(folder):
     run = SmallRun(Path(folder))
     with StopSignals() as signals:
-        run.stop_requested = lambda: signals.received
-        Path(folder, "ready").touch()
+        run.stop_requested = lambda: (Path(folder, "ready").touch(), signals.received)[1]  # after the first step
         try:
             fit(folder, run=run, method=Slow(0.05), epochs=3)
         except Interrupted as error:
@@ -247,13 +246,39 @@ def test_a_real_signal_stops_a_real_process(tmp_path):
     process.start()
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
-    time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
     process.join(20)
     assert process.exitcode == 143
     assert 0 < checkpoint.load_latest(tmp_path / "fits" / "fit")["step"] < 30
     ours = fit(tmp_path, method=Slow(), epochs=3).net
     assert same(ours, fit(tmp_path / "whole", method=Slow(), epochs=3).net)
+
+
+def broken_off(folder):
+    def endless(net):
+        Path(folder, "evaluating").touch()
+        time.sleep(600)
+
+    run = SmallRun(Path(folder))
+    with StopSignals() as signals:
+        run.stop_requested = lambda: signals.received
+        try:
+            fit(folder, run=run, epochs=2, evaluate=endless)
+        except Interrupted as error:
+            os._exit(error.exit_code)
+
+
+def test_a_signal_breaks_off_an_evaluation_and_what_was_trained_is_kept(tmp_path):
+    process = processes.Process(target=broken_off, args=(str(tmp_path),))
+    process.start()
+    while not (tmp_path / "evaluating").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(20)
+    assert process.exitcode == 143
+    assert checkpoint.load_latest(tmp_path / "fits" / "fit")["step"] == 10
+    ours = fit(tmp_path, epochs=2, evaluate=lambda net: {"loss": 1.0})
+    assert ours.metrics == {"loss": 1.0} and same(ours.net, fit(tmp_path / "whole", epochs=2).net)
 
 
 @pytest.mark.parametrize(

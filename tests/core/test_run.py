@@ -112,6 +112,19 @@ def test_a_failing_job_does_not_stop_a_multirun(fit):
     assert again.out.count("finished before") == 2 and again.code == 1
 
 
+def test_a_multirun_reports_its_own_jobs_where_its_folder_is_shared(fit):
+    shared = f"hydra.sweep.dir={fit.folder / 'sweep'}"
+    assert fit("noise=13,0.1", "-m", "steps=3", shared).code == 1
+    result = fit("noise=0.2,0.3", "-m", "steps=3", shared)
+    assert result.code == 0 and "2 of 2 jobs succeeded" in result.out and "thirteen" not in result.out
+    table = result.out[result.out.index("choices") :]
+    runs = {row.cell["noise"]: row.run for row in read_rows(fit.folder)}
+    for noise in (0.2, 0.3):
+        (line,) = [line for line in table.splitlines() if f" noise={noise} " in line]
+        assert " ok " in line and runs[noise] in line and "steps" not in line
+    assert "show their rows: recombine report --rows outputs/fit" in result.out
+
+
 def test_an_experiment_file_can_ask_for_a_multirun(fit):
     result = fit("experiment=fit/seeds", "noise=0.3")
     assert result.code == 0 and "2 of 2 jobs succeeded" in result.out

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -98,14 +100,28 @@ def test_wandb_is_online_only_with_a_key_and_never_asks(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert effective_mode("auto") == "offline" and effective_mode("online") == "online"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
-    assert effective_mode("auto") == "online"
+    today = urlparse(wandb.Settings().base_url).netloc  # wandb.login() writes this host
+    for host in ("api.wandb.ai", today):
+        (tmp_path / "netrc").write_text(f"machine {host} login user password x\n")
+        assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert effective_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "x")
     assert effective_mode("auto") == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert effective_mode("auto") == "disabled"
+
+
+def test_a_server_that_does_not_answer_makes_the_run_offline_within_seconds(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    start = time.monotonic()
+    tracker = Tracker.open(tmp_path, {"name": "wandb", "mode": "online", "project": "recombine"}, name="a")
+    tracker.log({"loss": 1.0}, 1)
+    tracker.finish()
+    assert time.monotonic() - start < 60 and list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert "127.0.0.1 does not answer" in capsys.readouterr().err
 
 
 def records(folder: Path) -> dict[str, list[dict]]:
@@ -134,7 +150,9 @@ def test_a_resumed_run_stays_one_on_wandb(tmp_path):
     first, second = sorted((folder / "wandb").glob("offline-run-*"))
     assert first.name[-15:] == second.name[-15:] and first.name[-15:].startswith("12345678-")
     found = records(second)
-    assert [item["item"]["step"] for item in found["history"]] == [1, 2, 3]
+    # when it is synced, it takes the place of the first: it holds what that one does
+    assert [item["item"]["step"] for item in found["history"]] == [0, 1, 2, 1, 2, 3]
+    assert found["history"][0]["item"]["val/accuracy"] == 50
     summary = {key: value for item in found["summary"] for key, value in item["update"].items()}
     assert summary["val/loss"] == {"last": 0.25, "min": 0.25} and summary["val/accuracy"] == {"last": 47, "max": 49}
     assert found["exit"][0]["exit_code"] == 4 and found["alert"][0]["title"] == "diverged"

@@ -125,13 +125,42 @@ def test_different_numbers_of_seeds_are_shown():
     assert [line[1] for line in table.rows] == ["91.00 ± 1.41 (n = 2)", "80.00 (n = 1)"]
 
 
-def test_what_is_averaged_without_being_asked_for_is_warned_about():
+def test_what_is_not_one_measurement_is_not_averaged_unless_asked():
     two = [row("a", 90, cell={"epochs": 10}), row("a", 80, cell={"epochs": 20})]
-    assert any("epochs = 10, 20" in note for note in build(spec(), two).notes)
-    assert not any("warning" in note for note in build(spec(average_over=["epochs"]), two).notes)
-    assert not any("warning" in note for note in build(spec(), two, {"epochs": "10"}).notes)
-    runs = [row("a", 90, run="a-lr1"), row("a", 80, run="a-lr2")]
-    assert any("runs a-lr1, a-lr2" in note for note in build(spec(), runs).notes)
+    table = build(spec(), two)
+    assert table.rows[0][-1] == "mixed" and any("rows of different epochs = 10, 20" in note for note in table.notes)
+    asked = build(spec(average_over=["epochs"]), two)
+    assert asked.rows[0][-1] == "85.00" and not any("different" in note for note in asked.notes)
+    assert build(spec(), two, {"epochs": "10"}).rows[0][-1] == "90.00"
+
+
+def facts(lr=0.1, digest="1234", **config):
+    return {"config": {"optimizer": {"lr": lr}, "data_root": "x", **config}, "inputs": {"data mine/test": digest}}
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (facts(lr=0.2), "different optimizer.lr = 0.1, 0.2"),
+        (facts(digest="5678"), "different data mine/test = 1234, 5678"),
+        (facts(data_root="y", models=["a"]), "different runs a-0, a-1"),
+    ],
+)
+def test_settings_and_data_of_a_cell_are_one(other, told):
+    for seed in (0, 1):
+        rows = [row("a", 90, 0, provenance=facts()), row("a", 80, seed, run="a-1", provenance=other)]
+        table = build(spec(), rows)
+        same = seed == 1 and "runs" in told  # where only the seed differs, the mean is one over seeds
+        assert (table.rows[0][-1] == "85.00 ± 7.07") == same != (table.rows[0][-1] == "mixed")
+        assert same != any(told in note for note in table.notes)
+    twice = [row("a", 90, 0, provenance=facts()), row("a", 90, 0, run="a-1", provenance=facts())]
+    assert build(spec(), twice).rows[0][-1] == "90.00"
+
+
+def test_trials_are_left_out_and_counted():
+    trial = row("a", 10, run="trial", provenance={"config": {"engine": {"max_eval_batches": 2}}})
+    table = build(spec(), [row("a", 90), trial])
+    assert table.rows[0][-1] == "90.00" and any("1 rows are left out: a part" in note for note in table.notes)
 
 
 def test_rows_without_a_key_of_the_table_are_counted():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import secrets
 import shlex
 import sys
 import traceback
@@ -28,15 +28,17 @@ from recombine.cli.help import program, register_help
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
-from recombine.core.errors import ConfigError, RecombineError
-from recombine.core.files import CONFIG_DIR, config_files, use_config_dirs
-from recombine.run.config import run_id, validate
+from recombine.core.errors import ConfigError, RecombineError, WriteError
+from recombine.core.files import CONFIG_DIR, append_records, config_files, read_records, use_config_dirs, writing
+from recombine.run.config import validate
 from recombine.run.console import first_rank, show_jobs, show_problems
 
 __all__ = ["JobReport", "main"]
 
 SHARING = ("JoblibLauncher", "LocalLauncher")
 """Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
+SWEEP = "RECOMBINE_SWEEP"
+"""Environment variable with a name of this multirun's own, which two may share the folder of."""
 
 
 def main(entry: str | Entry) -> None:
@@ -68,16 +70,21 @@ def main(entry: str | Entry) -> None:
     job.__module__ = entry.name
     # Hydra then passes exceptions to us, where it would print a part of them and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ[SWEEP] = secrets.token_hex(4)
     try:
         _check_command(entry, config_dir, arguments)
         if planning:
             name = arguments.config_name or config_name
             return show_plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun)
-        hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
+        with writing(Path(), reading=True):
+            hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if first_rank():
             show_problems(getattr(error, "problems", [str(error)]))
         sys.exit(ConfigError.exit_code)
+    except WriteError as error:  # by Hydra's own files
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -120,7 +127,7 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
     sweeping = context.mode == RunMode.MULTIRUN
     if sweeping and context.launcher._target_.rpartition(".")[2] in SHARING:
         take_place()  # a GPU, before CUDA starts
-    from recombine.run.launch import exit_code, launch, record_problems
+    from recombine.run.launch import exit_code, launch, record_problems, run_folder
 
     use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
@@ -133,9 +140,9 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
             # Alone, a slip of the keyboard leaves nothing behind; in a multirun it is a cell that a table must show.
             record_problems(recipe, cfg, command, error)
     if sweeping and first_rank():
-        folder = Path(cfg.output_root) / context.job.name / run_id(cfg, context.job.name).run
-        noted = {"exit_code": code, "error": message, "command": command, "folder": str(folder)}
-        _note(Path(context.sweep.dir), job=context.job.num, **noted)
+        note: dict[str, Any] = {"job": context.job.num, "exit_code": code, "error": message, "command": command}
+        note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(recipe, cfg))}
+        append_records(_notes(context.sweep.dir), [note])
     if code and (not sweeping or code > 128):
         sys.exit(code)
     # Sweepers that optimise take nan as a failed trial.
@@ -174,22 +181,22 @@ def _report(error: BaseException) -> str:
     return line if known else f"{type(error).__name__}: {line}"
 
 
-def _note(sweep: Path, **job: object) -> None:
-    # One short line in append mode: jobs of a parallel launcher do not tear each other's.
-    with (sweep / "jobs.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(job) + "\n")
+def _notes(folder: str) -> Path:
+    """What the jobs of this multirun note, in whatever process, and no other's that has the same folder."""
+    return Path(folder) / f"jobs-{os.environ.get(SWEEP, '')}.jsonl"
 
 
 class JobReport(Callback):
-    """Ends a multirun: says which jobs failed and how to repeat them, and exits with the first one's code."""
+    """Ends a multirun: shows its jobs and how to repeat those that failed, and exits with the first one's code."""
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Called by Hydra after the last job."""
         if not first_rank():
             return
-        notes = Path(config.hydra.sweep.dir) / "jobs.jsonl"
-        jobs = sorted(map(json.loads, notes.read_text(encoding="utf-8").splitlines()), key=lambda job: job["job"])
-        show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs])
+        jobs = sorted(read_records(_notes(config.hydra.sweep.dir))[0], key=lambda job: job["job"])
+        experiment = str(config.hydra.runtime.choices.get("experiment"))
+        filled = experiment if (CONFIG_DIR / "table" / f"{experiment}.yaml").is_file() else None
+        show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs], filled)
         failures = [job["exit_code"] for job in jobs if job["exit_code"]]
         if failures:
             sys.exit(failures[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from recombine.cli.entries import register_papers
@@ -32,6 +33,9 @@ def arguments() -> argparse.Namespace:
         "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
     )
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only cells with these values")
+    parser.add_argument(
+        "--average-over", nargs="+", default=[], metavar="KEY", help="settings that the rows of a cell may differ in"
+    )
     parser.add_argument("--format", metavar="|".join(FORMATS), help="default: a table for the terminal")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there; its suffix may say the format")
     parser.add_argument("--missing", action="store_true", help="print the commands of cells without a value")
@@ -51,6 +55,7 @@ def main() -> None:
     wrong = [pair for pair in options.where if "=" not in pair]
     if wrong:
         raise ConfigError(f"--where takes KEY=VALUE, not {', '.join(wrong)} (--where dataset=cifar10)")
+    spec = replace(spec, average_over=[*spec.average_over, *options.average_over])
     table = build(spec, gather(options.rows), dict(pair.split("=", 1) for pair in options.where))
     if options.missing:
         show_missing(table)

@@ -23,6 +23,7 @@ from recombine.engine.method import Method
 from recombine.engine.metrics import Metric
 from recombine.engine.settings import EngineSettings
 from recombine.engine.training import Fit, Training
+from recombine.run.signals import breakable, finishing
 
 if TYPE_CHECKING:
     from recombine.run.run import Run
@@ -78,10 +79,10 @@ class Engine:
     def _train(self, training: Training, evaluate: Callable[[nn.Module], dict[str, float]] | None) -> None:
         """Train and evaluate from where `training` stands to the end."""
         try:
-            with training.journal.display:
+            with training.journal.display, finishing():
                 while True:
                     if evaluate is not None and training.evaluation_due():
-                        training.evaluate(evaluate)
+                        self._evaluate(training, evaluate)
                     training.journal.report()
                     if training.step >= training.plan.total:
                         break
@@ -89,6 +90,18 @@ class Engine:
                 training.save(finished=True)
         except NotFinite as error:
             raise explain(error, training) from None
+
+    def _evaluate(self, training: Training, evaluate: Callable[[nn.Module], dict[str, float]]) -> None:
+        """Evaluate; what was trained is kept if a signal breaks it off."""
+        try:
+            with breakable():
+                signal = self.run.stop_requested()
+                if signal and self.run.world == 1:
+                    raise Interrupted(signal)
+                training.evaluate(evaluate)
+        except Interrupted:
+            training.save()
+            raise
 
     def _epoch(self, training: Training) -> None:
         """Train from where `training` stands to the end of its epoch, or of all steps."""

@@ -18,13 +18,13 @@ from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import read_tensors, write_tensors
 from recombine.core.types import Loader
 from recombine.engine.metrics import Metric
+from recombine.run.device import PRECISIONS, resolve
 
 __all__ = [
     *("PRECISIONS", "Predictions", "autocast", "cache_path", "evaluate", "evaluating", "predict"),
     *("read_cached", "resolve", "run_over", "write_cached"),
 ]
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 logger = logging.getLogger(__name__)
 
 
@@ -37,15 +37,6 @@ class Predictions(NamedTuple):
     """int64 [N]."""
     index: Tensor  # type: ignore[assignment]
     """int64 [N], increasing positions in the split."""
-
-
-def resolve(precision: str, device: torch.device) -> str:
-    """The precision that `auto` means: bf16 on a CUDA device that has it, else fp32."""
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision not in PRECISIONS:
-        raise ConfigError(f"engine.precision={precision}: one of auto, {', '.join(PRECISIONS)} is needed")
-    return precision
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -107,7 +107,7 @@ class TableSpec:
     exclude: dict[str, Any] = field(default_factory=dict)
     """Cell key -> value, or list of values, that a row must not have."""
     average_over: list[str] = field(default_factory=list)
-    """Cell keys that are averaged over on purpose; different values of any other key are warned about."""
+    """Cell keys that are averaged over on purpose; a cell whose rows differ in any other has no value."""
     labels: dict[str, str] = field(default_factory=dict)
     """Headings of cell keys."""
     pairs: list[str] = field(default_factory=list)

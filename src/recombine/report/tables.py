@@ -16,6 +16,7 @@ from recombine.core.types import Row
 from recombine.report.aggregate import aggregate, binned
 from recombine.report.derived import derive
 from recombine.report.layout import Layout, natural
+from recombine.report.mixing import cut_short, mixtures
 from recombine.report.rows import distinct
 from recombine.report.significance import not_worse
 from recombine.report.spec import MetricColumn, TableSpec, excluded, matches
@@ -80,6 +81,8 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     mine = [row for row in distinct(rows) if row.entry == spec.entry and not excluded(row.cell, spec.exclude)]
     mine = [binned(row, spec.bins) for row in derive(mine, spec.derived)]
     _refuse_unknown(where, {*spec.keys, *spec.where, *(key for row in mine for key in row.cell)})
+    trials = [row for row in mine if cut_short(row) and _belongs(row.cell, spec, where)]
+    mine = [row for row in mine if not cut_short(row)]
     measured = [row for row in mine if row.status == "ok" and _belongs(row.cell, spec, where)]
     failed = [row for row in mine if row.status != "ok" and _may_belong(row.cell, spec, where)]
     expected = _expected(spec, [*measured, *failed], where)
@@ -92,7 +95,8 @@ def build(spec: TableSpec, rows: Iterable[Row], where: Mapping[str, Any] | None 
     table.notes = [
         *shown.notes(),
         *([spec.note] if spec.note else []),
-        *_warnings(spec, measured, strangers),
+        *(_mixture(cell, frame, spec) for cell in frame.to_dict("records") if cell["status"] == "mixed"),
+        *_warnings(spec, strangers, trials),
         *(_failure(row) for row in failed),
     ]
     return table
@@ -154,6 +158,8 @@ def _frame(
     """The numbers of the table, one row for each expected cell."""
     keys, metrics = spec.keys, list(spec.metrics)
     claims = {name: metric.claimed for name, metric in spec.metrics.items() if metric.claimed}
+    mixed = mixtures(measured, keys, spec.average_over)
+    measured = [row for row in measured if _key(row.cell, keys) not in mixed]
     ends = {name: _interval(name, metric) for name, metric in spec.metrics.items() if metric.interval}
     more = {name: MetricColumn(name) for name in [*claims.values(), *(end for pair in ends.values() for end in pair)]}
     means = aggregate(measured, keys, spec.metrics | more)
@@ -182,6 +188,7 @@ def _frame(
                 record |= {f"{metric}_low": low, f"{metric}_high": high, f"{metric}_star": low > 0 or high < 0}
         incomplete = f", some {broken[cell]}" if cell in broken else ""
         record["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
+        record |= {"status": "mixed", "mixed": mixed[cell]} if cell in mixed else {}
         records.append(record)
     frame = pd.DataFrame(records)
     counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
@@ -236,18 +243,17 @@ def _failure(row: Row) -> str:
     return f"† {row.status}: {where}, seed={row.seed}, run {row.run}: {first_line(row)}"
 
 
-def _warnings(spec: TableSpec, rows: Sequence[Row], strangers: Sequence[Row]) -> list[str]:
-    """Rows that have no place, and those of different settings in one place: their average is a result of neither."""
-    runs: dict[tuple, set[str]] = {}
-    values: dict[tuple, set[str]] = {}
-    for row in rows:
-        place = _key(row.cell, spec.keys)
-        runs.setdefault((*sorted((key, str(value)) for key, value in row.cell.items()), row.seed), set()).add(row.run)
-        for key in row.cell.keys() - {*spec.keys, *spec.average_over}:
-            values.setdefault((place, key), set()).add(str(row.cell[key]))
-    mixed = {f"runs {', '.join(sorted(names))}" for names in runs.values() if len(names) > 1}
-    mixed |= {f"{key} = {', '.join(sorted(found))}" for (_, key), found in values.items() if len(found) > 1}
-    texts = [f"warning: averaged over different settings: {what}; choose one with --where" for what in sorted(mixed)]
+def _mixture(cell: Mapping[Any, Any], frame: pd.DataFrame, spec: TableSpec) -> str:
+    """Why a cell has no value although there are rows."""
+    name = ", ".join(f"{key}={cell[key]}" for key in spec.keys if frame[key].nunique() > 1)
+    return f"not averaged{name and f' ({name})'}: rows of different {cell['mixed']}; choose with --where or --rows"
+
+
+def _warnings(spec: TableSpec, strangers: Sequence[Row], trials: Sequence[Row]) -> list[str]:
+    """Rows that have no place."""
+    texts = []
+    if trials:
+        texts.append(f"{len(trials)} rows are left out: a part of the images was evaluated (engine=debug)")
     if strangers:
         known = {key: f"{key} from {edges[0]:g} to {edges[-1]:g}" for key, edges in spec.bins.items()}
         absent = {key for row in strangers for key in {*spec.keys, *spec.where} - row.cell.keys()}

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recombine.core.builds import load_target, parameters_of
 from recombine.core.errors import ConfigError
+from recombine.core.results import VOLATILE
 from recombine.core.settings import find_problems, to_dict
 from recombine.run.settings import EntrySettings
 
@@ -29,25 +30,6 @@ __all__ = [
     "run_id",
     "validate",
 ]
-
-VOLATILE = (
-    *(
-        "output_root",
-        "cache_root",
-        "data_root",
-        "weights_root",
-        "device",
-        "name",
-        "logger",
-        "verify_inputs",
-        "loader.workers",
-    ),
-    *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
-)
-"""Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
-logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
-identified by digests in its provenance, so two users with other folders get the same run name). A folder of
-images (dataset=folder) has no other name than its place, which then counts too."""
 
 
 class RunId(NamedTuple):

@@ -62,6 +62,8 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
     if len(rows) > MOST_ROWS:
         console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
     provenance = rows[0].provenance if rows else {}
+    if (provenance.get("config", {}).get("engine") or {}).get("max_eval_batches") is not None:
+        console.print("a trial: a part of the images was evaluated (engine.max_eval_batches); tables leave it out")
     if "seconds" in provenance:
         speed = provenance.get("images_per_second")
         console.print(f"time     {provenance['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
@@ -113,28 +115,35 @@ def _number(value: float) -> str:
 
 
 def _show_results(jobs: Sequence[Mapping]) -> None:
-    """A line for each job of a multirun: what distinguishes it, and what it came to."""
+    """A line for each job of a multirun: what distinguishes it, how it ended, what it came to, where its row is."""
     settings = [dict(word.partition("=")[::2] for word in shlex.split(job["command"]) if "=" in word) for job in jobs]
     differ = [key for one in settings[:1] for key in one if len({other.get(key) for other in settings}) > 1]
     metrics = list(_gains_first({key: 0.0 for job in jobs for key in job["metrics"]}))[:MOST_METRICS]
-    table = Table("job", *differ)
+    table = Table("job", *differ, "status")
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("folder", overflow="fold")
     for job, setting in list(zip(jobs, settings, strict=True))[:MOST_ROWS]:
-        values = (_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics)
-        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), *values)
-    if jobs:
-        show(table)
+        status = f"exit code {job['exit_code']}" if job["exit_code"] else "ok"
+        values = [_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics]
+        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), status, *values, job["folder"])
+    show(table)
 
 
-def show_jobs(jobs: Sequence[Mapping]) -> None:
-    """Print how the jobs of a multirun ended, with the command of each that failed."""
+def show_jobs(jobs: Sequence[Mapping], filled: str | None = None) -> None:
+    """Print how the jobs of a multirun ended and where their rows are, with the command of each that failed.
+
+    `filled`: the table of a paper that they fill.
+    """
     console = open_console()
     failed = [job for job in jobs if job["exit_code"]]
-    _show_results([job for job in jobs if job.get("metrics")])
+    _show_results(jobs)
     console.print(f"multirun: {len(jobs) - len(failed)} of {len(jobs)} jobs succeeded", style="red" if failed else "")
     for job in failed:
         console.print(f"  job {job['job']} failed (exit code {job['exit_code']}): {job['error']}", soft_wrap=True)
         console.print(f"    {job['command']}", soft_wrap=True)
+    roots = " ".join(dict.fromkeys(shlex.quote(str(Path(job["folder"]).parent)) for job in jobs))
+    shown = f"table {filled}" if filled else "report"
+    console.print(f"show their rows: recombine {shown} --rows {roots}", soft_wrap=True)
     if failed:
         console.print("Repeat the multirun to run only what is missing.")

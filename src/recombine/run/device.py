@@ -11,7 +11,19 @@ import torch
 from recombine.core import distributed
 from recombine.core.errors import ConfigError
 
-__all__ = ["open_device"]
+__all__ = ["PRECISIONS", "open_device", "resolve"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """The precision that `auto` means: bf16 on a CUDA device that has it itself, else fp32."""
+    if precision == "auto":
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if able else "fp32"
+    if precision not in PRECISIONS:
+        raise ConfigError(f"engine.precision={precision}: one of auto, {', '.join(PRECISIONS)} is needed")
+    return precision
 
 
 @contextmanager

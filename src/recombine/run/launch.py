@@ -30,15 +30,15 @@ from recombine.run import provenance
 from recombine.run.artifacts import code_artifact, list_artifacts
 from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
-from recombine.run.device import open_device
+from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
 from recombine.run.run import Run
 from recombine.run.settings import EntrySettings
-from recombine.run.signals import StopSignals
+from recombine.run.signals import StopSignals, finishing
 from recombine.run.tracking import Tracker, final_values
 from recombine.run.trial import SearchTrial
 
-__all__ = ["check", "exit_code", "launch", "record_problems"]
+__all__ = ["check", "exit_code", "launch", "record_problems", "run_folder"]
 
 
 def exit_code(error: BaseException | None) -> int:
@@ -88,7 +88,8 @@ def launch(
             if first_rank():
                 _tell(stale, job)
                 resume = "never" if stale else job.resume
-                prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), resume)
+                with finishing():
+                    prepare(job.folder, OmegaConf.to_yaml(cfg, resolve=True), resume)
             rows = _execute(job, signals)
             if first_rank():
                 note_files(job.folder, job.files())
@@ -117,6 +118,11 @@ def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigErr
     job = _Job(import_module(recipe), cfg, command)
     if first_rank() and not (job.folder / "row.json").exists():
         write_rows(job.folder, [job.complete(job.failed(error), job.record())])
+
+
+def run_folder(recipe: str, cfg: DictConfig) -> Path:
+    """Where the run of a config is."""
+    return _Job(import_module(recipe), cfg, None).folder
 
 
 class _Job:
@@ -197,6 +203,8 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
     rows: list[Row] = []
     error: BaseException | None = None
     with open_device(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
+        if "precision" in (settings := record["config"].get("engine") or {}):
+            settings["precision"] = resolve(settings["precision"], device)  # what was used, not `auto`
         seed_everything(job.cfg.seed)
         name, group, _ = job.identity
         tracker = job.tracker(record) if rank == 0 else Tracker.silent()
@@ -208,6 +216,8 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             *(Path(job.cfg.cache_root), rank, world, job.resume),
         )
         try:
+            if signals.received:
+                raise Interrupted(signals.received)
             with collecting(job.manifest), writing(job.folder, reading=True):
                 for row in job.recipe.run(job.cfg, run):
                     rows.append(row)
@@ -218,10 +228,11 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             rows.append(job.failed(raised))
             raise
         finally:
-            record["inputs"] = job.manifest.digests()
-            record |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
-            rows = [job.complete(row, record) for row in rows]
-            _close(job, run, rows, error)
+            with finishing():
+                record["inputs"] = job.manifest.digests()
+                record |= {"device": provenance.device_name(device), "world_size": world, **watch.read(), **run.stats}
+                rows = [job.complete(row, record) for row in rows]
+                _close(job, run, rows, error)
     return rows
 
 

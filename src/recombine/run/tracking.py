@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from recombine.core.errors import RecombineError
 from recombine.core.types import Row
 from recombine.run.artifacts import RunArtifact
 from recombine.run.trial import SearchTrial
@@ -145,6 +146,8 @@ class Tracker:
     def _guard(self, what: str, action: Callable[[], Any]) -> None:
         try:
             action()
+        except RecombineError:  # a signal that stops the run
+            raise
         except Exception as error:
             # Whatever a logging service raises, the run is worth more than its log.
             if what not in self.reported:
@@ -204,11 +207,18 @@ def effective_mode(mode: str) -> str:
 
 
 def _logged_in() -> bool:
-    """Whether wandb knows a key, without a prompt and without a network."""
+    """Whether wandb knows a key, without a prompt and without a network: it keeps it under today's host of its own."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    import wandb
+
+    settings = wandb.Settings()
+    settings.update_from_env_vars(dict(os.environ))
+    hosts = [urlparse(settings.base_url).netloc]
+    if settings.base_url == wandb.Settings.model_fields["base_url"].default:
+        hosts.append("api.wandb.ai")  # where logins of earlier versions were kept
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        kept = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
-        return False
+        kept = None
+    return bool(settings.api_key) or (kept is not None and any(map(kept.authenticators, hosts)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 import wandb
 from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
@@ -17,6 +21,8 @@ from recombine.run.tracking import effective_mode
 
 __all__ = ["WandbLogger"]
 
+SECONDS = 30.0
+"""How long a server that answers may take to open a run."""
 SMALLER_IS_BETTER = ("loss", "error", "ece", "cost", "negative", "nll")
 """Words in the names of metrics whose summary is the minimum."""
 
@@ -26,6 +32,8 @@ class WandbLogger:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         mode = effective_mode(settings.get("mode", "auto"))
+        if mode == "online" and not _reachable():
+            mode = "offline"
         if mode == "offline":
             print(f"wandb is offline; upload later by: wandb sync {folder}/wandb/offline-run-*", file=sys.stderr)
         self.limit = settings.get("artifact_mib", 100) * 2**20
@@ -39,11 +47,20 @@ class WandbLogger:
             dir=str(folder),
             resume="allow",
             reinit="finish_previous",
-            settings=wandb.Settings(console="off", silent=mode == "offline"),
+            settings=wandb.Settings(console="off", silent=mode == "offline", init_timeout=SECONDS),
             **run,
         )
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
+        if mode == "offline":
+            self._repeat(folder / "metrics.jsonl")
+
+    def _repeat(self, earlier: Path) -> None:
+        """Log what earlier sessions did: when synced, this one takes the place of theirs, which has the same id."""
+        for line in earlier.read_text(encoding="utf-8").splitlines():
+            values = json.loads(line) if line.endswith("}") else {}
+            if "step" in values:
+                self.log(values, values.pop("step"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Curves over the optimizer step; wandb's own step only grows, which it does not after a resume."""
@@ -91,6 +108,20 @@ class WandbLogger:
     def finish(self, exit_code: int) -> None:
         """wandb shows the run as failed unless `exit_code` is 0."""
         self.run.finish(exit_code=exit_code)
+
+
+def _reachable() -> bool:
+    """Whether wandb's server answers; of one behind a proxy nothing is known before it is asked."""
+    settings = wandb.Settings()
+    settings.update_from_env_vars(dict(os.environ))
+    url = urlparse(settings.base_url)
+    if proxy_bypass(url.hostname or "") or url.scheme not in getproxies():
+        try:
+            socket.create_connection((url.hostname or "", url.port or 443), timeout=5).close()
+        except OSError as error:
+            print(f"wandb: {url.hostname} does not answer ({error})", file=sys.stderr)
+            return False
+    return True
 
 
 def _identifier(folder: Path) -> str:
