@@ -27,47 +27,16 @@ VALUES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=7)
 
 @given(VALUES)
 def test_the_best_of_all_and_of_equals_the_last(values):
-    best = select_position(PositionSearchSettings(), values)
+    best = select_position(values)
     assert values[best] == max(values) and max(values) not in values[best + 1 :]
 
 
-@given(VALUES, st.integers(1, 3), st.sampled_from([0.0, 1.0, 2.5]))
-def test_greedy_is_the_loop_of_the_procedure(values, patience, min_delta):
-    """The procedure written down line by line."""
-    best, bad = None, 0
-    for place in range(len(values) - 1, -1, -1):
-        if best is None or values[place] > values[best] + min_delta:
-            best, bad = place, 0
-        else:
-            bad += 1
-        if bad >= patience:
-            break
-    assert (
-        select_position(PositionSearchSettings(mode="greedy", patience=patience, min_delta=min_delta), values) == best
-    )
-
-
-def test_greedy_stops_where_exhaustive_goes_on():
-    values = [9.0, 1.0, 5.0, 4.0]
-    assert (
-        select_position(PositionSearchSettings(mode="greedy"), values) == 2
-        and select_position(PositionSearchSettings(), values) == 0
-    )
-    assert select_position(PositionSearchSettings(mode="greedy", patience=2), values) == 0
-    assert (
-        select_position(PositionSearchSettings(min_delta=4.5), values) == 0
-        and select_position(PositionSearchSettings(min_delta=5), values) == 3
-    )
-
-
 def test_settings_of_the_search_are_checked_together():
-    wrong = {"mode": "best", "metric": "loss", "patience": 0, "min_delta": -1.0}
     with pytest.raises(ConfigError) as error:
-        PositionSearchSettings.of(wrong, "method.search")
+        PositionSearchSettings.of({"train": 0, "metric": "loss"}, "method.search")
     words = "\n".join(error.value.problems)
-    for key in ("mode=best: one of exhaustive, greedy", "metric=loss: one of average, similarity"):
-        assert f"method.search.{key} is needed" in words
-    assert "method.search.patience=0" in words and "method.search.min_delta=-1" in words
+    assert "method.search.metric=loss: one of average, similarity is needed" in words
+    assert "method.search.train=0: a whole number of at least 1, or null is needed" in words
 
 
 def test_all_pairs_of_cuts_are_those_of_one_kind():

@@ -59,7 +59,7 @@ def learn_clone(task: CloneTask, method: CloningSettings) -> LearnedClone:
     curve, scores = score_positions(task, cloning.net)
     if method.search.metric == "similarity":
         curve["similarity"] = score_similarity(task, cloning.net)
-    best = select_position(method.search, curve[method.search.metric])
+    best = select_position(curve[method.search.metric])
     labels = [branch.position.label for branch in cloning.net.positions]
     cloning.finish(best)
     clone, probe = (Clone(branch, task.data.class_names) for branch in cloning.net.branches)

@@ -32,21 +32,12 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class PositionSearchSettings(Settings):
-    """How one position is selected; the paper's order and stopping rule are not known to us.
+    """How one position is selected; the paper's order and stopping rule are not known to us."""
 
-    Positions are trained and scored together, so greedy saves nothing: it tells where it would stop.
-    """
-
-    mode: Literal["exhaustive", "greedy"] = "exhaustive"
-    """exhaustive: the best of all. greedy: from the last position to the first until `patience` are no better."""
     train: Count | None = 2
     """How many candidates are trained: the best in closed form (whole source, least-squares adapter). null: all."""
     metric: Literal["average", "similarity"] = "average"
     """average: mean of old and new accuracy. similarity: eq. (8) of the paper, which needs no label."""
-    patience: Count = 1
-    """Positions without gain after which greedy stops."""
-    min_delta: NotNegative = 0.0
-    """What an earlier position has to gain: points of accuracy, or of eq. (8), at most 2."""
 
 
 class PncMethodSettings(Settings):

@@ -81,7 +81,6 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         sources = []
     method, use_target_data = config["method"], config["use_target_data"]
     positions = method.get("positions", "none") or "all"
-    search = method.get("search") or {"mode": "none", "metric": "none"}
     suitable_head = "rows" if use_target_data else "concat"
     names = {
         "target": config["target"]["name"],
@@ -96,7 +95,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         **{key: method.get(key, "none") for key in COMPARED},
         "head": method["head"] or suitable_head if "head" in method else "none",
         "positions": positions if isinstance(positions, str) else " ".join(map(str, positions)),
-        "search": " ".join(dict.fromkeys((search["mode"], search["metric"]))),
+        "search": method["search"]["metric"] if "search" in method else "none",
     }
     return names | ({"calibrate_epochs": config["calibrate_epochs"]} if len(sources) > 1 else {})
 

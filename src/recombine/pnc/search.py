@@ -18,24 +18,15 @@ from recombine.pnc.data import sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.gains import gain
 from recombine.pnc.local.similarity import fit_coefficients, similarity
-from recombine.pnc.method_settings import PositionSearchSettings
 from recombine.pnc.metrics import percent
 from recombine.pnc.task import CloneTask
 
 __all__ = ["joint_similarities", "predict_hits", "score_positions", "score_similarity", "select_position"]
 
 
-def select_position(search: PositionSearchSettings, values: Sequence[float]) -> int:
+def select_position(values: Sequence[float]) -> int:
     """Which of the candidates' `values`, from input to output, is taken; of equal ones the last, the smallest clone."""
-    best, worse = len(values) - 1, 0
-    for place in reversed(range(len(values) - 1)):
-        if values[place] > values[best] + search.min_delta:
-            best, worse = place, 0
-        else:
-            worse += 1
-        if search.mode == "greedy" and worse == search.patience:
-            break
-    return best
+    return max(range(len(values)), key=lambda place: (values[place], place))
 
 
 class _Flat(nn.Module):
