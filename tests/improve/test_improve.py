@@ -26,17 +26,22 @@ from tests.networks import shaken
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40)}
 
 
-@pytest.fixture
-def images(tmp_path):
-    """Twelve images of each of two colours; the first two of a class are the same picture."""
+def draw_images(folder, count):
+    """Images of each of two colours; the first two of a class are the same picture."""
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
-        (tmp_path / "things" / name).mkdir(parents=True)
-        for k in range(12):
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
             if k != 1:
                 pixels = np.clip(random.normal(colour, 25, (40, 56, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "things" / name / f"{k:02}.png")
-    return tmp_path / "things"
+            Image.fromarray(pixels).save(folder / name / f"{k:02}.png")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Twelve images of each class."""
+    return draw_images(tmp_path / "things", 12)
 
 
 def names(folder):
@@ -157,7 +162,8 @@ def test_a_budget_that_is_no_time(budget):
 
 
 @pytest.mark.slow
-def test_the_whole_command_on_a_folder(images, tmp_path, monkeypatch, capsys):
+def test_the_whole_command_on_a_folder(tmp_path, monkeypatch, capsys):
+    images = draw_images(tmp_path / "things", 36)
     for seed, name in enumerate(("start", "teacher")):
         node = {"name": "resnet8", "weights": None, "size": 32}
         models.save(models.build(node, classes=7, seed=seed), tmp_path / "zoo" / f"{name}.safetensors", {})
