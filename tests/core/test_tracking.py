@@ -15,7 +15,8 @@ from PIL import Image
 
 from recombine.core.results import read_rows
 from recombine.core.types import Row
-from recombine.run.tracking import Tracker, effective_mode, final_values
+from recombine.run.tracking import Tracker, final_values
+from recombine.run.wandb_logger import effective_mode
 
 
 def lines(folder: Path) -> list[dict]:

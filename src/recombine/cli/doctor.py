@@ -104,7 +104,7 @@ def weights(cfg: DictConfig) -> Iterator[Finding]:
 
 def logger(cfg: DictConfig) -> Iterator[Finding]:
     """Where runs are logged beside their folder."""
-    from recombine.run.tracking import effective_mode
+    from recombine.run.wandb_logger import effective_mode
 
     yield True, f"logger=wandb is {effective_mode('auto')} here"
 

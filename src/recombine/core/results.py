@@ -13,7 +13,7 @@ from recombine.core.errors import DamagedError, RecombineError
 from recombine.core.files import read_json, write_json
 from recombine.core.types import Row
 
-__all__ = ["VOLATILE", "publish", "read_rows", "write_rows"]
+__all__ = ["publish", "read_rows", "write_rows"]
 
 FORMAT = Row.__dataclass_fields__["format"].default
 MOST_AS_JSON = 5_000
@@ -22,24 +22,6 @@ CELL_KEYS = {"use_original": "use_target_data"}
 PNC_METHODS = {"tune": "finetune", "saved": "from_file"}
 """Cell keys, and methods of cloning, by their names in format 1."""
 ROOTS = {"data_root": "$DATA", "weights_root": "$WEIGHTS", "cache_root": "$CACHE", "output_root": "$OUTPUT"}
-VOLATILE = (
-    *(
-        "output_root",
-        "cache_root",
-        "data_root",
-        "weights_root",
-        "device",
-        "name",
-        "logger",
-        "verify_inputs",
-        "loader.workers",
-    ),
-    *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
-)
-"""Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
-logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
-identified by digests in its provenance, so two users with other folders get the same run name). A folder of
-images (dataset=folder) has no other name than its place, which then counts too."""
 ABSOLUTE_PATH = re.compile(r"(?<![\w.$~/:*-])(?:~/|/)[^\s'\",;:\]\[(){}=]+")
 
 

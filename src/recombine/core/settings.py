@@ -24,7 +24,36 @@ from pydantic.fields import FieldInfo
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.field_text import allowed_values, as_text, example
 
-__all__ = ["SCHEMAS", "NodeRule", "Settings", "find_problems", "given_settings", "read", "schema_of", "to_dict"]
+__all__ = [
+    "SCHEMAS",
+    "VOLATILE",
+    "NodeRule",
+    "Settings",
+    "find_problems",
+    "given_settings",
+    "read",
+    "schema_of",
+    "to_dict",
+]
+
+VOLATILE = (
+    *(
+        "output_root",
+        "cache_root",
+        "data_root",
+        "weights_root",
+        "device",
+        "name",
+        "logger",
+        "verify_inputs",
+        "loader.workers",
+    ),
+    *("engine.resume", "engine.log_every", "engine.save_every_minutes", "engine.save_every_steps"),
+)
+"""Settings that may differ between two executions of the same run: where files lie, what the machine is, what is
+logged and saved how often. Everything else is part of the run's identity (the data and weights themselves are
+identified by digests in its provenance, so two users with other folders get the same run name). A folder of
+images (dataset=folder) has no other name than its place, which then counts too."""
 
 S = TypeVar("S", bound="Settings")
 SCHEMAS: dict[str, type[Settings]] = {}

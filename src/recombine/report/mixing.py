@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from recombine.core.results import VOLATILE
+from recombine.core.settings import VOLATILE
 from recombine.core.types import Row
 
 __all__ = ["cut_short", "mixtures"]

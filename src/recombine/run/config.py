@@ -17,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recombine.core.builds import load_target, parameters_of
 from recombine.core.errors import ConfigError
-from recombine.core.results import VOLATILE
-from recombine.core.settings import find_problems, to_dict
+from recombine.core.settings import VOLATILE, find_problems, to_dict
 from recombine.run.settings import EntrySettings
 
 __all__ = [

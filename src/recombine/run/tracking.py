@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import netrc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol, TextIO
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from recombine.core.types import Row
 from recombine.run.artifacts import RunArtifact
 from recombine.run.trial import SearchTrial
 
-__all__ = ["Logger", "Tracker", "effective_mode", "final_values"]
+__all__ = ["Logger", "Tracker", "final_values"]
 
 MOST_ROWS = 16
 """Rows of a run that have final values each."""
@@ -86,7 +84,7 @@ class Tracker:
         """
         tracker = cls(folder)
         name = settings.get("name", "none")
-        if name == "none" or (name == "wandb" and effective_mode(settings.get("mode", "auto")) == "disabled"):
+        if name == "none" or (name == "wandb" and _mode(settings) == "disabled"):
             return tracker
 
         def start() -> None:
@@ -200,25 +198,6 @@ def final_values(rows: Sequence[Row], objective: str) -> dict[str, Any]:
     return values
 
 
-def effective_mode(mode: str) -> str:
-    """What `logger.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before."""
-    mode = os.environ.get("WANDB_MODE") or mode
-    return mode if mode != "auto" else "online" if _logged_in() else "offline"
-
-
-def _logged_in() -> bool:
-    """Whether wandb knows a key, without a prompt and without a network: it keeps it under today's host of its own."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    import wandb
-
-    settings = wandb.Settings()
-    settings.update_from_env_vars(dict(os.environ))
-    hosts = [urlparse(settings.base_url).netloc]
-    if settings.base_url == wandb.Settings.model_fields["base_url"].default:
-        hosts.append("api.wandb.ai")  # where logins of earlier versions were kept
-    try:
-        kept = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
-        kept = None
-    return bool(settings.api_key) or (kept is not None and any(map(kept.authenticators, hosts)))
+def _mode(settings: Mapping[str, Any]) -> str:
+    """`logger.mode`; WANDB_MODE goes before."""
+    return os.environ.get("WANDB_MODE") or settings.get("mode", "auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import netrc
 import os
 import secrets
 import socket
@@ -17,9 +18,8 @@ import wandb
 from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
 from recombine.run.artifacts import RunArtifact
-from recombine.run.tracking import effective_mode
 
-__all__ = ["WandbLogger"]
+__all__ = ["WandbLogger", "effective_mode"]
 
 SECONDS = 30.0
 """How long a server that answers may take to open a run."""
@@ -108,6 +108,28 @@ class WandbLogger:
     def finish(self, exit_code: int) -> None:
         """wandb shows the run as failed unless `exit_code` is 0."""
         self.run.finish(exit_code=exit_code)
+
+
+def effective_mode(mode: str) -> str:
+    """What `logger.mode` means here: `auto` is online where wandb knows a key; WANDB_MODE goes before."""
+    mode = os.environ.get("WANDB_MODE") or mode
+    return mode if mode != "auto" else "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    """Whether wandb knows a key, without a prompt and without a network: it keeps it under today's host of its own."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    settings = wandb.Settings()
+    settings.update_from_env_vars(dict(os.environ))
+    hosts = [urlparse(settings.base_url).netloc]
+    if settings.base_url == wandb.Settings.model_fields["base_url"].default:
+        hosts.append("api.wandb.ai")  # where logins of earlier versions were kept
+    try:
+        kept = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        kept = None
+    return bool(settings.api_key) or (kept is not None and any(map(kept.authenticators, hosts)))
 
 
 def _reachable() -> bool:
