@@ -17,6 +17,7 @@ from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
 from recombine.patch.delta import Delta
+from recombine.patch.lora import LoRA, ScaleShift
 from recombine.patch.patched import HeadOnly, TaskNetwork
 
 MAKERS = {
@@ -25,13 +26,16 @@ MAKERS = {
     "parallel": lambda graph: ResidualAdapters(graph, 4, position="parallel"),
     "series": lambda graph: ResidualAdapters(graph, 4, position="series"),
     "norms": lambda graph: NormAdaptation(graph, 4),
+    "lora": lambda graph: LoRA(graph, 4, rank=2, alpha=4),
+    "ssf": lambda graph: ScaleShift(graph, 4),
+    "headless": lambda graph: Delta(graph, 0, modules=1),
 }
 
 
 def made(model, kind, path, name="letters"):
     torch.manual_seed(3)
     patched = TaskNetwork(model, MAKERS[kind](traced(model))).eval()
-    patch.save(patched, path, name=name, class_names=list("abcd"), size=32)
+    patch.save(patched, path, name=name, class_names=list("abcd")[: patched.patch.classes], size=32)
     return patched
 
 

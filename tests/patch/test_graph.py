@@ -157,11 +157,14 @@ def test_a_size_that_a_network_refuses_is_told():
         trace(net, 64)
 
 
-def test_values_that_are_no_tensors_are_told():
+def test_values_that_are_no_tensors_pass_by_but_cannot_be_kept():
     """DaViT hands the size along with each map."""
     net = timm.create_model("davit_tiny", depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 1), num_classes=2).eval()
-    with pytest.raises(ConfigError, match=r"DaVit cannot be patched here: .* is no tensor"):
-        TaskNetwork(net, Delta(trace(net, 64), 2))
+    patch = Delta(trace(net, 64), 0, weights="base", norm="none")
+    patched, images = TaskNetwork(net, patch).eval(), torch.randn(2, 3, 64, 64)
+    assert torch.equal(patched(images), net(images)) and patched.prefix_floats == float("inf")
+    with pytest.raises(ConfigError, match=r"DaVit: .* is no tensor"):
+        patched.prefix(images)
 
 
 def test_more_blocks_than_there_are(resnet20):

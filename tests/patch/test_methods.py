@@ -39,6 +39,9 @@ NAMES = {  # of rows that exist: these stay
     "parallel_adapter": ("parallel_adapter", "none"),
     "series_adapter": ("series_adapter", "none"),
     "bn_adapt": ("bn_affine", "none"),
+    "lora": ("lora_4", "none"),
+    "lora_1": ("lora_1", "none"),
+    "ssf": ("ssf", "none"),
     "all_skips": ("delta_all_ones_no_bn", "all"),
     "all_skips_bn": ("delta_all_ones", "all"),
     "all_skips_learnable": ("delta_all_learned_no_bn", "all"),
@@ -56,12 +59,20 @@ def test_names_of_the_methods(method):
 
 DELTAS = ["weights=random_fixed", "skips=new", "skips=existing", "norm=none", "norm=every_subblock", "strides=[1,1]"]
 DELTAS += ["strides=[1,2]", "alpha_init=base", "input_projection=drop", "budget=100000", "modules=2"]
+DELTAS += ["modules=[layer1]", "modules=[layer1,layer3]"]
 LEARNED = [variant for variant in DELTAS if "strides" not in variant]  # these have no module to stride
+LORAS = ["rank=2", "alpha=8", "alpha=2"]
 PAINTS = ["select=mean", "alphas=[0,1]", "select=fixed", "select=fixed method.alpha=0.5", "statistics=recalibrated"]
 
 
 @pytest.mark.parametrize(
-    ("method", "variants"), [("delta", DELTAS), ("all_skips_learnable_bn", LEARNED), ("paint", PAINTS)]
+    ("method", "variants"),
+    [
+        ("delta", DELTAS),
+        ("lora", ["rank=2", "alpha=8", "alpha=2"]),
+        ("all_skips_learnable_bn", LEARNED),
+        ("paint", PAINTS),
+    ],
 )
 def test_variants_have_cells_of_their_own(method, variants):
     overrides = [[f"method={method}"], *([f"method={method}", *f"method.{v}".split()] for v in variants)]

@@ -7,14 +7,15 @@ import hashlib
 import torch
 from torch import nn
 
-from recombine.models.model import Model
+from recombine.models.model import Model, unwrap
 
 __all__ = ["ModuleState", "digest", "freeze", "thaw"]
 
 
 def digest(net: nn.Module) -> str:
     """SHA-256 of a network's state: names, types, shapes and every bit."""
-    net = net.net if isinstance(net, Model) else net
+    net = unwrap(net)
+    net = unwrap(net.net) if isinstance(net, Model) else net
     value = hashlib.sha256()
     for key, tensor in sorted(net.state_dict().items()):
         value.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())

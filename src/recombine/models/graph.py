@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,9 +13,9 @@ from torch.fx import Node
 from recombine.core.errors import ConfigError
 from recombine.models.blocks import Block, ancestors, find_blocks
 from recombine.models.functionalize import without_effects
-from recombine.models.model import Model
+from recombine.models.model import Model, unwrap
 
-__all__ = ["Traced", "frontier", "segment", "trace", "traced"]
+__all__ = ["Traced", "frontier", "input_channels", "segment", "trace", "traced"]
 
 CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -43,8 +44,29 @@ class Traced:
                 break
         raise ConfigError(
             f"{type(self.net).__name__} has no classifier: its output is not [images, classes], straight from a linear "
-            f"layer or convolution; create it with num_classes=<number of classes> and without features_only"
+            f"layer or convolution; create it with num_classes=<number of classes> and without features_only, or patch "
+            f"it without a classifier: classes=0"
         )
+
+    def share_behind(self, node: Node) -> float:
+        """The part of the network's weights, 0 to 1, in layers that are called after a node."""
+        order = {each: place for place, each in enumerate(self.graph.nodes)}
+        sizes = {
+            layer: sum(p.numel() for p in self.net.get_submodule(str(layer.target)).parameters())
+            for layer in order
+            if layer.op == "call_module"
+        }
+        behind = sum(size for layer, size in sizes.items() if order[layer] > order[node])
+        return behind / max(1, sum(sizes.values()))
+
+    def blocks_named(self, names: Sequence[str]) -> tuple[Block, ...]:
+        """The blocks of these names, from input to output; ConfigError if the network has not all of them."""
+        known = {block.name: block for block in self.last_blocks()}
+        if unknown := [name for name in names if name not in known]:
+            raise ConfigError(
+                f"{type(self.net).__name__} has no block {', '.join(unknown)}; its blocks are {', '.join(known)}"
+            )
+        return tuple(block for name, block in known.items() if name in names)
 
     def last_blocks(self, count: int | None = None) -> tuple[Block, ...]:
         """The last `count` blocks (None: all); ConfigError if the network has none, or fewer."""
@@ -81,11 +103,13 @@ class Traced:
 
 
 def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
-    """The graph of `net` in eval mode on float images [B, 3, size, size]; ConfigError if it cannot be traced.
+    """The graph of `net` in eval mode on float images [B, C, size, size]; ConfigError if it cannot be traced.
 
+    C is what the first convolution takes.
     `operations`: layers made of other operations, such as timm's norm with an activation inside, are opened, and no
     operation is in place (which clears the flag `inplace` of layers).
     """
+    net = unwrap(net)
     modes = {module: module.training for module in net.modules()}
     tracer = _Tracer(operations)
     try:
@@ -97,7 +121,7 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
         module.graph.eliminate_dead_code()
         like = next(net.parameters())
         with torch.no_grad():
-            image = torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype)
+            image = torch.zeros(1, input_channels(net), size, size, device=like.device, dtype=like.dtype)
             _Recorder(module).run(image)
     except UNTRACEABLE as error:
         place = getattr(error, "node", None) or next(reversed(tracer.graph.nodes), None)
@@ -110,31 +134,42 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
     return Traced(net, module.graph)
 
 
+def input_channels(net: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution, 3 if it has none."""
+    return next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), 3)
+
+
 def traced(model: nn.Module, size: int | None = None) -> Traced:
-    """The graph of a `Model`, or of a plain network at `size` pixels (timm's own default if it has one)."""
+    """The graph of a `Model`, or of a plain network at `size` pixels (timm's own default if it has one).
+
+    Of a network that torch.compile or DataParallel wraps it is that of the network inside.
+    """
+    model = unwrap(model)
     if isinstance(model, Model):
         return trace(model.net, model.size)
     default = (getattr(model, "default_cfg", None) or {}).get("input_size", (3, 224, 224))[-1]
     return trace(model, size or default)
 
 
-def segment(root: nn.Module, graph: fx.Graph, inputs: Sequence[Node], outputs: Sequence[Node]) -> fx.GraphModule:
-    """The part of `graph` that computes `outputs` (a tuple) from `inputs`; shares the modules of `root`.
+def segment(root: nn.Module, graph: fx.Graph, inputs: Sequence[Node], outputs: Any) -> fx.GraphModule:
+    """The part of `graph` that computes `outputs` from `inputs`; shares the modules of `root`.
 
+    A sequence of nodes gives a tuple, a node its value, and dicts and lists of nodes the same of their values.
     Raises ConfigError if an output needs anything but these inputs.
     """
+    found: list[Node] = []
+    fx.node.map_arg(outputs, found.append)
     part, new = fx.Graph(), {}
     for position, node in enumerate(inputs):
         new[node] = part.placeholder(f"input{position}")
-    needed = ancestors(outputs, stop=inputs)
+    needed = ancestors(found, stop=inputs)
     for node in graph.nodes:
         if node in needed and node not in new:
             if node.op == "placeholder":
-                raise ConfigError(
-                    f"{', '.join(map(str, outputs))} cannot be computed from {', '.join(map(str, inputs))}"
-                )
+                raise ConfigError(f"{', '.join(map(str, found))} cannot be computed from {', '.join(map(str, inputs))}")
             new[node] = part.node_copy(node, lambda used: new[used])
-    part.output(tuple(new[node] for node in outputs))
+    result = fx.node.map_arg(outputs, new.__getitem__)
+    part.output(tuple(result) if type(outputs) is list else result)
     return fx.GraphModule(root, part)
 
 

@@ -15,7 +15,9 @@ from torchvision.transforms.v2 import functional as transforms
 from recombine.core.errors import ConfigError
 from recombine.models.settings import PreprocessSettings
 
-__all__ = ["Model", "Preprocess", "find_head", "head_names", "reset_head"]
+__all__ = ["Model", "Preprocess", "find_head", "head_names", "reset_head", "unwrap"]
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 class Preprocess(nn.Module):
@@ -152,6 +154,15 @@ class Model(nn.Module):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:32]
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    while True:
+        inner = net.module if isinstance(net, WRAPPERS) else getattr(net, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return net
+        net = inner
 
 
 def head_names(net: nn.Module, classes: int) -> list[str]:

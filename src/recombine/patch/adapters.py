@@ -5,34 +5,31 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
 
 from recombine.core.errors import ConfigError
 from recombine.models.graph import Traced
-from recombine.patch.patched import Edit, Patch, TaskNetwork
+from recombine.patch.patched import Edit, Patch, TaskNetwork, calls
 from recombine.patch.settings import NormAdaptationSettings, ResidualAdaptersSettings
 
 __all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
 
-M = TypeVar("M", bound=nn.Module)
 DUA_IMAGES, DUA_VIEWS, DUA_PADDING = 80, 64, 4
 DUA_FIRST, DUA_DECAY, DUA_FLOOR = 0.1, 0.94, 0.005
 
 
 class _WithNorms(Patch):
-    """Every BatchNorm of the network gets a copy for the task, which starts as the pretrained one."""
+    """Every BatchNorm of the network gets a copy for the task, which starts as the pretrained one.
+
+    Where a network has none, the same goes for its LayerNorms and GroupNorms.
+    """
 
     def __init__(self, traced: Traced, classes: int, **options) -> None:
         super().__init__(traced, classes, **options)
-        self._norm_calls = _calls(traced, nn.BatchNorm2d)
-        if not self._norm_calls:
-            raise ConfigError(
-                f"{type(traced.net).__name__} has no BatchNorm to adapt; choose another method or network"
-            )
+        affine = [*calls(traced, nn.LayerNorm), *calls(traced, nn.GroupNorm)]
+        self._norm_calls = calls(traced, nn.BatchNorm2d) or [(n, m) for n, m in affine if m.state_dict()]
         self.norms = nn.ModuleList(copy.deepcopy(norm) for _, norm in self._norm_calls)
         self.norms.requires_grad_(True)
 
@@ -53,8 +50,7 @@ class ResidualAdapters(_WithNorms):
     def __init__(self, traced: Traced, classes: int, *, position: str = "parallel") -> None:
         ResidualAdaptersSettings.of({"position": position}, "method")
         super().__init__(traced, classes, position=position)
-        calls = _calls(traced, nn.Conv2d)
-        self._convolutions = [(node, conv) for node, conv in calls if conv.kernel_size == (3, 3)]
+        self._convolutions = [(node, conv) for node, conv in calls(traced, nn.Conv2d) if conv.kernel_size == (3, 3)]
         if not self._convolutions:
             raise ConfigError(f"{type(traced.net).__name__} has no 3x3 convolution, where adapters are attached")
         self.adapters = nn.ModuleList(_adapter(conv, position) for _, conv in self._convolutions)
@@ -70,8 +66,10 @@ class ResidualAdapters(_WithNorms):
 
 
 class NormAdaptation(_WithNorms):
-    """BatchNorm adaptation: `affine` trains scales, shifts and statistics of the task with labels; `dua` adapts the
-    statistics alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
+    """Adaptation of normalisation layers.
+
+    `affine` trains scales, shifts and statistics of the task with labels. `dua` adapts the statistics of BatchNorms
+    alone, without labels or gradients (Mirza et al. 2022, one image in 64 views at a time, 80 images).
 
     Deviation: the images are training images of the task, where DUA takes the test images as they come in: a patch is
     finished, and its classifier trained, before it is used.
@@ -81,6 +79,9 @@ class NormAdaptation(_WithNorms):
     def __init__(self, traced: Traced, classes: int, *, mode: str = "affine") -> None:
         NormAdaptationSettings.of({"mode": mode}, "method")
         super().__init__(traced, classes, mode=mode)
+        if not self._norm_calls or (mode == "dua" and not isinstance(self._norm_calls[0][1], nn.BatchNorm2d)):
+            what = "no normalisation layer" if not self._norm_calls else "no BatchNorm, whose statistics dua adapts"
+            raise ConfigError(f"{type(traced.net).__name__} has {what}; method=ssf adapts any network")
         self.norms.requires_grad_(mode == "affine")
 
     def train(self, mode: bool = True) -> NormAdaptation:
@@ -121,13 +122,6 @@ def _views(image: Tensor, generator: torch.Generator) -> Tensor:
         view = padded[:, top : top + height, left : left + width]
         views.append(torch.rot90(view.flip(-1) if mirror else view, turns, (1, 2)))
     return torch.stack(views)
-
-
-def _calls(traced: Traced, kind: type[M]) -> list[tuple[Node, M]]:
-    """The calls of all modules of a kind, each with its module."""
-    nodes = (node for node in traced.graph.nodes if node.op == "call_module")
-    calls = ((node, traced.net.get_submodule(str(node.target))) for node in nodes)
-    return [(node, module) for node, module in calls if isinstance(module, kind)]
 
 
 def _adapter(conv: nn.Conv2d, position: str) -> nn.Module:

@@ -119,7 +119,7 @@ class Delta(Patch):
         traced: Traced,
         classes: int,
         *,
-        modules: int | str = "all",
+        modules: int | str | Sequence[str] = "all",
         budget: int | None = None,
         weights: str = "delta",
         skips: str = "all",
@@ -137,8 +137,11 @@ class Delta(Patch):
         found = len(traced.last_blocks())
         if isinstance(modules, int) and modules > found:
             raise ConfigError(f"method.modules={modules}: {type(traced.net).__name__} has {found} blocks; or all")
-        self._blocks = traced.last_blocks(modules if isinstance(modules, int) else None)
-        super().__init__(traced, classes, modules=len(self._blocks), **settings)
+        named = not isinstance(modules, int | str)
+        self._blocks = (
+            traced.blocks_named(modules) if named else traced.last_blocks(modules if isinstance(modules, int) else None)
+        )
+        super().__init__(traced, classes, modules=self.block_names if named else len(self._blocks), **settings)
         self.pairs = [self._edges(block) for block in self._blocks]
         self.blocks = nn.ModuleList(
             BlockPatch(block, pairs, weights, norm, strides, alpha_init)
@@ -157,6 +160,27 @@ class Delta(Patch):
     def block_names(self) -> list[str]:
         """Of the patched blocks."""
         return [block.name for block in self._blocks]
+
+    def summary(self) -> str:
+        """The patched blocks, each with its sub-blocks and weighted skips."""
+        parts = zip(self._blocks, self.pairs, strict=True)
+        each = [f"{block.name} ({len(block.parts)} sub-blocks, {len(pairs)} skips)" for block, pairs in parts]
+        return f"{super().summary()}; blocks {', '.join(each)}"
+
+    def doubts(self) -> list[str]:
+        """Blocks that have nothing to mix, and layers that come after the last patched one."""
+        single = [block.name for block in self._blocks if len(block.parts) == 1]
+        found = []
+        if single:
+            named = ", ".join(single) if len(single) < 5 else f"{single[0]} to {single[-1]}"
+            found.append(
+                f"{len(single)} of {len(self._blocks)} patched blocks ({named}) have one sub-block, and so no skips to "
+                f"mix but the one that the network has"
+            )
+        last = self._blocks[-1]
+        if (share := self.traced.share_behind(last.output)) > 0.5:
+            found.append(f"{share:.0%} of the weights come after {last.name}, the last patched block")
+        return found
 
     def insert(self, edit: Edit) -> None:
         """Weight the skips of each patched block; see eq. 4'."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from recombine import models as zoo
@@ -11,10 +13,11 @@ from recombine.engine.engine import Engine
 from recombine.engine.evaluate import predict
 from recombine.engine.metrics import Accuracy
 from recombine.models import Model
-from recombine.patch.tasks import Task
+from recombine.patch.metrics import mean
+from recombine.patch.tasks import Task, label_offsets
 from recombine.run.console import show
 
-__all__ = ["accuracy", "base_accuracy", "evaluate_base", "measure_accuracy"]
+__all__ = ["accuracy", "base_accuracy", "evaluate_base", "held_out", "measure_accuracy"]
 
 
 def measure_accuracy(engine: Engine, net: nn.Module, loader: Loader) -> float:
@@ -25,6 +28,13 @@ def measure_accuracy(engine: Engine, net: nn.Module, loader: Loader) -> float:
 def accuracy(engine: Engine, net: nn.Module, task: Task, split: str = "test", offset: int = 0) -> float:
     """Top-1 accuracy on a split of a task, whose labels start at `offset` in a label space of several tasks."""
     return measure_accuracy(engine, net, LabelOffsetLoader(task.eval_loader(split), offset))
+
+
+def held_out(engine: Engine, net: nn.Module, tasks: Sequence[Task]) -> dict[str, float]:
+    """Mean top-1 accuracy on the training images that the tasks hold out (`task.val_fraction`); {} if none does."""
+    offsets = zip(tasks, label_offsets(tasks), strict=True)
+    found = [accuracy(engine, net, task, "val", offset) for task, offset in offsets if task.data.settings.val_fraction]
+    return {"accuracy_val": mean(found)} if found else {}
 
 
 def base_accuracy(engine: Engine, base: Task, model: Model) -> float:

@@ -12,13 +12,14 @@ from torch import nn
 from recombine.core.errors import ConfigError
 from recombine.models.artifact import DAMAGE, Artifact, read_artifact, write_artifact
 from recombine.models.freeze import digest
-from recombine.models.graph import traced
-from recombine.models.model import Model
+from recombine.models.graph import Traced, traced
+from recombine.models.model import Model, unwrap
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
 from recombine.patch.delta import Delta
+from recombine.patch.lora import LoRA, ScaleShift
 from recombine.patch.patched import HeadOnly, Patch, TaskNetwork
 
-__all__ = ["KINDS", "dtype_of", "load", "put_on", "read", "read_card", "save"]
+__all__ = ["KINDS", "Base", "dtype_of", "load", "put_on", "read", "read_card", "save"]
 
 FORMAT = 1
 KINDS: dict[str, type[Patch]] = {
@@ -26,6 +27,8 @@ KINDS: dict[str, type[Patch]] = {
     "head_only": HeadOnly,
     "residual_adapters": ResidualAdapters,
     "norm_adaptation": NormAdaptation,
+    "lora": LoRA,
+    "scale_shift": ScaleShift,
 }
 CARD = {"name": str, "base": str, "network": str, "kind": str, "options": dict, "classes": int, "class_names": list}
 """What every card says, with types; the rest is information for readers."""
@@ -75,32 +78,60 @@ def _class_of(kind: str) -> Any:
     return cls if inspect.isclass(cls) and issubclass(cls, Patch) else None
 
 
+class Base:
+    """A network with what putting a patch on it needs: its digest and its graphs, each found once.
+
+    Both are found again if a tensor of the network was replaced or changed in place.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._graphs: dict[int | None, Traced] = {}
+        self._seen: tuple | None = None
+        self._digest = ""
+
+    @property
+    def digest(self) -> str:
+        """See `models.freeze.digest`."""
+        seen = tuple((value.data_ptr(), value._version, value.dtype) for value in self.net.state_dict().values())
+        if seen != self._seen:
+            self._graphs.clear()
+            self._seen, self._digest = seen, digest(self.net)
+        return self._digest
+
+    def traced(self, size: int | None) -> Traced:
+        """The graph at a size in pixels; None: the network's own."""
+        if size not in self._graphs:
+            self._graphs[size] = traced(self.net, size)
+        return self._graphs[size]
+
+
 def load(model: nn.Module, path: str | Path, size: int | None = None) -> TaskNetwork:
     """The network with the patch of a file, in eval mode; the network is frozen (see `TaskNetwork`), and not changed.
 
     `model`: a `Model`, or a timm or torchvision network (at `size` pixels; None: its own default). Raises
     ConfigError if it is not, bit for bit, the network the patch was made for.
     """
-    return put_on(model, read(path), path, size)
+    return put_on(Base(model), read(path), path, size)
 
 
-def put_on(model: nn.Module, found: Artifact, path: str | Path, size: int | None = None) -> TaskNetwork:
+def put_on(base: Base, found: Artifact, path: str | Path, size: int | None = None) -> TaskNetwork:
     """`load` of a file that was read before; `path` is for messages."""
     card = found.card
-    _check_base(model, path, card)
-    graph = traced(model, size or card.get("size"))
+    _check_base(base, path, card)
+    graph = base.traced(size or card.get("size"))
     try:
         patch = _class_of(card["kind"])(graph, card["classes"], **card["options"])
         patch.load_state_dict(found.tensors)
     except DAMAGE as error:
         raise ConfigError(f"{path} is damaged or of another version: {error}") from error
-    device = next(model.parameters()).device
-    return TaskNetwork(model, patch).to(device).eval()
+    device = next(base.net.parameters()).device
+    return TaskNetwork(base.net, patch).to(device).eval()
 
 
-def _check_base(model: nn.Module, path: str | Path, card: dict[str, Any]) -> None:
+def _check_base(base: Base, path: str | Path, card: dict[str, Any]) -> None:
     """ConfigError if the network is not, bit for bit, the one a patch was made for."""
-    given = digest(model)
+    model, given = unwrap(base.net), base.digest
     if given == card["base"]:
         return
     dtype, made_for = dtype_of(model), card.get("dtype", "float32")

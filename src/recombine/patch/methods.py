@@ -20,7 +20,9 @@ def row_names(node: Mapping[str, Any]) -> dict[str, str]:
     if target == "Paint":
         return _paint(settings)
     names = {"HeadOnly": "fc", "ResidualAdapters": f"{settings.get('position', 'parallel')}_adapter"}
-    names["NormAdaptation"] = f"bn_{settings.get('mode', 'affine')}"
+    names |= {"NormAdaptation": f"bn_{settings.get('mode', 'affine')}", "ScaleShift": "ssf"}
+    alpha = "" if settings.get("alpha") is None else f"_alpha_{settings['alpha']}"
+    names["LoRA"] = f"lora_{settings.get('rank', 4)}{alpha}"
     return {"method": names.get(target, target), "modules": "none"}
 
 
@@ -42,7 +44,8 @@ def _delta(settings: Mapping[str, Any]) -> dict[str, str]:
         parts.append("no_projection")
     budget = settings.get("budget")
     modules = settings.get("modules", "all") if budget is None else f"within {budget}"
-    return {"method": "_".join(parts), "modules": str(modules)}
+    modules = "+".join(modules) if isinstance(modules, list) else str(modules)
+    return {"method": "_".join(parts), "modules": modules}
 
 
 def _paint(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
-from recombine.patch.file import dtype_of, put_on, read
+from recombine.patch.file import Base, dtype_of, put_on, read
 from recombine.patch.names import name_problem
 
 __all__ = ["PatchedNetwork", "attach"]
@@ -25,6 +25,7 @@ class PatchedNetwork(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+        self._known = Base(base)
         self._patches = nn.ModuleDict()  # keys begin with @, as a key that is a method's name, such as keys, is refused
         self._cards: dict[str, dict[str, Any]] = {}
         self._before: ModuleState | None = None
@@ -59,7 +60,7 @@ class PatchedNetwork(nn.Module):
         before = freeze(self.base)
         with ExitStack() as undo:
             undo.callback(thaw, self.base, before)
-            self._patches[f"@{name}"] = put_on(self.base, found, path)
+            self._patches[f"@{name}"] = put_on(self._known, found, path)
             undo.pop_all()
         if not self._cards:
             self._before, self._attached_to = before, (found.card["base"], dtype_of(self.base))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from torch.fx import Node
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import freeze, thaw
 from recombine.models.graph import Traced, frontier, segment
-from recombine.models.model import Model
+from recombine.models.model import Model, unwrap
 
-__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork"]
+__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork", "calls"]
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Edit:
@@ -55,21 +58,32 @@ class Edit:
 class Patch(nn.Module):
     """What one task adds to a network: modules between its layers, and a new classifier.
 
-    A subclass says in `insert` where its modules are called. `options` are the arguments that build it again.
+    With `classes=0` there is no classifier: the patched network gives what the network gives (features, maps, a dict of
+    them). A subclass says in `insert` where its modules are called. `options` are the arguments that build it again.
     """
+
+    head: nn.Module | None
 
     def __init__(self, traced: Traced, classes: int, **options: Any) -> None:
         super().__init__()
         self.traced, self.classes, self.options = traced, classes, options
-        self.head_name = traced.head
-        old = traced.net.get_submodule(self.head_name)
+        self.head, self.head_name = None, traced.head if classes else ""
+        old = traced.net.get_submodule(self.head_name) if classes else None
         if isinstance(old, nn.Linear):
-            self.head: nn.Module = nn.Linear(old.in_features, classes)
+            self.head = nn.Linear(old.in_features, classes)
         elif isinstance(old, nn.Conv2d):
             self.head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)  # type: ignore[arg-type]
 
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
+
+    def summary(self) -> str:
+        """What of the network is patched, in a line for people."""
+        return f"{type(self).__name__}: {self.parameters_without_head():,} parameters beside the classifier"
+
+    def doubts(self) -> list[str]:
+        """Why this patch may do less on this network than it does on those of its paper."""
+        return []
 
     def prepare(self, patched: TaskNetwork, images: Callable[[int], Tensor], seed: int) -> None:
         """What a patch learns of its task before any label is used; default: nothing.
@@ -79,7 +93,7 @@ class Patch(nn.Module):
 
     def parameters_without_head(self) -> int:
         """Trainable parameters as the paper counts them (Table 2): the classifier left out."""
-        head = {id(parameter) for parameter in self.head.parameters()}
+        head = {id(parameter) for parameter in self.head.parameters()} if self.head is not None else set()
         return sum(p.numel() for p in self.parameters() if p.requires_grad and id(p) not in head)
 
 
@@ -90,6 +104,9 @@ class HeadOnly(Patch):
 class TaskNetwork(nn.Module):
     """The network `base` with one patch: images (or cached prefix values) in, logits of the patch's task out.
 
+    `base` may be a classifier, or with a patch of `classes=0` any network of feature maps: a headless one, the backbone
+    of a detector. Wrappers of torch.compile and DataParallel are taken off.
+
     What lies before the first patched place runs without gradients; `prefix` gives its values for keeping. A frozen
     base is in eval mode without gradients, whatever trains around it, until `restore`.
     """
@@ -97,12 +114,14 @@ class TaskNetwork(nn.Module):
     def __init__(self, model: nn.Module, patch: Patch, *, frozen: bool = True) -> None:
         """`model`: a `Model` (uint8 images) or any network (floats as it wants them); `frozen`: it does not train."""
         super().__init__()
-        self.base = model.net if isinstance(model, Model) else model
+        model = unwrap(model)
+        self.base = unwrap(model.net) if isinstance(model, Model) else model
         self.preprocess = model.preprocess if isinstance(model, Model) else nn.Identity()
         self.patch, self.frozen = patch, frozen
         edit = Edit(patch.traced)
         patch.insert(edit)
-        _replace_head(edit, patch)
+        if patch.head is not None:
+            _replace_head(edit, patch)
         self._graph = edit.graph
         self._cut()
         self._before = freeze(self.base) if frozen else None
@@ -129,16 +148,14 @@ class TaskNetwork(nn.Module):
             added = node.op == "call_module" and str(node.target).startswith("patch.")
             if added or live.intersection(node.all_input_nodes):
                 live.add(node)
-        (result,) = next(node for node in graph.nodes if node.op == "output").all_input_nodes
+        if not live:
+            raise ConfigError(f"{type(self.patch).__name__} adds nothing to a network that keeps its own head")
+        result = next(node for node in graph.nodes if node.op == "output").args[0]
         border = frontier(graph, live)
-        if odd := [node.name for node in border if "shape" not in node.meta]:
-            raise ConfigError(
-                f"{type(self.base).__name__} cannot be patched here: what the patch needs from before it is no tensor "
-                f"({', '.join(odd)}); choose another number of modules, or a network such as a ResNet or ConvNeXt"
-            )
-        self._shapes = [tuple(node.meta["shape"][1:]) for node in border]
+        self._sizes = [node.name for node in border if "shape" not in node.meta]
+        self._shapes = [tuple(node.meta["shape"][1:]) for node in border if "shape" in node.meta]
         # in a tuple: the segments use the same modules of `base` and `patch`, which must be registered only once
-        self._segments = segment(self, graph, [images], border), segment(self, graph, border, [result])
+        self._segments = segment(self, graph, [images], border), segment(self, graph, border, result)
 
     def _apply(self, function, recurse: bool = True):
         moved = super()._apply(function, recurse)
@@ -146,24 +163,40 @@ class TaskNetwork(nn.Module):
         return moved
 
     @property
-    def prefix_floats(self) -> int:
-        """Numbers per image that `prefix` gives."""
-        return sum(torch.Size(shape).numel() for shape in self._shapes)
+    def prefix_floats(self) -> float:
+        """Numbers per image that `prefix` gives; infinite where what is needed from before it is no tensor."""
+        return math.inf if self._sizes else sum(torch.Size(shape).numel() for shape in self._shapes)
 
     @torch.no_grad()
     def prefix(self, images: Tensor) -> Tensor:
-        """The values before the first patched places: [B, prefix_floats], to be given to `forward` later."""
+        """The values before the first patched places: [B, prefix_floats], to be given to `forward` later.
+
+        Raises ConfigError where the rest of the network needs more than tensors, such as the size of the images.
+        """
+        if self._sizes:
+            raise ConfigError(f"{type(self.base).__name__}: {', '.join(self._sizes)} is no tensor, and cannot be kept")
         return torch.cat([value.flatten(1) for value in self._segments[0](self.preprocess(images))], 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, classes] float32 of images [B, 3, H, W], or of what `prefix` gave for them [B, prefix_floats]."""
+    def forward(self, images: Tensor) -> Any:
+        """Logits [B, classes] float32 of images [B, C, H, W], or of what `prefix` gave for them [B, prefix_floats].
+
+        Of a patch without a classifier: what the base gives, with its additions.
+        """
         if images.ndim == 2:
             parts = images.split([torch.Size(shape).numel() for shape in self._shapes], 1)
             values: Sequence[Tensor] = [part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)]
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 values = self._segments[0](self.preprocess(images))
-        return self._segments[1](*values)[0].float()
+        result = self._segments[1](*values)
+        return result.float() if self.patch.head is not None else result
+
+
+def calls(traced: Traced, kind: type[M]) -> list[tuple[Node, M]]:
+    """The calls of all modules of a kind, each with its module."""
+    nodes = (node for node in traced.graph.nodes if node.op == "call_module")
+    found = ((node, traced.net.get_submodule(str(node.target))) for node in nodes)
+    return [(node, module) for node, module in found if isinstance(module, kind)]
 
 
 def _replace_head(edit: Edit, patch: Patch) -> None:

@@ -34,13 +34,24 @@ def of_one_task(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.cell.get("task") and row.cell.get("protocol") == "single"]
 
 
+def longest(rows: Sequence[Row]) -> list[Row]:
+    """Of the rows of a model and a task those of the longest training, and none that chose by held-out images."""
+    final = [row for row in rows if "accuracy_val" not in row.metrics]
+    steps: dict[tuple, float] = {}
+    for row in final:
+        key = row.cell["model"], row.cell["task"]
+        steps[key] = max(steps.get(key, 0.0), row.metrics.get("steps", 0.0))
+    return [row for row in final if row.metrics.get("steps", 0.0) == steps[row.cell["model"], row.cell["task"]]]
+
+
 @styled
 def parameters(rows: Sequence[Row]) -> Figure:
     """Accuracy on each task against what was trained for it (classifier left out), mean and std over seeds.
 
-    Delta-networks with a part left out (delta_...) are for the table of the ablation.
+    Where a model and a task were trained at several budgets, the longest. Delta-networks with a part left out
+    (delta_...) are for the table of the ablation.
     """
-    whole = [row for row in of_one_task(rows) if not str(row.cell.get("method")).startswith("delta_")]
+    whole = [row for row in longest(of_one_task(rows)) if not str(row.cell.get("method")).startswith("delta_")]
     found = measured(whole, ["accuracy_patched", "trainable_parameters"])
     lines = [{**row.cell, **row.metrics, "label": label_of(row)} for row in found]
     frame = pd.DataFrame(lines)

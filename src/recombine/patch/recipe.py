@@ -12,7 +12,7 @@ from recombine.engine.engine import Engine
 from recombine.engine.metrics import Accuracy
 from recombine.models import Model
 from recombine.patch import routing
-from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base
+from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base, held_out
 from recombine.patch.file import save
 from recombine.patch.paint import backbone, load_backbone, with_backbone
 from recombine.patch.paint_training import AlphaSearch, Tuned, finetune
@@ -81,7 +81,7 @@ def patch_single(
         networks[task.name] = train_patch(trainer, builder, task.name, [task])
         result = finish_patch(cfg, trainer.engine, networks[task.name], task.name, base, [task])
         accuracies |= result.accuracies
-        yield row(cfg, {"task": task.name}, before, result, trainer.seconds[task.name])
+        yield row(cfg, {"task": task.name}, before, result, trainer.cost(task.name))
     if len(tasks) > 1:
         together = TaskResult(result.base, accuracies)
         yield all_patches_row(cfg, trainer, networks, base, tasks, before, together)
@@ -94,7 +94,7 @@ def patch_joint(
     before = evaluate_base(trainer.engine, base)
     network = train_patch(trainer, builder, "joint", tasks)
     result = finish_patch(cfg, trainer.engine, network, "joint", base, tasks)
-    yield joint_row(cfg, tasks, before, result, trainer.seconds["joint"])
+    yield joint_row(cfg, tasks, before, result, trainer.cost("joint"))
 
 
 def patch_sequential(
@@ -121,6 +121,7 @@ def finish_patch(
     with record_skip_weights(network) as weights:
         for task, offset in zip(tasks, label_offsets(tasks), strict=True):
             result.accuracies[task.name] = accuracy(engine, network, task, offset=offset)
+    result.counts |= held_out(engine, network, tasks)
     result.series.update(save_skip_weights(engine.run, network, name, weights))
     if engine.run.main:
         info = card_info(cfg, network, base, tasks, result)
@@ -164,7 +165,7 @@ def all_patches_row(
     if routings := as_list(to_dict(cfg)["routing"]):
         result.counts |= routing.evaluate(trainer.engine.cfg.precision, base, tasks, networks, routings)
     names = {"tasks": joined(tasks), "protocol": "sequential"}
-    return row(cfg, names, before, result, sum(trainer.seconds.values()))
+    return row(cfg, names, before, result, trainer.cost())
 
 
 # --------------------------------------------------------------------------------------------------- PAINT
@@ -180,8 +181,9 @@ def paint_single(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, t
         after = base_accuracy(engine, base, with_backbone(base.model, state))
         accuracies = {task.name: accuracy(engine, load_backbone(tuned.model, state), task)}
         counts = {"trainable_parameters": body_parameters(base.model), "alpha": alpha}
+        counts |= held_out(engine, tuned.model, [task])
         result = TaskResult(after, accuracies, counts, {**series, "chosen": [alpha]})
-        yield row(cfg, {"task": task.name}, before, result, trainer.seconds[task.name])
+        yield row(cfg, {"task": task.name}, before, result, trainer.cost(task.name))
 
 
 def paint_joint(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, tasks: list[Task]) -> Iterator[Row]:
@@ -195,7 +197,7 @@ def paint_joint(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, ta
     load_backbone(model, state)
     accuracies = {task.name: accuracy(engine, model, task, offset=offset) for task, _, offset in tuned}
     counts = {"trainable_parameters": body_parameters(base.model), "alpha": alpha}
-    yield joint_row(cfg, tasks, before, TaskResult(after, accuracies, counts, series), trainer.seconds["joint"])
+    yield joint_row(cfg, tasks, before, TaskResult(after, accuracies, counts, series), trainer.cost("joint"))
 
 
 def paint_sequential(cfg: DictConfig, trainer: Trainer, method: Paint, base: Task, tasks: list[Task]) -> Iterator[Row]:
@@ -212,7 +214,7 @@ def paint_sequential(cfg: DictConfig, trainer: Trainer, method: Paint, base: Tas
     after = base_accuracy(engine, base, with_backbone(base.model, state))
     accuracies = {task.name: accuracy(engine, load_backbone(model, state), task) for task, model, _ in tuned}
     result = TaskResult(after, accuracies, {"trainable_parameters": body_parameters(base.model)}, all_series)
-    yield row(cfg, {"tasks": joined(tasks)}, before, result, sum(trainer.seconds.values()))
+    yield row(cfg, {"tasks": joined(tasks)}, before, result, trainer.cost())
 
 
 # ------------------------------------------------------------------------------------------------- scratch
@@ -236,7 +238,7 @@ def train_from_scratch(cfg: DictConfig, trainer: Trainer, method: Any, like: Mod
         found = {f"accuracy_{task.name}": metrics["accuracy"], "accuracy_patched": metrics["accuracy"]}
         found |= {"top5": metrics["top5"]} if "top5" in metrics else {}
         found["trainable_parameters"] = body_parameters(model) + network.patch.parameters_without_head()
-        found["fit_seconds"] = trainer.seconds[task.name]
+        found |= trainer.cost(task.name)
         yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found)
 
 

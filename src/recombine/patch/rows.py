@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,24 +43,28 @@ def row(
     names: dict[str, str],
     before: float,
     result: TaskResult,
-    seconds: float,
+    cost: Mapping[str, float],
     tasks: Sequence[float] = (),
 ) -> Row:
-    """A row of one of the patching protocols; means are over the base and `tasks`, by default each task's accuracy."""
+    """A row of one of the patching protocols; means are over the base and `tasks`, by default each task's accuracy.
+
+    `cost`: steps and seconds of its training.
+    """
     tasks = list(tasks or result.accuracies.values())
     metrics = {"accuracy_base_before": before, "accuracy_base_after": result.base}
     metrics |= {f"accuracy_{name}": value for name, value in result.accuracies.items()}
     metrics |= {"accuracy_patched": mean(tasks), "mean": mean([result.base, *tasks])}
-    metrics |= {"harmonic_mean": harmonic_mean([result.base, *tasks]), **result.counts}
-    metrics["fit_seconds"] = seconds
+    metrics |= {"harmonic_mean": harmonic_mean([result.base, *tasks]), **result.counts, **cost}
     return Row({**cell(cfg), **names}, metrics, result.series)
 
 
-def joint_row(cfg: DictConfig, tasks: Sequence[Task], before: float, result: TaskResult, seconds: float) -> Row:
+def joint_row(
+    cfg: DictConfig, tasks: Sequence[Task], before: float, result: TaskResult, cost: Mapping[str, float]
+) -> Row:
     """The row of tasks trained together, which count as one: top-1 on the concatenated test sets."""
     sizes = [len(task.data.indices("test")) for task in tasks]
     together = pooled(list(result.accuracies.values()), sizes)
-    return row(cfg, {"tasks": joined(tasks)}, before, result, seconds, [together])
+    return row(cfg, {"tasks": joined(tasks)}, before, result, cost, [together])
 
 
 def joined(tasks: Sequence[Task]) -> str:

@@ -20,8 +20,9 @@ from recombine.models.settings import ModelSettings
 from recombine.patch.names import name_problem
 
 __all__ = [
-    *("ALPHAS", "DeltaSettings", "HeadOnlySettings", "NormAdaptationSettings", "Paint", "PatchMethodSettings"),
-    *("PatchSettings", "ResidualAdaptersSettings", "TaskOverlay", "as_list", "task_nodes"),
+    *("ALPHAS", "DeltaSettings", "HeadOnlySettings", "LoRASettings", "NormAdaptationSettings", "Paint"),
+    *("PatchMethodSettings", "PatchSettings", "ResidualAdaptersSettings", "ScaleShiftSettings", "TaskOverlay"),
+    *("as_list", "task_nodes"),
 ]
 
 HELD_OUT = 0.1
@@ -45,8 +46,8 @@ class PatchMethodSettings(Settings):
 class DeltaSettings(PatchMethodSettings, target="recombine.patch.delta.Delta"):
     """Delta-networks: weighted skip connections between all sub-blocks of the last blocks (arXiv 2303.14772)."""
 
-    modules: Literal["all"] | Count = "all"
-    """Delta-modules, one for each patched block, counted from the last block."""
+    modules: Literal["all"] | Count | Annotated[list[str], Field(min_length=1, examples=[["layer2", "layer4"]])] = "all"
+    """Delta-modules, one for each patched block, counted from the last block; or the names of blocks."""
     budget: Count | None = Field(None, examples=[100000])
     """Instead of `modules`: as many as have at most so many parameters, the classifier left out."""
     weights: Literal["delta", "learned", "ones", "random", "random_fixed", "base"] = "delta"
@@ -80,10 +81,23 @@ class ResidualAdaptersSettings(PatchMethodSettings, target="recombine.patch.adap
 
 
 class NormAdaptationSettings(PatchMethodSettings, target="recombine.patch.adapters.NormAdaptation"):
-    """BatchNorms of the task."""
+    """BatchNorms of the task; LayerNorms and GroupNorms where the network has no BatchNorm."""
 
     mode: Literal["affine", "dua"] = "affine"
     """affine: scales, shifts and statistics, with labels. dua: statistics alone, without labels (Mirza et al. 2022)."""
+
+
+class LoRASettings(PatchMethodSettings, target="recombine.patch.lora.LoRA"):
+    """LoRA of convolutions and linear layers (Hu et al. 2022)."""
+
+    rank: Count = 4
+    """Channels between the two factors."""
+    alpha: Annotated[float, Field(gt=0, examples=[8])] | None = None
+    """The factor of what is added is alpha / rank; null: one."""
+
+
+class ScaleShiftSettings(PatchMethodSettings, target="recombine.patch.lora.ScaleShift"):
+    """SSF (Lian et al. 2022): a learned factor and shift for every channel that a layer gives."""
 
 
 class Paint(PatchMethodSettings):

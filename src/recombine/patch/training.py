@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["PatchBuilder", "TaskTraining", "Trainer", "initial_weights", "join", "task_loaders", "train_patch"]
 
 
+log = logging.getLogger(__name__)
+
+
 class TaskTraining(Supervised):
     """Cross entropy of one task; of a `TaskNetwork` with a frozen base only the patch trains."""
 
@@ -39,19 +43,24 @@ class TaskTraining(Supervised):
 
 
 class Trainer:
-    """Fits networks with the optimizer and schedule of a run, and counts the seconds."""
+    """Fits networks with the optimizer and schedule of a run, and keeps what each fit cost."""
 
     def __init__(self, cfg: DictConfig, engine: Engine) -> None:
         self.cfg, self.engine = cfg, engine
-        self.seconds: dict[str, float] = {}
-        """Spent in each fit, by its name."""
+        self.costs: dict[str, dict[str, float]] = {}
+        """Optimizer steps and seconds of each fit, by its name."""
 
     def fit(self, name: str, net: nn.Module, loader: Loader) -> Fit:
         """Train what trains in `net`, in place."""
         optimizer, schedule = build(self.cfg.optimizer), build(self.cfg.schedule)
         fit = self.engine.fit(TaskTraining(net), loader, optimizer, schedule, name=name)
-        self.seconds[name] = fit.seconds
+        self.costs[name] = {"steps": float(fit.steps), "fit_seconds": fit.seconds}
         return fit
+
+    def cost(self, *names: str) -> dict[str, float]:
+        """Steps and seconds of these fits together; without names, of all."""
+        chosen = [self.costs[name] for name in names or self.costs]
+        return {key: sum(cost[key] for cost in chosen) for key in ("steps", "fit_seconds")}
 
 
 class PatchBuilder:
@@ -62,7 +71,10 @@ class PatchBuilder:
         self.method, self.model, self.run = method, model, run
         self.traced = traced(model)
         with torch.device("meta"):
-            method(self.traced, 1)
+            patch = method(self.traced, 1)
+        log.info("%s", patch.summary())
+        for doubt in patch.doubts():
+            log.warning("%s: %s", model.name, doubt)
 
     def build(self, name: str, classes: int, *, frozen: bool = True) -> TaskNetwork:
         """The network with a new patch, whose weights depend on the run's seed and `name`."""

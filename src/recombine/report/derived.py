@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.types import Row
-from recombine.report.registry import DERIVED
+from recombine.report.registry import DERIVED, register_derived
 
-__all__ = ["check", "derive"]
+__all__ = ["check", "derive", "from_config"]
 
 
 def check(table: str, node: Mapping[str, Any]) -> None:
@@ -29,3 +30,21 @@ def derive(rows: Sequence[Row], node: Mapping[str, Any]) -> list[Row]:
     if not node:
         return list(rows)
     return DERIVED[node["function"]](rows, **{key: value for key, value in node.items() if key != "function"})
+
+
+def from_config(rows: Sequence[Row], keys: Mapping[str, str]) -> list[Row]:
+    """Rows with more keys in their cells: settings of the run by their dotted names, `none` where it has none.
+
+    Example: `derived: {function: from_config, keys: {epochs: engine.epochs}}`.
+    """
+    return [replace(row, cell=row.cell | {key: _setting(row, name) for key, name in keys.items()}) for row in rows]
+
+
+def _setting(row: Row, name: str) -> Any:
+    node: Any = row.provenance.get("config", {})
+    for part in name.split("."):
+        node = node.get(part, "none") if isinstance(node, Mapping) else "none"
+    return node
+
+
+register_derived("from_config", from_config)
