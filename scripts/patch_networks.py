@@ -18,14 +18,15 @@ from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods" / "patch-networks.md"
-NAMES = """
+LISTED = """
 botnet26t_256 convnext_atto convnextv2_atto cspresnet50 densenet121 dla34 dpn68 edgenext_xx_small efficientnet_b0
 efficientnetv2_rw_t efficientvit_b0 ese_vovnet19b_dw fastvit_t8 fbnetc_100 gernet_s ghostnet_100 hgnetv2_b0
 hrnet_w18_small inception_next_atto inception_v4 lcnet_050 mixnet_s mnasnet_small mobilenetv2_100 mobilenetv3_small_050
 mobilenetv4_conv_small mobileone_s0 mobilevit_xxs nf_resnet26 poolformer_s12 rdnet_tiny regnety_002 regnetz_005
 repvgg_a0 res2net50_14w_8s resnest14d resnet18 resnetv2_50 resnext50_32x4d rexnet_100 selecsls42 seresnet50 skresnet18
 starnet_s1 swin_tiny_patch4_window7_224 tinynet_e vgg11_bn vit_tiny_patch16_224 xception41
-""".split()
+"""
+NAMES = LISTED.split()
 HEAD = """# Networks that can be patched
 
 Which blocks a delta-network finds in networks of many families (timm's, random weights), and whether it is the base
