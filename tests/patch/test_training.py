@@ -10,9 +10,10 @@ from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
 from recombine.models.graph import traced
-from recombine.patch.cached_features import CachedFeatureLoader
+from recombine.patch.cached_features import CachedFeatureLoader, cache_features
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
+from recombine.patch.tasks import Task
 from recombine.patch.training import TaskTraining
 
 READING = ("item", "cpu", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__", "to")
@@ -23,9 +24,9 @@ def opened(tmp_path):
     """Opens handwritten digits on a device."""
     found = []
 
-    def make(device="cpu"):
-        settings = {"loader": {"kind": "device", "workers": 0}, "data_root": "", "seed": 0, "device": device}
-        found.append(datasets.open_data({"name": "digits"}, cache_root=tmp_path, **settings))
+    def make(device="cpu", kind="device", augment="none"):
+        settings = {"loader": {"kind": kind, "workers": 0}, "data_root": "", "seed": 0, "device": device}
+        found.append(datasets.open_data({"name": "digits", "augment": augment}, cache_root=tmp_path, **settings))
         return found[-1]
 
     yield make
@@ -33,12 +34,13 @@ def opened(tmp_path):
         data.close()
 
 
-def cached(network, data, device="cpu"):
+def cached(network, data, device="cpu", views=None):
     """A loader of cached values of 64 images a batch, and the loader of images whose order it has."""
     model = network("resnet8", size=8).to(device)
     patched = TaskNetwork(model, Delta(traced(model), 10, modules=1)).to(device)
-    train, every = data.loader("train", 64, train=True), data.loader("train", 256, train=False)
-    return CachedFeatureLoader(train, every, patched, "fp32"), train, patched
+    train = data.loader("train", 64, train=True)
+    train.views = views
+    return CachedFeatureLoader(train, patched, "fp32"), train, patched
 
 
 def test_cached_batches_are_those_of_the_images(network, opened):
@@ -51,6 +53,35 @@ def test_cached_batches_are_those_of_the_images(network, opened):
         with torch.no_grad():
             torch.testing.assert_close(batch.images, patched.eval().prefix(images.images))
     assert list(loader.epoch(0, len(train))) == []
+
+
+@pytest.mark.parametrize("kind", ["torch", "device"])
+def test_fixed_views_are_kept_exactly(network, opened, kind):
+    """Epoch 5 of three views shows the images of view 2 in the order of epoch 5; new views differ from each other."""
+    loader, train, patched = cached(network, opened(kind=kind, augment="flip_crop"), views=3)
+    for epoch, start in ((5, 7), (2, 0)):
+        pairs = list(zip(loader.epoch(epoch, start), train.epoch(epoch, start), strict=True))
+        for batch, images in pairs:
+            assert torch.equal(batch.labels, images.labels) and torch.equal(batch.index, images.index)
+            with torch.no_grad():
+                torch.testing.assert_close(batch.images, patched.eval().prefix(images.images))
+    fixed = [torch.cat([b.images for b in train.read(train.views and e % 3, [train.indices[:9]])]) for e in (0, 1, 3)]
+    assert torch.equal(fixed[0], fixed[2]) and not torch.equal(fixed[0], fixed[1])
+
+
+def test_a_line_says_what_is_kept_and_why_not(network, opened, caplog):
+    caplog.set_level("INFO")
+    model, data = network("resnet8", size=8), opened(augment="flip_crop")
+    patched = TaskNetwork(model, Delta(traced(model), 10, modules=1))
+    task = Task("digits", data, model, 64)
+    for views, limit, kept in ((None, 4, False), (2, 4, True), (2, 1e-6, False)):
+        loader = data.loader("train", 64, train=True)
+        loader.views = views
+        (found,) = cache_features([loader], [task], patched, "fp32", limit)
+        assert isinstance(found, CachedFeatureLoader) == kept
+    lines = [record.getMessage() for record in caplog.records if "first patched place" in record.getMessage()]
+    assert "augment_views=8" in lines[0] and "kept (0.01 GiB) in 2 augmented views" in lines[1]
+    assert "more than feature_cache_gib=1e-06" in lines[2]
 
 
 def test_the_host_never_waits_between_cached_batches(network, opened, monkeypatch):

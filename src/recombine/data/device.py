@@ -21,7 +21,7 @@ __all__ = ["DeviceLoader"]
 class DeviceLoader(BatchLoader):
     """Indexes a uint8 tensor on the device; `filler` is the class of loader that fetches the pixels once."""
 
-    filler: type[BatchLoader]
+    filler: type[BatchLoader] = BatchLoader
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -94,6 +94,9 @@ class BatchLoader:
     """Whether an epoch of which more than a tenth would be left over, smaller than a batch, is cut into steps of nearly
     one size, so that a small set is used whole. Not where a step's parts have to have the sizes that were asked for."""
 
+    views: int | None = None
+    """Each image comes in so many augmented views, one an epoch, in turn; None: a new one every epoch."""
+
     def __post_init__(self) -> None:
         if self.train and self.batch_size % self.world:
             raise ConfigError(f"batch_size={self.batch_size} does not divide over {self.world} processes")
@@ -132,7 +135,11 @@ class BatchLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """This rank's batches from step `start` on."""
-        generator = self._batches(epoch, self.epoch_batches(epoch, start))
+        return self.read(epoch if self.views is None else epoch % self.views, self.epoch_batches(epoch, start))
+
+    def read(self, view: int, batches: list[np.ndarray]) -> Generator[Batch]:
+        """Batches of these positions in the split, augmented as in epoch `view`."""
+        generator = self._batches(view, batches)
         self._live.add(generator)
         return generator
 

@@ -154,8 +154,10 @@ class PatchSettings(TrainingSettings):
     task of each image. scratch: no base; network and patch are trained together, one task each."""
     choice_split: str = "train"
     """Split of the base's data on which held-out choices measure the base: 5,000 of its images."""
+    augment_views: Annotated[int, Field(ge=1, examples=[8])] | None = None
+    """Patches see so many fixed augmented views of each image, one an epoch, in turn; null: always new ones."""
     feature_cache_gib: Annotated[float, Field(ge=0)] = 4.0
-    """Size up to which values before the first patched place are cached; only where images are not augmented."""
+    """Size up to which values before the first patched place are cached, where images are not augmented anew."""
     routing: Routing | list[Routing] | None = Field([], examples=[["confidence", "features"]])
     """Also find the task of each image without its id; sequential protocol, patches only."""
 

@@ -97,14 +97,14 @@ def train_patch(trainer: Trainer, builder: PatchBuilder, name: str, tasks: Seque
     network = builder.build(name, sum(task.classes for task in tasks))
     network.patch.prepare(network, partial(random_images, tasks, run), run.seed)
     loaders = task_loaders(tasks, cfg.batch_size, run.world)
-    if run.world == 1:
-        precision = trainer.engine.cfg.precision
-        loaders = cache_features(loaders, tasks, network, precision, cfg.feature_cache_gib)
+    for loader in loaders:
+        loader.views = cfg.augment_views
+    loaders = cache_features(loaders, tasks, network, trainer.engine.cfg.precision, cfg.feature_cache_gib)
     trainer.fit(name, network, join(loaders, tasks))
     return network
 
 
-def task_loaders(tasks: Sequence[Task], batch_size: int, world: int, *, augment: bool = True) -> list[Loader]:
+def task_loaders(tasks: Sequence[Task], batch_size: int, world: int, *, augment: bool = True) -> list[Any]:
     """Training batches of each task, together `batch_size`: in proportion to the sizes of their training sets."""
     sizes = [len(task.data.indices("train")) for task in tasks]
     parts = shares(sizes, batch_size, world) if len(tasks) > 1 else [batch_size]
