@@ -154,7 +154,7 @@ def test_two_steps(tmp_path, experiment, job):
     fakes = ",".join(f"{{name:{n},dataset:fake,image_size:{side},samples:40,classes:3}}" for n in names)
     roots = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     swept = [f"{key}={value}" for key, value in job.items() if key != "tasks"]
-    data = [f"dataset.image_size={side}", "dataset.samples=20", f"tasks=[{fakes}]"]
+    data = [f"dataset.image_size={side}", "dataset.samples=20", "dataset.test_fraction=1.0", f"tasks=[{fakes}]"]
     cfg = composed(f"experiment=patch/{experiment}", *swept, *roots, *QUICK, *data)
     launch(recipe, cfg)
     rows = read_rows(tmp_path / "output")
