@@ -234,7 +234,7 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
         (["protocol=joint", "tasks=[digits]"], r"protocol=joint needs at least two tasks"),
         (
             ["method.modules=0", "method.norm=nowhere"],
-            r"method.modules=0: all or a whole number of at least 1 or a list of names is needed.*\n.*norm=nowhere: one",
+            r"method.modules=0: all or a whole number of at least 1 or a list of names is needed.*\n.*norm=nowhere",
         ),
         (["routing=[guess]"], r"routing=\[guess\]: one of confidence, features"),
         (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to interpolate with"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,9 @@ class _WithNorms(Patch):
 
     def __init__(self, traced: Traced, classes: int, **options) -> None:
         super().__init__(traced, classes, **options)
-        affine = [*calls(traced, nn.LayerNorm), *calls(traced, nn.GroupNorm)]
-        self._norm_calls = calls(traced, nn.BatchNorm2d) or [(n, m) for n, m in affine if m.state_dict()]
+        affine: list[Any] = [*calls(traced, nn.LayerNorm), *calls(traced, nn.GroupNorm)]
+        batch_norms: list[Any] = calls(traced, nn.BatchNorm2d)
+        self._norm_calls = batch_norms or [(n, m) for n, m in affine if m.state_dict()]
         self.norms = nn.ModuleList(copy.deepcopy(norm) for _, norm in self._norm_calls)
         self.norms.requires_grad_(True)
 

@@ -66,6 +66,7 @@ class CachedFeatureLoader(LoaderWrapper):
         """`train`: images that are not augmented, or in a fixed number of `views`."""
         super().__init__(train)
         self.network, self.precision = network, precision
+        self.images = train
         self.views = 1 if train.augment is None else train.views
 
     @cached_property
@@ -75,7 +76,7 @@ class CachedFeatureLoader(LoaderWrapper):
         chunks = np.array_split(self.indices, -(-len(self.indices) // CHUNK))
         with evaluating(self.network):
             for view in range(self.views):
-                with closing(self.loader.read(view, chunks)) as batches:
+                with closing(self.images.read(view, chunks)) as batches:
                     for batch in batches:
                         with autocast(self.precision, batch.images.device):
                             values.append(self.network.prefix(batch.images))

@@ -137,11 +137,12 @@ class Delta(Patch):
         found = len(traced.last_blocks())
         if isinstance(modules, int) and modules > found:
             raise ConfigError(f"method.modules={modules}: {type(traced.net).__name__} has {found} blocks; or all")
-        named = not isinstance(modules, int | str)
-        self._blocks = (
-            traced.blocks_named(modules) if named else traced.last_blocks(modules if isinstance(modules, int) else None)
-        )
-        super().__init__(traced, classes, modules=self.block_names if named else len(self._blocks), **settings)
+        if isinstance(modules, int | str):
+            self._blocks = traced.last_blocks(modules if isinstance(modules, int) else None)
+        else:
+            self._blocks = traced.blocks_named(modules)
+        kept = len(self._blocks) if isinstance(modules, int | str) else self.block_names
+        super().__init__(traced, classes, modules=kept, **settings)
         self.pairs = [self._edges(block) for block in self._blocks]
         self.blocks = nn.ModuleList(
             BlockPatch(block, pairs, weights, norm, strides, alpha_init)

@@ -71,10 +71,10 @@ class ScaleShift(Patch):
 class ChannelScale(nn.Module):
     """gamma x + beta for each channel: axis 1 of what a convolution gives, the last axis of a linear layer's."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features  # type: ignore[union-attr]
+        channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
         self.gamma = nn.Parameter(torch.ones(channels).view(shape))
         self.beta = nn.Parameter(torch.zeros(channels).view(shape))
 
@@ -86,9 +86,8 @@ class ChannelScale(nn.Module):
 def _low_rank(layer: Any, rank: int) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         shape: dict[str, Any] = {"padding_mode": layer.padding_mode, "bias": False}
-        down: nn.Module = nn.Conv2d(
-            *(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding, layer.dilation), **shape
-        )
+        sizes: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        down: nn.Module = nn.Conv2d(layer.in_channels, rank, *sizes, **shape)
         up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     else:
         down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)
