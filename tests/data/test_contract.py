@@ -16,9 +16,9 @@ from recombine.transfer.training import UnlabelledLoader
 MEMBERS = [name for name in vars(Loader) if not name.startswith("_")]
 
 
-def cached(train: Loader, every: Loader) -> CachedFeatureLoader:
+def cached(train: Loader) -> CachedFeatureLoader:
     model = build({"name": "resnet8", "weights": None, "size": 8}, classes=10)
-    return CachedFeatureLoader(train, every, TaskNetwork(model, Delta(traced(model), 10, modules=1)), "fp32")
+    return CachedFeatureLoader(train, TaskNetwork(model, Delta(traced(model), 10, modules=1)), "fp32")
 
 
 MAKERS = {
@@ -31,7 +31,7 @@ MAKERS = {
     "repeated": lambda opened: RepeatedLoader(opened().loader("train", 256, train=True), 3),
     "mixed": lambda opened: MixedLoader([MAKERS["torch"](opened), MAKERS["offset"](opened)], lambda images: images),
     "unlabelled": lambda opened: UnlabelledLoader(MAKERS["torch"](opened)),
-    "cached": lambda opened: cached(MAKERS["torch"](opened), opened().loader("train", 256, train=False)),
+    "cached": lambda opened: cached(opened(kind="torch").loader("train", 64, train=True, augment="none")),
 }
 
 
