@@ -157,6 +157,14 @@ def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
     assert len(seen[0]) == pytest.approx(0.3 * len(torch.cat(seen)), abs=1)
 
 
+def test_few_images_are_spread_over_all(tmp_path, weights):
+    """The first ones of a set that is sorted by class would be of one class."""
+    with opened(tmp_path, weights) as (images, parent):
+        every, few = (images.test_loader(parent, 16, most) for most in (None, 3))
+        assert few.samples == 48 < every.samples
+        assert few.indices.tolist() == [every.indices[k * every.samples // 48] for k in range(48)]
+
+
 def test_images_of_another_set_may_be_searched_on(tmp_path, weights):
     other = ["dataset@search_data=digits", "search_data.test_fraction=0.2"]
     with opened(tmp_path, weights, *other) as (images, parent):

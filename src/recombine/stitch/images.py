@@ -71,7 +71,8 @@ class ImageSplits:
 
 
 def _loader(data: Data, indices: np.ndarray, model: Model, batch_size: int, max_batches: int | None) -> Loader:
-    chosen: Sequence[int] = indices if max_batches is None else indices[: max_batches * batch_size]  # type: ignore[assignment]
+    count = len(indices) if max_batches is None else min(len(indices), max_batches * batch_size)
+    chosen = indices[np.arange(count) * len(indices) // max(count, 1)]  # spread evenly: many sets are sorted by class
     return data.loader(SPLIT, batch_size, train=False, indices=chosen, size=model.canvas)  # type: ignore[return-value]
 
 
