@@ -11,9 +11,10 @@ from recombine import models, pnc
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.pnc import recipe
+from recombine.pnc.branches import build_candidates
 from recombine.pnc.clone.masks import budget_penalty, order_scores, set_keep_ratio
 from recombine.pnc.clone.positions import clones_layers
-from recombine.pnc.cloning import Cloning, build_candidates, share_scores
+from recombine.pnc.cloning import Cloning, share_scores
 from recombine.pnc.importance import taylor_scores
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors
 from recombine.pnc.local.surrogates import LimeModels, RefittedLimeModels

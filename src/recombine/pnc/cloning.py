@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from recombine.core.errors import ConfigError
 from recombine.engine.engine import Fit
 from recombine.engine.evaluate import autocast
-from recombine.models.channels import channel_groups
-from recombine.models.graph import Traced, trace
+from recombine.pnc.branches import build_candidates
 from recombine.pnc.clone.adapters import LeastSquares
 from recombine.pnc.clone.batchnorm import recalibrate
-from recombine.pnc.clone.branch import Branch, find_linear_head
-from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import ChannelMask, harden, order_scores, set_keep_ratio, share_budget
+from recombine.pnc.clone.branch import Branch
+from recombine.pnc.clone.masks import ChannelMask, harden, order_scores, set_keep_ratio
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.clone.positions import Position, clones_layers, find_positions
 from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
 from recombine.pnc.importance import filter_norms, taylor_scores
@@ -32,7 +28,7 @@ from recombine.pnc.search import score_positions, score_similarity, select_posit
 from recombine.pnc.stages import Insertion, Localization
 from recombine.pnc.task import CloneTask
 
-__all__ = ["Cloning", "LearnedClone", "build_candidates", "learn_clone", "share_scores"]
+__all__ = ["Cloning", "LearnedClone", "learn_clone", "share_scores"]
 
 
 class LearnedClone(NamedTuple):
@@ -248,59 +244,3 @@ def share_scores(largest: Branch, branches: Iterable[Branch]) -> None:
     for branch in branches:
         for group, mask in zip(branch.groups, branch.channel_masks, strict=True):
             mask.scores.data.copy_(scores[group.name])
-
-
-# ------------------------------------------------------------------------------------------------ candidates
-
-
-def build_candidates(task: CloneTask, method: CloningSettings) -> Candidates:
-    """A branch at each candidate position and at the probe's; ConfigError for positions that are not there."""
-    target, source, data = task.target, task.source, task.data
-    graphs = trace(target.net, target.size), trace(source.net, source.size)
-    head, device = method.select_head(data.use_target_data), next(target.parameters()).device
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(task.trainer.seed)
-        branches = [
-            _build_branch(graphs, task, position, method, head) for position in _list_positions(*graphs, method)
-        ]
-    return Candidates(target, source, graphs, branches).to(device)
-
-
-def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
-    """The candidates, and the probe's."""
-    probe = find_positions(target, source)[-1]
-    there = [position for position in find_positions(target, source, method.align) if clones_layers(source, position)]
-    known = sorted({position.number for position in there})
-    if not known[1:] and method.positions is None:
-        raise ConfigError(
-            f"{type(target.net).__name__} and {type(source.net).__name__} share no position above which a layer of the "
-            f"source could be cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
-        )
-    if method.positions == "last":
-        maskable = [position for position in there if channel_groups(source, after=position.source.node)]
-        return [*maskable[-1:], probe]
-    candidates = known[1:] if method.positions is None else method.positions
-    if wrong := sorted(set(candidates) - set(known)):
-        probes = f"; at {probe.number} no layer is cloned, which is a linear probe: method=probe"
-        raise ConfigError(
-            f"method.positions={list(candidates)}: {wrong} are none; there are {known}"
-            + (probes if probe.number in wrong else "")
-        )
-    return [*(position for position in there if position.number in candidates), probe]
-
-
-def _build_branch(
-    graphs: tuple[Traced, Traced], task: CloneTask, position: Position, method: CloningSettings, head: str
-) -> Branch:
-    probe = not clones_layers(graphs[1], position)
-    kinds: dict[str, Any] = {
-        "adapter": "conv1x1" if probe else method.adapter,
-        "head": head,
-        "recalibrated": method.bn_recalibrate,
-    }
-    branch = Branch(position, graphs[1], task.data.outputs, find_linear_head(graphs[0]), **kinds)
-    if method.scope == "global":
-        share_budget(branch.channel_masks)
-    for mask in branch.channel_masks:
-        mask.set_kind(method.mask_kind)
-    return branch
