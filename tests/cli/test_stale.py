@@ -81,7 +81,7 @@ def test_a_training_is_not_continued_with_other_inputs(place, capsys):
 def test_networks_of_two_folders_never_share_a_file(place, tmp_path_factory, monkeypatch, capsys):
     """Two folders of one name in two places: their networks, in the run's folder and by name, with class names."""
     first = run(place, "save_as=null")
-    path = Path(first.provenance["network"])
+    path = Path(first.provenance["files"][0])
     assert re.fullmatch(r"start-mine-[0-9a-f]{8}-s0.safetensors", path.name)
     assert first.cell["dataset"] in path.name and str(path) in capsys.readouterr().out
     folder = place / "output" / "pretrain" / first.run
@@ -106,7 +106,7 @@ def test_networks_of_two_folders_never_share_a_file(place, tmp_path_factory, mon
 
 def test_a_part_of_a_data_set_does_not_replace_the_whole(place):
     """Other settings of one set are other data too."""
-    whole = Path(run(place, "save_as=null").provenance["network"])
+    whole = Path(run(place, "save_as=null").provenance["files"][0])
     before = whole.read_bytes()
     run(place, "save_as=null", "dataset.fraction=0.5", output="second")
     names = sorted(path.name for path in (place / "weights").glob("start-mine-*"))

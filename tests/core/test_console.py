@@ -30,3 +30,15 @@ def test_names_are_shown_as_they_are(capsys, tmp_path, name):
     show(table)
     told = capsys.readouterr()
     assert told.out.count(name) == 5 and f"- {name} is wrong" in told.err
+
+
+def test_the_headline_is_printed_with_its_intervals_and_the_rest_counted(capsys, tmp_path):
+    metrics = {"cost": 12.0, "gain": 1.5, "gain_low": 0.25, "gain_high": 2.75, "parameters": 1234567.0}
+    row = Row(cell={}, metrics=metrics, provenance={"files": ["outputs/run/student.safetensors"]})
+    show_rows([row], tmp_path, headline=("gain", "absent", "parameters"))
+    told = capsys.readouterr().out
+    assert [line.split("│")[1:3] for line in told.splitlines() if "│" in line] == [
+        [" gain       ", " 1.50 [0.25, 2.75] "],
+        [" parameters ", "         1,234,567 "],
+    ]
+    assert "and 3 more metrics in" in told and "file     outputs/run/student.safetensors" in told

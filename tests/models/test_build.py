@@ -244,7 +244,7 @@ def test_summary_counts_what_torchvision_states():
 
 def test_describe_shows_the_measured_beside_the_claimed(random_cnn):
     table = describe([random_cnn], {"cnn": 12.345})
-    assert [column.header for column in table.columns][-2:] == ["claimed top-1", "measured top-1"]
+    assert [column.header for column in table.columns][-2:] == ["claimed top-1", "top-1 (test)"]
     assert list(table.columns[-1].cells) == ["12.35"]
 
 

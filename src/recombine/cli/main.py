@@ -9,6 +9,7 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -142,6 +143,7 @@ def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> floa
     if sweeping and first_rank():
         note: dict[str, Any] = {"job": context.job.num, "exit_code": code, "error": message, "command": command}
         note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(recipe, cfg))}
+        note["headline"] = list(getattr(import_module(recipe), "HEADLINE", ()))
         append_records(_notes(context.sweep.dir), [note])
     if code and (not sweeping or code > 128):
         sys.exit(code)

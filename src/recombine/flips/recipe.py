@@ -31,7 +31,18 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["SETTINGS", "cell", "files", "run"]
+__all__ = ["HEADLINE", "SETTINGS", "cell", "files", "run"]
+
+HEADLINE = (
+    "accuracy_teacher",
+    "accuracy_student",
+    "rho_pos",
+    "rho_neg",
+    "agreement",
+    "oracle_accuracy",
+    "ensemble_gain",
+)
+"""What a person sees of a row first."""
 
 SETTINGS = FlipsSettings
 """The class that declares the config."""

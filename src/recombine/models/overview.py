@@ -45,8 +45,8 @@ def summary(model: Model) -> dict[str, Any]:
     }
 
 
-def describe(models: Iterable[Model], measured: Mapping[str, float] | None = None) -> Table:
-    """A rich table with one row per model; `measured` is top-1 in percent by model name, beside the claimed one."""
+def describe(models: Iterable[Model], measured: Mapping[str, float] | None = None, split: str = "test") -> Table:
+    """A rich table with one row per model; `measured`: top-1 in percent by model name, on the images of `split`."""
     from rich.table import Table
 
     table = Table(title="Models")
@@ -54,7 +54,7 @@ def describe(models: Iterable[Model], measured: Mapping[str, float] | None = Non
         justify: Any = "left" if column in ("model", "weights") else "right"
         table.add_column(column, justify=justify, overflow="fold")
     if measured is not None:
-        table.add_column("measured top-1", justify="right")
+        table.add_column(f"top-1 ({split})", justify="right")
     for model in models:
         costs = summary(model)
         claimed = "" if model.claimed_accuracy is None else f"{model.claimed_accuracy:.2f}"

@@ -29,7 +29,18 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "cell", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "run"]
+
+HEADLINE = (
+    "harmonic_mean",
+    "accuracy_patched",
+    "accuracy_base_before",
+    "accuracy_base_after",
+    "trainable_parameters",
+    "steps",
+    "patch_bytes",
+)
+"""What a person sees of a row first."""
 
 SETTINGS = PatchSettings
 """The class that declares the config."""
@@ -126,6 +137,7 @@ def finish_patch(
     if engine.run.main:
         info = card_info(cfg, network, base, tasks, result)
         path = save(network, engine.run.dir / "patches" / f"{name}.safetensors", name=name, **info)
+        engine.run.note_file(path)
         result.counts["patch_bytes"] = float(path.stat().st_size)
     return result
 

@@ -45,12 +45,28 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "cell", "files", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "files", "run"]
+
+HEADLINE = (
+    "accuracy_average",
+    "gain_over_probe",
+    "accuracy_original",
+    "accuracy_cloned",
+    "accuracy_target",
+    "accuracy_source_cloned",
+    "module_balanced",
+    "position",
+    "kept_filters",
+    "added_parameters",
+    "clone_bytes",
+)
+"""What a person sees of a row first."""
 
 SETTINGS = PncSettings
 """The class that declares the config."""
 OBJECTIVE = "accuracy_average"
 """What a hyper-parameter search maximises."""
+
 BASELINES: dict[type[PncMethodSettings], Callable] = {
     DirectEnsembleSettings: ensemble,
     FineTuningSettings: finetune,
@@ -134,7 +150,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             metrics, series, clones = clone_classes(tasks, methods, settings.calibrate_epochs)
             metrics, series = alone | metrics, series | offers
             if run.main:
-                metrics |= save_clones(run.dir, tasks, clones, settings, metrics)
+                metrics |= save_clones(run, tasks, clones, settings, metrics)
             yield Row(key, metrics, series)
         else:
             if isinstance(method, FromFileSettings):
@@ -243,7 +259,7 @@ def join_clones(
 
 
 def save_clones(
-    folder: Path,
+    run: Run,
     tasks: Sequence[CloneTask],
     clones: Mapping[str, Clone],
     settings: PncSettings,
@@ -257,7 +273,8 @@ def save_clones(
         pack_clone(clone, name=name, target=task.target, source=task.source, **about)
         for (name, clone), task in zip(clones.items(), tasks, strict=True)
     ]
-    path = write_clones(folder / "clone.safetensors", packed)
+    path = write_clones(run.dir / "clone.safetensors", packed)
+    run.note_file(path)
     references = file_size([to_reference(clone) for clone in packed])
     return {"clone_bytes": float(path.stat().st_size), "reference_bytes": float(references)}
 

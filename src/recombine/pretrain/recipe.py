@@ -38,13 +38,17 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "cell", "files", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "files", "run"]
+
+HEADLINE = ("accuracy", "mean_class_accuracy", "loss", "parameters", "macs")
+"""What a person sees of a row first."""
 
 SETTINGS = PretrainSettings
 """The class that declares the config."""
 
 OBJECTIVE = "accuracy"
 """What a hyper-parameter search maximises."""
+
 DATA = ("class_subset", "label_map", "classes", "fraction", "fraction_seed", "val_fraction")
 """Settings of a data set that say which of its images are trained on, and with which labels."""
 LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
@@ -96,7 +100,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     run.stats["images_per_second"] = round(fit.images_per_second, 1)
     if run.main:
         path = save_network(model, fit, cfg, run, data)
-        run.stats |= {"weights": {path.stem: str(path)}, "network": str(path)}
+        run.stats["weights"] = {path.stem: str(path)}
+        run.note_file(path)
     yield row(cfg, model, fit)
 
 

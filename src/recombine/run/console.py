@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ __all__ = ["first_rank", "show", "show_jobs", "show_problems", "show_rows"]
 
 MOST_ROWS = 20
 MOST_METRICS = 8
-GAINS = ("delta", "gain", "harmonic", "average", "hypervolume")
-"""Words in the names of metrics that say what a run is about: shown first."""
+"""Of rows whose entry names no headline."""
+MOST_FILES = 6
 
 
 def first_rank() -> bool:
@@ -46,10 +46,16 @@ def show_problems(problems: Sequence[str], *, started: bool = False) -> None:
             console.print(f"    {line}", soft_wrap=True)
 
 
-def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapping[str, float]] | None = None) -> None:
-    """Print a run's rows, what they cost, the command that makes them and where they are.
+def show_rows(
+    rows: Sequence[Row],
+    folder: Path,
+    published: Callable[[Row], Mapping[str, float]] | None = None,
+    headline: Sequence[str] = (),
+) -> None:
+    """Print a run's rows, what they cost, the command that makes them, and where they and the networks are.
 
-    `published` gives the published metrics of a row's cell, empty where there are none.
+    `published` gives the published metrics of a row's cell, empty where there are none; `headline`: the metrics that
+    are printed, where they are there.
     """
     console = open_console()
     if rows:
@@ -58,9 +64,8 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
         ]
         cells = [f"{len(rows)} cells"] if len(rows) > 1 else []
         console.print(f"\n{rows[0].entry}: {', '.join([*common, *cells])}", soft_wrap=True)
-        console.print(_one(rows[0], published) if len(rows) == 1 else _several(rows))
-    if len(rows) > MOST_ROWS:
-        console.print(f"... and {len(rows) - MOST_ROWS} more rows in {folder / 'row.json'}", soft_wrap=True)
+        console.print(_one(rows[0], published, headline) if len(rows) == 1 else _several(rows, headline))
+        _tell_rest(rows, folder, headline)
     provenance = rows[0].provenance if rows else {}
     if (provenance.get("config", {}).get("engine") or {}).get("max_eval_batches") is not None:
         console.print("a trial: a part of the images was evaluated (engine.max_eval_batches); tables leave it out")
@@ -69,35 +74,53 @@ def show_rows(rows: Sequence[Row], folder: Path, published: Callable[[Row], Mapp
         console.print(f"time     {provenance['seconds']:.1f} s" + (f", {speed:,.0f} images/s" if speed else ""))
     if provenance.get("command"):
         console.print(f"command  {provenance['command']}", soft_wrap=True)
-    if provenance.get("network"):
-        console.print(f"network  {provenance['network']}", soft_wrap=True)
+    files = provenance.get("files", [])
+    for path in files[:MOST_FILES]:
+        console.print(f"file     {path}", soft_wrap=True)
+    if len(files) > MOST_FILES:
+        console.print(f"         and {len(files) - MOST_FILES} more beside", soft_wrap=True)
     console.print(f"folder   {folder}", soft_wrap=True)
 
 
-def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None) -> Table:
+def _chosen(names: Iterable[str], headline: Sequence[str]) -> list[str]:
+    """The metrics to print: those of the headline that are there, else the first few."""
+    there = list(dict.fromkeys(names))
+    return [name for name in headline if name in there] or there[:MOST_METRICS]
+
+
+def _tell_rest(rows: Sequence[Row], folder: Path, headline: Sequence[str]) -> None:
+    """How many rows and metrics the file has that were not printed."""
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    counts = {"rows": len(rows[MOST_ROWS:]), "metrics": len(names) - len(_chosen(names, headline))}
+    if rest := [f"{count} more {what}" for what, count in counts.items() if count]:
+        open_console().print(f"... and {', '.join(rest)} in {folder / 'row.json'}", soft_wrap=True)
+
+
+def _one(row: Row, published: Callable[[Row], Mapping[str, float]] | None, headline: Sequence[str]) -> Table:
     reference = published(row) if published else {}
     table = Table()
     table.add_column("metric")
     for column in ("ours", *(("published", "difference") if reference else ())):
         table.add_column(column, justify="right")
-    for name, value in _gains_first(row.metrics).items():
-        beside = []
+    for name in _chosen(row.metrics, headline):
+        value, beside = row.metrics[name], []
         if reference:
             known = name in reference
             beside = [_number(reference[name]), f"{value - reference[name]:+.2f}"] if known else ["", ""]
-        table.add_row(name, _number(value), *beside)
+        table.add_row(name, _number(value) + _interval(row.metrics, name), *beside)
     return table
 
 
-def _gains_first(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a run is about before what it took."""
-    return dict(sorted(metrics.items(), key=lambda item: not any(word in item[0] for word in GAINS)))
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    """[low, high] of a metric that has an interval."""
+    low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f" [{_number(low)}, {_number(high)}]"
 
 
-def _several(rows: Sequence[Row]) -> Table:
+def _several(rows: Sequence[Row], headline: Sequence[str]) -> Table:
     names = dict.fromkeys(key for row in rows for key in row.cell)
     cell = [name for name in names if any(row.cell.get(name) != rows[0].cell.get(name) for row in rows)]
-    metrics = list(_gains_first({key: 0.0 for row in rows for key in row.metrics}))[:MOST_METRICS]
+    metrics = _chosen((key for row in rows for key in row.metrics), headline)
     table = Table()
     for name in cell:
         table.add_column(name, no_wrap=True)
@@ -111,14 +134,16 @@ def _several(rows: Sequence[Row]) -> Table:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
+    whole = isinstance(value, int) or (abs(value) >= 1000 and value == int(value))
+    return f"{int(value):,}" if whole else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _show_results(jobs: Sequence[Mapping]) -> None:
     """A line for each job of a multirun: what distinguishes it, how it ended, what it came to, where its row is."""
     settings = [dict(word.partition("=")[::2] for word in shlex.split(job["command"]) if "=" in word) for job in jobs]
     differ = [key for one in settings[:1] for key in one if len({other.get(key) for other in settings}) > 1]
-    metrics = list(_gains_first({key: 0.0 for job in jobs for key in job["metrics"]}))[:MOST_METRICS]
+    headline = jobs[0].get("headline", []) if jobs else []
+    metrics = _chosen((key for job in jobs for key in job["metrics"]), headline[:MOST_METRICS])
     table = Table("job", *differ, "status")
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")

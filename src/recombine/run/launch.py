@@ -72,7 +72,8 @@ def launch(
 
     The recipe module has `run(cfg, run) -> Iterator[Row]` and SETTINGS, the class that declares its config, and may
     have `check(cfg) -> list[str]`, `cell(cfg) -> dict`
-    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric) and
+    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric),
+    `HEADLINE` (metrics that are printed) and
     `files(cfg) -> list[Path]` (what it reads or leaves outside its folder: if these change, it is not done any more).
     Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
     signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
@@ -96,7 +97,7 @@ def launch(
         elif first_rank():
             print(f"finished before (engine.resume=never runs it again): {job.folder}")
         if first_rank():
-            show_rows(rows, job.folder, getattr(job.recipe, "published", None))
+            show_rows(rows, job.folder, getattr(job.recipe, "published", None), getattr(job.recipe, "HEADLINE", ()))
         if signals.received:
             # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
             raise Interrupted(signals.received)

@@ -43,6 +43,10 @@ class Run:
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
+    def note_file(self, path: Path) -> None:
+        """Note a network, patch or clone that the run leaves, for its provenance and for who reads the terminal."""
+        self.stats.setdefault("files", []).append(str(path))
+
     def stop_requested(self) -> int | None:
         """The number of the signal that asked to stop, if one did; whoever sees it saves and raises Interrupted."""
         return self.signals.received

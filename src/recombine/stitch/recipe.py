@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,9 +39,25 @@ from recombine.stitch.training import relative_errors
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "cell", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "run"]
 
-log = logging.getLogger(__name__)
+HEADLINE = (
+    "search_hypervolume",
+    "test_hypervolume",
+    "search_dominate_both_parents",
+    "test_dominate_both_parents",
+    "offspring",
+    "chosen_accuracy",
+    "test_accuracy_a",
+    "test_accuracy_b",
+    "test_accuracy_ensemble",
+    "chosen_cost",
+    "hybrid_accuracy",
+    "hybrid_accuracy_worst",
+    "stitch_error",
+)
+"""What a person sees of a row first."""
+
 SETTINGS = StitchSettings
 """The class that declares the config."""
 OBJECTIVE = "search_hypervolume"
@@ -98,7 +113,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             table = pd.DataFrame(front.columns).to_csv(index_label="network", float_format="%.6g")
             write_atomically(run.dir / "front.csv", table)
             where = (run.dir / "offspring", calibration, images.data.card())
-            run.stats["files"] = save_offspring(net, genotypes[saved], chosen, retrained, *where)
+            for file in save_offspring(net, genotypes[saved], chosen, retrained, *where):
+                run.note_file(file)
     finally:
         images.close()
     series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
@@ -224,7 +240,7 @@ def save_offspring(
     folder: Path,
     calibration: Sequence[Tensor],
     details: Mapping[str, Any],
-) -> list[str]:
+) -> list[Path]:
     """Write offspring to files, with their metrics and `details` on their cards; returns the paths."""
     files = []
     for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=True)):
@@ -233,6 +249,5 @@ def save_offspring(
         path = folder / f"{k}.safetensors"
         model = one.model if one else offspring.export(net, genotype, calibration=calibration)
         offspring.save(net, genotype, path, name=name, trained=model, **details, metrics=metrics)
-        files.append(str(path))
-    log.info("Offspring are in %s", folder)
+        files.append(path)
     return files

@@ -27,7 +27,7 @@ from recombine.transfer.training import TransferResult
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "average_weights", "cell", "run", "sort_teachers"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "average_weights", "cell", "run", "sort_teachers"]
 
 Networks = dict[str, Model]
 PredictionsByName = dict[str, ClassPredictions]
@@ -47,6 +47,21 @@ class Stage(NamedTuple):
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
+
+HEADLINE = (
+    "transfer_delta",
+    "gain_over_xe",
+    "gain_over_self_dist",
+    "accuracy_before",
+    "accuracy_after",
+    "accuracy_teacher",
+    "transfer_rate_strict",
+    "knowledge_gain",
+    "knowledge_loss",
+    "steps",
+)
+"""What a person sees of a row first."""
+
 SETTINGS = MultiTeacherSettings
 """The class that declares the config."""
 
@@ -212,9 +227,7 @@ def _save_student(cfg: DictConfig, run: Run, data: Data, student: Model, row: Ro
     if run.main:
         origin = {"student": student.tag, "teachers": row.cell["teachers"], "combine": row.cell["combine"]}
         card = {**data.card(), **origin, "method": cfg.method.name, "metrics": row.metrics}
-        run.stats.setdefault("files", []).append(
-            networks.save_network(student, run.dir / f"{file}.safetensors", card, cfg)
-        )
+        run.note_file(networks.save_network(student, run.dir / f"{file}.safetensors", card, cfg))
 
 
 def _file_name(name: str) -> str:

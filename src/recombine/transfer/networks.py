@@ -85,15 +85,15 @@ def _runs(model: Model) -> bool:
     return True
 
 
-def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> str:
-    """Write a network that loads outside this project, with its card inside and beside it; returns the file's name."""
+def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> Path:
+    """Write a network that loads outside this project, with its card inside and beside it; returns its path."""
     claim, model.claimed_accuracy = model.claimed_accuracy, card["metrics"].get("accuracy_after")
     card = {**card, "load": loading_code(model, path.name), "config": to_dict(cfg)}
     zoo.save(model, path, card)
     model.claimed_accuracy = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     write_atomically(path.with_name("labels.json"), json.dumps(card["class_names"], ensure_ascii=False) + "\n")
-    return path.name
+    return path
 
 
 def loading_code(model: Model, file: str) -> str:

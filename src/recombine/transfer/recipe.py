@@ -24,13 +24,28 @@ from recombine.transfer.training import TransferResult
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["OBJECTIVE", "SETTINGS", "cell", "curves", "routing", "run", "training_metrics", "variant"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "curves", "routing", "run", "training_metrics", "variant"]
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
 
 CURVES = ("accuracy_after", "transfer_delta", "knowledge_gain", "knowledge_loss")
 """What is logged of validation images at each evaluation and of test images at the end."""
+
+HEADLINE = (
+    "transfer_delta",
+    "gain_over_xe",
+    "gain_over_self_dist",
+    "accuracy_before",
+    "accuracy_after",
+    "accuracy_teacher",
+    "transfer_rate_strict",
+    "knowledge_gain",
+    "knowledge_loss",
+    "rank",
+    "steps",
+)
+"""What a person sees of a row first."""
 
 SETTINGS = TransferSettings
 """The class that declares the config."""
@@ -164,8 +179,7 @@ def _save(
 ) -> None:
     origin = {"student": student.tag, "teacher": teacher.tag, "method": cfg.method.name}
     card = {**data.card(), **origin, "metrics": row.metrics}
-    files = [networks.save_network(student, run.dir / "student.safetensors", card, cfg)]
+    run.note_file(networks.save_network(student, run.dir / "student.safetensors", card, cfg))
     if hasattr(trained.method, "partner"):
         card["metrics"] = {"accuracy_after": row.metrics.get("accuracy_teacher_after")}
-        files.append(networks.save_network(teacher, run.dir / "teacher.safetensors", card, cfg))
-    run.stats |= {"files": files, "network": str(run.dir / files[0])}
+        run.note_file(networks.save_network(teacher, run.dir / "teacher.safetensors", card, cfg))

@@ -90,7 +90,7 @@ def show_networks(run: Run, models: Mapping[str, Model], predictions: Mapping[st
     """A table of the networks, with their accuracy on the validation images if there are some."""
     if run.main:
         accuracies = {models[role].name: accuracy(found) for role, found in predictions.items()}
-        show(zoo.describe(models.values(), accuracies or None))
+        show(zoo.describe(models.values(), accuracies or None, "val"))
 
 
 def raise_if_stopped(run: Run) -> None:
