@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import pytest
+from hydra import compose
+from omegaconf import OmegaConf
 
 from recombine.cli.entries import ENTRIES
 from recombine.cli.overrides import compose_all
+from recombine.cli.search_path import initialize_entry
 from recombine.core.files import CONFIG_DIR
+from tests.composing import composed
 
 TRAINING = [entry for entry in ENTRIES.values() if entry.groups]
 METHODS = {
@@ -39,6 +43,20 @@ def test_every_method_of_every_other_entry_is_refused_in_one_sentence(entry):
 def test_every_method_of_an_entry_composes(entry):
     composition = compose_all(str(CONFIG_DIR), entry.config, [f"method={','.join(METHODS[entry.name])}"], sweep=True)
     assert composition.problems == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pnc", "experiment=pnc/mnist", "method=ewc", "method.epochs=1", "+method.x=2", "lime={grid: 3}", "clone=[3]"],
+        ["transfer", "model@student=any", "student.name=a", "method=kl_dp", "~method.temperature", "++method.z=1"],
+    ],
+)
+def test_configs_of_tests_are_those_of_hydra(words):
+    with initialize_entry(words[0]):
+        plain = compose(ENTRIES[words[0]].config, words[1:])
+    ours = composed(*words)
+    assert OmegaConf.to_yaml(ours) == OmegaConf.to_yaml(plain) and ours._metadata.flags == plain._metadata.flags
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose
 from PIL import Image
 
 from recombine import models
 from recombine.cli import predict
-from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.pretrain import recipe
 from recombine.run.launch import launch
+from tests.composing import composed
 
 
 @pytest.fixture
@@ -43,9 +42,7 @@ def run(place, *overrides, output="output"):
     roots = [f"{key}_root={place / key}" for key in ("data", "weights", "cache")] + [f"output_root={place / output}"]
     options = ["dataset=folder", "dataset.name=mine", "dataset.folder=mine", "model=any", "model.name=start"]
     quick = ["batch_size=8", "engine.epochs=1", "loader=torch", "loader.workers=0", "logger=none", "device=cpu"]
-    with initialize_entry("pretrain"):
-        cfg = compose("pretrain/pretrain", [*roots, *options, *quick, "save_as=out", *overrides])
-    launch(recipe, cfg)
+    launch(recipe, composed("pretrain", *roots, *options, *quick, "save_as=out", *overrides))
     (row,) = read_rows(place / output)
     return row
 

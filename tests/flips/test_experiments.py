@@ -4,14 +4,13 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
-from hydra import compose
 
 from recombine.cli.entries import ENTRIES as SPECS
-from recombine.cli.search_path import initialize_entry
 from recombine.run.config import validate
+from tests.composing import composed
 
 CONFIG = Path(__file__).parents[2] / "config"
-ENTRIES = {"flips": "prediction_flips/flips", "pretrain": "pretrain/pretrain"}
+ENTRIES = ("flips", "pretrain")
 EXPERIMENTS = [
     (entry, path.stem) for entry in ENTRIES for path in sorted((CONFIG / "experiment" / entry).glob("*.yaml"))
 ]
@@ -20,8 +19,7 @@ EXPERIMENTS = [
 @pytest.mark.parametrize(("entry", "name"), EXPERIMENTS)
 def test_experiment_composes(entry, name):
     overrides = [f"experiment={entry}/{name}", *(["model.name=timm:resnet18"] if entry == "pretrain" else [])]
-    with initialize_entry(entry):
-        cfg = compose(ENTRIES[entry], overrides)
+    cfg = composed(entry, *overrides)
     assert validate(cfg, resolve_name(SPECS[entry].settings), rules=False) == []
     assert cfg.dataset.name != "digits", "the experiment's dataset wins over the entry's default"
     head = (CONFIG / "experiment" / entry / f"{name}.yaml").read_text()

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from sklearn.metrics import accuracy_score
 
 from recombine import data as datasets
@@ -28,6 +27,7 @@ from recombine.models.libraries import download_size
 from recombine.models.model import find_head
 from recombine.run.config import validate
 from recombine.run.launch import check, launch
+from tests.composing import composed
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 NAMES = ["wide", "narrow", "letters"]
@@ -36,8 +36,7 @@ NAMES = ["wide", "narrow", "letters"]
 def compose_config(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     common = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "text_encoder=null"]
-    with initialize_config_dir(CONFIG, version_base="1.3"):
-        return compose("prediction_flips/flips", [*roots, *common, *overrides])
+    return composed("flips", *roots, *common, *overrides)
 
 
 def fit_head(model, images, labels):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from functools import cache
+from functools import partial
 
 import pytest
-from hydra import compose
 from omegaconf import OmegaConf
 
 from recombine import models
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
@@ -19,7 +17,7 @@ from recombine.patch import recipe
 from recombine.patch.settings import task_nodes
 from recombine.report.spec import load_specs, matches
 from recombine.run.launch import launch
-from tests import sweeps
+from tests import composing, sweeps
 
 FOLDER = sweeps.CONFIG / "experiment" / "patch"
 EXPERIMENTS = sweeps.experiments("patch")
@@ -34,10 +32,7 @@ def first(experiment, **chosen):
     return job | {key.replace("__", "."): value for key, value in chosen.items()}
 
 
-@cache
-def composed(*overrides):
-    with initialize_entry("patch"):
-        return compose("patch/patch", list(overrides))
+composed = partial(composing.composed, "patch")
 
 
 def nodes_of(cfg):

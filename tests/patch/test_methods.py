@@ -6,27 +6,25 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose
 from omegaconf import OmegaConf
 
-from recombine.cli.search_path import initialize_entry
 from recombine.core.builds import load_target
 from recombine.core.settings import schema_of, to_dict
 from recombine.patch import recipe, settings
 from recombine.patch.patched import HeadOnly
 from recombine.run.config import validate
 from recombine.run.launch import check
+from tests import composing
 
 CONFIG = Path(__file__).parents[2] / "config"
 
 
-def composed(*overrides):
-    with initialize_entry("patch"):
-        return compose("patch/patch", list(overrides))
+composed = partial(composing.composed, "patch")
 
 
 NAMES = {  # of rows that exist: these stay

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose
 
 from recombine import data as datasets
 from recombine import models, patch
-from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.patch import paint_training, recipe, training
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.run.launch import launch
+from tests import composing
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
@@ -49,8 +48,7 @@ def base(tmp_path_factory):
 def composed(folder, base, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
     words = [word for override in overrides for word in override.split()]
-    with initialize_entry("patch"):
-        return compose("patch/patch", [*roots, *SMALL, f"model.name={base}", *words])
+    return composing.composed("patch", *roots, *SMALL, f"model.name={base}", *words)
 
 
 def launched(folder, base, *overrides):
@@ -267,8 +265,7 @@ def test_a_network_without_blocks_is_told(tmp_path):
 
 
 def plainly(*overrides):
-    with initialize_entry("patch"):
-        return compose("patch/patch", list(overrides))
+    return composing.composed("patch", *overrides)
 
 
 @pytest.mark.parametrize(

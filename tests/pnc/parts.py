@@ -5,9 +5,6 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from hydra import compose
-
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.models import Model
@@ -19,6 +16,7 @@ from recombine.pnc.settings import PncSettings
 from recombine.pnc.task import CloneTask
 from recombine.pnc.trainer import CloneTrainer
 from recombine.run.launch import launch
+from tests import composing
 from tests.core.fitting import SmallRun
 
 QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "lime.num_fit=40", "optimizer.lr=0.003"]
@@ -34,8 +32,7 @@ def composed(folder, weights, *overrides):
         f"output_root={folder / 'o'}",
     ]
     networks = ["model@target=any", "target.name=high", "model@source=any", "source.name=low"]
-    with initialize_entry("pnc"):
-        return compose("pnc/pnc", [*roots, *networks, *QUICK, *overrides])
+    return composing.composed("pnc", *roots, *networks, *QUICK, *overrides)
 
 
 def launched(folder, weights, *overrides):

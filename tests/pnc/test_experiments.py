@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from functools import cache
 
 import pytest
 import yaml
-from hydra import compose
 from omegaconf import OmegaConf, open_dict
 
 from recombine import models
 from recombine.cli.entries import register_papers
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
@@ -25,36 +22,41 @@ from recombine.pretrain.recipe import save_name
 from recombine.report.spec import excluded, load_specs, matches
 from recombine.run.launch import launch
 from tests import sweeps
+from tests.composing import composed
 
 register_papers()
 
 FOLDER = sweeps.CONFIG / "experiment" / "pnc"
 EXPERIMENTS = sweeps.experiments("pnc")
-TABLES = {name: spec for name, spec in load_specs(sweeps.CONFIG / "table" / "pnc").items() if spec.command}
-GROUPS = ("method", "dataset")
+SPECS = load_specs(sweeps.CONFIG / "table" / "pnc")
+TABLES = {name: spec for name, spec in SPECS.items() if spec.command}
 QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine=debug", "batch_size=8"]
 QUICK += ["clone=[0,1]", "lime.grid=4", "lime.num_fit=40", "lime.num_train=2", "similarity={images:2,vectors:40}"]
 QUICK += ["select_fraction=0.3", "stage_epochs=1", "tuning_epochs=1", "scratch.epochs=1"]
 
 
-@cache
-def composed(*overrides, entry="pnc"):
-    with initialize_entry(entry):
-        return compose(f"{entry}/{entry}", list(overrides))
+def first_job(experiment):
+    swept = sweeps.choices("pnc", experiment).items()
+    return composed("pnc", f"experiment=pnc/{experiment}", *(f"{key}={values[0]}" for key, values in swept))
 
 
 def jobs(experiment, given):
-    """The config of each job, one seed, where `given` replaces swept values."""
-    values = {**sweeps.choices("pnc", experiment), **{key: [value] for key, value in given.items()}, "seed": ["0"]}
-    for job in itertools.product(*values.values()):
-        overrides = dict(zip(values, job, strict=True))
-        groups = [f"{key}={value}" for key, value in overrides.items() if key in GROUPS]
-        cfg = composed(f"experiment=pnc/{experiment}", *groups).copy()
-        with open_dict(cfg):
-            for key, value in overrides.items():
-                if key not in GROUPS:
+    """The config of each job, one seed, where `given` replaces swept values; of clones as large as another the first.
+
+    It is one config that changes from job to job.
+    """
+    values = sweeps.choices("pnc", experiment) | {key: [value] for key, value in given.items()} | {"seed": ["0"]}
+    cfg = first_job(experiment)
+    if "clone" in values:
+        values["clone"] = [*{text.count(","): text for text in reversed(values["clone"])}.values()]
+    for method in values.pop("method", [None]):
+        if method:
+            cfg.method = composed("pnc", f"method={method}").method
+        for job in itertools.product(*values.values()):
+            with open_dict(cfg):
+                for key, value in zip(values, job, strict=True):
                     OmegaConf.update(cfg, key, yaml.safe_load(value))
-        yield cfg
+            yield cfg
 
 
 def command_of(spec, cell):
@@ -64,8 +66,7 @@ def command_of(spec, cell):
     return overrides.pop("experiment").removeprefix("pnc/"), overrides
 
 
-def check_job(experiment, *choices):
-    cfg = composed(f"experiment=pnc/{experiment}", *choices)
+def check_job(cfg):
     nodes = [to_dict(cfg.dataset), *(source.data for source in list_sources(to_dict(cfg)))]
     cell = recipe.cell(cfg)
     assert cell["method"] == cfg.method.name
@@ -76,7 +77,7 @@ def check_job(experiment, *choices):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_first_job_of_the_sweep_composes(experiment):
-    check_job(experiment, *(f"{key}={values[0]}" for key, values in sweeps.choices("pnc", experiment).items()))
+    check_job(first_job(experiment))
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_the_first_job_of_the_sweep_composes(experiment):
 def test_every_choice_of_the_sweep_composes(experiment):
     for key, values in sweeps.choices("pnc", experiment).items():
         for value in values if key == "method" else values[:1]:
-            check_job(experiment, f"{key}={value}")
+            check_job(composed("pnc", f"experiment=pnc/{experiment}", f"{key}={value}"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -92,7 +93,7 @@ def test_the_head_says_how_to_run_it_how_long_it_takes_and_which_table_it_fills(
     head = [line for line in (FOLDER / f"{experiment}.yaml").read_text().splitlines() if line.startswith("#")]
     assert any(f"main_pnc.py experiment=pnc/{experiment} " in line for line in head)
     named = [word.removeprefix("pnc/") for line in head if "scripts/table.py" in line for word in line.split()]
-    assert any(name in load_specs(sweeps.CONFIG / "table" / "pnc") for name in named)
+    assert any(name in SPECS for name in named)
     assert experiment == "mnist" or any(line.startswith("# Time: ") for line in head)
 
 
@@ -132,9 +133,7 @@ def test_sources_of_table_6_share_the_other_half_and_give_ten_classes_each(numbe
 def test_commands_in_the_head_train_the_sources_of_table_6(number):
     text = (FOLDER / f"table6_cifar100_high_{number}.yaml").read_text().replace("\\\n#", "")
     lines = [shlex.split(line) for line in text.splitlines() if "main_pretrain.py" in line and "class_subset" in line]
-    trained = [
-        composed(*(word for word in line if "=" in word and "<" not in word), entry="pretrain") for line in lines
-    ]
+    trained = [composed("pretrain", *(word for word in line if "=" in word and "<" not in word)) for line in lines]
     found, _ = sources_of_table_6(number)
     assert [save_name(cfg) for cfg in trained] == [source.name for source in found]
     for cfg, source in zip(trained, found, strict=True):
@@ -193,7 +192,7 @@ def fake_data(names, side, several):
 
 @pytest.mark.parametrize(("experiment", "method"), list(first_jobs()))
 def test_two_steps(tmp_path, experiment, method):
-    whole = composed(f"experiment=pnc/{experiment}")
+    whole = composed("pnc", f"experiment=pnc/{experiment}")
     side = 64 if "tiny" in experiment else 32
     names = [source.name for source in list_sources(to_dict(whole))]
     for name in (whole.target.name, *names):
@@ -208,7 +207,7 @@ def test_two_steps(tmp_path, experiment, method):
     }
     chosen = [f"{key}={value}" for key, value in (swept | {"method": method}).items()]
     roots = [f"weights_root={tmp_path}", *(f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output"))]
-    launch(recipe, composed(f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data))
+    launch(recipe, composed("pnc", f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data))
     (row,) = read_rows(tmp_path / "output")
     assert row.status == "ok" and row.cell["method"] == method and row.cell["classes"] == 2 * len(names)
     if len(names) > 1:

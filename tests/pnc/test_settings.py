@@ -7,9 +7,7 @@ import sys
 from typing import get_args
 
 import pytest
-from hydra import compose
 
-from recombine.cli.search_path import initialize_entry
 from recombine.core.settings import Settings, find_problems, schema_of, to_dict
 from recombine.pnc import method_settings
 from recombine.pnc.clone.adapters import ADAPTERS
@@ -25,6 +23,7 @@ from recombine.pnc.method_settings import (
 from recombine.pnc.recipe import BASELINES
 from recombine.pnc.settings import PncSettings
 from tests import sweeps
+from tests.composing import composed
 from tests.core.test_torch_free import ROOT, RUN
 
 FOLDER = sweeps.CONFIG / "pnc"
@@ -32,8 +31,7 @@ METHODS = sorted(path.stem for path in (FOLDER / "method").glob("*.yaml"))
 
 
 def config_of(method):
-    with initialize_entry("pnc"):
-        return to_dict(compose("pnc/pnc", [f"method={method}"]))
+    return to_dict(composed("pnc", f"method={method}"))
 
 
 @pytest.mark.parametrize("method", METHODS)

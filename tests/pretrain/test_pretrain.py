@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss
 
 from recombine import data as datasets
 from recombine import models as zoo
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.engine.method import Supervised
 from recombine.models.model import find_head
 from recombine.pretrain import recipe
 from recombine.run.launch import check, launch
+from tests.composing import composed
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 SMALL = [
@@ -33,8 +32,7 @@ SMALL = [
 
 def compose_config(folder, *overrides):
     roots = [f"{root}_root={folder / root}" for root in ("data", "weights", "cache", "output")]
-    with initialize_entry("pretrain"):
-        return compose("pretrain/pretrain", [*roots, *SMALL, *overrides])
+    return composed("pretrain", *roots, *SMALL, *overrides)
 
 
 def rows_in(folder):

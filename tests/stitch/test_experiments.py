@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hydra import compose
 
 from recombine import models
 from recombine.cli.entries import register_papers
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.report.spec import load_specs, matches
@@ -17,6 +15,7 @@ from recombine.run.launch import launch
 from recombine.stitch import recipe
 from recombine.stitch.search.space import Budget, Space
 from tests import sweeps
+from tests.composing import composed
 
 register_papers()
 
@@ -30,10 +29,7 @@ OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn"}
 def config(experiment, changes=None, more=()):
     """The first job of the sweep with these values instead, and more overrides."""
     job = {key: values[0] for key, values in sweeps.choices("stitch", experiment).items()} | (changes or {})
-    with initialize_entry("stitch"):
-        return compose(
-            "stitch/stitch", [f"experiment=stitch/{experiment}", *(f"{k}={v}" for k, v in job.items()), *more]
-        )
+    return composed("stitch", f"experiment=stitch/{experiment}", *(f"{k}={v}" for k, v in job.items()), *more)
 
 
 def check_job(experiment, job):

@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose
 from omegaconf import OmegaConf
 
-from recombine.cli.search_path import initialize_entry
 from recombine.core.builds import load_target
 from recombine.core.settings import SCHEMAS, find_problems
 from recombine.run.config import validate
 from recombine.stitch.settings import MatchingSettings, RetrainSettings, StitchSettings
+from tests.composing import composed
 
 CONFIG = Path(__file__).parents[2] / "config" / "stitch"
 TARGETS = {target: schema for target, schema in SCHEMAS.items() if target.startswith("recombine.stitch.")}
@@ -34,8 +33,7 @@ def test_settings_are_the_arguments_of_the_constructor(target):
 @pytest.mark.parametrize("path", sorted(CONFIG.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}")
 def test_shipped_options_are_valid(path):
     assert path.read_text().startswith("# ")
-    with initialize_entry("stitch"):
-        cfg = compose("stitch/stitch", [f"{path.parent.name}={path.stem}"])
+    cfg = composed("stitch", f"{path.parent.name}={path.stem}")
     assert cfg[path.parent.name].name == path.stem
     assert validate(cfg, StitchSettings, rules=False) == []
 
@@ -79,9 +77,7 @@ WRONG = {
 
 
 def test_all_mistakes_are_reported_together_with_a_valid_override():
-    with initialize_entry("stitch"):
-        cfg = compose("stitch/stitch", list(WRONG))
-    problems = validate(cfg, StitchSettings, rules=False)
+    problems = validate(composed("stitch", *WRONG), StitchSettings, rules=False)
     assert len(problems) == len(WRONG)
     for given, allowed in WRONG.items():
         (text,) = [text for text in problems if text.startswith(f"{given}: ")]
@@ -99,8 +95,7 @@ def test_all_mistakes_are_reported_together_with_a_valid_override():
     ],
 )
 def test_what_does_not_belong_there_is_refused(change, message):
-    with initialize_entry("stitch"):
-        cfg = OmegaConf.to_container(compose("stitch/stitch"), resolve=True)
+    cfg = OmegaConf.to_container(composed("stitch"), resolve=True)
     (problem,) = find_problems(StitchSettings, {**cfg, **change}, rules=False)
     assert message in problem
 

@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose
 from PIL import Image
 
 from recombine import data as datasets
 from recombine import models, stitch
 from recombine.cli import predict
-from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
 from recombine.stitch.images import open_images
 from recombine.stitch.loading import load_parents
+from tests import composing
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "budget=60", "num_saved=2"]
@@ -57,8 +56,7 @@ def composed(folder, weights, *overrides):
     roots = {"data": folder, "weights": weights, "cache": folder / "c", "output": folder / "o"}
     networks = ["model@a=any", "a.name=first", "model@b=any", "b.name=second"]
     given = [f"{name}_root={path}" for name, path in roots.items()]
-    with initialize_entry("stitch"):
-        return compose("stitch/stitch", [*given, *networks, *QUICK, *overrides])
+    return composing.composed("stitch", *given, *networks, *QUICK, *overrides)
 
 
 def launched(folder, weights, *overrides):

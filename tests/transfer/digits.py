@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import torch
-from hydra import compose
 
 from recombine import data as datasets
 from recombine import models as zoo
-from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.models.model import find_head
 from recombine.run.config import run_id
 from recombine.run.launch import launch
+from tests.composing import composed
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 NODES = {
@@ -35,8 +34,7 @@ def compose_config(folder, *overrides, config="transfer/transfer", student="narr
     if {"method=ensemble", "method=supervised"} & {*overrides}:
         small.pop()
     chosen = {text.partition("=")[0]: text for text in [*" ".join(names).split(), *roots, *small, *overrides]}
-    with initialize_entry(config.split("/")[0]):
-        return compose(config, list(chosen.values()))
+    return composed(config.split("/")[0], *chosen.values())
 
 
 def run_rows(recipe, cfg):

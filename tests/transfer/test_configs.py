@@ -22,6 +22,7 @@ from recombine.transfer.method_settings import METHOD
 from recombine.transfer.metrics import transfer_metrics
 from recombine.transfer.ranking import score_candidate
 from recombine.transfer.recipe import routing
+from tests.composing import composed
 from tests.sweeps import choices, experiments, written
 
 register_papers()
@@ -62,8 +63,7 @@ def test_an_experiment_names_settings_and_options_that_exist(experiment):
     entry, _, name = experiment.partition("/")
     sweeps, schema = swept(entry, name), resolve_name(ENTRIES[entry].settings)
     first = [f"{key}={values[0]}" for key, values in sweeps.items()]
-    with initialize_entry(entry):
-        cfg = compose(PRIMARY[entry], [f"experiment={experiment}", *first])
+    cfg = composed(entry, f"experiment={experiment}", *first)
     assert validate(cfg, schema, rules=False) == []
     overridden = OmegaConf.to_container(written(entry, name))
     for key, values in sweeps.items():
