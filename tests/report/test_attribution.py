@@ -1,10 +1,11 @@
 """What of a gain is the teacher's, over independently trained networks, and the verdicts on claims."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import beta, t
 
 from recombine.core.types import Row
 from recombine.report.spec import load_specs, pick
@@ -81,3 +82,12 @@ def test_a_gain_that_fine_tuning_has_too_is_not_the_teachers():
     (gains,) = [verdict for claim, verdict in found.items() if claim.startswith("4 DP gains from a stronger")]
     (owed,) = [verdict for claim, verdict in found.items() if "a stronger one's" in claim]
     assert (gains, owed) == ("holds", "contradicted")
+
+
+def test_the_least_knowledge_of_all_pairs_has_an_interval_over_images():
+    rows = rows_of([0.5, 0.6, 0.7, 0.8])
+    (row,) = [row for row in derive_claims(rows) if row.cell["claim"].startswith("1 Every pair")]
+    low = beta.ppf(0.05 / 4 / 2, 300, 10_000 - 300 + 1)  # 3 % of 10,000 images are least; four pairs to choose from
+    assert row.metrics["effect_low"] == pytest.approx(100 * low - 2) and row.cell["verdict"] == "holds"
+    few = [replace(row, metrics={**row.metrics, "images": 1_000}) for row in rows]
+    assert verdicts(few)["1 Ev"] == "not shown"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from recombine.core.paired import mean_over_checkpoints
 from recombine.core.types import Row
@@ -181,12 +182,18 @@ def _pick(mine: Sequence[Group], method: str, side: str) -> Group | None:
 
 
 def _flips(mine: Sequence[Group]) -> Evidence:
-    """The pair with least complementary knowledge: one below 2 % is enough against the claim."""
-    values = {pair: value for group in mine for pair, value in group.values("positive_flips_before").items()}
-    least = min(values.values()) - 2
-    return Evidence(
-        "1 Every pair has ρ_pos of 2 % or more: the least of all pairs, minus 2", 1, (least,) * 3, len(values)
-    )
+    """The pair with least complementary knowledge: one below 2 % is enough against the claim.
+
+    Its interval is over images (Clopper and Pearson), wide enough for the least of all pairs (Bonferroni).
+    """
+    text = "1 Every pair has ρ_pos of 2 % or more: the least of all pairs, minus 2"
+    counts = {pair: count for group in mine for pair, count in group.values("images").items()}
+    shares = {pair: share for group in mine for pair, share in group.values("positive_flips_before").items()}
+    if not counts:
+        return Evidence(text, 1, None, 0)
+    least, images = min((shares[pair], int(count)) for pair, count in counts.items())
+    interval = binomtest(round(least / 100 * images), images).proportion_ci(1 - 0.05 / len(counts))
+    return Evidence(text, 1, (least - 2, 100 * interval.low - 2, 100 * interval.high - 2), len(counts))
 
 
 def _between(mine: Sequence[Group], methods: tuple[str, str], side: str, text: str, sign: int = 1) -> Evidence:
