@@ -15,17 +15,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.table import Table
 
+from recombine.cli.downloads import missing_weights, show_sizes
 from recombine.cli.slots import places
 from recombine.run.config import run_id
 from recombine.run.console import show
 
-__all__ = ["last_metrics", "show_plan"]
+__all__ = ["last_metrics", "plan", "show_plan"]
 
 
 class Planned(NamedTuple):
     """A job as it would run."""
 
     words: list[str]
+    cfg: DictConfig
     folder: Path
     state: str
     """done, to do, or how it failed."""
@@ -33,9 +35,8 @@ class Planned(NamedTuple):
     """How long it took."""
 
 
-def show_plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool) -> None:
-    """Print the jobs and an estimate from those that are done, or else from all runs of the entry."""
-    jobs = list(plan(entry, config_dir, config_name, overrides, sweep=sweep))
+def show_plan(jobs: Sequence[Planned]) -> None:
+    """Print the jobs, an estimate from those that are done or else from all runs, and what they download."""
     table = Table("job", "state", "time", "settings", box=None)
     varied = [word for word in jobs[0].words if any(word not in job.words for job in jobs)]
     keys = {word.partition("=")[0] for word in varied}
@@ -48,6 +49,8 @@ def show_plan(entry: str, config_dir: str, config_name: str, overrides: Sequence
     measured = [job.seconds for job in jobs if job.seconds is not None and job.state == "done"]
     each = mean(measured) if measured else _typical(jobs[0].folder.parent)
     print(f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to run; {_estimate(each, len(left))}")
+    if missing := missing_weights(job.cfg for job in left):
+        show_sizes(missing)
 
 
 def _estimate(each: float | None, left: int) -> str:
@@ -77,9 +80,9 @@ def _planned(entry: str, cfg: DictConfig, words: list[str]) -> Planned:
     folder = Path(cfg.output_root) / entry / run_id(cfg, entry).run
     found = _read(folder / "row.json")
     if not found:
-        return Planned(words, folder, "to do", None)
+        return Planned(words, cfg, folder, "to do", None)
     states = [row["status"] for row in found if row["status"] != "ok"]
-    return Planned(words, folder, states[0] if states else "done", _seconds(found))
+    return Planned(words, cfg, folder, states[0] if states else "done", _seconds(found))
 
 
 def _read(file: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from recombine.cli.dry_run import last_metrics, show_plan
+from recombine.cli.downloads import download
+from recombine.cli.dry_run import last_metrics, plan, show_plan
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import program, register_help
 from recombine.cli.overrides import compose_all
@@ -45,8 +46,8 @@ SWEEP = "RECOMBINE_SWEEP"
 def main(entry: str | Entry) -> None:
     """Run an entry, given by name or as a custom `Entry`, as the command line says.
 
-    Everything Hydra's command line offers works, and --dry-run, which lists the jobs. The procedure, and with it torch,
-    is imported when a run starts.
+    Everything Hydra's command line offers works, and --dry-run, which lists the jobs, and --download, which fetches
+    the networks they need. The procedure, and with it torch, is imported when a run starts.
     """
     entry = ENTRIES[entry] if isinstance(entry, str) else entry
     recipe, config_name = entry.recipe, entry.config
@@ -54,8 +55,8 @@ def main(entry: str | Entry) -> None:
     register_help()
     register_places()
     typed = shlex.join(sys.argv[1:])
-    planning = "--dry-run" in sys.argv
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "--dry-run"]
+    flags = set(sys.argv) & {"--dry-run", "--download"}
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in flags]
     # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
     sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
     arguments = get_args_parser().parse_args()
@@ -74,9 +75,10 @@ def main(entry: str | Entry) -> None:
     os.environ[SWEEP] = secrets.token_hex(4)
     try:
         _check_command(entry, config_dir, arguments)
-        if planning:
+        if flags:
             name = arguments.config_name or config_name
-            return show_plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun)
+            jobs = list(plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun))
+            return download([job.cfg for job in jobs]) if "--download" in flags else show_plan(jobs)
         with writing(Path(), reading=True):
             hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
