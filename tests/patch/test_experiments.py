@@ -14,7 +14,7 @@ from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
 from recombine.patch import recipe
-from recombine.patch.settings import task_nodes
+from recombine.patch.settings import UNTRAINED, task_nodes
 from recombine.report.spec import load_specs, matches
 from recombine.run.launch import launch
 from tests import composing, sweeps
@@ -56,7 +56,12 @@ def cells(experiment, given):
     listed = [[node["name"] for node in nodes_of(cfg)] for cfg in each("tasks")]
     for model, method, protocol, found in itertools.product(named, each("method"), each("protocol"), listed):
         cell = recipe.cell(method) | model | {"protocol": protocol.protocol}
-        if protocol.protocol in ("single", "scratch"):
+        if protocol.protocol == "zero_shot":
+            for cfg, regularized in itertools.product(each("adaptation"), each("regularizer")):
+                names = cell | {"regularizer": recipe.cell(regularized)["regularizer"], "task": found[0]}
+                yield names | {"adaptation": cfg.adaptation}
+                yield names | ({"adaptation": "none"} if cfg.adaptation == "adda" else {})
+        elif protocol.protocol in ("single", "scratch"):
             yield from ({**cell, "task": task} for task in found)
         else:
             yield {**cell, "tasks": "-".join(found)}
@@ -142,11 +147,12 @@ def test_two_steps(tmp_path, experiment, job):
     node = dict(whole.model)
     if node["name"].startswith("timm:"):
         node |= {"architecture": node["name"]}
-    if whole.protocol != "scratch":
+    if whole.protocol not in UNTRAINED:
         base = models.build({**node, "weights": None}, classes=10)
         models.save(base, tmp_path / "weights" / f"{node['name'].removeprefix('timm:')}.safetensors", {})
+    classes = 10 if whole.protocol == "zero_shot" else 3  # those of the source
     names = ("one", "two") if len(nodes_of(whole)) > 1 else ("one",)
-    fakes = ",".join(f"{{name:{n},dataset:fake,image_size:{side},samples:40,classes:3}}" for n in names)
+    fakes = ",".join(f"{{name:{n},dataset:fake,image_size:{side},samples:40,classes:{classes}}}" for n in names)
     roots = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     swept = [f"{key}={value}" for key, value in job.items() if key != "tasks"]
     data = [f"dataset.image_size={side}", "dataset.samples=20", "dataset.test_fraction=1.0", f"tasks=[{fakes}]"]

@@ -41,7 +41,10 @@ class Method(nn.Module):
         return {key: value for key, value in self.state_dict().items() if not key.startswith(prefixes)}
 
     def parameter_groups(self) -> list[dict]:
-        """Trainable parameters in optimizer groups; default: one group, so weight decay is on all as in the papers."""
+        """Trainable parameters in optimizer groups; default: one group, so weight decay is on all as in the papers.
+
+        A group's `lr_scale` multiplies the optimizer's learning rate; what logs show is that of the first group.
+        """
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trainable}] if trainable else []
 

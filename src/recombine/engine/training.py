@@ -78,6 +78,8 @@ class Training:
         if not groups:
             raise ConfigError(f"fit {name}: {type(method).__name__} has no parameter that is trained")
         self.optimizer = optimizer(groups)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1)
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self.schedule = schedule(self.optimizer, max(1, self.plan.total))
         self.fingerprint = _fingerprint(self, schedule)

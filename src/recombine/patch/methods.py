@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from recombine.core.settings import to_dict
-from recombine.patch.settings import ALPHAS
+from recombine.patch.settings import ALPHAS, END_TO_END, regularizer_settings
 
-__all__ = ["row_names"]
+__all__ = ["regularizer_names", "row_names"]
 
 
 def row_names(node: Mapping[str, Any]) -> dict[str, str]:
@@ -24,6 +25,18 @@ def row_names(node: Mapping[str, Any]) -> dict[str, str]:
     alpha = "" if settings.get("alpha") is None else f"_alpha_{settings['alpha']}"
     names["LoRA"] = f"lora_{settings.get('rank', 4)}{alpha}"
     return {"method": names.get(target, target), "modules": "none"}
+
+
+def regularizer_names(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """What network and patch are trained with, by its name in config/patch/regularizer; {} where the base is frozen."""
+    if cfg["protocol"] not in END_TO_END:
+        return {}
+    settings = to_dict(cfg["regularizer"])
+    target = str(settings["_target_"]).rpartition(".")[2]
+    name = "none" if target == "EndToEnd" else re.sub(r"(?<=[a-z])(?=[A-Z])", "_", target).lower()
+    fields = regularizer_settings(settings).model_fields
+    changed = {key: settings[key] for key, field in fields.items() if settings.get(key, field.default) != field.default}
+    return {"regularizer": "_".join([name, *(f"{key}_{value}" for key, value in changed.items())])}
 
 
 def _delta(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -150,7 +150,10 @@ class TaskNetwork(nn.Module):
                 live.add(node)
         if not live:
             raise ConfigError(f"{type(self.patch).__name__} adds nothing to a network that keeps its own head")
-        result = next(node for node in graph.nodes if node.op == "output").args[0]
+        result: Any = next(node for node in graph.nodes if node.op == "output").args[0]
+        if self.patch.head is not None:
+            head = next(node for node in graph.nodes if node.target == "patch.head")
+            result = [result, head.args[0]]
         border = frontier(graph, live)
         self._sizes = [node.name for node in border if "shape" not in node.meta]
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border if "shape" in node.meta]
@@ -182,14 +185,22 @@ class TaskNetwork(nn.Module):
 
         Of a patch without a classifier: what the base gives, with its additions.
         """
+        result = self._run(images)
+        return result[0].float() if self.patch.head is not None else result
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What enters the patch's classifier, float32 [B, D], averaged over space where it is a map; and the logits."""
+        logits, features = self._run(images)
+        return (features.mean((2, 3)) if features.ndim == 4 else features).float(), logits.float()
+
+    def _run(self, images: Tensor) -> Any:
         if images.ndim == 2:
             parts = images.split([torch.Size(shape).numel() for shape in self._shapes], 1)
             values: Sequence[Tensor] = [part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)]
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
                 values = self._segments[0](self.preprocess(images))
-        result = self._segments[1](*values)
-        return result.float() if self.patch.head is not None else result
+        return self._segments[1](*values)
 
 
 def calls(traced: Traced, kind: type[M]) -> list[tuple[Node, M]]:

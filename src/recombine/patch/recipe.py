@@ -9,21 +9,20 @@ from recombine import models as zoo
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.engine.engine import Engine
-from recombine.engine.metrics import Accuracy
-from recombine.models import Model
 from recombine.patch import routing
+from recombine.patch.end_to_end_training import train_end_to_end
 from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base, held_out
 from recombine.patch.file import save
 from recombine.patch.paint import backbone, load_backbone, with_backbone
 from recombine.patch.paint_training import AlphaSearch, Tuned, finetune
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import TaskResult, body_parameters, cell, joined, joint_row, row
-from recombine.patch.settings import Paint, PatchSettings, as_list
+from recombine.patch.settings import END_TO_END, UNTRAINED, Paint, PatchSettings, as_list
 from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
-from recombine.patch.tasks import Task, label_offsets, open_base, open_tasks
-from recombine.patch.training import PatchBuilder, Trainer, join, task_loaders, train_patch
+from recombine.patch.tasks import Task, label_offsets, open_base, open_source, open_tasks
+from recombine.patch.training import PatchBuilder, Trainer, train_patch
+from recombine.patch.zero_shot import adapt_zero_shot
 from recombine.run.config import build
-from recombine.run.console import show
 from recombine.run.run import Run
 
 if TYPE_CHECKING:
@@ -50,17 +49,21 @@ OBJECTIVE = "harmonic_mean"
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Evaluate the base, teach it the tasks as the protocol says, evaluate base and tasks again."""
-    scratch = cfg.protocol == "scratch"
     opened: list[Task] = []
     try:
-        node = untrained(cfg) if scratch else cfg.model
-        classes = 1000 if scratch else None  # what a network without weights has before its task is known
-        model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
+        untrained = cfg.protocol in UNTRAINED
+        node = {**cfg.model, "weights": None} if untrained else cfg.model
+        # of the classes of a network without weights nothing is known before its task is
+        model = zoo.build(node, classes=1000 if untrained else None, weights_root=cfg.weights_root, seed=cfg.seed)
         tasks = open_tasks(cfg, run, model)
         opened += tasks
         method, trainer = build(cfg.method), Trainer(cfg, Engine(cfg.engine, run))
-        if scratch:
-            yield from train_from_scratch(cfg, trainer, method, model, tasks)
+        if cfg.protocol == "zero_shot":
+            opened.append(open_source(cfg, run, model))
+            yield from adapt_zero_shot(cfg, trainer, method, model, opened[-1], tasks)
+            return
+        if cfg.protocol in END_TO_END:
+            yield from train_end_to_end(cfg, trainer, method, model, tasks)
             return
         base = open_base(cfg, run, model)
         opened.append(base)
@@ -227,36 +230,6 @@ def paint_sequential(cfg: DictConfig, trainer: Trainer, method: Paint, base: Tas
     accuracies = {task.name: accuracy(engine, load_backbone(model, state), task) for task, model, _ in tuned}
     result = TaskResult(after, accuracies, {"trainable_parameters": body_parameters(base.model)}, all_series)
     yield row(cfg, {"tasks": joined(tasks)}, before, result, trainer.cost())
-
-
-# ------------------------------------------------------------------------------------------------- scratch
-
-
-def train_from_scratch(cfg: DictConfig, trainer: Trainer, method: Any, like: Model, tasks: list[Task]) -> Iterator[Row]:
-    """No base: network and patch are drawn at random and trained together, one task each.
-
-    `like` is the same network with another classifier, to be shown and to see that the method fits.
-    """
-    engine, run = trainer.engine, trainer.engine.run
-    if run.main:
-        show(zoo.describe([like]))
-    PatchBuilder(method, like, run)
-    for task in tasks:
-        model = zoo.build(untrained(cfg), classes=task.classes, seed=run.seed).to(run.device).requires_grad_(True)
-        network = PatchBuilder(method, model, run).build(task.name, task.classes, frozen=False)
-        trainer.fit(task.name, network, join(task_loaders([task], cfg.batch_size, run.world), [task]))
-        top = Accuracy((1, 5) if task.classes > 5 else (1,))
-        metrics = engine.evaluator(task.eval_loader("test"), {"accuracy": top})(network)
-        found = {f"accuracy_{task.name}": metrics["accuracy"], "accuracy_patched": metrics["accuracy"]}
-        found |= {"top5": metrics["top5"]} if "top5" in metrics else {}
-        found["trainable_parameters"] = body_parameters(model) + network.patch.parameters_without_head()
-        found |= trainer.cost(task.name)
-        yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found)
-
-
-def untrained(cfg: DictConfig) -> dict[str, Any]:
-    """The model node with random weights."""
-    return {**cfg.model, "weights": None}
 
 
 PATCH_PROTOCOLS = {"single": patch_single, "joint": patch_joint, "sequential": patch_sequential}

@@ -10,7 +10,7 @@ from recombine import data as datasets
 from recombine.core.types import Row
 from recombine.models import Model
 from recombine.models.model import find_head
-from recombine.patch.methods import row_names
+from recombine.patch.methods import regularizer_names, row_names
 from recombine.patch.metrics import harmonic_mean, mean, pooled
 from recombine.patch.tasks import Task
 
@@ -34,7 +34,7 @@ class TaskResult:
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
-    names = row_names(cfg.method)
+    names = row_names(cfg.method) | regularizer_names(cfg)
     return {"model": cfg.model.name, "dataset": datasets.label_for(cfg), **names, "protocol": cfg.protocol}
 
 

@@ -18,6 +18,7 @@ from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
 from recombine.patch.names import name_problem
+from recombine.patch.regularizer_settings import RegularizerSettings
 
 __all__ = [
     *("ALPHAS", "DeltaSettings", "HeadOnlySettings", "LoRASettings", "NormAdaptationSettings", "Paint"),
@@ -25,6 +26,10 @@ __all__ = [
     *("as_list", "task_nodes"),
 ]
 
+UNTRAINED = ("scratch", "zero_shot")
+"""Protocols without a trained base."""
+END_TO_END = ("scratch", "end_to_end", "zero_shot")
+"""Protocols in which network and patch train together."""
 HELD_OUT = 0.1
 """Fraction of a task's training images on which PAINT's interpolation weight is chosen, as in its authors' code."""
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -149,9 +154,26 @@ class PatchSettings(TrainingSettings):
     """Datasets by name, or nodes such as {name: cars_half, dataset: stanford_cars, fraction: 0.5}."""
     task: TaskOverlay = TaskOverlay()
     """Laid over the dataset node of every task."""
-    protocol: Literal["single", "joint", "sequential", "scratch"] = "single"
+    protocol: Literal["single", "joint", "sequential", "end_to_end", "scratch", "zero_shot"] = "single"
     """single: each task alone. joint: one patch and one classifier for all. sequential: one after the other, told the
-    task of each image. scratch: no base; network and patch are trained together, one task each."""
+    task of each image. end_to_end: the base trains with the patch, one task each. scratch: the same from random
+    weights. zero_shot: the same on `dataset`, measured on each task, which has the same classes."""
+    regularizer: Annotated[
+        Node,
+        Builds(
+            "a regularizer",
+            "regularizer=none",
+            RegularizerSettings,
+            base="recombine.patch.end_to_end.EndToEnd",
+            late=("net", "base_lr_scale"),
+        ),
+    ]
+    """What is added to the cross entropy where the base trains too: protocols end_to_end, scratch and zero_shot."""
+    base_lr_scale: Annotated[float, Field(ge=0, examples=[0.1])] = 1.0
+    """Learning rate of a base that trains over that of everything new."""
+    adaptation: Literal["none", "adda", "target_only"] = "none"
+    """Of protocol=zero_shot. adda: the encoder then learns from unlabelled images of the task (Tzeng et al. 2017).
+    target_only: the task's own labels instead of the source's, the bound."""
     choice_split: str = "train"
     """Split of the base's data on which held-out choices measure the base: 5,000 of its images."""
     augment_views: Annotated[int, Field(ge=1, examples=[8])] | None = None
@@ -164,20 +186,34 @@ class PatchSettings(TrainingSettings):
     def check(self, path: str) -> list[str]:
         """Absent data and weights, tasks that cannot be opened, and a protocol that does not fit."""
         problems = self._task_problems()
-        if self.protocol == "scratch":
-            untrained = {**self.model.model_dump(exclude_unset=True), "weights": None}
-            problems += check_model(untrained, self.weights_root)
-            if is_paint(self.method):
-                problems.append(
-                    "protocol=scratch has no base to interpolate with; method=fc (the network alone) or method=delta"
-                )
+        if self.protocol in END_TO_END:
+            problems += self._end_to_end_problems()
         else:
             split = self.choice_split if chooses(self.method) else None
             wrong = check_data(self.dataset, self.data_root, split)
             problems += [f"choice_{text}" if text.startswith("split=") else text for text in wrong]
             problems += check_model(self.model, self.weights_root, classes=self.dataset.classes, frozen=True)
+            if regularizer_settings(self.regularizer) is not RegularizerSettings:
+                problems.append(f"protocol={self.protocol} leaves the base as it is: regularizer=none")
+        if self.adaptation != "none" and self.protocol != "zero_shot":
+            problems.append(f"adaptation={self.adaptation} is of protocol=zero_shot, not {self.protocol}")
         if self.protocol == "joint" and len(as_list(self.tasks)) < 2:
             problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
+        return problems
+
+    def _end_to_end_problems(self) -> list[str]:
+        """What does not fit where base and patch train together."""
+        problems = check_data(self.dataset, self.data_root, None) if self.protocol == "zero_shot" else []
+        untrained = self.protocol in UNTRAINED
+        node = self.model.model_dump(exclude_unset=True) | ({"weights": None} if untrained else {})
+        problems += check_model(node, self.weights_root, frozen=not untrained)
+        if is_paint(self.method):
+            problems.append(
+                f"protocol={self.protocol} has no base to interpolate with; "
+                f"method=fc (the network alone) or method=delta"
+            )
+        if untrained and regularizer_settings(self.regularizer).reads_source:
+            problems.append(f"protocol={self.protocol} has no trained base to hold on to; protocol=end_to_end has")
         return problems
 
     def _task_problems(self) -> list[str]:
@@ -200,6 +236,12 @@ def as_list(value: Any) -> list:
 def is_paint(method: Mapping[str, Any]) -> bool:
     """Whether a method node is PAINT or fine-tuning, which change the base."""
     return schema_of(str(method.get("_target_"))) is Paint
+
+
+def regularizer_settings(node: Mapping[str, Any]) -> type[RegularizerSettings]:
+    """The settings class of a regularizer's node; the plain one of a class from elsewhere."""
+    found = schema_of(str(node.get("_target_")))
+    return found if found is not None and issubclass(found, RegularizerSettings) else RegularizerSettings
 
 
 def chooses(method: Mapping[str, Any]) -> bool:

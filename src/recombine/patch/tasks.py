@@ -24,7 +24,7 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["Task", "choice_loader", "label_offsets", "open_base", "open_tasks", "random_images"]
+__all__ = ["Task", "choice_loader", "label_offsets", "open_base", "open_source", "open_tasks", "random_images"]
 
 CHOICE_IMAGES = 5000
 
@@ -76,13 +76,19 @@ def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
 
 def open_base(cfg: DictConfig, run: Run, model: Model) -> Task:
     """Open the data that `model` was trained on; ConfigError if it has another number of classes."""
-    data = datasets.open_data_for(cfg, run)
-    if data.classes != model.classes:
-        data.close()
+    base = open_source(cfg, run, model)
+    if base.classes != model.classes:
+        base.data.close()
         raise ConfigError(
-            f"base {model.name} has {model.classes} classes and dataset {data.name} {data.classes}; "
+            f"base {model.name} has {model.classes} classes and dataset {base.name} {base.classes}; "
             f"choose the data it was trained on, or a label map (dataset.label_map)"
         )
+    return base
+
+
+def open_source(cfg: DictConfig, run: Run, model: Model) -> Task:
+    """Open the run's `dataset` for `model`."""
+    data = datasets.open_data_for(cfg, run)
     return Task(data.name, data, model, cfg.eval_batch_size)
 
 

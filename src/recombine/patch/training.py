@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import nn
 from recombine.core.types import Loader
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
 from recombine.engine.engine import Engine, Fit
-from recombine.engine.method import Supervised
+from recombine.engine.method import Method, Supervised
 from recombine.models import Model
 from recombine.models.graph import traced
 from recombine.patch.cached_features import cache_features
@@ -52,8 +52,12 @@ class Trainer:
 
     def fit(self, name: str, net: nn.Module, loader: Loader) -> Fit:
         """Train what trains in `net`, in place."""
-        optimizer, schedule = build(self.cfg.optimizer), build(self.cfg.schedule)
-        fit = self.engine.fit(TaskTraining(net), loader, optimizer, schedule, name=name)
+        return self.fit_method(name, TaskTraining(net), loader)
+
+    def fit_method(self, name: str, method: Method, loader: Loader, optimizer: Callable | None = None) -> Fit:
+        """Train a method in place; `optimizer`: another one than the run's."""
+        optimizer = optimizer or build(self.cfg.optimizer)
+        fit = self.engine.fit(method, loader, optimizer, build(self.cfg.schedule), name=name)
         self.costs[name] = {"steps": float(fit.steps), "fit_seconds": fit.seconds}
         return fit
 
