@@ -222,7 +222,7 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["protocol=both"], r"protocol=both: one of single, joint, sequential, scratch is needed"),
+        (["protocol=both"], r"protocol=both: one of single, joint, sequential, end_to_end, scratch, zero_shot is"),
         (["tasks=[mnits]"], r"no dataset 'mnits'; did you mean 'mnist'"),
         (["tasks=[]"], r"tasks is empty"),
         (["tasks=[digits,digits]"], r"tasks names digits twice"),
@@ -236,6 +236,8 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
         ),
         (["routing=[guess]"], r"routing=\[guess\]: one of confidence, features"),
         (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to interpolate with"),
+        (["adaptation=adda"], r"adaptation=adda is of protocol=zero_shot, not single"),
+        (["regularizer=uniform_prior"], r"protocol=single leaves the base as it is: regularizer=none"),
     ],
 )
 def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
@@ -250,6 +252,7 @@ def test_wrong_commands_say_what_mends_them(tmp_path, base, overrides, message):
         (["method.modules=7"], r"method.modules=7: CifarResNet has 3 blocks"),
         (["method.budget=10"], r"method.budget=10: one module already has [0-9,]+ parameters"),
         (["method.skips=new"], r"has no new skip: method.skips=all"),
+        (["protocol=zero_shot", f"tasks=[{LOW}]"], r"low has 3 classes and digits, the source, 5"),
     ],
 )
 def test_what_a_network_lacks_is_told_before_anything_is_evaluated(tmp_path, base, monkeypatch, overrides, message):

@@ -17,7 +17,7 @@ from recombine.patch import recipe
 from recombine.patch.adversary import Adda, UniformPrior
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
-from recombine.run.launch import check, launch
+from recombine.run.launch import launch
 
 
 @pytest.fixture
@@ -87,23 +87,15 @@ def test_adda_by_hand(network, batch):
     assert all(torch.equal(value, before[key]) for key, value in network.patch.head.state_dict().items())
 
 
-def composed(tmp_path, *overrides):
-    words = ["model=resnet8", "model.size=8", "dataset=digits", "loader=torch", "loader.workers=0", "wandb=disabled"]
+def test_adda_gives_the_row_before_and_after_it(tmp_path):
+    words = ["model=resnet8", "model.size=8", "dataset=digits", "loader=torch", "loader.workers=0", "logger=none"]
     words += ["protocol=zero_shot", "method=delta_all", "engine.max_steps=2", "tasks=[{name: other, dataset: digits}]"]
     words += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
+    words += ["regularizer=uniform_prior", "regularizer.weight=0.4", "adaptation=adda", "batch_size=32", "device=cpu"]
     with initialize_entry("patch"):
-        return compose("patch/patch", [*words, "batch_size=32", *overrides])
-
-
-def test_every_adaptation_gives_a_row(tmp_path):
-    launch(recipe, composed(tmp_path, "regularizer=uniform_prior", "adaptation=adda"))
-    (row,) = read_rows(tmp_path / "output")
-    assert (row.cell["regularizer"], row.cell["adaptation"]) == ("uniform_prior", "adda") and row.cell[
-        "dataset"
-    ] == "digits"
-    assert row.metrics["steps"] == 4 and {"accuracy_before", "accuracy_source", "accuracy_other"} <= row.metrics.keys()
-
-
-def test_wrong_settings(tmp_path):
-    found = check(recipe, composed(tmp_path, "adaptation=adda", "protocol=single", "method=paint"))
-    assert any(text.startswith("adaptation=adda is of protocol=zero_shot, not single") for text in found)
+        launch(recipe, compose("patch/patch", words))
+    before, after = sorted(read_rows(tmp_path / "output"), key=lambda row: row.metrics["steps"])
+    assert (before.cell["adaptation"], after.cell["adaptation"]) == ("none", "adda")
+    assert (before.metrics["steps"], after.metrics["steps"]) == (2, 4)
+    assert after.cell["regularizer"] == "uniform_prior_weight_0.4" and after.cell["dataset"] == "digits"
+    assert {"accuracy_source", "accuracy_other", "accuracy_patched"} <= after.metrics.keys()
