@@ -54,7 +54,7 @@ class Entry:
     def start(self, *words: str) -> subprocess.Popen:
         """Start the command in a process of its own."""
         command = [sys.executable, str(FIT / "main_fit.py"), "--config-path", str(self.config), *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 

@@ -45,6 +45,8 @@ def test_what_is_written_comes_back(tmp_path):
     write_tensors(tmp_path / "a.safetensors", TENSORS, {"kind": "test"})
     tensors, metadata = read_tensors(tmp_path / "a.safetensors")
     assert metadata == {"kind": "test"} and all(torch.equal(tensors[key], TENSORS[key]) for key in TENSORS)
+    write_json(tmp_path / "a.json", {"name": "new"})
+    assert read_json(tmp_path / "a.json") == {"name": "new"}
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask()}
 
 

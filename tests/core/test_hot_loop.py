@@ -177,6 +177,11 @@ def test_fits_do_not_depend_on_what_drew_random_numbers_before(tmp_path):
     assert not same(one, other)  # other dropout masks
 
 
+def test_what_an_evaluation_draws_does_not_move_the_training(tmp_path):
+    one = fit(tmp_path / "a", epochs=2, evaluate=lambda net: {"loss": 1.0}).net
+    assert same(one, fit(tmp_path / "b", epochs=2, evaluate=lambda net: {"loss": float(torch.rand(7).sum())}).net)
+
+
 def test_modules_have_no_stale_gradients_afterwards(tmp_path):
     net: nn.Module = fit(tmp_path, max_steps=2).net
     assert not net.training and all(value.grad is None for value in net.parameters())

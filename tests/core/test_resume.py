@@ -291,6 +291,7 @@ def test_a_signal_breaks_off_an_evaluation_and_what_was_trained_is_kept(tmp_path
         ({"schedule": partial(step, milestones=[0.5])}, "schedule: cosine in the checkpoint, step now"),
         ({"epochs": 4}, "steps: 30 in the checkpoint, 40 now"),
         ({"grad_accum_steps": 2}, "engine.grad_accum_steps: 1 in the checkpoint, 2 now"),
+        ({"precision": "bf16"}, "engine.precision: fp32 in the checkpoint, bf16 now"),
         ({"ema_decay": 0.9}, "engine.ema_decay: None in the checkpoint, 0.9 now"),
         ({"train": Digits(range(1, 641))}, "training data: digits-640-204480 in the checkpoint, digits-640-205120 now"),
         ({"train": Digits(range(640), 32)}, "batch_size: 64 in the checkpoint, 32 now"),

@@ -122,6 +122,23 @@ def test_the_original_is_kept_where_nothing_is_better():
     assert best_of([original, outcome("a", "transfer", 90), outcome("b", "patch", 89)]) is original
 
 
+def test_networks_are_fitted_to_training_images_and_measured_on_validation_images(images, tmp_path, monkeypatch):
+    for part, files in {"train": range(7), "val": range(7, 9), "test": range(9, 12)}.items():
+        for name in COLOURS:
+            (tmp_path / "own" / part / name).mkdir(parents=True)
+            for k in files:
+                (images / name / f"{k:02}.png").rename(tmp_path / "own" / part / name / f"{k:02}.png")
+    evaluation = Evaluation(split_folder(tmp_path / "own", tmp_path / "work" / "data"), tmp_path / "work")
+    node = {"name": "resnet8", "weights": None, "size": 32}
+    models.save(shaken(models.build(node, classes=7)), tmp_path / "seven.safetensors", {})
+    seen = []
+    monkeypatch.setattr("recombine.improve.evaluation.fit_heads", lambda model, loader: seen.append(loader) or model)
+    model = evaluation.prepare(str(tmp_path / "seven.safetensors"), "", "start")
+    assert len(evaluation.measure(model)) == 4 and len(evaluation.measure(model, final=True)) == 6
+    assert seen[0].samples == 14
+    evaluation.close()
+
+
 def test_the_bundle_says_the_same_as_the_network(images, tmp_path):
     evaluation = Evaluation(split_folder(images, tmp_path / "work" / "data"), tmp_path / "work")
     node = {"name": "resnet8", "weights": None, "size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "crop_pct": 0.9}

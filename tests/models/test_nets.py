@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
-from recombine.models import build, small
+from recombine.models import Model, build, small
 from recombine.models.architectures import BUILT_IN
 from recombine.models.cifar_resnet import CifarResNet, PadShortcut
+from recombine.models.model import Preprocess
 from recombine.models.registry import config_names
 from recombine.models.resolve import from_config
 from recombine.models.tiny import MicroNetBlock, MLPerfResNet8
@@ -122,3 +123,24 @@ def test_every_built_in_config_builds_and_learns(name):
     without = [n for n, p in model.named_parameters() if p.grad is None]
     assert all(".fc1." in n or ".fc2." in n for n in without)  # unused in MicroNet's blocks of stride 2
     assert model.eval().features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).ndim == 2
+
+
+class ConvolutionalHead(nn.Module):
+    """A classifier that is a convolution, its scores averaged over space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x))).mean((2, 3))
+
+
+def test_features_of_a_map_are_its_mean():
+    torch.manual_seed(0)
+    net = ConvolutionalHead()
+    model = Model(net, Preprocess(8, [0.5] * 3, [0.5] * 3), name="x", classes=4, architecture="x")
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        map_ = torch.relu(net.conv((images.float() / 255 - 0.5) / 0.5))
+        torch.testing.assert_close(model.features(images), map_.mean((2, 3)))

@@ -236,8 +236,16 @@ def test_digest_sees_one_weight_and_the_preprocessing(model):
     with torch.no_grad():
         model.net.layer3[0].conv2.weight[0, 0, 0, 0] += 1e-6
     assert model.digest() != before
-    brighter = build({"name": "resnet8", "weights": None, "std": 0.3}, classes=10, seed=4)
-    assert brighter.digest() != before
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": 0.3}, {"std": 0.3}, {"size": 24}, {"crop_pct": 0.9}, {"interpolation": "bicubic"}]
+)
+def test_digest_sees_each_setting_of_the_preprocessing(change):
+    """Predictions of one network are not those of the same weights that see other pixels."""
+    node = {"name": "resnet8", "weights": None, "mean": 0.5, "std": 0.5, "size": 32, "crop_pct": 1.0}
+    plain, other = (build({**node, **more}, classes=10, seed=4) for more in ({}, change))
+    assert plain.digest() != other.digest()
 
 
 def card_with(path, **changes):

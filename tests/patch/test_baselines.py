@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from recombine.core.errors import ConfigError
+from recombine.core.types import Batch
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
 from recombine.patch.metrics import harmonic_mean, mean, pooled
-from recombine.patch.paint import backbone, choose_alpha, interpolate, with_new_head
+from recombine.patch.paint import backbone, choose_alpha, interpolate, recalibrate, with_new_head
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.settings import Paint
 
@@ -114,3 +115,21 @@ def test_harmonic_mean_and_mean_of_the_paper():
     assert harmonic_mean([68.87, 81.10]) == pytest.approx(74.49, abs=0.005)
     assert mean([68.87, 35.16, 83.90, 94.14]) == pytest.approx(70.52, abs=0.005)
     assert harmonic_mean([0.0, 50.0]) == 0.0
+
+
+def test_recalibrated_statistics_are_plain_averages_over_batches():
+    """Of the batches' means and unbiased variances, each batch counted alike, whatever was there before."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.fill_(50.0), norm.running_var.fill_(70.0)
+    batches = [torch.randn(8, 3, 4, 4) * (k + 1) + k for k in range(3)]
+
+    class Images:
+        def epoch(self, epoch):
+            yield from (Batch(images, torch.zeros(8), torch.arange(8)) for images in batches)
+
+    recalibrate(norm, Images())
+    values = [batch.movedim(1, 0).flatten(1) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, torch.stack([each.mean(1) for each in values]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([each.var(1) for each in values]).mean(0))
+    assert norm.momentum == 0.1 and not norm.training

@@ -210,3 +210,32 @@ def test_modules_within_a_budget(resnet20):
 def test_wrong_options_are_named(resnet20, options):
     with pytest.raises(ConfigError, match=rf"method.{next(iter(options))}"):
         Delta(traced(resnet20), 4, **options)
+
+
+def test_the_module_is_its_formula():
+    """alpha = sigmoid(W mean(relu(bn(conv(relu(bn(conv(x))))))) + b): the mean over space of two convolutions."""
+    torch.manual_seed(0)
+    module = DeltaModule(6, 3, strides=(1, 2)).eval()
+    first, norm1, _, second, norm2, _ = module.features
+    x = torch.randn(4, 6, 8, 8)
+    with torch.no_grad():
+        for norm in (norm1, norm2):
+            norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), norm.weight.uniform_(0.5, 1.5)
+        hidden = torch.relu(norm1(nn.functional.conv2d(x, first.weight, stride=1, padding=1)))
+        map_ = torch.relu(norm2(nn.functional.conv2d(hidden, second.weight, stride=2, padding=1)))
+        assert map_.shape == (4, 3, 4, 4)
+        expected = torch.sigmoid(map_.mean((2, 3)) @ module.fc.weight.T + module.fc.bias)
+        torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("weights", ["delta", "learned"])
+def test_a_start_at_the_base_has_its_skips_on_and_the_new_ones_off(weights):
+    """Learned weights are exactly those of the base, 1 and 0; modules start around sigmoid(2) and sigmoid(-2)."""
+    net = torchvision.models.resnet34(num_classes=5).eval()
+    patch = Delta(trace(net, 64), 3, modules=2, weights=weights, alpha_init="base")
+    for block, pairs in zip(patch.blocks, patch.pairs, strict=True):
+        existing = torch.tensor([float(j == i - 1) for j, i in pairs])
+        assert 0 < existing.sum() < len(pairs)
+        start = block.weights.values if weights == "learned" else block.weights.fc.bias.sigmoid()
+        on, off = (1.0, 0.0) if weights == "learned" else (0.880797, 0.119203)
+        torch.testing.assert_close(start.detach(), torch.where(existing > 0, on, off))

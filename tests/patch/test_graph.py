@@ -210,3 +210,12 @@ def test_the_frontier_of_a_block_is_its_input(resnet20):
     order = list(traced.graph.nodes)
     live = set(order[order.index(block.input) + 1 :])
     assert frontier(traced.graph, live) == [block.input]
+
+
+def test_what_changes_its_input_in_place_is_no_identity():
+    """Dropout in eval gives back its very input; a ReLU in place does too, but with other values."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 2))
+    found = {
+        str(node.target): node.meta.get("identity") for node in trace(net, 8).graph.nodes if node.op == "call_module"
+    }
+    assert (found["1"], found["2"]) == (True, False)

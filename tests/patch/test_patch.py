@@ -16,6 +16,7 @@ from recombine.patch.adapters import NormAdaptation
 from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.run.launch import launch
 from tests import composing
+from tests.leaks import of_test, spoil
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
@@ -298,3 +299,38 @@ def test_without_arguments_it_takes_the_network_that_the_demo_trains(tmp_path, c
     assert [row.cell.get("task") for row in rows] == ["low_digits", "high_digits", None]
     (line,) = [text for text in capsys.readouterr().out.splitlines() if " px │" in text]
     assert "0 %" in line and f"{rows[0].metrics['accuracy_base_before']:.2f}" in line
+
+
+@pytest.mark.parametrize("protocol", ["single", "joint", "sequential"])
+def test_paint_chooses_by_held_out_images_and_never_by_test_images(tmp_path, base, monkeypatch, protocol):
+    words = [f"protocol={protocol}", "method=paint method.alphas=[0,0.5,1]", "engine.epochs=1"]
+
+    def choices(rows):
+        return [{key: v for key, v in row.series.items() if "cho" in key or key == "alpha"} for row in rows]
+
+    before = launched(tmp_path / "as they are", base, *words)
+    spoil(monkeypatch, of_test)
+    after = launched(tmp_path / "test", base, *words)
+    assert any("choice_low" in key for key in choices(before)[0]) and choices(before) == choices(after)
+    held = "accuracy_val"
+    assert [row.metrics.get(held) for row in before] == [row.metrics.get(held) for row in after]
+    assert all(
+        b.metrics["accuracy_low"] != a.metrics["accuracy_low"] for b, a in zip(before[:1], after[:1], strict=True)
+    )
+
+
+def test_images_find_their_task_by_the_features_of_training_images(tmp_path, base, monkeypatch):
+    words = [
+        "protocol=sequential",
+        "method=fc",
+        "engine.epochs=1",
+        "routing=[confidence,features]",
+        "feature_cache_gib=0",
+    ]
+    (before,) = launched(tmp_path / "as they are", base, *words)
+    spoil(monkeypatch, lambda loader, index: loader.split.name == "train" and not loader.train)
+    (after,) = launched(tmp_path / "train", base, *words)
+    assert before.metrics["routing_features"] != after.metrics["routing_features"]
+    assert before.metrics["routing_confidence"] == after.metrics["routing_confidence"]
+    m = before.metrics
+    assert all(m[f"mean_routed_{name}"] < m[f"routing_{name}"] for name in ("features", "confidence"))

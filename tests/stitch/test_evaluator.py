@@ -45,7 +45,7 @@ def run(tmp_path):
 
 
 def make_evaluator(net, many, run, **options) -> OffspringEvaluator:
-    return OffspringEvaluator(net, Labelled(many, 8), run, precision="fp32", **options)
+    return OffspringEvaluator(net, Labelled(many, 8), run, **{"precision": "fp32"} | options)
 
 
 def scores(evaluator: OffspringEvaluator, genotype: np.ndarray) -> NetworkScores:
@@ -119,7 +119,11 @@ def test_other_stitches_or_images_have_no_memo(net, many, run):
     file = run.dir / "evaluations.jsonl"
     genotypes = random_genotypes(net, 4)
     make_evaluator(net, many, run, file=file)(genotypes)
-    assert not make_evaluator(net, many[:20], run, file=run.dir / "other.jsonl").memo
+    assert make_evaluator(net, many, run, file=file).memo
+    assert not make_evaluator(net, many, run, file=file, precision="bf16").memo
+    make_evaluator(net, many, run, file=file)(genotypes)
+    assert not make_evaluator(net, many[:20], run, file=file).memo
+    make_evaluator(net, many, run, file=file)(genotypes)
     with torch.no_grad():
         net.stitches[0].bias.add_(1)
     assert not make_evaluator(net, many, run, file=file).memo

@@ -41,6 +41,7 @@ def test_network_metrics_are_torchmetrics():
             100 * float((one.logits.argmax(1) == one.labels).double().mean())
         )
         assert facts[f"{purpose}_loss"] == pytest.approx(float(F.cross_entropy(one.logits, one.labels)), rel=1e-5)
+    assert facts["temperature"] == temperature(search.logits, search.labels) != temperature(test.logits, test.labels)
     scaled = F.cross_entropy(test.logits.double() / facts["temperature"], test.labels)
     assert facts["test_loss_scaled"] == pytest.approx(float(scaled), rel=1e-5)
     assert facts["search_loss_scaled"] < facts["search_loss"] and facts["test_ece_scaled"] < facts["test_ece"]

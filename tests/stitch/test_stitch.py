@@ -25,6 +25,7 @@ from recombine.stitch import recipe
 from recombine.stitch.images import open_images
 from recombine.stitch.loading import load_parents
 from tests import composing
+from tests.leaks import of_test, spoil
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "budget=60", "num_saved=2"]
@@ -153,6 +154,19 @@ def test_no_image_is_both_searched_and_tested_on(tmp_path, weights):
         assert sorted(torch.cat(seen).tolist()) == images.data.indices("test").tolist()
     assert not set(seen[0].tolist()) & set(seen[1].tolist())
     assert len(seen[0]) == pytest.approx(0.3 * len(torch.cat(seen)), abs=1)
+
+
+def test_other_test_images_change_no_choice(tmp_path, weights, monkeypatch):
+    words = [FEW, "bn_images=0", "num_saved=1"]
+    (before,) = launched(tmp_path / "as they are", weights, *words)
+    with opened(tmp_path, weights, *words) as (images, parent):
+        search, test = (set(load(parent, 64).indices.tolist()) for load in (images.search_loader, images.test_loader))
+    spoil(monkeypatch, lambda loader, index: of_test(loader, index) & torch.isin(index, torch.tensor(sorted(test))))
+    (after,) = launched(tmp_path / "test", weights, *words)
+    chosen = ("front_on", "front_search_accuracy", "front_temperature", "stitch_errors", "saved", "hypervolume")
+    assert all(before.series.get(key) == after.series.get(key) for key in chosen)
+    assert before.metrics["search_hypervolume"] == after.metrics["search_hypervolume"]
+    assert not search & test and before.series["front_test_accuracy"] != after.series["front_test_accuracy"]
 
 
 def test_few_images_are_spread_over_all(tmp_path, weights):

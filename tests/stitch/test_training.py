@@ -29,7 +29,12 @@ class Images:
     """A Loader over given images."""
 
     def __init__(self, images: torch.Tensor, batch_size: int = 4) -> None:
-        self.images, self.batch_size, self.samples, self.digest = images, batch_size, len(images), "images"
+        self.images, self.batch_size, self.samples, self.digest = (
+            images,
+            batch_size,
+            len(images),
+            f"images-{len(images)}",
+        )
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)

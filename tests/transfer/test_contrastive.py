@@ -29,7 +29,7 @@ def test_similarity_of_features_by_loop(networks, batch):
 
 def test_memory_draws_other_classes_and_remembers():
     samples = ContrastiveSamples(torch.arange(0, 80, 2), torch.arange(40) % 4)
-    memory = ContrastiveMemory(samples, dimensions=6, negatives=500, temperature=0.07, momentum=0.5)
+    memory = ContrastiveMemory(samples, dimensions=6, negatives=500, temperature=0.07, momentum=0.8)
     drawn = memory.draw(torch.tensor([0, 3]))
     labels = samples.labels[drawn]
     assert (labels[0] != 0).all() and (labels[1] != 3).all()
@@ -40,7 +40,7 @@ def test_memory_draws_other_classes_and_remembers():
     value = memory(own, other, Batch(torch.zeros(2), samples.labels[[3, 5]], torch.tensor([6, 10])))
     value.backward()
     assert torch.isfinite(value) and own.grad.abs().sum() > 0
-    torch.testing.assert_close(memory.student[[3, 5]], F.normalize((bank + own.detach()) / 2, dim=1))
+    torch.testing.assert_close(memory.student[[3, 5]], F.normalize(0.8 * bank + 0.2 * own.detach(), dim=1))
 
 
 def test_contrast_with_the_memory_by_loop(monkeypatch):
