@@ -148,25 +148,44 @@ def control(tree: Path, results: Sequence[Result]) -> list[str]:
     return missing
 
 
-def page(results: Sequence[Result]) -> str:
-    """The figures by folder, and every mutant with the test that killed it, as markdown."""
-    lines = ["| folder | mutants | killed | survived | share killed |", "|---|---:|---:|---:|---:|"]
-    for folder in [*dict.fromkeys(result.mutant.folder for result in results), "all"]:
-        of = Counter(result.state == "killed" for result in results if folder in (result.mutant.folder, "all"))
-        total = of.total()
-        lines.append(f"| {folder} | {total} | {of[True]} | {of[False]} | {100 * of[True] / total:.0f} % |")
-    lines += ["", "| mutant | file | result |", "|---|---|---|"]
+def as_lines(results: Sequence[Result]) -> dict[str, str]:
+    """A line of a markdown table for each mutant, by its folder and name."""
+    lines = {}
     for mutant, state, test, _ in results:
         says = f"`{test.removeprefix('tests/')}`" if state == "killed" else state
-        lines.append(f"| {mutant.name} | {mutant.file} | {says} |")
-    return "\n".join(lines) + "\n"
+        lines[f"{mutant.folder}: {mutant.name}"] = f"| {mutant.folder} | {mutant.name} | {mutant.file} | {says} |"
+    return lines
+
+
+def figures(lines: dict[str, str]) -> str:
+    """How many mutants of each folder were killed, as markdown."""
+    table = ["| folder | mutants | killed | not | share killed |", "|---|---:|---:|---:|---:|"]
+    cells = [line.split(" | ") for line in lines.values()]
+    for folder in [*dict.fromkeys(cell[0][2:] for cell in cells), "all"]:
+        of = Counter("`" in cell[3] for cell in cells if folder in (cell[0][2:], "all"))
+        total = of.total()
+        table.append(f"| {folder} | {total} | {of[True]} | {of[False]} | {100 * of[True] / total:.0f} % |")
+    return "\n".join(table)
+
+
+def fill(path: Path, lines: dict[str, str]) -> None:
+    """Put lines and figures between the marks of a page; lines of mutants that did not run now stay."""
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- mutants -->\n")
+    old, _, after = rest.partition("<!-- end -->")
+    known = {f"{m.folder}: {m.name}": m.folder for m in read_mutants([])}
+    kept = {": ".join(line[2:].split(" | ")[:2]): line for line in old.splitlines() if line.count(" | ") == 3}
+    merged = {name: line for name in known if (line := (kept | lines).get(name))}
+    text = "\n".join(
+        [figures(merged), "", "| folder | mutant | file | killed by |", "|---|---|---|---|", *merged.values()]
+    )
+    path.write_text(f"{before}<!-- mutants -->\n\n{text}\n\n<!-- end -->{after}", encoding="utf-8")
 
 
 def main() -> int:
     """Run the mutants; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="*", default=[], help="folders (core, data, ...) or names of mutants")
-    parser.add_argument("--out", type=Path, help="markdown page whose part between the mutants' marks is replaced")
+    parser.add_argument("--out", type=Path, help="markdown page that gets the results, between its marks")
     options = parser.parse_args()
     mutants = read_mutants(options.only)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -183,11 +202,11 @@ def main() -> int:
             )
         failing = control(tree, results)
     results = [each._replace(state="invalid") if each.test in failing else each for each in results]
-    text = page(results)
-    print(text.partition("\n\n")[0])
+    lines = as_lines(results)
+    print(figures(lines))
     print("\n".join(f"fails without a mutant: {test}" for test in failing))
     if options.out is not None:
-        _fill(options.out, text)
+        fill(options.out, lines)
     killed = sum(result.state == "killed" for result in results)
     return int(killed < GOAL * len(results))
 
@@ -204,12 +223,6 @@ def _prepare(tree: Path) -> None:
     ]
     for name in HEAVY:
         importlib.import_module(name)
-
-
-def _fill(path: Path, text: str) -> None:
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- mutants -->\n")
-    after = rest.partition("<!-- end -->")[2]
-    path.write_text(f"{before}<!-- mutants -->\n\n{text}\n<!-- end -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ WRONG = [
     ("multi_teacher", "dataset.augment={a: b}", "dataset.augment={a: b}: text or a list of settings"),
     ("multi_teacher", "engine.max_eval_batches=0", "engine.max_eval_batches=0: a whole number of at least 1"),
     ("pretrain", "optimizer=[]", "optimizer"),
+    ("pretrain", "dataset=[[1]]", "dataset=[[1]]: names of dataset are needed, such as dataset="),
+    ("flips", "logger=[1]", "logger=[1]: names of logger are needed, such as logger="),
     ("pretrain", "~engine", "~engine: this entry needs it"),
     ("pretrain", "~optimizer", "~optimizer: this entry needs it"),
     ("pretrain", "engine.epochs=nan", "engine.epochs=nan: a number of at least 0"),

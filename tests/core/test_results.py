@@ -152,6 +152,13 @@ def test_many_rows_are_columns_and_come_back_the_same(tmp_path, monkeypatch):
     file = write_rows(tmp_path, many)
     assert read_rows(tmp_path) == many and file.stat().st_size < 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["row.json", "rows.parquet"]
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    for k in (len(whole) // 3, len(whole) // 2):
+        changed = bytearray(whole)
+        changed[k] ^= 4
+        (tmp_path / "rows.parquet").write_bytes(changed)
+        with pytest.raises(RecombineError, match="its content is not what was written"):
+            read_rows(tmp_path)
     (tmp_path / "rows.parquet").write_bytes(b"no columns")
     with pytest.raises(RecombineError, match="not a row file"):
         read_rows(tmp_path)

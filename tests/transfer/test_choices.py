@@ -10,6 +10,7 @@ from recombine.data import Data
 from recombine.engine.engine import Engine
 from recombine.run.launch import launch
 from recombine.transfer import multi_teacher, recipe
+from recombine.transfer.composed import ComposedDistillation
 
 TEACHERS = "teachers=[wide,letters]"
 
@@ -59,6 +60,22 @@ def test_validation_images_decide(folder, tmp_path, favour):
     favour("val", "letters")
     order, ascending, _, _ = choose(folder, tmp_path)
     assert order == ["letters", "wide"] and not ascending
+
+
+@pytest.mark.parametrize(("split", "differ"), [("test", False), ("val", True)])
+def test_temperatures_are_those_of_validation_images(folder, tmp_path, favour, monkeypatch, split, differ):
+    calibrate, found = ComposedDistillation.calibrate, []
+
+    def spied(self, logits, labels):
+        calibrate(self, logits, labels)
+        found.append(list(self.mask.temperatures))
+
+    monkeypatch.setattr(ComposedDistillation, "calibrate", spied)
+    words = ["method=distill", "mask=dp_calibrated", "engine.max_steps=1", "controls=[]", f"cache_root={tmp_path}"]
+    run_rows(recipe, compose_config(folder, *words, f"output_root={tmp_path}/a"))
+    favour(split, "letters")
+    run_rows(recipe, compose_config(folder, *words, f"output_root={tmp_path}/b"))
+    assert (found[0] != found[1]) == differ
 
 
 def test_test_images_are_read_once_at_the_end(folder, monkeypatch):

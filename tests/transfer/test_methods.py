@@ -81,14 +81,20 @@ def test_partition_where_the_teacher_always_wins_is_kl(networks, batch):
 
 def test_initial_weight(networks, batch):
     student, initial, teachers = networks
+    logits = [model(batch.images).detach() for model in (initial, teachers[0])]
+
+    def fresh():
+        return FrozenTeachers(teachers[:1]), FrozenTeachers([initial])
 
     def value(weight):
-        parts = FrozenTeachers(teachers[:1]), FrozenTeachers([initial])
-        return loss(DataPartition(student, *parts, name="", initial_weight=weight), batch, training=True)
+        return loss(DataPartition(student, *fresh(), name="", initial_weight=weight), batch)
 
     one, two, three = value(1.0), value(2.0), value(3.0)
     torch.testing.assert_close(three - two, two - one)
-    assert two > one
+    target, to_teacher = DataPartition(student, *fresh(), name="").target(None, logits, batch.labels)
+    from_initial = kl_divergence(student(batch.images), target)[~to_teacher].sum() / len(batch.labels)
+    assert 0 < to_teacher.sum() < len(batch.labels)
+    torch.testing.assert_close(two - one, from_initial.detach(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["teacher_on_positive", "initial_on_negative", "average"])
@@ -270,6 +276,20 @@ def test_slow_weights_with_full_decay_stay_as_they_were(networks):
     method.after_update(0)
     method.publish()
     torch.testing.assert_close(next(student.parameters()).detach(), start, rtol=0, atol=1e-11)
+
+
+def test_slow_weights_move_after_the_first_step_and_every_third_from_there(networks):
+    student, _, (teacher, _) = networks
+    method = momentum(student, teacher, decay=0.5, every=3)
+    weight, slow = next(student.parameters()), next(iter(student.state_dict().values())).clone()
+    for step in range(7):
+        with torch.no_grad():
+            weight.add_(1.0)
+        method.after_update(step)
+        if step in (0, 3, 6):
+            slow = (slow + weight.detach()) / 2
+        with method.evaluation_weights():
+            torch.testing.assert_close(weight.detach(), slow)
 
 
 def test_interval_follows_the_batch_size(networks):

@@ -51,6 +51,16 @@ def test_rates_are_the_definitions_by_sample(predicted):
         assert published_rates(metrics)[f"published_rate_top{percent}"] == pytest.approx(expected)
 
 
+def test_gains_where_the_teacher_had_nothing_to_add_are_not_transferred():
+    """Class 1 is gained without the teacher; by hand, of 2 images of each class."""
+    before, after, teacher = (np.array(x, bool) for x in ([0, 0, 0, 1], [1, 0, 1, 1], [1, 1, 0, 0]))
+    control = np.array([0, 0, 0, 0], bool)
+    metrics, _ = transfer_metrics(before, after, teacher, np.array([0, 0, 1, 1]), 2, controls={"xe": control})
+    assert metrics["transfer_rate"] == metrics["transfer_rate_strict"] == 50 and metrics["transfer_rate_after"] == 100
+    assert metrics["gain_over_xe"] == 75 and metrics["transfer_delta"] == 50
+    assert metrics["transfer_delta_xe"] == -25
+
+
 def test_a_rate_of_nothing_is_left_out():
     """A mean over pairs is not pulled to 0 by a pair in which there was nothing to transfer, or nothing is left."""
     labels, right, wrong = np.arange(3), np.array([True] * 3), np.array([False, True, True])

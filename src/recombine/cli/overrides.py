@@ -28,7 +28,8 @@ from recombine.run.config import accepts
 
 __all__ = ["Composition", "compose_all"]
 
-FAULTS = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises the last for a group set to null
+FAULTS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
+"""Of Hydra; the last two for a group set to null, or to what are no names."""
 
 
 PACKAGES = {
@@ -199,8 +200,11 @@ class _Composer:
         package, extra = PACKAGES.get((group, value), ("", ""))
         if package and not _installed(package):
             return f"{text}: it is not installed; pip install 'recombine[{extra}]'"
-        if value.startswith("[") or value in self.options(group):
+        if value in self.options(group):
             return None
+        if value.startswith("["):
+            named = override.is_sweep_override() or all(isinstance(item, str) for item in override.value())  # type: ignore[union-attr]
+            return None if named else f"{text}: names of {group} are needed, such as {group}={self.options(group)[0]}"
         now = renamed.OPTIONS.get((group, value))
         if now in self.options(group):
             return f"{text}: {group} '{value}' is called '{now}' since version 0.2; give {_key(text)}={now}"

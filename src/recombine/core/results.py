@@ -11,6 +11,7 @@ from typing import Any
 from recombine.core.columns import read_columns, write_columns
 from recombine.core.errors import DamagedError, RecombineError
 from recombine.core.files import read_json, write_json
+from recombine.core.inputs import file_digest
 from recombine.core.types import Row
 
 __all__ = ["publish", "read_rows", "write_rows"]
@@ -36,7 +37,7 @@ def write_rows(folder: Path, rows: Iterable[Row], name: str = "row.json") -> Pat
         beside = f"{name.removesuffix('.json')}s.parquet"
         write_columns(folder / beside, rows)
         shared = {key: value for key, value in rows[0].as_dict().items() if key in RUN_LEVEL}
-        write_json(folder / name, {"shared": shared, "rows": beside})
+        write_json(folder / name, {"shared": shared, "rows": beside, "rows_digest": file_digest(folder / beside)})
         return folder / name
     nodes = [row.as_dict() for row in rows]
     shared = {key: nodes[0][key] for key in RUN_LEVEL if nodes and all(node[key] == nodes[0][key] for node in nodes)}
@@ -69,6 +70,8 @@ def _read(file: Path) -> list[Row]:
     try:
         content = read_json(file, needs_digest=False)
         beside = content["rows"]
+        if "rows_digest" in content and file_digest(file.parent / beside) != content["rows_digest"]:
+            raise DamagedError(file.parent / beside, "its content is not what was written")
         found = read_columns(file.parent / beside) if isinstance(beside, str) else beside
         rows = [{**content["shared"], **row} for row in found]
     except (DamagedError, OSError, ValueError, TypeError, KeyError) as error:

@@ -1,0 +1,199 @@
+"""Whole runs of every entry, in forks: killed as a phase begins, or with a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from recombine.cli.entries import ENTRIES
+from recombine.core.errors import RecombineError
+
+from . import Case
+
+__all__ = ["make_networks", "run_entry", "try_disk", "try_kills"]
+
+SECONDS = 300
+TINY = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine.max_steps=6", "engine.epochs=2"]
+TINY += ["engine.save_every_steps=2", "hydra.job_logging.root.level=WARNING"]
+PAIR = ["model@student=any", "student.name=first", "dataset=digits", "method=kl_dp", "batch_size=256"]
+LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
+RUNS = {
+    "pretrain": ["model=cnn", "dataset=digits"],
+    "pretrain with FFCV": ["model=cnn", "dataset=digits", "loader=ffcv"],
+    "flips": ["dataset=digits", "models=[first,second]"],
+    "transfer": [*PAIR, "model@teacher=any", "teacher.name=second"],
+    "multi_teacher": [*PAIR, "teachers=[second,third]"],
+    "patch": ["model=any", "model.name=first", "dataset=digits", f"tasks=[{LOW}]", "method=fc"],
+    "stitch": [
+        *("model@a=any", "a.name=first", "model@b=any", "b.name=second", "dataset=digits", "budget=24"),
+        *("search.population=8", "num_saved=1", "matching.max_matches=3"),
+    ],
+    "pnc": [
+        *("model@target=any", "target.name=high", "model@source=any", "source.name=low", "similarity=null"),
+        *("lime.num_fit=40", "method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4"),
+        "method.positions=[1]",
+    ],
+}
+"""Small runs of every entry."""
+PHASES = {
+    "training": "recombine.engine.training:Training.update",
+    "checkpoint": "recombine.engine.checkpoint:save",
+    "evaluation": "recombine.engine.evaluate:evaluating",
+    "batches": "recombine.data.loading:BatchLoader.read",
+    "rename": "os:replace",
+    "rows": "recombine.run.launch:write_rows",
+}
+"""What a process is about to do when it is killed."""
+
+
+def make_networks(folder: Path) -> None:
+    """What the runs read: small networks with random weights, in `folder/weights`."""
+    from recombine import models
+
+    node = {"name": "cnn", "widths": [8, 8, 16], "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
+    for seed, (name, classes) in enumerate({"first": 10, "second": 10, "third": 10, "low": 5, "high": 5}.items()):
+        models.save(models.build(node, classes=classes, seed=seed), folder / "weights" / f"{name}.safetensors", {})
+
+
+def run_entry(name: str, folder: Path, place: str, prepare: Callable[[], None] = lambda: None) -> int:
+    """Exit code of a small run in a process of its own (minus the signal that killed it); its words are in a log."""
+    child = os.fork()
+    if child:
+        return _wait(child)
+    code = 70
+    try:
+        (folder / place).mkdir(exist_ok=True)
+        log = os.open(folder / place / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
+        code = _launch(name.split()[0], [*TINY, *RUNS[name]], folder, place, prepare)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Callable[[], None]) -> int:
+    from hydra import compose
+
+    from recombine.cli.search_path import initialize_entry
+    from recombine.run.launch import exit_code, launch
+
+    roots = {"data": folder, "weights": folder / place, "cache": folder / place / "cache", "output": folder / place}
+    for file in (folder / "weights").iterdir():
+        if not (folder / place / file.name).exists():
+            os.link(file, folder / place / file.name)
+    given = [f"{key}_root={path}" for key, path in roots.items()]
+    with initialize_entry(entry):
+        cfg = compose(ENTRIES[entry].config, [*given, *(w for w in words if not w.startswith("hydra."))])
+    prepare()
+    try:
+        launch(ENTRIES[entry].recipe, cfg)
+    except RecombineError as error:
+        print(f"told: {error}")
+        return exit_code(error)
+    return 0
+
+
+def _wait(child: int) -> int:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return 124
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a run left: metrics and series of its rows without times, and every weight it wrote."""
+    from recombine.core.files import read_tensors
+    from recombine.core.results import read_rows
+
+    found: dict[str, Any] = {}
+    for row in read_rows(folder):
+        metrics = {key: value for key, value in row.metrics.items() if "seconds" not in key}
+        found[str(sorted((k, str(v)) for k, v in row.cell.items()))] = (row.status, metrics, row.series)
+    for file in folder.rglob("*.safetensors"):
+        if "cache" not in file.parts and not file.is_symlink() and "previous" not in file.parts:
+            tensors = read_tensors(file, needs_digest=False)[0]
+            found[file.name] = {key: value.numpy().tobytes() for key, value in tensors.items()}
+    return found
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return repr(one) == repr(other)  # nan is nan
+
+
+def hook(target: str, count: int, act: Callable[[], None]) -> None:
+    """Call `act` as the function `target` is called for the `count`-th time."""
+    module, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, last = path.split(".")
+    for part in parents:
+        owner = getattr(owner, part)
+    original, seen = getattr(owner, last), [0]
+
+    def hooked(*arguments: Any, **options: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == count:
+            act()
+        return original(*arguments, **options)
+
+    setattr(owner, last, hooked)
+
+
+def try_kills(folder: Path, full: bool) -> Iterator[Case]:
+    """Kill each run as each phase begins, for the first and a later time, then let it end."""
+    make_networks(folder)
+    for name in RUNS if full else ["pretrain"]:
+        if run_entry(name, folder, f"{name} whole"):
+            yield Case(name, "unbroken", "traceback")
+            continue
+        whole = outcome(folder / f"{name} whole")
+        for phase, target in list(PHASES.items())[: None if full else 1]:
+            for count in (1, 2, 5) if full else (2,):
+                place = f"{name} {phase} {count}"
+                code = run_entry(
+                    name, folder, place, lambda t=target, c=count: hook(t, c, lambda: os.kill(os.getpid(), 9))
+                )
+                if code == 0:
+                    break  # the phase does not come so often
+                again = run_entry(name, folder, place) if code == -9 else 1
+                ended = not again and _same(outcome(folder / place), whole)
+                yield Case(
+                    "kills", name, f"{phase} {count}", "same" if ended else "different" if not again else "traceback"
+                )
+
+
+def try_disk(folder: Path, full: bool) -> Iterator[Case]:
+    """Let one durable write after the other fail."""
+    make_networks(folder)
+    for name in RUNS if full else ["pretrain"]:
+        run_entry(name, folder, f"{name} on a disk")
+        whole = outcome(folder / f"{name} on a disk")
+        for number in (errno.ENOSPC, errno.EIO) if full else (errno.ENOSPC,):
+            for count in range(1, 40) if full else (1, 4):
+                place = f"{name} {errno.errorcode[number]} {count}"
+
+                def fail(number: int = number) -> None:
+                    raise OSError(number, os.strerror(number))
+
+                code = run_entry(name, folder, place, lambda c=count: hook("os:fsync", c, fail))
+                log = (folder / place / "log").read_text(encoding="utf-8", errors="replace")
+                fault = "traceback" if "Traceback" in log or code not in (0, 1) else ""
+                fault = fault or ("" if code == 0 or "told: cannot write" in log else "silent")
+                fault = fault or ("" if not run_entry(name, folder, place) else "traceback")
+                fault = fault or ("" if _same(outcome(folder / place), whole) else "different")
+                yield Case(name, f"{errno.errorcode[number]} at write {count}", fault or "told")
+                if code == 0 and "not kept" not in log:
+                    break  # there are no more writes

@@ -1,0 +1,20 @@
+"""The short form of scripts/chaos.py: what goes wrong with a run, its settings and its files is seen."""
+
+import logging
+
+import pytest
+
+from scripts.campaigns import GOOD
+from scripts.campaigns.files import try_files
+from scripts.campaigns.runs import try_disk, try_kills
+from scripts.campaigns.settings import try_settings
+
+
+@pytest.mark.parametrize(
+    "campaign",
+    [try_files, try_settings, *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills))],
+)
+def test_nothing_goes_wrong_unseen(tmp_path, campaign):
+    cases = list(campaign(tmp_path, False))
+    assert len(cases) > 0 and [case for case in cases if case.verdict not in GOOD] == []
+    assert logging.root.manager.disable == logging.NOTSET
