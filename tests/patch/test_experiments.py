@@ -14,7 +14,7 @@ from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
 from recombine.patch import recipe
-from recombine.patch.settings import UNTRAINED, task_nodes
+from recombine.patch.settings import END_TO_END, UNTRAINED, task_nodes
 from recombine.report.spec import load_specs, matches
 from recombine.run.launch import launch
 from tests import composing, sweeps
@@ -56,12 +56,15 @@ def cells(experiment, given):
     listed = [[node["name"] for node in nodes_of(cfg)] for cfg in each("tasks")]
     for model, method, protocol, found in itertools.product(named, each("method"), each("protocol"), listed):
         cell = recipe.cell(method) | model | {"protocol": protocol.protocol}
-        if protocol.protocol == "zero_shot":
-            for cfg, regularized in itertools.product(each("adaptation"), each("regularizer")):
-                names = cell | {"regularizer": recipe.cell(regularized)["regularizer"], "task": found[0]}
-                yield names | {"adaptation": cfg.adaptation}
-                yield names | ({"adaptation": "none"} if cfg.adaptation == "adda" else {})
-        elif protocol.protocol in ("single", "scratch"):
+        if protocol.protocol in END_TO_END:
+            for cfg, adapted in itertools.product(each("regularizer"), each("adaptation")):
+                names = cell | {key: value for key, value in recipe.cell(cfg).items() if key == "regularizer"}
+                names |= {"fraction": values["task.fraction"][0]} if "task.fraction" in values else {}
+                zero_shot = protocol.protocol == "zero_shot"
+                found_rows = {adapted.adaptation, "none" if adapted.adaptation == "adda" else adapted.adaptation}
+                for task, adaptation in itertools.product(found, found_rows):
+                    yield names | {"task": task} | ({"adaptation": adaptation} if zero_shot else {})
+        elif protocol.protocol == "single":
             yield from ({**cell, "task": task} for task in found)
         else:
             yield {**cell, "tasks": "-".join(found)}

@@ -237,6 +237,10 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
         ),
         (["routing=[guess]"], r"routing=\[guess\]: one of confidence, features"),
         (["protocol=scratch", "method=paint"], r"protocol=scratch has no base to interpolate with"),
+        (
+            ["protocol=scratch", "regularizer=lwf"],
+            r"protocol=scratch has no trained base to hold on to",
+        ),
         (["adaptation=adda"], r"adaptation=adda is of protocol=zero_shot, not single"),
         (["regularizer=uniform_prior"], r"protocol=single leaves the base as it is: regularizer=none"),
     ],

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field
 
 from recombine.core.settings import Settings
 from recombine.engine.settings import NotNegative
 
-__all__ = ["RegularizerSettings", "UniformPriorSettings"]
+__all__ = [
+    *("BSSSettings", "BiTuningSettings", "CoTuningSettings", "LWFSettings", "RegularizerSettings"),
+    *("StochNormSettings", "UniformPriorSettings"),
+]
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class RegularizerSettings(Settings, target="recombine.patch.end_to_end.EndToEnd"):
@@ -22,3 +30,52 @@ class UniformPriorSettings(RegularizerSettings, target="recombine.patch.adversar
 
     weight: NotNegative = 0.1
     """Factor of the encoder's term."""
+
+
+class BSSSettings(RegularizerSettings, target="recombine.patch.regularizers.BSS"):
+    """Batch spectral shrinkage: the smallest singular values of a batch's features (Chen et al. 2019)."""
+
+    weight: NotNegative = 0.001
+    """Factor of the sum of squares."""
+    smallest: Count = 1
+    """How many singular values."""
+
+
+class LWFSettings(RegularizerSettings, target="recombine.patch.regularizers.LWF"):
+    """Learning without forgetting: the base's classifier keeps its answers (Li and Hoiem 2016)."""
+
+    reads_source: ClassVar[bool] = True
+    weight: NotNegative = 4.0
+    """Factor of the divergence."""
+    temperature: Positive = 3.0
+    """Divides the logits."""
+
+
+class CoTuningSettings(RegularizerSettings, target="recombine.patch.regularizers.CoTuning"):
+    """Co-Tuning: the base's classifier learns which of its classes go with each new one (You et al. 2020)."""
+
+    reads_source: ClassVar[bool] = True
+    weight: NotNegative = 2.3
+    """Factor of its cross entropy."""
+
+
+class StochNormSettings(RegularizerSettings, target="recombine.patch.regularizers.StochNorm"):
+    """Stochastic normalization: batch or running statistics, drawn for each channel (Kou et al. 2020)."""
+
+    p: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of the batch's statistics."""
+
+
+class BiTuningSettings(RegularizerSettings, target="recombine.patch.bi_tuning.BiTuning"):
+    """Bi-Tuning: contrast with the labels, of projections and of scores (Zhong et al. 2021)."""
+
+    weight: NotNegative = 1.0
+    """Factor of both contrasts."""
+    temperature: Positive = 0.07
+    """Divides the similarities."""
+    queue: Count = 40
+    """Keys that are kept for each class."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of the moving average that makes the keys."""
+    projection: Count = 128
+    """Length of the projections."""
