@@ -31,7 +31,6 @@ __all__ = ["Composition", "compose_all"]
 FAULTS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
 """Of Hydra; the last two for a group set to null, or to what are no names."""
 
-
 PACKAGES = {
     ("launcher", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
     ("launcher", "submitit_local"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
@@ -88,7 +87,7 @@ class _Composer:
         self.accepted: list[str] = []
         """What the reported config is composed of: of a sweep, the first good choice."""
         self.problems: list[str] = []
-        # Composing takes a quarter of a second and listing a group a tenth: nothing is done twice.
+        # Composing takes a quarter of a second: it is done once for each choice of groups.
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.listed: dict[str, list[str]] = {}
         self.others: dict[str, DictConfig] = {}
@@ -96,7 +95,7 @@ class _Composer:
 
     def start(self, places: Sequence[str]) -> DictConfig:
         """The config without overrides but those of the search path, from which groups are listed from now on."""
-        self.accepted = list(places)
+        self.accepted, self.places = list(places), places
         base = self.base = self.compose(self.accepted)
         path = ConfigSearchPathImpl()
         for source in base.hydra.runtime.config_sources:
@@ -107,10 +106,14 @@ class _Composer:
         return base
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        key = tuple(overrides)
-        if key not in self.composed:
-            self.composed[key] = compose(self.config_name, list(overrides), return_hydra_config=True)
-        return self.composed[key]
+        """The config of these overrides: groups are composed, other values set on a copy as Hydra sets them then."""
+        read = {text: self.parser.parse_override(text) for text in overrides}
+        groups = [text for text, override in read.items() if text in self.places or self.chooses(override)]
+        if tuple(groups) not in self.composed:
+            self.composed[tuple(groups)] = compose(self.config_name, groups, return_hydra_config=True)
+        cfg = self.composed[tuple(groups)].copy()
+        ConfigLoaderImpl._apply_overrides_to_config([read[text] for text in read if text not in groups], cfg)
+        return cfg
 
     def add_all(self, texts: Sequence[str]) -> None:
         overrides = [override for text in texts for override in self.parse(text)]
@@ -139,6 +142,9 @@ class _Composer:
 
     def is_group(self, override: Override) -> bool:
         return bool(self.options(override.key_or_group))
+
+    def chooses(self, override: Override) -> bool:
+        return self.is_group(override) and not isinstance(override.value(), dict)
 
     def options(self, group: str) -> list[str]:
         """Names of all options of a group, those of its sub-folders with their folder."""
