@@ -54,7 +54,8 @@ class Entry:
     def start(self, *words: str) -> subprocess.Popen:
         """Start the command in a process of its own."""
         command = [sys.executable, str(FIT / "main_fit.py"), "--config-path", str(self.config), *words]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+        places = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 

@@ -47,6 +47,7 @@ def test_a_sweep_through_each_launcher_is_completed_by_repeating_it(fit, launche
     rows = read_rows(fit.folder / "outputs")
     assert sum(row.status == "ok" for row in rows) == 12
     assert len({row.provenance["sweep"] for row in rows if row.cell["noise"] == 0.5}) == 1  # were not run again
+    assert all(row.provenance["command"].startswith("python main_fit.py --config-path") for row in rows)
 
 
 @pytest.mark.slow

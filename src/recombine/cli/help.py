@@ -13,7 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-__all__ = ["groups", "register_help"]
+__all__ = ["PROGRAM", "groups", "program", "register_help", "started_as"]
+
+PROGRAM = "RECOMBINE_PROGRAM"
+"""Environment variable: the words that started the command, for the workers of its launcher."""
 
 
 def groups() -> str:
@@ -45,13 +48,21 @@ def _options(group: str, folder: str) -> Iterator[str]:
 
 
 def program() -> str:
-    """The words that started this entry: `python main_transfer.py` in a clone, else `recombine transfer`."""
+    """The words that started this entry: `python main_transfer.py` in a clone, else `recombine transfer`.
+
+    Workers of a launcher are started otherwise; they tell what started the sweep.
+    """
+    return os.environ.get(PROGRAM) or started_as(HydraConfig.get().job.name)
+
+
+def started_as(entry: str) -> str:
+    """What started this very process, which runs `entry`."""
     script = Path(sys.argv[0])
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
     starter = "" if processes == "1" else f"torchrun --nproc_per_node {processes} "
     if script.suffix == ".py" and script.stem != "command":
         return f"{starter or 'python '}{script.name}"
-    return f"{starter and starter + '--no-python '}recombine {HydraConfig.get().job.name}"
+    return f"{starter and starter + '--no-python '}recombine {entry}"
 
 
 def register_help() -> None:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recombine.cli.downloads import download
 from recombine.cli.dry_run import last_metrics, plan, show_plan
 from recombine.cli.entries import ENTRIES, Entry
-from recombine.cli.help import program, register_help
+from recombine.cli.help import PROGRAM, program, register_help, started_as
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
@@ -72,7 +72,7 @@ def main(entry: str | Entry) -> None:
     job.__module__ = entry.name
     # Hydra then passes exceptions to us, where it would print a part of them and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ[SWEEP] = secrets.token_hex(4)
+    os.environ[SWEEP], os.environ[PROGRAM] = secrets.token_hex(4), started_as(entry.name)
     try:
         _check_command(entry, config_dir, arguments)
         if flags:
