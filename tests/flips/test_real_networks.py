@@ -28,8 +28,8 @@ def flips_of(data_root, folder, *overrides):
 
 
 def test_two_residual_networks_by_hand(data_root, tmp_path):
-    rows = flips_of(data_root, tmp_path, "models=[resnet20,resnet32]", "dataset.test_fraction=0.03")
-    cfg = compose_config(tmp_path, "dataset=cifar10", f"data_root={data_root}", "dataset.test_fraction=0.03")
+    rows = flips_of(data_root, tmp_path, "models=[resnet20,resnet32]", "dataset.test_fraction=0.01")
+    cfg = compose_config(tmp_path, "dataset=cifar10", f"data_root={data_root}", "dataset.test_fraction=0.01")
     data = datasets.open_data(
         cfg.dataset, loader=cfg.loader, data_root=data_root, cache_root=tmp_path, seed=0, device="cpu"
     )

@@ -40,7 +40,7 @@ def accuracy(logits, labels) -> float:
 
 @pytest.mark.parametrize("name", CIFAR10)
 def test_cifar10_checkpoints(data_root, name):
-    pictures, labels = images(data_root / "cifar10", 500)
+    pictures, labels = images(data_root / "cifar10", 250)
     model = build(name, weights_root=data_root / "weights" / "cifar10")
     normalise = [transforms.ToTensor(), transforms.Normalize(model.mean, model.std)]
     with torch.no_grad():
@@ -72,7 +72,7 @@ def square(picture: Image.Image, side: int) -> Image.Image:
 def test_imagenet_checkpoints(data_root, name):
     """Photographs stored at the canvas: a pure crop, so timm's transform must give the same logits."""
     pictures, labels = images(data_root / "imagenet_val500", 500)
-    pictures, labels = pictures[::25], labels[::25]
+    pictures, labels = pictures[::50], labels[::50]
     model = build(name, weights_root=data_root / "weights" / "imagenet")
     pictures = [square(picture, model.canvas) for picture in pictures]
     config = {"input_size": (3, model.size, model.size), "crop_pct": model.crop_pct, "interpolation": "bilinear"}

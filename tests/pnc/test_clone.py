@@ -98,7 +98,8 @@ def test_a_network_joined_to_itself_without_adapter_starts_as_the_direct_ensembl
 
 
 PAIRS = [("resnet20", "resnet20"), ("resnet18_cifar", "mobilenetv2_cifar"), ("mobilenetv2_cifar", "resnet18_cifar")]
-PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("resnet50_cifar", "resnet18_cifar"), ("lenet5", "cnn")]
+PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("lenet5", "cnn")]
+PAIRS += [pytest.param("resnet50_cifar", "resnet18_cifar", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("target", "source"), PAIRS)

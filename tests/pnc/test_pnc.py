@@ -97,9 +97,12 @@ def test_a_clone_learns_its_classes_and_costs_the_old_ones_little(tmp_path, weig
 
 ABLATIONS = ["surrogate=direct", "mask=random", "mask=magnitude", "mask=ones", "joint=false", "head=full"]
 ABLATIONS += ["source_weights=random"]
+RANKED = ["mask=random", "mask=magnitude"]
+LONG = pytest.mark.slow
+"""Of those that take the same path as another one."""
 
 
-@pytest.mark.parametrize("option", ABLATIONS)
+@pytest.mark.parametrize("option", [pytest.param(o, marks=LONG if o in RANKED else ()) for o in ABLATIONS])
 def test_its_ablations_run(tmp_path, weights, option):
     row = launched(tmp_path, weights, *SHORT, "method.positions=[2]", f"method.{option}")
     assert row.metrics["kept_filters"] == pytest.approx(100 if option == "mask=ones" else 50, abs=1)
@@ -124,9 +127,10 @@ def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, w
 
 BASELINES = ["direct_ensemble", "probe", "probe_source", "finetune", "lwf", "lwf_source", "ewc", "joint_full"]
 BASELINES += ["joint_subset"]
+TWINS = ["probe_source", "lwf_source", "joint_subset"]
 
 
-@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=LONG if m in TWINS else ()) for m in BASELINES])
 def test_what_it_is_compared_with(tmp_path, weights, method):
     short = [] if method == "direct_ensemble" else ["method.epochs=1", "method.min_steps=3"]
     row = launched(tmp_path, weights, f"method={method}", *short)
@@ -209,7 +213,7 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
         launched(tmp_path, weights, "method.positions=[3]")
 
 
-@pytest.mark.parametrize("method", [*BASELINES, "pnc", "pnc_whole", "pnc_random", "pnc_fixed", "pnc_not_joint"])
+@pytest.mark.parametrize("method", ["direct_ensemble", "ewc", "joint_full", "pnc_not_joint"])
 def test_every_method_of_the_experiment_composes(method):
     with initialize_entry("pnc"):
         cfg = compose("pnc/pnc", ["experiment=pnc/mnist", f"method={method}", "data_root=nowhere"])

@@ -118,10 +118,9 @@ def _run(folder):
     return Run(**where, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
-@pytest.mark.parametrize("search", ["random", "nsga2", "gomea", "lk_gomea", "single_stitch_sweep"])
-def test_every_search_runs(tmp_path, weights, search):
-    few = [] if search == "single_stitch_sweep" else [FEW]
-    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "num_saved=0", *few)
+@pytest.mark.parametrize("search", ["nsga2", "gomea", "lk_gomea"])
+def test_every_other_search_runs(tmp_path, weights, search):
+    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "num_saved=0", FEW)
     assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
 
 
@@ -139,11 +138,12 @@ def test_a_sweep_measures_each_single_stitch(tmp_path, weights):
 
 def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):
     caplog.set_level("INFO")
-    first, second = (launched(tmp_path, weights, f"seed={seed}", "search=random", FEW)[-1] for seed in (0, 1))
+    short = [FEW, "engine.max_steps=8", "num_saved=0"]
+    first, second = (launched(tmp_path, weights, f"seed={seed}", "search=random", *short)[-1] for seed in (0, 1))
     assert len(list((tmp_path / "c" / "stitches").iterdir())) == 1 and "were trained before" in caplog.text
     assert first.series["stitch_errors"] == second.series["stitch_errors"]
     assert first.series["front_on"] != second.series["front_on"]
-    launched(tmp_path, weights, "method.init_images=200", FEW)
+    launched(tmp_path, weights, "method.init_images=200", *short)
     assert len(list((tmp_path / "c" / "stitches").iterdir())) == 2
 
 

@@ -36,9 +36,10 @@ def trained(monkeypatch):
 
 
 def test_a_control_is_the_run_of_its_method_and_trained_once(folder, trained):
-    (row,) = run_rows(recipe, compose_config(folder, CONTROLS))
+    short = "engine.epochs=1"
+    (row,) = run_rows(recipe, compose_config(folder, short, CONTROLS))
     for name in ("xe", "self_dist"):
-        (alone,) = run_rows(recipe, compose_config(folder, f"method={name}"))
+        (alone,) = run_rows(recipe, compose_config(folder, short, f"method={name}"))
         assert row.metrics[f"transfer_delta_{name}"] == alone.metrics["transfer_delta"]
         gain = compare_paired(right(folder, row), right(folder, alone))
         assert row.metrics[f"gain_over_{name}"] == pytest.approx(gain.difference)
@@ -46,7 +47,7 @@ def test_a_control_is_the_run_of_its_method_and_trained_once(folder, trained):
         assert row.metrics[f"differs_from_{name}"] == pytest.approx(gain.discordant)
     assert list(row.metrics)[:4] == ["transfer_delta", "transfer_delta_low", "transfer_delta_high", "transfer_delta_p"]
     assert trained == ["transfer", "control/xe", "control/self_dist", "transfer", "transfer"]
-    (other,) = run_rows(recipe, compose_config(folder, CONTROLS, "method=kl", "teacher.name=letters"))
+    (other,) = run_rows(recipe, compose_config(folder, short, CONTROLS, "method=kl", "teacher.name=letters"))
     assert trained[5:] == ["transfer"], "another teacher and method share them"
     assert other.metrics["transfer_delta_xe"] == row.metrics["transfer_delta_xe"]
     run_rows(recipe, compose_config(folder, CONTROLS, "optimizer.lr=0.01", "engine.max_steps=2"))

@@ -1,12 +1,14 @@
 """The smallest real recipe: a line fitted by gradient descent, with every kind of trouble on request."""
 
 import time
+from contextlib import nullcontext
 
 import torch
 
 from recombine.core.errors import ConfigError, Diverged, Interrupted
 from recombine.core.types import Row
 from recombine.run.config import build
+from recombine.run.signals import finishing
 from tests.core.fit.settings import FitSettings
 
 OBJECTIVE = "loss"
@@ -29,7 +31,8 @@ def run(cfg, run):
     for step in range(cfg.steps):
         if cfg.pause:
             (run.dir / "started").touch()
-            time.sleep(cfg.pause)
+            with finishing() if cfg.hold else nullcontext():
+                time.sleep(cfg.pause)
         if run.stop_requested():
             raise Interrupted(run.stop_requested())
         optimizer.zero_grad()

@@ -10,6 +10,7 @@ class FitSettings(EntrySettings):
     steps: float = 20
     noise: float = 0.1
     pause: float = 0
+    hold: bool = False
     shuffle: bool = False
     widths: list[int] = [1, 2]
     optimizer: OptimizerNode
