@@ -12,12 +12,15 @@ import torch
 from torch import multiprocessing
 
 from recombine.core import distributed
-from recombine.core.errors import Diverged, Interrupted
+from recombine.core.errors import ConfigError, Diverged, Interrupted
+from recombine.core.types import Batch
 from recombine.engine import checkpoint
 from recombine.engine.engine import Engine
 from recombine.engine.evaluate import predict
 from recombine.engine.method import Supervised
 from recombine.engine.metrics import Accuracy, PerClass
+from recombine.run.device import open_device
+from recombine.transfer.contrastive import ContrastiveMemory, ContrastiveSamples
 from tests.core.fitting import CPU, Digits, SmallRun, conv_net, cosine, fit, sgd
 
 # children are forked from a server that has imported torch once
@@ -94,6 +97,41 @@ def test_two_processes_see_the_same_samples_and_learn_the_same(tmp_path, alone):
     close(ranks[0]["weights"], alone["weights"])
     close(ranks[0]["losses"], alone["losses"])
     close(list(ranks[0]["metrics"].values()), list(alone["metrics"].values()))
+
+
+def train_with_batchnorm(run):
+    """Every step's batch is normalised whole, and statistics are those of one process."""
+    train_data, held_out = loaders(run)
+    engine = Engine({"epochs": 2, "log_every": 3}, run)
+    measure = engine.evaluator(held_out, {"a": Accuracy()})
+    fitted = engine.fit(Supervised(conv_net(dropout=0.0)), train_data, sgd, cosine, evaluate=measure)
+    state = fitted.net.state_dict()
+    return {"weights": torch.cat([value.float().flatten() for value in state.values()]).tolist(), **fitted.metrics}
+
+
+def test_batchnorm_is_that_of_the_whole_batch(tmp_path):
+    whole = train_with_batchnorm(SmallRun(tmp_path / "alone"))
+    first, second = together(train_with_batchnorm, tmp_path)
+    assert first == second
+    close(first["weights"], whole["weights"])
+    close(first["accuracy"], whole["accuracy"])
+
+
+def remember(run):
+    torch.manual_seed(0)
+    samples = ContrastiveSamples(torch.arange(8), torch.arange(8) % 2)
+    memory = ContrastiveMemory(samples, dimensions=3, negatives=4, temperature=0.5, momentum=0.5)
+    before = memory.student.clone()
+    mine = torch.arange(4) + 4 * run.rank
+    values = torch.nn.functional.normalize(torch.randn(8, 3), dim=1)[mine]
+    memory(values, values, Batch(values, samples.labels[mine], mine))
+    changed = (memory.student != before).any(1)
+    return {"changed": changed.tolist(), "bank": memory.student.tolist(), "constants": memory.constants.tolist()}
+
+
+def test_a_memory_holds_what_all_processes_saw(tmp_path):
+    first, second = together(remember, tmp_path)
+    assert first == second and first["changed"] == [True] * 8 and min(first["constants"]) > 0
 
 
 def stopped_then_resumed(run):
@@ -181,6 +219,24 @@ def gathered(run):
 def test_rows_are_gathered_by_index_without_doubles(tmp_path):
     expected = [[[1, 3, 8], [10, 30, 80]], [[0, 1, 2, 5], [0, 10, 20, 50]], [[], []]]
     assert together(gathered, tmp_path) == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("cuda:1", "device=cuda:1: 3 processes need a GPU each; device=cuda gives each its own"),
+        ("cuda", "3 processes, and 2 GPUs here: torchrun --nproc-per-node=2"),
+        ("auto", "3 processes, and 2 GPUs here: torchrun --nproc-per-node=2"),
+    ],
+)
+def test_processes_that_cannot_have_a_gpu_each_are_told(monkeypatch, device, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ConfigError) as error, open_device(device):
+        pass
+    assert str(error.value) == told
 
 
 def test_one_process_is_the_normal_case():

@@ -279,6 +279,17 @@ def test_config_files_fit_the_settings(name):
     assert cfg.deterministic == (name == "deterministic") and cfg.max_steps == (2 if name == "debug" else None)
 
 
+def test_what_trains_and_is_not_in_the_loss_is_named(tmp_path):
+    method = Supervised(conv_net())
+    method.idle = torch.nn.Linear(2, 2)
+    with pytest.raises(
+        ConfigError, match=r"fit fit: 2 parameters train that the loss of Supervised does not reach \(idle"
+    ):
+        fit(tmp_path, method=method)
+    method.idle.requires_grad_(False)
+    assert fit(tmp_path / "frozen", method=method, max_steps=1).steps == 1
+
+
 def test_deterministic_mode_is_on_during_the_fit_only(tmp_path):
     seen = []
     fit(

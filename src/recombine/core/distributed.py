@@ -9,7 +9,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_reduce_sum", "barrier", "gather", "gather_by_index", "init", "maximum", "rank", "shutdown", "world"]
+__all__ = [
+    "all_reduce_sum",
+    "barrier",
+    "gather",
+    "gather_by_index",
+    "gather_rows",
+    "init",
+    "maximum",
+    "rank",
+    "shutdown",
+    "world",
+]
 
 
 def init(device: torch.device) -> tuple[int, int]:
@@ -60,6 +71,18 @@ def gather(value: Any) -> list[Any]:
     values = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def gather_rows(*values: Tensor) -> tuple[Tensor, ...]:
+    """The rows of all processes, in rank order, of tensors [n, ...] with the same n everywhere; no gradient."""
+    if world() == 1:
+        return values
+    found = []
+    for value in values:
+        parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, value.detach().contiguous())
+        found.append(torch.cat(parts))
+    return tuple(found)
 
 
 def gather_by_index(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

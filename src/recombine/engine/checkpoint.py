@@ -6,18 +6,24 @@ import errno
 import logging
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import replacing
+from recombine.run.device import resolve
+
+if TYPE_CHECKING:
+    from recombine.engine.training import Training
 
 __all__ = [
     "differences",
     "exists",
+    "fingerprint",
     "load_latest",
     "remove",
     "save",
@@ -25,6 +31,9 @@ __all__ = [
 
 FORMAT = 1
 LAST, PREVIOUS = "last.pt", "prev.pt"
+_RESULT = ("grad_accum_steps", "grad_clip_norm", "ema_decay")
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+"""Settings of the engine that change its result, and of an optimizer that choose its implementation alone."""
 _UNREADABLE = (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 logger = logging.getLogger(__name__)
 
@@ -75,6 +84,30 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if before != after:
             lines.append(f"{key}: {before} in the checkpoint, {after} now")
     return lines
+
+
+def fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
+    """What a checkpoint belongs to: resuming with anything else would not be the same training."""
+    cfg, plan, train = training.cfg, training.plan, training.train
+    settings = {k: v for k, v in training.optimizer.defaults.items() if k not in _IMPLEMENTATION}
+    function = schedule.func if isinstance(schedule, partial) else schedule
+    arguments = schedule.keywords if isinstance(schedule, partial) else {}
+    fingerprint = {
+        "seed": training.run.seed,
+        "method": type(training.method).__name__,
+        "optimizer": type(training.optimizer).__name__,
+        **{f"optimizer.{name}": value for name, value in settings.items()},
+        "schedule": getattr(function, "__name__", type(function).__name__),
+        **{f"schedule.{name}": value for name, value in arguments.items()},
+        "steps": plan.total,
+        "steps per epoch": plan.steps_per_epoch,
+        "batch_size": plan.batch_size,
+        "training data": train.digest,
+        "engine.precision": resolve(cfg.precision, training.run.device),
+        **{f"engine.{name}": getattr(cfg, name) for name in _RESULT},
+        **{name: f"{v.dtype} {list(v.shape)}" for name, v in training.method.trained_state().items()},
+    }
+    return {name: str(value) for name, value in fingerprint.items()}
 
 
 def _check(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +49,11 @@ class Method(nn.Module):
         """
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trainable}] if trainable else []
+
+    def without_gradient(self, trained: Iterable[nn.Parameter]) -> list[str]:
+        """Names of the `trained` parameters that the last backward pass did not reach."""
+        known = {id(value) for value in trained}
+        return [k for k, v in self.named_parameters() if id(v) in known and v.requires_grad and v.grad is None]
 
     def after_update(self, step: int) -> None:
         """Called after each optimizer step (slow weights, mask schedules); `step` counts from 0."""

@@ -52,6 +52,8 @@ class EngineSettings(Settings):
     """The same numbers every time on the same machine."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue what is there. never: start over. must: fail if there is nothing."""
+    sync_batchnorm: bool = True
+    """Of several processes (torchrun): BatchNorm takes its statistics over the batch of all, as one process does."""
     keep_best: bool = True
     """Publish the best evaluated weights instead of the last, in fits that name a metric for it."""
 

@@ -6,7 +6,6 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,17 +23,13 @@ from recombine.engine.evaluate import autocast, resolve
 from recombine.engine.logging import MetricLogger, StepPlan
 from recombine.engine.method import Method
 from recombine.engine.optim import ModelEma
+from recombine.engine.sync_batchnorm import local_batchnorm, synchronise_batchnorm
 
 if TYPE_CHECKING:
     from recombine.engine.settings import EngineSettings
     from recombine.run.run import Run
 
 __all__ = ["Fit", "Training"]
-
-# settings of the engine that change its result
-_RESULT = ("grad_accum_steps", "grad_clip_norm", "ema_decay")
-# settings of an optimizer that choose its implementation, not its result
-_IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
 
 class Fit(NamedTuple):
@@ -82,7 +77,7 @@ class Training:
             group["lr"] *= group.get("lr_scale", 1)
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self.schedule = schedule(self.optimizer, max(1, self.plan.total))
-        self.fingerprint = _fingerprint(self, schedule)
+        self.fingerprint = checkpoint.fingerprint(self, schedule)
         self.autocast = autocast(cfg.precision, run.device)
         fp16 = resolve(cfg.precision, run.device) == "fp16"
         self.scaler = torch.amp.GradScaler(run.device.type) if fp16 else None
@@ -90,6 +85,8 @@ class Training:
         self.module = self._wrapped()
         self.journal = MetricLogger(name, self.plan, run.tracker, shown=run.main)
         self.step = 0
+        self.complete = False
+        """Whether every parameter that trains was seen to get a gradient."""
         self.lr = self.optimizer.param_groups[0]["lr"]
         """Learning rate of the first parameter group in the last step."""
         self.evaluated = -1
@@ -102,9 +99,12 @@ class Training:
             self.method.net.compile(dynamic=False)
         if self.run.world == 1:
             return self.method
+        if self.cfg.sync_batchnorm:
+            synchronise_batchnorm(self.method)
         # the whole method, so that its loss is computed inside; frozen parts have no gradients to exchange
         devices = [torch.cuda.current_device()] if self.run.device.type == "cuda" else None
-        return DistributedDataParallel(self.method, device_ids=devices)
+        # statistics are the same everywhere already, and a memory is gathered, not replaced by the first process's
+        return DistributedDataParallel(self.method, device_ids=devices, broadcast_buffers=not self.cfg.sync_batchnorm)
 
     def begin_epoch(self) -> int:
         """Prepare the method for (the rest of) an epoch; returns the batch to start at."""
@@ -127,6 +127,8 @@ class Training:
 
     def update(self) -> None:
         """Apply the gradients; nothing here waits for the device."""
+        if not self.complete:
+            self._check_gradients()
         if self.scaler is None:
             self.journal.interval.add_gradient(self._clip(), self.step)
             self.optimizer.step()
@@ -143,6 +145,16 @@ class Training:
             self.averaged.update()
         self.method.after_update(self.step)
         self.step += 1
+
+    def _check_gradients(self) -> None:
+        """ConfigError if a parameter trains that takes no part in the loss: processes would wait for its gradient."""
+        if idle := self.method.without_gradient(self.parameters):
+            some = ", ".join(idle[:5]) + (", ..." if len(idle) > 5 else "")
+            raise ConfigError(
+                f"fit {self.name}: {len(idle)} parameters train that the loss of {type(self.method).__name__} does not "
+                f"reach ({some}); freeze them: requires_grad_(False)"
+            )
+        self.complete = True
 
     def _clip(self) -> Tensor:
         norm = get_total_norm([value.grad for value in self.parameters if value.grad is not None])
@@ -255,6 +267,7 @@ class Training:
         elif self.averaged is not None:
             self.averaged.publish()
         self.method.eval()
+        local_batchnorm(self.method)
         journal = self.journal
         self.run.stats["images_per_second"] = journal.images_per_second
         return Fit(self.method.net, metrics, journal.history, self.step, journal.seconds, journal.images_per_second)
@@ -275,27 +288,3 @@ def _plan(cfg: EngineSettings, run: Run, train: Loader) -> StepPlan:
     if train.batch_size % run.world:
         raise ConfigError(f"batch_size={train.batch_size} cannot be shared equally by {run.world} processes")
     return StepPlan(len(train), train.batch_size, cfg.grad_accum_steps, cfg.epochs, cfg.max_steps)
-
-
-def _fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
-    """What a checkpoint belongs to: resuming with anything else would not be the same training."""
-    cfg, plan, train = training.cfg, training.plan, training.train
-    settings = {k: v for k, v in training.optimizer.defaults.items() if k not in _IMPLEMENTATION}
-    function = schedule.func if isinstance(schedule, partial) else schedule
-    arguments = schedule.keywords if isinstance(schedule, partial) else {}
-    fingerprint = {
-        "seed": training.run.seed,
-        "method": type(training.method).__name__,
-        "optimizer": type(training.optimizer).__name__,
-        **{f"optimizer.{name}": value for name, value in settings.items()},
-        "schedule": getattr(function, "__name__", type(function).__name__),
-        **{f"schedule.{name}": value for name, value in arguments.items()},
-        "steps": plan.total,
-        "steps per epoch": plan.steps_per_epoch,
-        "batch_size": plan.batch_size,
-        "training data": train.digest,
-        "engine.precision": resolve(cfg.precision, training.run.device),
-        **{f"engine.{name}": getattr(cfg, name) for name in _RESULT},
-        **{name: f"{v.dtype} {list(v.shape)}" for name, v in training.method.trained_state().items()},
-    }
-    return {name: str(value) for name, value in fingerprint.items()}

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+LATER = {"engine.sync_batchnorm": True}
+"""Settings of later versions: where they have this value, a run is called as it was before there were any."""
+
+
 class RunId(NamedTuple):
     """The names a config gives its run."""
 
@@ -68,6 +72,11 @@ def run_id(cfg: DictConfig, entry: str) -> RunId:
         if isinstance(node, dict) and not isinstance(node.get(last, {}), dict):
             # A placeholder and not a gap: other settings may be built from it by interpolation.
             node[last] = f"<{key}>"
+    for key, value in LATER.items():
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda node, part: node.get(part) or {}, parents, raw)
+        if node.get(last) == value:
+            del node[last]
     stable: DictConfig = OmegaConf.create(raw)
     # Sub-tree by sub-tree, as `name` may use resolvers that only exist inside a Hydra job.
     tree = {str(key): _resolved(stable, str(key)) for key in stable if key not in VOLATILE}

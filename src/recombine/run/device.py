@@ -26,6 +26,17 @@ def resolve(precision: str, device: torch.device) -> str:
     return precision
 
 
+def _check_places(name: str) -> None:
+    """ConfigError if torchrun's processes cannot have a GPU each; all of them find the same."""
+    world, here = (int(os.environ.get(key, "1")) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not name.startswith("cuda") or world == 1:
+        return
+    if name != "cuda":
+        raise ConfigError(f"device={name}: {world} processes need a GPU each; device=cuda gives each its own")
+    if here > (count := torch.cuda.device_count()):
+        raise ConfigError(f"{here} processes, and {count} GPUs here: torchrun --nproc-per-node={count}")
+
+
 @contextmanager
 def open_device(name: str, *, deterministic: bool = False) -> Iterator[tuple[torch.device, int, int]]:
     """Enter the device called `name` and the process group of torchrun: (device, rank, world size).
@@ -40,6 +51,7 @@ def open_device(name: str, *, deterministic: bool = False) -> Iterator[tuple[tor
         name = "cuda" if torch.cuda.is_available() else "cpu"
     elif name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device={name}: torch {torch.__version__} finds no CUDA device; device=auto takes the CPU")
+    _check_places(name)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)

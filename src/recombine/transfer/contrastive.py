@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import all_reduce_sum, gather_rows, world
 from recombine.core.types import Batch, Step
 from recombine.models import Model
 from recombine.transfer.losses import cross_entropy, kl_divergence
@@ -155,13 +156,14 @@ class ContrastiveMemory(nn.Module):
         contrasted = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
         pairs = ((student, self.teacher), (teacher, self.student))
         losses = [self._nce(embedding, bank[contrasted], side) for side, (embedding, bank) in enumerate(pairs)]
-        self._update(rows, student.detach(), teacher.detach())
+        self._update(*gather_rows(rows, student.detach(), teacher.detach()))
         return losses[0] + losses[1]
 
     def _nce(self, embedding: Tensor, contrasted: Tensor, side: int) -> Tensor:
         scores = torch.exp(torch.einsum("bkd,bd->bk", contrasted, embedding) / self.temperature)
         samples, noise = len(self.order), self.negatives / len(self.order)
-        first = scores.detach().mean() * samples  # the normaliser is estimated once, on the first batch
+        # the normaliser is estimated once, on the first batch
+        first = all_reduce_sum(scores.detach().mean() * samples) / world()
         constant = torch.where(self.constants[side] < 0, first, self.constants[side])
         if self.training:
             self.constants[side] = constant
