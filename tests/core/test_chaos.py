@@ -8,6 +8,7 @@ from scripts.campaigns import GOOD
 from scripts.campaigns.files import try_files
 from scripts.campaigns.runs import try_disk, try_kills
 from scripts.campaigns.settings import try_settings
+from scripts.mutate import read_mutants
 
 
 @pytest.mark.parametrize(
@@ -18,3 +19,7 @@ def test_nothing_goes_wrong_unseen(tmp_path, campaign):
     cases = list(campaign(tmp_path, False))
     assert len(cases) > 0 and [case for case in cases if case.verdict not in GOOD] == []
     assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_every_mutant_fits_the_code():
+    assert len(read_mutants([])) > 200

@@ -49,9 +49,7 @@ def build_network(cfg: DictConfig, trainer: Trainer, method: Any, like: Model, n
         model = zoo.build({**cfg.model, "weights": None}, classes=classes, seed=run.seed)
     else:
         model = copy.deepcopy(like)
-    network = PatchBuilder(method, model.to(run.device).requires_grad_(True), run).build(name, classes, frozen=False)
-    model.head.requires_grad_(False)  # the patch has its own
-    return network
+    return PatchBuilder(method, model.to(run.device).requires_grad_(True), run).build(name, classes, frozen=False)
 
 
 def train_network(cfg: DictConfig, trainer: Trainer, name: str, network: TaskNetwork, task: Task) -> None:
