@@ -9,16 +9,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import replacing
 from recombine.run.device import resolve
-
-if TYPE_CHECKING:
-    from recombine.engine.training import Training
 
 __all__ = [
     "differences",
@@ -86,8 +83,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def fingerprint(training: Training, schedule: Callable) -> dict[str, str]:
-    """What a checkpoint belongs to: resuming with anything else would not be the same training."""
+def fingerprint(training: Any, schedule: Callable) -> dict[str, str]:
+    """What a checkpoint of a `Training` belongs to: resuming with anything else would not be the same training."""
     cfg, plan, train = training.cfg, training.plan, training.train
     settings = {k: v for k, v in training.optimizer.defaults.items() if k not in _IMPLEMENTATION}
     function = schedule.func if isinstance(schedule, partial) else schedule
