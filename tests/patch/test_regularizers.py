@@ -16,7 +16,8 @@ from recombine.core.results import read_rows
 from recombine.core.types import Batch
 from recombine.models.graph import traced
 from recombine.patch import recipe
-from recombine.patch.bi_tuning import BiTuning, contrast, enqueue
+from recombine.patch.bi_tuning import BiTuning, TwoViews, contrast, enqueue
+from recombine.patch.delta import Delta
 from recombine.patch.end_to_end import EndToEnd
 from recombine.patch.patched import HeadOnly, TaskNetwork
 from recombine.patch.regularizers import BSS, LWF, CoTuning, StochNorm
@@ -195,8 +196,35 @@ def test_bi_tuning_by_hand(network, images):
     np.testing.assert_allclose(method.queue_z[1].numpy(), key_z[[1, 4]], rtol=1e-4, atol=1e-5)
 
 
+def test_two_views_of_each_image():
+    class Stored:
+        def epoch_batches(self, epoch, start):
+            return [torch.tensor([4, 5]), torch.tensor([6])][start:]
+
+        def read(self, view, places):
+            yield from (Batch(place + 100 * view, place % 2, place) for place in places)
+
+    first, second = TwoViews(Stored()).epoch(3)
+    assert first.images.tolist() == [604, 605, 704, 705] and first.labels.tolist() == [0, 1]
+    assert [batch.images.tolist() for batch in TwoViews(Stored()).epoch(3, start=1)] == [[606, 706]]
+    assert second.index.tolist() == [6]
+
+
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_a_copy_of_a_deep_network_is_its_own(images):
+    """Its graph is a longer chain of nodes than Python can follow by recursion."""
+    model = models.build({"name": "resnet110", "weights": None, "size": 8, "classes": 10}, classes=10)
+    original = TaskNetwork(model, Delta(traced(model), 3)).eval()
+    twin, logits = copy.deepcopy(original), original(images)
+    torch.testing.assert_close(twin(images), logits, rtol=0, atol=0)
+    with torch.no_grad():
+        for value in twin.parameters():
+            value.mul_(1.5)
+    assert not torch.allclose(twin(images), logits)
+    torch.testing.assert_close(original(images), logits, rtol=0, atol=0)
 
 
 def test_the_keys_network_follows_slowly(network):

@@ -70,11 +70,18 @@ class BiTuning(EndToEnd):
 
     def forward(self, batch: Batch) -> Step:
         """The loss of one batch, whose images are queries [B] and then keys [B]."""
-        labels, (queries, keys) = batch.labels, batch.images.chunk(2)
+        queries, keys = batch.images.chunk(2)
         features, logits = self.net.features_and_logits(queries)
-        z, h = F.normalize(self.projector(features), dim=1), with_one(features)
         with torch.no_grad():
             key_features, _ = self.key.features_and_logits(keys)
+        with torch.autocast(features.device.type, enabled=False):  # 16 bits are too few for similarity / 0.07
+            penalty = self.weight * self._contrasts(features, key_features, batch.labels)
+        return self.step(logits, batch.labels, penalty)
+
+    def _contrasts(self, features: Tensor, key_features: Tensor, labels: Tensor) -> Tensor:
+        """L_z + L_y; the keys enter the queues."""
+        z, h = F.normalize(self.projector(features), dim=1), with_one(features)
+        with torch.no_grad():
             key_z, key_h = F.normalize(self.key_projector(key_features), dim=1), with_one(key_features)
             head: Any = self.net.patch.head
             scorer = F.normalize(torch.cat([head.weight.flatten(1), head.bias[:, None]], 1), dim=1)[labels]
@@ -82,11 +89,10 @@ class BiTuning(EndToEnd):
             slots, last = enqueue(self.following, labels, self.queue_z.shape[1])
             for store, value in ((self.queue_z, key_z), (self.queue_h, key_h)):
                 store.copy_(torch.where(slots[:, :, None], value[last], store))
-        own_z = (z * key_z).sum(1)
-        loss_z = contrast(own_z, torch.einsum("bd,ckd->bck", z, queue_z), labels, self.temperature)
-        own_y = (h * scorer).sum(1)
-        loss_y = contrast(own_y, torch.einsum("bd,ckd->bck", scorer, self.queue_h), labels, self.temperature)
-        return self.step(logits, labels, self.weight * (loss_z + loss_y))
+        scores_z = torch.einsum("bd,ckd->bck", z, queue_z)
+        scores_y = torch.einsum("bd,ckd->bck", scorer, self.queue_h)
+        loss_z = contrast((z * key_z).sum(1), scores_z, labels, self.temperature)
+        return loss_z + contrast((h * scorer).sum(1), scores_y, labels, self.temperature)
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:

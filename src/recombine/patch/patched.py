@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -159,6 +160,17 @@ class TaskNetwork(nn.Module):
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border if "shape" in node.meta]
         # in a tuple: the segments use the same modules of `base` and `patch`, which must be registered only once
         self._segments = segment(self, graph, [images], border), segment(self, graph, border, result)
+
+    def __deepcopy__(self, memo: dict) -> TaskNetwork:
+        """A copy with its own base and patch. Graphs are shared: nothing edits them, and their chains of nodes are too
+        long to be followed.
+        """
+        traced = self.patch.traced
+        memo |= {id(value): value for value in (traced, self._graph, *traced.graph.nodes)}
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_segments"}, memo))
+        twin._cut()
+        return twin
 
     def _apply(self, function, recurse: bool = True):
         moved = super()._apply(function, recurse)
