@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [B, 3, H, W], channels_last."""
     labels: Tensor
-    """int64 [B]."""
+    """int64 [B]; of images with masks [B, H, W], 255 where a pixel has no class."""
     index: Tensor  # type: ignore[assignment]
     """int64 [B], position of the sample in its split (before any subset was taken)."""
 

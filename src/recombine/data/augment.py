@@ -18,10 +18,10 @@ from recombine.core.builds import Node, load_target
 from recombine.core.counter_rng import uniform
 from recombine.core.errors import ConfigError
 from recombine.data.augment_settings import nodes_of, problems_of
-from recombine.data.crop import random_rectangles
+from recombine.data.crop import random_rectangles, scaled_squares
 
-__all__ = ["Augment", "ColorDistortion", "Grayscale", "HorizontalFlip", "Operation", "PadCrop", "RandomResizedCrop"]
-__all__ += ["Rotation", "build"]
+__all__ = ["Augment", "ColorDistortion", "Crop", "Grayscale", "HorizontalFlip", "Operation", "PadCrop"]
+__all__ += ["RandomResizedCrop", "RandomScaleCrop", "Rotation", "build"]
 
 Draw = Callable[[int], Tensor]
 STREAMS = 32
@@ -32,6 +32,10 @@ GREY = (0.299, 0.587, 0.114)
 class Operation:
     """What `dataset.augment` lists: custom ones are derived from this class."""
 
+    moves_pixels: bool | None = None
+    """Whether it moves pixels, and so those of masks too, or changes their colours alone. Where it leaves a place
+    empty, it puts zeros there. Has to be said by operations on images with masks."""
+
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         """Images uint8 [B, 3, H, W], changed by the random numbers `draw(k)`, k below STREAMS, float64 [B]."""
         raise TypeError(f"{type(self).__name__} defines no __call__(images, draw)")
@@ -39,6 +43,8 @@ class Operation:
 
 class HorizontalFlip(Operation):
     """Mirror left and right with probability `p`."""
+
+    moves_pixels = True
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = p
@@ -49,6 +55,8 @@ class HorizontalFlip(Operation):
 
 class PadCrop(Operation):
     """Pad every side by `padding` pixels (zero or reflect), then cut a window of the old size anywhere."""
+
+    moves_pixels = True
 
     def __init__(self, padding: int = 4, mode: str = "zero") -> None:
         self.padding, self.mode = padding, mode
@@ -71,6 +79,8 @@ class ColorDistortion(Operation):
     The first three factors are uniform in [max(0, 1 - 0.8 s), 1 + 0.8 s] and the hue shift in [-0.2 s, 0.2 s] turns,
     with strength s, in this order (training data of Fantastic Gains; SimCLR appendix A).
     """
+
+    moves_pixels = False
 
     def __init__(self, strength: float = 1.0, p: float = 0.8) -> None:
         self.strength, self.p = strength, p
@@ -96,6 +106,8 @@ class ColorDistortion(Operation):
 class Grayscale(Operation):
     """Replace the colours by their luminance with probability `p`."""
 
+    moves_pixels = False
+
     def __init__(self, p: float = 0.2) -> None:
         self.p = p
 
@@ -106,6 +118,8 @@ class Grayscale(Operation):
 
 class Rotation(Operation):
     """Rotate about the centre by an angle uniform in [-degrees, degrees]; nearest pixel, black outside."""
+
+    moves_pixels = True
 
     def __init__(self, degrees: float = 15.0) -> None:
         self.degrees = degrees
@@ -129,24 +143,49 @@ class Rotation(Operation):
         return images.permute(0, 2, 3, 1)[sample, rows, columns].permute(0, 3, 1, 2) * inside
 
 
-class RandomResizedCrop:
+class Crop:
     """Cut a random part, mirror it with probability `flip`, resize it to the output size.
 
     Done while decoding (crop.py), so it must come first; a flip costs less there than as a separate operation.
     """
+
+    flip: float
+
+    def parts(self, address: tuple[int, int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> Any:
+        """The part of each image, int64 [n, 5] = top, left, height, width, 0, from random numbers at `address`."""
+        raise TypeError(f"{type(self).__name__} defines no parts")
+
+    def rectangles(
+        self, address: tuple[int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> np.ndarray:
+        """The parts seen at (seed, epoch), int64 [n, 5] = top, left, height, width, whether mirrored."""
+        parts = self.parts((*address, 0), index, heights, widths)
+        parts[:, 4] = uniform(*address, index, STREAMS - 1) < self.flip
+        return parts
+
+
+class RandomResizedCrop(Crop):
+    """A part of a random area and shape, see `crop.random_rectangles`."""
 
     def __init__(
         self, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3), flip: float = 0.0
     ) -> None:
         self.scale, self.ratio, self.flip = (scale[0], scale[1]), (ratio[0], ratio[1]), flip
 
-    def rectangles(
-        self, address: tuple[int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray
-    ) -> np.ndarray:
-        """The parts seen at (seed, epoch), int64 [n, 5]; see `crop.random_rectangles`."""
-        parts = random_rectangles((*address, 0), index, heights, widths, self.scale, self.ratio)
-        parts[:, 4] = uniform(*address, index, STREAMS - 1) < self.flip
-        return parts
+    def parts(self, address: tuple[int, int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> Any:
+        """As `Crop.parts`."""
+        return random_rectangles(address, index, heights, widths, self.scale, self.ratio)
+
+
+class RandomScaleCrop(Crop):
+    """A square of the image enlarged or shrunk, padded where it is smaller: usual for segmentation."""
+
+    def __init__(self, scale: Sequence[float] = (0.5, 2.0), flip: float = 0.5) -> None:
+        self.scale, self.flip = (scale[0], scale[1]), flip
+
+    def parts(self, address: tuple[int, int, int], index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> Any:
+        """As `Crop.parts`."""
+        return scaled_squares(address, index, heights, widths, self.scale)
 
 
 class Augment:
@@ -154,17 +193,23 @@ class Augment:
 
     def __init__(self, operations: Sequence, seed: int) -> None:
         self.seed = seed
-        self.crop = operations[0] if operations and isinstance(operations[0], RandomResizedCrop) else None
+        self.crop = operations[0] if operations and isinstance(operations[0], Crop) else None
         self.operations = list(operations)[1 if self.crop else 0 :]
 
     def __call__(self, images: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """Augmented uint8 [B, 3, H, W] (channels_last) of the samples `index` [B] in `epoch`."""
+        """Augmented uint8 [B, 3, H, W] (channels_last) of the samples `index` [B] in `epoch`.
+
+        A fourth channel, a mask, goes through what moves pixels.
+        """
         for position, operation in enumerate(self.operations, start=1):
 
             def draw(k: int, first: int = STREAMS * position) -> Tensor:
                 return uniform(self.seed, epoch, index, first + k)
 
-            images = operation(images, draw)
+            if images.shape[1] == 3 or _moves_pixels(operation):
+                images = operation(images, draw)
+            else:
+                images = torch.cat([operation(images[:, :3], draw), images[:, 3:]], 1)
         return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -176,6 +221,14 @@ def build(augment: str | Sequence[Node] | None) -> list[Any]:
         load_target("dataset.augment", node["_target_"])(**{k: v for k, v in node.items() if k != "_target_"})
         for node in nodes_of(augment)
     ]
+
+
+def _moves_pixels(operation: Any) -> bool:
+    moves = getattr(operation, "moves_pixels", None)
+    if moves is None:
+        name = type(operation).__name__
+        raise ConfigError(f"dataset.augment: {name} has to say moves_pixels = True or False, as the images have masks")
+    return moves
 
 
 def _pick(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:

@@ -77,6 +77,19 @@ class RandomResizedCropSettings(OperationSettings, target=f"{MODULE}.RandomResiz
         return [] if good else [f"{path}: RandomResizedCrop needs 0 < low <= high in scale (<= 1) and ratio"]
 
 
+class RandomScaleCropSettings(OperationSettings, target=f"{MODULE}.RandomScaleCrop"):
+    """Enlarge or shrink, cut a square or pad to one; must come first. For images with masks."""
+
+    scale: Range = [0.5, 2.0]
+    """Least and most enlargement."""
+    flip: Probability = 0.5
+    """Probability of mirroring the part."""
+
+    def check(self, path: str) -> list[str]:
+        """A range goes from low to high."""
+        return [] if self.scale[0] <= self.scale[1] else [f"{path}: RandomScaleCrop needs 0 < low <= high in scale"]
+
+
 OPERATION = Builds(
     "an augmentation",
     "{_target_: recombine.data.augment.Rotation, degrees: 15}",
@@ -95,11 +108,12 @@ PRESETS: dict[str, list[Node]] = {
     "crop": [_node("PadCrop")],
     "flip_crop": [_node("PadCrop"), _node("HorizontalFlip")],
     "crop_resize": [_node("RandomResizedCrop", flip=0.5)],
+    "scale_crop": [_node("RandomScaleCrop")],
     "paper_transfer": [_node("HorizontalFlip"), _node("ColorDistortion"), _node("Grayscale")],
     "paper_pretrain": [_node("RandomResizedCrop", flip=0.5), _node("Rotation")],
 }
-"""Named lists for `dataset.augment`: flip_crop is usual for CIFAR, crop_resize for ImageNet; paper_* are those of
-Fantastic Gains for transfer (on a centre crop) and for pretraining on the smaller sets."""
+"""Named lists for `dataset.augment`: flip_crop is usual for CIFAR, crop_resize for ImageNet, scale_crop for masks;
+paper_* are of Fantastic Gains for transfer (on a centre crop) and for pretraining on the smaller sets."""
 
 
 def nodes_of(augment: str | Sequence[Node] | None) -> list[Node]:
@@ -119,6 +133,7 @@ def problems_of(augment: str | Sequence[Node] | None, path: str) -> list[str]:
     except ConfigError as error:
         return [text.replace("dataset.augment", path, 1) for text in error.problems]
     found = [text for place, node in enumerate(nodes) for text in OPERATION.problems(node, f"{path}.{place}")]
-    if any(str(node.get("_target_")).endswith(".RandomResizedCrop") for node in nodes[1:]):
-        found.append(f"{path}: RandomResizedCrop has to be the first operation")
+    crops = ("RandomResizedCrop", "RandomScaleCrop")
+    late = [name for node in nodes[1:] if (name := str(node.get("_target_")).rpartition(".")[2]) in crops]
+    found += [f"{path}: {name} has to be the first operation" for name in late]
     return found

@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recombine.core.errors import ConfigError
 from recombine.core.settings import find_problems
 from recombine.data.settings import DatasetSettings
-from recombine.data.sources import problems, splits_of
+from recombine.data.sources import DATASETS, problems, splits_of
 
-__all__ = ["check", "check_node"]
+__all__ = ["TASKS", "check", "check_node", "task_of"]
+
+TASKS = ("classification", "segmentation")
 
 
 def check(
-    settings: DatasetSettings, data_root: str | Path, split: str | None = None, *, path: str = "dataset"
+    settings: DatasetSettings,
+    data_root: str | Path,
+    split: str | None = None,
+    *,
+    path: str = "dataset",
+    tasks: Sequence[str] = ("classification",),
 ) -> list[str]:
-    """What is wrong with the files of a data set and with its `split`, as messages."""
+    """What is wrong with the files of a data set and with its `split`, as messages; `tasks`: what can be done here."""
     if settings.reader is not None:
         return []  # what it reads is its own affair
+    if (task := task_of(settings)) not in tasks:
+        if task == "segmentation":
+            return [f"{path}={settings.name} has a label for each pixel, and here images have one: recombine pretrain"]
+        return [f"{path}={settings.name} has one label for each image, and masks are needed, such as {path}=camvid"]
     folder, root = settings.folder or settings.name, Path(data_root)
     absent = problems(settings.source or settings.name, folder, root, settings.download)
     wrong = absent or _unknown_split(split, settings, folder, root)
     if isinstance(settings.label_map, str) and not (root / folder / settings.label_map).exists():
         wrong.append(f"{path}.label_map={settings.label_map}: there is no {root / folder / settings.label_map}")
     return wrong
+
+
+def task_of(settings: DatasetSettings) -> str:
+    """Whether images have a label (classification) or every pixel has (segmentation), for a known set."""
+    known = DATASETS.get(settings.source or settings.name)
+    return known.task if known else "classification"
 
 
 def check_node(node: Mapping[str, Any], data_root: str | Path, path: str) -> list[str]:

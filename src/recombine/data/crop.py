@@ -9,7 +9,7 @@ import numpy as np
 
 from recombine.core.counter_rng import uniform
 
-__all__ = ["center_square", "cut", "random_rectangles"]
+__all__ = ["center_square", "cut", "random_rectangles", "scaled_squares", "whole_square"]
 
 TRIES = 10
 
@@ -18,6 +18,35 @@ def center_square(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """The largest centred square of each image: int64 [n, 5] = top, left, height, width, 0 (not mirrored)."""
     side = np.minimum(heights, widths)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, 0 * side], axis=1).astype(np.int64)
+
+
+def whole_square(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """The smallest centred square around each whole image, which reaches beyond it: int64 [n, 5]."""
+    side = np.maximum(heights, widths)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, 0 * side], axis=1).astype(np.int64)
+
+
+def scaled_squares(
+    address: tuple[int, int, int],
+    index: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    scale: tuple[float, float],
+) -> np.ndarray:
+    """Squares that show an image enlarged by a factor in `scale` (log-uniform), at any place: int64 [n, 5].
+
+    At factor 1 the square has the longer side of the image. Along an axis on which it is larger than the image, it
+    reaches beyond it. `address` as in `random_rectangles`.
+    """
+    seed, epoch, stream = address
+    factor, down, right = (uniform(seed, epoch, index, stream + k) for k in range(3))
+    factor = np.exp(math.log(scale[0]) + (math.log(scale[1]) - math.log(scale[0])) * factor)
+    side = np.maximum(1, np.rint(np.maximum(heights, widths) / factor)).astype(np.int64)
+    top, left = (
+        np.floor(np.minimum(0, room) + draw * (np.abs(room) + 1)).astype(np.int64)
+        for room, draw in ((heights - side, down), (widths - side, right))
+    )
+    return np.stack([top, left, side, side, 0 * side], axis=1)
 
 
 def random_rectangles(
@@ -66,10 +95,17 @@ def _fallback(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float
 def cut(image: np.ndarray, rectangle: np.ndarray, size: int) -> np.ndarray:
     """That part of uint8 [H, W, 3], resized to [size, size, 3] by area averaging as in FFCV, then mirrored.
 
+    A fourth channel, a mask, takes the nearest pixel. What lies beyond the image is zero.
     Deviation: authors who used torchvision's loader resized bilinearly; here all loaders agree.
     """
     top, left, height, width, mirrored = rectangle
-    part = image[top : top + height, left : left + width]
+    part = image[max(0, top) : top + height, max(0, left) : left + width]
+    beyond = max(0, -top), max(0, top + height - len(image)), max(0, -left), max(0, left + width - image.shape[1])
+    if any(beyond):
+        part = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
     if part.shape[:2] != (size, size):
-        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA)
+        whole = part
+        part = cv2.resize(whole, (size, size), interpolation=cv2.INTER_AREA)
+        if whole.shape[2] == 4:
+            part[..., 3] = cv2.resize(whole[..., 3], (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
     return part[:, ::-1] if mirrored else part

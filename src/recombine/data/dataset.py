@@ -19,6 +19,7 @@ from recombine.data.device import DeviceLoader
 from recombine.data.fingerprint import label_of, record_split
 from recombine.data.inspection import inspect
 from recombine.data.loading import BatchLoader, Split
+from recombine.data.masks import MaskReader, check_masks, stored_table
 from recombine.data.pixels import Decoding, open_image, orientation
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
 from recombine.data.sources import source_of
@@ -47,10 +48,10 @@ class Data:
         self.settings = settings
         self._kind, self._workers = kind, workers
         self._seed, self._device, self._rank, self._world = run
-        self._betons = Path(cache_root) / "betons"
+        self._cache_root = Path(cache_root)
         folder = settings.folder or settings.name
         self.source = source_of(settings, Path(data_root), download=settings.download)
-        self.decoding = Decoding(settings.background, settings.exif_orientation, self._pixel_range(Path(cache_root)))
+        self.decoding = Decoding(settings.background, settings.exif_orientation, self._pixel_range())
         self.name = label_of(settings, data_root, self.source)
         self._label_map = read_label_map(settings.label_map, Path(data_root) / folder)
         self._relabel = Relabel(self.source.class_names, self._label_map, settings.classes, settings.class_subset)
@@ -60,11 +61,11 @@ class Data:
         self._opened: dict[str, Split] = {}
         self._loaders: list[BatchLoader] = []
 
-    def _pixel_range(self, cache_root: Path) -> tuple[float, float] | None:
+    def _pixel_range(self) -> tuple[float, float] | None:
         """Black and white of deep images; a folder of somebody's own is looked at first, file by file."""
         given = self.settings.pixel_range
         if self.source.is_own_folder:
-            found = inspect(self.source, cache_root)
+            found = inspect(self.source, self._cache_root)
             if problems := found.problems():
                 raise ConfigError(problems)
             if self._rank == 0 and str(self.source.place) not in _reported:
@@ -89,12 +90,18 @@ class Data:
             if not len(samples):
                 raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
             record_split(self.source, self.settings, stored, self._label_map)
-            kind, size = _storage(samples, self.settings.storage, self.decoding)
+            kind, size, table = "raw", None, None
+            if isinstance(samples, MaskReader):
+                table = stored_table(self._relabel.table)
+                check_masks(samples, len(self.source.class_names), self.decoding, self._cache_root)
+            else:
+                kind, size = _storage(samples, self.settings.storage, self.decoding)
             decoding = None if isinstance(samples, ArrayReader) else self.decoding
-            storage = Storage(kind, None if size else self.settings.max_side, decoding)
+            storage = Storage(kind, None if size or table is not None else self.settings.max_side, decoding)
             place = self.source.place
             classes = len(self.source.class_names)
-            parts = (self.settings.name, stored, samples, storage, size, place, self._betons, classes)
+            betons = self._cache_root / "betons"
+            parts = (self.settings.name, stored, samples, storage, size, place, betons, classes, table)
             self._opened[stored] = Split(*parts)
             missing = int((samples.labels < 0).sum())
             if missing and stored == "train":
@@ -109,6 +116,12 @@ class Data:
     def size(self) -> int | None:
         """Pixels if all images are stored at one square size, else None (read off the test split if there is one)."""
         return self.split("test" if "test" in self.splits else self.splits[0]).size
+
+    @property
+    def task(self) -> str:
+        """`segmentation` if every pixel has a label, else `classification`."""
+        masks = isinstance(self.source.samples(self.source.splits[0]), MaskReader)
+        return "segmentation" if masks else "classification"
 
     @property
     def device(self) -> torch.device:
@@ -147,11 +160,12 @@ class Data:
         return keep[_part(labels[keep], settings.fraction, settings.fraction_seed, "dataset.fraction")]
 
     def labels(self, split: str) -> np.ndarray:
-        """Labels int64 of `indices(split)`, in the same order."""
+        """Labels int64 of `indices(split)`, in the same order; zeros where pixels have labels."""
         return self._labels(split)[self.indices(split)]
 
     def _labels(self, split: str) -> np.ndarray:
-        return self._relabel(self.split(split).samples.labels)
+        samples = self.split(split).samples
+        return samples.labels if isinstance(samples, MaskReader) else self._relabel(samples.labels)
 
     def loader(
         self,
@@ -189,7 +203,9 @@ class Data:
     def _make(self, options: dict[str, Any]) -> BatchLoader:
         options |= {"seed": self._seed, "rank": self._rank, "world": self._world}
         options |= {"device": self._device, "workers": self._workers}
-        filler = TorchLoader if self._kind == "torch" else _ffcv_or_torch(self._kind)
+        squares = options["augment"] is not None and isinstance(options["augment"].crop, operations.RandomScaleCrop)
+        plain = self._kind == "torch" or squares or options["split"].mask_table is not None  # FFCV knows no padding
+        filler = TorchLoader if plain else _ffcv_or_torch(self._kind)
         return DeviceLoader(**options, filler=filler) if self._kind == "device" else filler(**options)
 
     def close(self) -> None:

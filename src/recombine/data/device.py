@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recombine.core.errors import ConfigError
+from recombine.core.labels import IGNORE
 from recombine.core.types import Batch
 from recombine.data.loading import BatchLoader
 
@@ -26,9 +27,7 @@ class DeviceLoader(BatchLoader):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment is not None and self.augment.crop is not None:
-            raise ConfigError(
-                "loader=device keeps one size and cannot do RandomResizedCrop: loader=ffcv or loader=torch"
-            )
+            raise ConfigError("loader=device keeps one size and cannot do a random crop: loader=ffcv or loader=torch")
 
     @cached_property
     def _store(self) -> Tensor:
@@ -36,14 +35,16 @@ class DeviceLoader(BatchLoader):
         fields |= {"train": False, "augment": None, "rank": 0, "world": 1, "batch_size": 256}
         fill = self.filler(**fields)
         store = torch.empty(
-            (len(self.indices), 3, self.size, self.size),
+            (len(self.indices), self.split.channels, self.size, self.size),
             dtype=torch.uint8,
             device=self.device,
             memory_format=torch.channels_last,
         )
         first = 0
         for batch in fill.epoch(0):
-            store[first : first + len(batch.images)] = batch.images
+            store[first : first + len(batch.images), :3] = batch.images
+            if self.split.mask_table is not None:
+                store[first : first + len(batch.images), 3] = (IGNORE - batch.labels).to(torch.uint8)
             first += len(batch.images)
         fill.close()
         return store

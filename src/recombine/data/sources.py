@@ -63,6 +63,8 @@ def locate(name: str, folder: str, data_root: Path) -> tuple[Callable[[Path], So
         for pattern, reader in known.layouts.items():
             for path in sorted(base.glob(pattern)):
                 return reader, path if known.around == 0 else path.parents[known.around - 1]
+    if known.task == "segmentation":
+        return None
     if name != "folder" and next(inside.rglob("*.parquet"), None):
         return parquet, inside
     by_class = inside.is_dir() and any(path.is_dir() and has_images(path) for path in inside.iterdir())
@@ -86,7 +88,7 @@ def problems(name: str, folder: str, data_root: Path, download: bool) -> list[st
 
 def _absent(name: str, folder: str, data_root: Path, more: str) -> str:
     need = DATASETS[name].put
-    if name not in ("folder", "parquet"):
+    if name not in ("folder", "parquet") and DATASETS[name].task == "classification":
         need += ", or parquet shards, or train/ and test/ class folders"
     places = " or ".join(dict.fromkeys(map(str, (data_root / folder, data_root))))
     return f"{name}: nothing found in {places}; put there {need} (or data_root=...){more}"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recombine.data.augment import RandomResizedCrop
-from recombine.data.crop import center_square, cut
+from recombine.data.augment import Crop
+from recombine.data.crop import center_square, cut, whole_square
 from recombine.data.loading import BatchLoader, Split
 
 __all__ = ["TorchLoader"]
@@ -45,14 +45,15 @@ class TorchLoader(BatchLoader):
 class _Decoded(Dataset):
     """Decoded, cut and resized images; indexed by whole batches of positions."""
 
-    def __init__(self, split: Split, size: int, crop: RandomResizedCrop | None, address: tuple[int, int]) -> None:
+    def __init__(self, split: Split, size: int, crop: Crop | None, address: tuple[int, int]) -> None:
         self.split, self.size, self.crop, self.address = split, size, crop, address
 
     def __getitems__(self, index: np.ndarray) -> np.ndarray:
         images = [self.split.image(i) for i in index]
         heights, widths = (np.array([image.shape[k] for image in images]) for k in (0, 1))
         if self.crop is None:
-            rectangles = center_square(heights, widths)
+            seen = center_square if self.split.mask_table is None else whole_square
+            rectangles = seen(heights, widths)
         else:
             rectangles = self.crop.rectangles(self.address, index, heights, widths)
         return np.stack([cut(*pair, self.size) for pair in zip(images, rectangles, strict=True)])

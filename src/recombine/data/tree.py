@@ -23,6 +23,7 @@ __all__ = [
     "left_out",
     "plain_name",
     "scan",
+    "split_roots",
     "tree",
 ]
 
@@ -42,7 +43,7 @@ def tree(place: Path, skip: Sequence[str] = ()) -> SourceSplits:
     others, no class is known. Raises ConfigError for folders that are no set of classes: a wrapper, classes without an
     image or that only the test has.
     """
-    roots = _split_roots(place)
+    roots = split_roots(place)
     if not roots:
         names = _classes(place, skip)
         _refuse(place, {"": (place, names)})
@@ -109,7 +110,7 @@ def has_images(folder: Path) -> bool:
 def left_out(place: Path) -> dict[str, list[str]]:
     """What a class tree does not use, by reason: paths, of a folder those of all files below it."""
     found: dict[str, list[str]] = {}
-    roots = _split_roots(place)
+    roots = split_roots(place)
     for split, root in (roots or {"": place}).items():
         loose = "" if split == "train" else "lies in no class folder"
         if split == "test" and not _classes(root):
@@ -184,7 +185,7 @@ def _classes(root: Path, skip: Sequence[str] = ()) -> list[str]:
     return [entry.name for entry in _folders(root) if entry.name not in skip]
 
 
-def _split_roots(place: Path) -> dict[str, Path]:
+def split_roots(place: Path) -> dict[str, Path]:
     """The folders of the splits; none if there are none, or if they are classes called so beside others.
 
     Raises ConfigError where two folders are the same split.

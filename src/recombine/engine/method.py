@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.labels import IGNORE
 from recombine.core.types import Batch, Step
 
-__all__ = ["Method", "Supervised"]
+__all__ = ["Method", "Supervised", "accuracy", "cross_entropy"]
 
 
 class Method(nn.Module):
@@ -63,7 +64,7 @@ class Method(nn.Module):
 
 
 class Supervised(Method):
-    """Cross entropy on the labels."""
+    """Cross entropy on the labels, of images or of pixels."""
 
     def __init__(self, net: nn.Module, label_smoothing: float = 0.0) -> None:
         super().__init__(net)
@@ -72,7 +73,22 @@ class Supervised(Method):
     def forward(self, batch: Batch) -> Step:
         """Mean cross entropy of the batch, and the percentage of correct predictions."""
         logits = self.net(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
         with torch.no_grad():
-            accuracy = (logits.argmax(1) == batch.labels).float().mean() * 100
-        return Step(loss, {"loss": loss.detach(), "accuracy": accuracy})
+            return Step(loss, {"loss": loss.detach(), "accuracy": accuracy(logits, batch.labels)})
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean over images, logits [B, C], or over all pixels that have a class, logits [B, C, H, W]."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
+    return total / (labels != IGNORE).sum().clamp(min=1)  # a batch may show nothing that has a class
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percent of images, or of pixels that have a class."""
+    hits = logits.argmax(1) == labels
+    if labels.ndim == 1:
+        return hits.float().mean() * 100
+    return 100 * hits.sum() / (labels != IGNORE).sum().clamp(min=1)

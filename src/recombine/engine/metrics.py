@@ -9,9 +9,10 @@ from torch import Tensor
 
 from recombine.core.distributed import all_reduce_sum
 from recombine.core.errors import ConfigError
+from recombine.core.labels import IGNORE
 from recombine.core.types import Batch
 
-__all__ = ["Accuracy", "Mean", "Metric", "PerClass"]
+__all__ = ["Accuracy", "IoU", "Mean", "Metric", "PerClass", "for_task"]
 
 
 class Metric:
@@ -76,7 +77,7 @@ class Mean(Metric):
     def added(self, logits: Tensor, batch: Batch) -> Tensor:
         """The sum, then the number of samples."""
         value = self.function(logits, batch).double()
-        if value.shape != batch.labels.shape:
+        if value.shape != (len(batch.labels),):
             raise ConfigError(f"metric {self.name} gave shape {tuple(value.shape)} for {len(batch.labels)} samples")
         return torch.stack([value.sum(), value.new_full((), len(value))])
 
@@ -107,3 +108,38 @@ class PerClass(Metric):
         accuracy = 100 * hits / count
         self.accuracy = accuracy.tolist()
         return {"mean_class_accuracy": float(accuracy[count > 0].mean())}
+
+
+class IoU(Metric):
+    """Of pixels with a class: `miou`, the mean intersection over union of all classes that occur, and `pixel_accuracy`.
+
+    IoU_c = n_cc / (sum_p n_cp + sum_t n_tc - n_cc), n_tp being the pixels of class t that are taken for p. `compute`
+    sets `iou`, the vector.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.iou: list[float] = []
+        """Percent of each class after `compute`; NaN where a class neither occurs nor is predicted."""
+        super().__init__(classes**2 + 1)
+
+    def added(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The confusion matrix of a batch, logits [B, C, H, W], row by row; then the pixels without a class."""
+        cells = torch.where(batch.labels == IGNORE, self.classes**2, batch.labels * self.classes + logits.argmax(1))
+        counts = logits.new_zeros(self.classes**2 + 1, dtype=torch.float64)
+        return counts.index_add_(0, cells.flatten(), counts.new_ones(()).expand(cells.numel()))
+
+    def values(self, sums: Tensor) -> dict[str, float]:
+        """Percent by name."""
+        confusion = sums[:-1].view(self.classes, self.classes)
+        hits, either = confusion.diagonal(), confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+        iou = 100 * hits / either
+        self.iou = iou.tolist()
+        return {"miou": float(iou[either > 0].mean()), "pixel_accuracy": float(100 * hits.sum() / confusion.sum())}
+
+
+def for_task(task: str, classes: int) -> dict[str, Metric]:
+    """What is measured of networks that classify images (`task` classification) or every pixel (segmentation)."""
+    if task == "segmentation":
+        return {"all": IoU(classes)}
+    return {"all": Accuracy(), "by class": PerClass(classes)}

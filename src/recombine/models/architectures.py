@@ -120,6 +120,17 @@ class EfficientNetSettings(ArchitectureSettings, target="recombine.models.zoo.ef
     """same: pad as TensorFlow does."""
 
 
+class LRASPPSettings(ArchitectureSettings, target="recombine.models.segmentation.lraspp"):
+    """LR-ASPP on a timm backbone: a class for every pixel."""
+
+    backbone: str = "mobilenetv2_100"
+    """timm's name; its weights are `backbone_weights`."""
+    inter_channels: Count = 128
+    """Channels of the head."""
+    pad_type: Literal["", "same"] = ""
+    """same: pad as TensorFlow does, for a backbone with such weights."""
+
+
 BUILT_IN: dict[str, type[ArchitectureSettings]] = {
     "cifar_resnet": CifarResNetSettings,
     "resnet_cifar": ResNetSettings,
@@ -131,6 +142,7 @@ BUILT_IN: dict[str, type[ArchitectureSettings]] = {
     "mlperf_resnet8": MLPerfResNet8Settings,
     "micronet": MicroNetSettings,
     "efficientnet": EfficientNetSettings,
+    "lraspp": LRASPPSettings,
 }
 """Architecture -> its options; their `target` is the constructor, which takes `classes` too."""
 

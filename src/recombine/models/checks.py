@@ -9,9 +9,9 @@ from typing import Any
 from recombine.core.errors import ConfigError
 from recombine.core.settings import find_problems
 from recombine.models.architectures import option_problems
-from recombine.models.libraries import library_classes, no_weights, weights_problem
+from recombine.models.libraries import library_classes, no_weights, task_of, weights_problem
 from recombine.models.registry import is_library, training_hint
-from recombine.models.resolve import locate, preprocessing, resolve
+from recombine.models.resolve import Spec, locate, preprocessing, resolve
 from recombine.models.settings import ModelSettings, PreprocessSettings
 
 __all__ = ["check", "check_model"]
@@ -24,12 +24,13 @@ def check_model(
     classes: int | None = None,
     frozen: bool = False,
     path: str = "model",
+    task: str = "classification",
 ) -> list[str]:
     """What is wrong with a network at `path` of a config, and how to train one that pretraining has not made yet."""
     node = model.model_dump(exclude_unset=True) if isinstance(model, ModelSettings) else model
     name = node if isinstance(node, str) else str(node.get("name"))
     hint = training_hint(name, str(weights_root))
-    problems = check(node, weights_root=weights_root, classes=classes, frozen=frozen)
+    problems = check(node, weights_root=weights_root, classes=classes, frozen=frozen, task=task)
     return [text.replace("model.", f"{path}.") + hint for text in problems]
 
 
@@ -39,9 +40,11 @@ def check(
     weights_root: str | Path = "weights",
     classes: int | None = None,
     frozen: bool = False,
+    task: str = "classification",
 ) -> list[str]:
     """What would keep `build` from working, one message each, without building anything.
 
+    `task`: what the data are for, `classification` or `segmentation`.
     `frozen`: the model is used as it is, so random weights and another number of classes are problems too.
     """
     root = Path(weights_root)
@@ -52,11 +55,13 @@ def check(
     problems = option_problems(spec.architecture, spec.options)
     try:
         spec, file = locate(model, root)
-        problems = problems or option_problems(spec.architecture, spec.options)
+        problems = problems or _other_task(spec, task) or option_problems(spec.architecture, spec.options)
         if not is_library(spec.architecture):
             problems += find_problems(PreprocessSettings, preprocessing(spec, {}), "model")
         if problems:
             return problems
+        if spec.weights is None and spec.backbone_weights is not None:
+            problems += check(spec.backbone_weights, weights_root=weights_root)
         if spec.weights is not None and file is None and (problem := weights_problem(spec.architecture)):
             problems.append(no_weights(spec.architecture, problem))
         count = spec.classes or (
@@ -72,3 +77,13 @@ def check(
             f"trained for {classes} classes, or a label map (dataset.label_map) that gives the labels among its {count}"
         )
     return problems
+
+
+def _other_task(spec: Spec, task: str) -> list[str]:
+    """A message if a network gives logits of images where those of pixels are needed, or the other way round."""
+    if task_of(spec.architecture) in (None, task):
+        return []
+    if task == "segmentation":
+        mend = "model=any model.name=torchvision:lraspp_mobilenet_v3_large model.weights=null"
+        return [f"model {spec.name} classifies images, and the data have a label for every pixel; {mend}"]
+    return [f"model {spec.name} classifies every pixel, and the data have a label for each image: dataset=camvid"]

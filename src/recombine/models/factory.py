@@ -14,6 +14,7 @@ from recombine.models import weights, zoo
 from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import Model, Preprocess, reset_head
 from recombine.models.resolve import locate, preprocessing
+from recombine.models.segmentation import load_backbone
 
 __all__ = ["build"]
 
@@ -41,6 +42,10 @@ def build(
         if file is not None and outputs is None:
             outputs = weights.stored_classes(create(classes=ANY_CLASSES).net, ANY_CLASSES, file)
         made = create(classes=outputs)
+        if not trained and spec.backbone_weights is not None:
+            source = build(spec.backbone_weights, weights_root=weights_root)
+            load_backbone(made.net, source.net, spec.backbone_weights)
+            made.tag = f"backbone of {source.tag}"
         if file is not None:
             which = weights.load(made.net, file, spec.use_ema)
             made.tag, made.claimed_accuracy = file.name + f" (weights: {which})" * bool(which), spec.claimed_accuracy

@@ -18,7 +18,7 @@ from recombine.models.registry import is_library
 __all__ = [
     *("download_size", "expand_pattern"),
     *("library_classes", "library_name", "hub_problem", "library_names", "name_problems", "no_weights"),
-    *("torchvision_weights", "weights_problem"),
+    *("task_of", "torchvision_weights", "weights_problem"),
 ]
 
 
@@ -34,10 +34,22 @@ def library_name(name: str) -> str | None:
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's classifiers."""
+    """torchvision's classifiers and segmentation networks."""
     from torchvision import models
 
-    return models.list_models(module=models)
+    return models.list_models(module=models) + models.list_models(module=models.segmentation)
+
+
+def task_of(architecture: str) -> str | None:
+    """Whether a network gives logits of an image (classification) or of every pixel (segmentation); None: unknown."""
+    library, _, name = architecture.partition(":")
+    if library == "torchvision":
+        from torchvision import models
+
+        dense = name.partition(".")[0] in models.list_models(module=models.segmentation)
+    else:
+        dense = architecture == "lraspp"
+    return "segmentation" if dense else None if not library or "." in library else "classification"
 
 
 def library_names() -> list[str]:
@@ -52,7 +64,7 @@ def name_problems(architecture: str) -> list[str]:
     library, _, name = architecture.partition(":")
     if library == "torchvision":
         if name.partition(".")[0] not in torchvision_names():
-            return [f"torchvision has no classifier {name!r}; {did_you_mean(name, torchvision_names())}"]
+            return [f"torchvision has no network {name!r}; {did_you_mean(name, torchvision_names())}"]
     elif library == "timm":
         import timm
 

@@ -11,7 +11,10 @@ __all__ = ["PRETRAINED", "SETTINGS", "config_file", "config_names", "is_library"
 
 PRETRAINED = re.compile(r"(?P<model>.+)-(?P<dataset>[a-z0-9_]+)-s(?P<seed>\d+)")
 """A name that main_pretrain.py gives."""
-SETTINGS = ("name", "architecture", "weights", "use_ema", "classes", "size", "crop_pct", "mean", "std", "interpolation")
+SETTINGS = (
+    *("name", "architecture", "weights", "backbone_weights", "use_ema", "classes"),
+    *("size", "crop_pct", "mean", "std", "interpolation"),
+)
 """Keys of a model node that every architecture has."""
 
 

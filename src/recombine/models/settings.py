@@ -58,6 +58,8 @@ class ModelSettings(Settings):
     """A built-in network, timm:<name> or torchvision:<name>; null: as `name` says."""
     weights: str | None = "pretrained"
     """pretrained, a checkpoint file, or null for random ones."""
+    backbone_weights: str | None = None
+    """The classifier whose layers a segmentation network with weights=null starts with: any name of a network."""
     use_ema: bool | None = None
     """Whether the average of weights in a checkpoint (EMA) is taken; null: where it has one."""
     classes: Annotated[int, Field(ge=1)] | None = None

@@ -103,7 +103,9 @@ def load(net: nn.Module, path: Path, use_ema: bool | None = None) -> str:
 
     ConfigError names every kind of disagreement, and weights that are no numbers.
     """
-    everything, expected = read(path), net.state_dict()
+    left_out = getattr(net, "left_out", ())
+    everything = {key: value for key, value in read(path).items() if not key.startswith(left_out)}
+    expected = net.state_dict()
     prefix, state = _choose(everything, net, path, use_ema)
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in expected]

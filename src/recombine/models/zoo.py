@@ -13,8 +13,9 @@ from torch import nn
 from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
 from recombine.models.architectures import BUILT_IN, option_problems
-from recombine.models.libraries import no_weights, torchvision_weights, weights_problem
+from recombine.models.libraries import no_weights, task_of, torchvision_weights, weights_problem
 from recombine.models.registry import is_library
+from recombine.models.segmentation import torchvision_segmenter
 
 __all__ = ["Created", "create"]
 
@@ -130,6 +131,9 @@ def _create_timm(
 def _create_torchvision(name: str, options: dict[str, Any], classes: int | None, pretrained: bool) -> Created:
     weights = torchvision_weights(name)
     architecture, options = name.partition(".")[0], dict(options)
+    dense = task_of(f"torchvision:{name}") == "segmentation"
+    if dense:
+        options |= {} if pretrained else {"weights_backbone": None}  # those are `backbone_weights`
     if architecture in ("googlenet", "inception_v3"):
         # Their second training output is no part of a classifier; without it forward returns logits in every mode.
         options |= {"aux_logits": pretrained, "init_weights": not pretrained}
@@ -139,14 +143,17 @@ def _create_torchvision(name: str, options: dict[str, Any], classes: int | None,
     if architecture in ("googlenet", "inception_v3"):
         net.aux_logits = False
     preset = weights.transforms()
+    side = preset.resize_size[0] if dense else preset.crop_size[0]
     preprocessing = {
-        "size": preset.crop_size[0],
-        "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+        "size": side,
+        "crop_pct": side / preset.resize_size[0],
         "mean": preset.mean,
         "std": preset.std,
         "interpolation": preset.interpolation.value,
     }
-    count = len(weights.meta["categories"]) if pretrained else classes or 1000
+    count = len(weights.meta["categories"]) if pretrained or not classes else classes
+    if dense:
+        net = torchvision_segmenter(net, count)
     if not pretrained:
         return Created(net, count, preprocessing)
     claimed = weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")

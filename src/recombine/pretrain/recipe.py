@@ -20,16 +20,21 @@ from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable, replacing, write_atomically
+from recombine.core.labels import IGNORE
 from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Row
 from recombine.data import Data
+from recombine.data.checks import task_of
 from recombine.data.loading import BatchLoader
+from recombine.data.settings import DatasetSettings
 from recombine.engine.engine import Engine, Fit
 from recombine.engine.method import Method
-from recombine.engine.metrics import Accuracy, Mean, PerClass
+from recombine.engine.metrics import Mean, for_task
+from recombine.engine.pictures import save_predictions
 from recombine.models import Model
 from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import find_head
+from recombine.models.segmentation import Segmenter
 from recombine.pretrain.settings import PretrainSettings
 from recombine.run.config import build, run_id
 from recombine.run.console import show
@@ -38,9 +43,9 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "files", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "files", "objective", "run"]
 
-HEADLINE = ("accuracy", "mean_class_accuracy", "loss", "parameters", "macs")
+HEADLINE = ("accuracy", "mean_class_accuracy", "miou", "pixel_accuracy", "loss", "parameters", "macs")
 """What a person sees of a row first."""
 
 SETTINGS = PretrainSettings
@@ -53,6 +58,11 @@ DATA = ("class_subset", "label_map", "classes", "fraction", "fraction_seed", "va
 """Settings of a data set that say which of its images are trained on, and with which labels."""
 LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
 """How often the learning rate is multiplied by batch_size / 256."""
+
+
+def objective(cfg: DictConfig) -> str:
+    """What a hyper-parameter search maximises on these data."""
+    return "miou" if task_of(DatasetSettings.of(cfg.dataset, "dataset")) == "segmentation" else OBJECTIVE
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         engine = Engine(cfg.engine, run)
         train = training_loader(cfg, data, model)
         test = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
-        metrics = {"all": Accuracy(), "by class": PerClass(data.classes), "loss": Mean("loss", cross_entropy)}
+        metrics = for_task(data.task, data.classes) | {"loss": Mean("loss", cross_entropy)}
         fit = engine.fit(
             method,
             train,
@@ -95,6 +105,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             build(cfg.schedule),
             evaluate=engine.evaluator(test, metrics),
         )
+        if data.task == "segmentation":
+            save_predictions(model, test, data.class_names, run)
     finally:
         data.close()
     run.stats["images_per_second"] = round(fit.images_per_second, 1)
@@ -119,12 +131,19 @@ def learning_rate(cfg: DictConfig) -> float:
 
 
 def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
-    """Of each sample, [B]."""
-    return F.cross_entropy(logits, batch.labels, reduction="none")
+    """Of each image, [B]; where pixels have labels, the mean of its pixels."""
+    loss = F.cross_entropy(logits, batch.labels, reduction="none", ignore_index=-100 if logits.ndim == 2 else IGNORE)
+    return loss if loss.ndim == 1 else loss.sum((1, 2)) / (batch.labels != IGNORE).sum((1, 2)).clamp(min=1)
 
 
 def freeze_backbone(method: Method, model: Model) -> None:
-    """Let `method` train only the classifier: all modules beside the path to it are frozen, statistics included."""
+    """Let `method` train only the classifier: all modules beside the path to it are frozen, statistics included.
+
+    The classifier of a segmentation network is all that follows its backbone.
+    """
+    if isinstance(model.net, Segmenter):
+        method.frozen = (*method.frozen, "net.net.backbone")
+        return
     frozen, prefix, module = [], "net.net", model.net
     model.net.requires_grad_(False)
     for part in find_head(model.net, model.classes).split("."):
@@ -172,7 +191,7 @@ def registered_path(cfg: DictConfig) -> Path:
 def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) -> Path:
     """Keep the network in the run's folder and register it in weights_root; its accuracy becomes the claimed one."""
     path = registered_path(cfg)
-    model.name, model.claimed_accuracy = path.stem, fit.metrics["accuracy"]
+    model.name, model.claimed_accuracy = path.stem, fit.metrics.get("accuracy")
     card = {**data.card(), "data": data_digest(cfg), "run": run.id, "metrics": fit.metrics, "config": to_dict(cfg)}
     kept = zoo.save(model, run.dir / "network.safetensors", card)
     write_atomically(run.dir / "labels.json", json.dumps(card["class_names"], ensure_ascii=False) + "\n")
@@ -182,22 +201,21 @@ def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) 
 
 
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
-    """Accuracy and loss after the last epoch, the best epoch's accuracy beside it, and the curves."""
+    """What was measured after the last epoch, the best epoch's accuracy or mIoU beside it, and the curves."""
     epochs = [record for record in fit.history if "train/loss" in record]
-    accuracies = [record["val/accuracy"] for record in fit.history if "val/accuracy" in record]
+    name = "miou" if "miou" in fit.metrics else "accuracy"
+    reached = [record[f"val/{name}"] for record in fit.history if f"val/{name}" in record]
     summary = zoo.summary(model)
     return Row(
         cell=cell(cfg),
         metrics={
-            "accuracy": fit.metrics["accuracy"],
-            "accuracy_best": max(accuracies),
-            "mean_class_accuracy": fit.metrics["mean_class_accuracy"],
-            "loss": fit.metrics["loss"],
+            **fit.metrics,
+            f"{name}_best": max(reached),
             **{name: summary[name] for name in ("parameters", "trainable", "macs")},
         },
         series={
             "epoch": [record["epoch"] for record in epochs],
             "train_loss": [record["train/loss"] for record in epochs],
-            "accuracy": [record.get("val/accuracy") for record in epochs],
+            name: [record.get(f"val/{name}") for record in epochs],
         },
     )

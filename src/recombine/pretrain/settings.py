@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from recombine.core.builds import Builds, Node
 from recombine.core.field_types import FileName
+from recombine.data.checks import TASKS, task_of
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import MethodSettings, TrainingSettings
@@ -46,9 +47,9 @@ class PretrainSettings(TrainingSettings):
 
     def check(self, path: str) -> list[str]:
         """Absent files and weights, and a classifier trained on random features."""
-        problems = check_data(self.dataset, self.data_root, self.split)
-        problems += check_model(self.model, self.weights_root)
-        if self.freeze and self.model.weights is None:
+        problems = check_data(self.dataset, self.data_root, self.split, tasks=TASKS)
+        problems += check_model(self.model, self.weights_root, task=task_of(self.dataset))
+        if self.freeze and self.model.weights is None and self.model.backbone_weights is None:
             problems.append(
                 "freeze=true trains only the classifier of a network with random weights; give trained ones with "
                 "model.weights=pretrained or model.weights=<file>, or train all of it with freeze=false"

@@ -92,7 +92,8 @@ def _own_images(tree: Mapping[str, Any]) -> bool:
     """Whether a data set is a folder of images, which only its place distinguishes from another one."""
     nodes = [tree.get("dataset"), tree.get("source_data"), *(tree.get("tasks") or []), *(tree.get("sources") or [])]
     named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
-    return any("folder" in (node.get("source"), node.get("dataset"), node.get("name")) for node in named)
+    keys = ("source", "dataset", "name")
+    return any(node.get(key) in ("folder", "masks") for node in named for key in keys)
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:

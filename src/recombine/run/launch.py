@@ -72,8 +72,8 @@ def launch(
 
     The recipe module has `run(cfg, run) -> Iterator[Row]` and SETTINGS, the class that declares its config, and may
     have `check(cfg) -> list[str]`, `cell(cfg) -> dict`
-    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric),
-    `HEADLINE` (metrics that are printed) and
+    (names the cell of a failed run), `published(row) -> dict`, `OBJECTIVE` (name of a metric) or
+    `objective(cfg) -> str`, `HEADLINE` (metrics that are printed) and
     `files(cfg) -> list[Path]` (what it reads or leaves outside its folder: if these change, it is not done any more).
     Raises ConfigError for everything `check` finds, LockedError if the run is in work elsewhere, Interrupted after a
     signal, and whatever the recipe raises, once it is written into a row, a traceback file and the tracker.
@@ -136,7 +136,7 @@ class _Job:
         self.cfg = cfg
         self.command = command
         self.labels = dict(labels or {})
-        self.objective = getattr(recipe, "OBJECTIVE", "")
+        self.objective = recipe.objective(cfg) if hasattr(recipe, "objective") else getattr(recipe, "OBJECTIVE", "")
         self.entry = entry_name(recipe)
         self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
 
