@@ -45,10 +45,12 @@ def task_of(settings: DatasetSettings) -> str:
     return known.task if known else "classification"
 
 
-def check_node(node: Mapping[str, Any], data_root: str | Path, path: str) -> list[str]:
+def check_node(
+    node: Mapping[str, Any], data_root: str | Path, path: str, tasks: Sequence[str] = ("classification",)
+) -> list[str]:
     """Everything wrong with a dataset node in a list of several: its settings and its files."""
     wrong = find_problems(DatasetSettings, node, path)
-    return wrong or check(DatasetSettings.of(node), data_root, path=path)
+    return wrong or check(DatasetSettings.of(node), data_root, path=path, tasks=tasks)
 
 
 def _unknown_split(split: str | None, settings: DatasetSettings, folder: str, root: Path) -> list[str]:

@@ -17,6 +17,7 @@ from recombine.patch.paint import backbone, load_backbone, with_backbone
 from recombine.patch.paint_training import AlphaSearch, Tuned, finetune
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import TaskResult, body_parameters, cell, joined, joint_row, row
+from recombine.patch.segmentation import train_segmentation
 from recombine.patch.settings import END_TO_END, UNTRAINED, Paint, PatchSettings, as_list
 from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
 from recombine.patch.tasks import Task, label_offsets, open_base, open_source, open_tasks
@@ -33,6 +34,8 @@ __all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "run"]
 HEADLINE = (
     "harmonic_mean",
     "accuracy_patched",
+    "miou",
+    "pixel_accuracy",
     "accuracy_base_before",
     "accuracy_base_after",
     "trainable_parameters",
@@ -51,13 +54,17 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Evaluate the base, teach it the tasks as the protocol says, evaluate base and tasks again."""
     opened: list[Task] = []
     try:
-        untrained = cfg.protocol in UNTRAINED
+        untrained, dense = cfg.protocol in UNTRAINED, cfg.protocol == "segmentation"
         node = {**cfg.model, "weights": None} if untrained else cfg.model
         # of the classes of a network without weights nothing is known before its task is
-        model = zoo.build(node, classes=1000 if untrained else None, weights_root=cfg.weights_root, seed=cfg.seed)
+        classes = 1000 if untrained or (dense and cfg.model.weights is None) else None
+        model = zoo.build(node, classes=classes, weights_root=cfg.weights_root, seed=cfg.seed)
         tasks = open_tasks(cfg, run, model)
         opened += tasks
         method, trainer = build(cfg.method), Trainer(cfg, Engine(cfg.engine, run))
+        if dense:
+            yield from train_segmentation(cfg, trainer, method, tasks)
+            return
         if cfg.protocol == "zero_shot":
             opened.append(open_source(cfg, run, model))
             yield from adapt_zero_shot(cfg, trainer, method, model, opened[-1], tasks)

@@ -31,7 +31,7 @@ class BackboneTraining(Supervised):
 
     def __init__(self, net: Model) -> None:
         super().__init__(net)
-        patched = isinstance(net.net.backbone, TaskNetwork)
+        patched = isinstance(getattr(net.net, "backbone", None), TaskNetwork)
         self.frozen = ("net.net.backbone.base",) if patched else ("net.net.backbone",)
 
 
@@ -44,7 +44,6 @@ def train_segmentation(cfg: DictConfig, trainer: Trainer, method: Any, tasks: Se
     run = trainer.engine.run
     for task in tasks:
         model = zoo.build(cfg.model, classes=task.classes, weights_root=cfg.weights_root, seed=run.seed)
-        head = sum(parameter.numel() for parameter in model.net.classifier.parameters())
         patch_backbone(model, method, task.name, run.seed)
         if run.main:
             show(zoo.describe([model]))
@@ -52,9 +51,11 @@ def train_segmentation(cfg: DictConfig, trainer: Trainer, method: Any, tasks: Se
         test = task.eval_loader("test")
         found = trainer.engine.evaluator(test, for_task("segmentation", task.classes))(model)
         save_predictions(model, test, task.data.class_names, run)
-        patch = getattr(model.net.backbone, "patch", None)
+        net: Any = model.net
+        patch = getattr(net.backbone, "patch", None)
         found["trainable_parameters"] = float(patch.parameters_without_head()) if patch is not None else 0.0
-        found |= {"head_parameters": float(head), "training_images": float(len(task.data.indices("train")))}
+        found["head_parameters"] = float(sum(parameter.numel() for parameter in net.classifier.parameters()))
+        found |= {"training_images": float(len(task.data.indices("train")))}
         yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found | trainer.cost(task.name))
 
 
