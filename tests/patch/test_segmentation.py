@@ -2,17 +2,21 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from recombine import models
+from recombine.core.results import read_rows
 from recombine.core.types import Batch
+from recombine.patch import recipe
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.delta import Delta
 from recombine.patch.lora import LoRA
 from recombine.patch.patched import HeadOnly
 from recombine.patch.segmentation import BackboneTraining, patch_backbone
-from recombine.run.launch import check
+from recombine.run.launch import check, launch
 from tests import composing
 
 NODE = {"name": "small", "architecture": "lraspp", "backbone": "mobilenetv2_035", "weights": None, "size": 32}
@@ -62,6 +66,31 @@ def test_what_does_not_fit_is_said_first(tmp_path, data_root, override, message)
     place = {"data": data_root / "camvid_small", "weights": data_root / "weights/imagenet"}
     roots = [f"{key}_root={value}" for key, value in place.items()]
     cfg = composing.composed("patch", "experiment=patch/camvid_segmentation", *roots, override)
-    from recombine.patch import recipe
-
     assert any(message in text for text in check(recipe, cfg))
+
+
+SMALL_NETWORKS = {
+    "camvid_segmentation": ["model.backbone=mobilenetv2_035", "model.backbone_weights=timm:mobilenetv2_035"],
+    "table7": ["model.backbone_weights=torchvision:resnet50"],
+}
+
+
+@pytest.mark.parametrize("experiment", ["camvid_segmentation", pytest.param("table7", marks=pytest.mark.slow)])
+def test_two_steps(tmp_path, experiment):
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data/classes.txt").write_text("a\nb\nc\n")
+    for k in range(20):
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(tmp_path / f"data/images/{k}.png")
+        Image.fromarray(rng.integers(0, 3, (40, 48), dtype=np.uint8)).save(tmp_path / f"data/masks/{k}.png")
+    network = SMALL_NETWORKS[experiment][-1].partition("=")[2]
+    source = models.build({"name": network, "weights": None}, classes=1000)
+    models.save(source, tmp_path / "weights/source.safetensors", {})
+    roots = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
+    quick = ["loader.workers=0", "logger=none", "device=cpu", "batch_size=4", "engine.max_steps=2", "model.size=64"]
+    quick += ["tasks=[{name:one,dataset:masks}]", *SMALL_NETWORKS[experiment][:-1], "model.backbone_weights=source"]
+    launch(recipe, composing.composed("patch", f"experiment=patch/{experiment}", *roots, *quick, "method=delta_all"))
+    (row,) = read_rows(tmp_path / "output")
+    assert row.status == "ok" and 0 <= row.metrics["miou"] <= 100 and row.metrics["trainable_parameters"] > 0
+    assert row.cell["method"] == "delta" and row.cell["task"] == "one"
