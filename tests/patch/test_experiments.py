@@ -64,7 +64,7 @@ def cells(experiment, given):
                 found_rows = {adapted.adaptation, "none" if adapted.adaptation == "adda" else adapted.adaptation}
                 for task, adaptation in itertools.product(found, found_rows):
                     yield names | {"task": task} | ({"adaptation": adaptation} if zero_shot else {})
-        elif protocol.protocol == "single":
+        elif protocol.protocol in ("single", "segmentation"):
             yield from ({**cell, "task": task} for task in found)
         else:
             yield {**cell, "tasks": "-".join(found)}
