@@ -19,6 +19,7 @@ from recombine.core.errors import ConfigError
 from recombine.engine.method import Method
 from recombine.models import Model, build, check, describe, save, summary
 from recombine.models.architectures import BUILT_IN
+from recombine.models.libraries import task_of
 from recombine.models.model import Preprocess, find_head
 from recombine.models.registry import config_file, config_names, training_hint
 from recombine.models.resolve import locate
@@ -43,8 +44,14 @@ def test_random_weights_come_from_the_seed_alone():
 
 @pytest.mark.parametrize("name", config_names())
 def test_every_config_is_named_after_its_file_and_checks(name, tmp_path):
-    assert yaml.safe_load(config_file(name).read_text())["name"] == name
-    assert check({"name": name, "weights": None}, weights_root=tmp_path) == []
+    config = yaml.safe_load(config_file(name).read_text())
+    assert config["name"] == name
+    task = task_of(config["architecture"]) or "classification"
+    problems = check({"name": name, "weights": None}, weights_root=tmp_path, task=task)
+    if start := config.get("backbone_weights"):  # named by the config, and not there
+        assert len(problems) == 1 and problems[0].startswith(f"no weights for model {start}: looked for")
+    else:
+        assert problems == []
 
 
 def test_any_timm_name():
@@ -157,7 +164,7 @@ def test_problems_are_said_without_building(tmp_path):
 
     assert "did you mean 'resnet20_optB_distiller'?" in said("resnet20_optB_distiler")
     assert "did you mean 'resnet18'" in said("timm:resnet1B")
-    assert "no classifier 'resnet19'; did you mean 'resnet1" in said("torchvision:resnet19")
+    assert "no network 'resnet19'; did you mean 'resnet1" in said("torchvision:resnet19")
     assert "it has resnet18.a1_in1k" in said("timm:resnet18.nobody")
     assert "model.weights=null" in said("resnet20") and str(tmp_path) in said("resnet20")
     assert "there is no checkpoint" in said("lost.safetensors")

@@ -223,7 +223,10 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["protocol=both"], r"protocol=both: one of single, joint, sequential, end_to_end, scratch, zero_shot is"),
+        (
+            ["protocol=both"],
+            r"protocol=both: one of single, joint, sequential, end_to_end, scratch, zero_shot, segmentation is",
+        ),
         (["tasks=[mnits]"], r"no dataset 'mnits'; did you mean 'mnist'"),
         (["tasks=[]"], r"tasks is empty"),
         (["tasks=[digits,digits]"], r"tasks names digits twice"),

@@ -27,7 +27,8 @@ class DeviceLoader(BatchLoader):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.augment is not None and self.augment.crop is not None:
-            raise ConfigError("loader=device keeps one size and cannot do a random crop: loader=ffcv or loader=torch")
+            crop = type(self.augment.crop).__name__
+            raise ConfigError(f"loader=device keeps one size and cannot do {crop}: loader=ffcv or loader=torch")
 
     @cached_property
     def _store(self) -> Tensor:
