@@ -32,7 +32,7 @@ def places() -> int:
 def take_place() -> None:
     """Wait for a place that no other process of this user has, and keep it; if it is a GPU, see no other.
 
-    Kept for the life of the process, as CUDA does not leave its GPU either: launchers use processes again. The kernel
+    It is held until the process ends, as CUDA does not leave its GPU either: launchers use processes again. The kernel
     gives the place back however the process ends.
     """
     if _taken:

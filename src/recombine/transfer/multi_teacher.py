@@ -20,7 +20,7 @@ from recombine.run.run import Run
 from recombine.transfer import networks, training
 from recombine.transfer.controls import run_controls
 from recombine.transfer.metrics import accuracy_changes, transfer_metrics
-from recombine.transfer.recipe import CURVES, curves, training_metrics, variant
+from recombine.transfer.recipe import CURVES, HEADLINE, curves, training_metrics, variant
 from recombine.transfer.settings import MultiTeacherSettings, name_of, same_network
 from recombine.transfer.training import TransferResult
 
@@ -47,20 +47,6 @@ class Stage(NamedTuple):
 
 OBJECTIVE = "transfer_delta"
 """What a hyper-parameter search maximises."""
-
-HEADLINE = (
-    "transfer_delta",
-    "gain_over_xe",
-    "gain_over_self_dist",
-    "accuracy_before",
-    "accuracy_after",
-    "accuracy_teacher",
-    "transfer_rate_strict",
-    "knowledge_gain",
-    "knowledge_loss",
-    "steps",
-)
-"""What a person sees of a row first."""
 
 SETTINGS = MultiTeacherSettings
 """The class that declares the config."""
