@@ -11,7 +11,7 @@ from recombine.core.types import Batch
 from recombine.models.graph import traced
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters, dua_momenta
 from recombine.patch.metrics import harmonic_mean, mean, pooled
-from recombine.patch.paint import backbone, choose_alpha, interpolate, recalibrate, with_new_head
+from recombine.patch.paint.interpolation import backbone, choose_alpha, interpolate, recalibrate, with_new_head
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.settings import Paint
 

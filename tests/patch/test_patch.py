@@ -11,9 +11,10 @@ from recombine import data as datasets
 from recombine import models, patch
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
-from recombine.patch import paint_training, recipe, training
+from recombine.patch import recipe, training
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.cached_features import CachedFeatureLoader
+from recombine.patch.paint import training as paint_training
 from recombine.run.launch import launch
 from tests import composing
 from tests.leaks import of_test, spoil

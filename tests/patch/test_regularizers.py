@@ -16,11 +16,11 @@ from recombine.core.results import read_rows
 from recombine.core.types import Batch
 from recombine.models.graph import traced
 from recombine.patch import recipe
-from recombine.patch.bi_tuning import BiTuning, TwoViews, contrast, enqueue
 from recombine.patch.delta import Delta
-from recombine.patch.end_to_end import EndToEnd
+from recombine.patch.end_to_end.bi_tuning import BiTuning, TwoViews, contrast, enqueue
+from recombine.patch.end_to_end.method import EndToEnd
+from recombine.patch.end_to_end.regularizers import BSS, LWF, CoTuning, StochNorm
 from recombine.patch.patched import HeadOnly, TaskNetwork
-from recombine.patch.regularizers import BSS, LWF, CoTuning, StochNorm
 from recombine.run.launch import launch
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0])

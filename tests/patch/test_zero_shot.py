@@ -14,8 +14,8 @@ from recombine.core.results import read_rows
 from recombine.core.types import Batch
 from recombine.models.graph import traced
 from recombine.patch import recipe
-from recombine.patch.adversary import Adda, UniformPrior
 from recombine.patch.delta import Delta
+from recombine.patch.domain.adversary import Adda, UniformPrior
 from recombine.patch.patched import TaskNetwork
 from recombine.run.launch import launch
 

@@ -17,8 +17,8 @@ from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
+from recombine.patch.end_to_end.settings import RegularizerSettings
 from recombine.patch.names import name_problem
-from recombine.patch.regularizer_settings import RegularizerSettings
 
 __all__ = [
     *("ALPHAS", "DeltaSettings", "HeadOnlySettings", "LoRASettings", "NormAdaptationSettings", "Paint"),
@@ -165,7 +165,7 @@ class PatchSettings(TrainingSettings):
             "a regularizer",
             "regularizer=none",
             RegularizerSettings,
-            base="recombine.patch.end_to_end.EndToEnd",
+            base="recombine.patch.end_to_end.method.EndToEnd",
             late=("net", "base_lr_scale"),
         ),
     ]

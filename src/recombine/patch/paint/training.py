@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recombine.models import Model
 from recombine.patch.evaluation import accuracy, measure_accuracy
-from recombine.patch.paint import (
+from recombine.patch.paint.interpolation import (
     backbone,
     choose_alpha,
     interpolate,

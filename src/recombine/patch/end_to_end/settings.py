@@ -18,21 +18,21 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class RegularizerSettings(Settings, target="recombine.patch.end_to_end.EndToEnd"):
+class RegularizerSettings(Settings, target="recombine.patch.end_to_end.method.EndToEnd"):
     """Cross entropy alone."""
 
     reads_source: ClassVar[bool] = False
     """Whether it holds on to what the base knew, and so needs a trained one."""
 
 
-class UniformPriorSettings(RegularizerSettings, target="recombine.patch.adversary.UniformPrior"):
+class UniformPriorSettings(RegularizerSettings, target="recombine.patch.domain.adversary.UniformPrior"):
     """Uniform prior on the features, held up by a discriminator (Sinha et al. 2020)."""
 
     weight: NotNegative = 0.1
     """Factor of the encoder's term."""
 
 
-class BSSSettings(RegularizerSettings, target="recombine.patch.regularizers.BSS"):
+class BSSSettings(RegularizerSettings, target="recombine.patch.end_to_end.regularizers.BSS"):
     """Batch spectral shrinkage: the smallest singular values of a batch's features (Chen et al. 2019)."""
 
     weight: NotNegative = 0.001
@@ -41,7 +41,7 @@ class BSSSettings(RegularizerSettings, target="recombine.patch.regularizers.BSS"
     """How many singular values."""
 
 
-class LWFSettings(RegularizerSettings, target="recombine.patch.regularizers.LWF"):
+class LWFSettings(RegularizerSettings, target="recombine.patch.end_to_end.regularizers.LWF"):
     """Learning without forgetting: the base's classifier keeps its answers (Li and Hoiem 2016)."""
 
     reads_source: ClassVar[bool] = True
@@ -51,7 +51,7 @@ class LWFSettings(RegularizerSettings, target="recombine.patch.regularizers.LWF"
     """Divides the logits."""
 
 
-class CoTuningSettings(RegularizerSettings, target="recombine.patch.regularizers.CoTuning"):
+class CoTuningSettings(RegularizerSettings, target="recombine.patch.end_to_end.regularizers.CoTuning"):
     """Co-Tuning: the base's classifier learns which of its classes go with each new one (You et al. 2020)."""
 
     reads_source: ClassVar[bool] = True
@@ -59,14 +59,14 @@ class CoTuningSettings(RegularizerSettings, target="recombine.patch.regularizers
     """Factor of its cross entropy."""
 
 
-class StochNormSettings(RegularizerSettings, target="recombine.patch.regularizers.StochNorm"):
+class StochNormSettings(RegularizerSettings, target="recombine.patch.end_to_end.regularizers.StochNorm"):
     """Stochastic normalization: batch or running statistics, drawn for each channel (Kou et al. 2020)."""
 
     p: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Probability of the batch's statistics."""
 
 
-class BiTuningSettings(RegularizerSettings, target="recombine.patch.bi_tuning.BiTuning"):
+class BiTuningSettings(RegularizerSettings, target="recombine.patch.end_to_end.bi_tuning.BiTuning"):
     """Bi-Tuning: contrast with the labels, of projections and of scores (Zhong et al. 2021)."""
 
     weight: NotNegative = 1.0

@@ -14,7 +14,7 @@ from recombine.core.distributed import all_reduce_sum
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader
 from recombine.engine.evaluate import evaluating
-from recombine.patch.end_to_end import EndToEnd
+from recombine.patch.end_to_end.method import EndToEnd
 from recombine.patch.patched import TaskNetwork
 
 __all__ = ["BSS", "LWF", "CoTuning", "StochNorm"]

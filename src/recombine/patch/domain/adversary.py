@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
-from recombine.patch.end_to_end import EndToEnd
+from recombine.patch.end_to_end.method import EndToEnd
 from recombine.patch.patched import TaskNetwork
 
 __all__ = ["Adda", "UniformPrior"]

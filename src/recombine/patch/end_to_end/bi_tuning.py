@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch, Loader, Step
 from recombine.data.mixed import LoaderWrapper
-from recombine.patch.end_to_end import EndToEnd
+from recombine.patch.end_to_end.method import EndToEnd
 from recombine.patch.patched import TaskNetwork
 
 __all__ = ["BiTuning", "TwoViews", "contrast", "enqueue"]

@@ -12,8 +12,8 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.data.mixed import MixedLoader
 from recombine.models import Model
-from recombine.patch.adversary import Adda
-from recombine.patch.end_to_end_training import build_network, count_parameters, train_network
+from recombine.patch.domain.adversary import Adda
+from recombine.patch.end_to_end.training import build_network, count_parameters, train_network
 from recombine.patch.evaluation import accuracy
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import cell

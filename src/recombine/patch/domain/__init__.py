@@ -1,0 +1,1 @@
+"""From one domain to another without its labels: Table 6."""

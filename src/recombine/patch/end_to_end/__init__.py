@@ -1,0 +1,1 @@
+"""Fine-tuning of a whole network with its patch, and the regularizers of Table 5."""

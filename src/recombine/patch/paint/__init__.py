@@ -1,0 +1,1 @@
+"""PAINT: fine-tuned weights, interpolated with those before."""
