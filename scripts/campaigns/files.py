@@ -26,7 +26,7 @@ def kinds_of_files(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     from recombine.core.types import Row
     from recombine.engine import checkpoint
     from recombine.models import weights
-    from recombine.models.artifact import read_artifact, write_artifact
+    from recombine.models.serialization import read_artifact, write_artifact
     from recombine.run.directory import note_files
 
     state = {"step": 3, "net": {"weight": torch.arange(40.0)}}

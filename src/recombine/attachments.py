@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import kind_of
+from recombine.models.serialization import kind_of
 
 if TYPE_CHECKING:
     from recombine.models.model import Model

@@ -19,7 +19,7 @@ from recombine.models.graph import traced
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
 from recombine.pnc.clone.branch import Branch, find_linear_head
-from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import find_positions
 from tests.networks import shaken

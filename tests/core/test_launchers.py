@@ -74,7 +74,7 @@ def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit
     needs("optuna")
     import optuna
 
-    from recombine.run.trial import open_storage
+    from recombine.run.search_trial import open_storage
 
     words = ["-m", "sweeper=optuna", "hydra.sweeper.n_trials=10", "optimizer.lr=tag(log,interval(0.01,0.5))", "steps=6"]
     process = fit.start(*words, "pause=0.05")

@@ -21,8 +21,8 @@ from recombine.core.errors import ConfigError, Interrupted
 from recombine.core.locks import exclusive
 from recombine.core.results import read_rows
 from recombine.flips import recipe
+from recombine.flips.candidates import list_models, randomize
 from recombine.flips.evaluation import evaluate_models, lock_file
-from recombine.flips.models import list_models, randomize
 from recombine.models.libraries import download_size
 from recombine.models.model import find_head
 from recombine.run.config import validate

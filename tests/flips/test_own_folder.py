@@ -9,7 +9,7 @@ from PIL import Image
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.data import open_data
-from recombine.flips.models import choose_models, open_model
+from recombine.flips.candidates import choose_models, open_model
 from recombine.flips.outputs import RestrictedOutputs, match_outputs
 
 NAMES = ["tench", "golden retriever", "church", "crane", "crane", "pier", "bee"]

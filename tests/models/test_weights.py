@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_tensors
 from recombine.models import build, check, save
-from recombine.models.artifact import read_card
-from recombine.models.files import description
+from recombine.models.serialization import read_card
+from recombine.models.weight_files import description
 from recombine.models.weights import load, read
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

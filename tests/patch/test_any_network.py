@@ -103,8 +103,8 @@ def test_the_second_patch_costs_no_tracing(tmp_path, monkeypatch):
         raise AssertionError("once is enough")
 
     with monkeypatch.context() as patched_modules:
-        patched_modules.setattr("recombine.patch.file.traced", refuse)
-        patched_modules.setattr("recombine.patch.file.digest", refuse)
+        patched_modules.setattr("recombine.patch.serialization.traced", refuse)
+        patched_modules.setattr("recombine.patch.serialization.digest", refuse)
         system.attach(tmp_path / "a.safetensors", "b")
     with torch.no_grad():
         net.conv1[0].weight += 1

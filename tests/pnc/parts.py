@@ -9,11 +9,11 @@ from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.models import Model
 from recombine.pnc import recipe
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.networks import build_source_networks, build_target
 from recombine.pnc.settings import PncSettings
-from recombine.pnc.task import CloneTask
 from recombine.pnc.trainer import CloneTrainer
 from recombine.run.launch import launch
 from tests import composing

@@ -14,11 +14,11 @@ from recombine import pnc
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import digest
 from recombine.models.graph import traced
-from recombine.pnc.clone import file
+from recombine.pnc.clone import serialization
 from recombine.pnc.clone.branch import Branch, features_node, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.masks import ChannelMask, anneal_keep_ratio, set_keep_ratio
-from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import find_positions
 from tests.networks import shaken
@@ -191,7 +191,7 @@ def test_a_head_of_all_classes_answers_alone_and_goes_without_a_trace(tmp_path, 
     other = Clone(branch_of(target, source, 2, [0]), ["bus"])
     with pytest.raises(ConfigError, match="clone b: a head of kind full answers"):
         cloned.attach(other, "b")
-    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    path = serialization.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
     assert torch.equal(cloned.restore()(images), alone) and digest(target) == before
     assert torch.equal(pnc.attach(target, path)(images), expected)
     with pytest.raises(ConfigError, match="stands beside no other clone"):
@@ -205,7 +205,7 @@ def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     wanted = ClonedNetwork(target, NAMES).attach(clone, "clone")
     expected = wanted(images)
     wanted.restore()
-    path = file.save_clone(
+    path = serialization.save_clone(
         clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference
     )
     again = pnc.attach(target, path, sources=[source] if reference else [])
@@ -213,7 +213,7 @@ def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     assert again.restore() is target
     card = pnc.read_cards(path)["c"]
     assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
-    whole = file.save_clone(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
+    whole = serialization.save_clone(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
     assert not reference or path.stat().st_size < whole.stat().st_size / 2
 
 
@@ -235,12 +235,12 @@ def test_a_file_brings_back_a_clone_whose_residual_streams_are_masked(tmp_path, 
 def test_files_of_version_0_1_are_read(tmp_path, pair, images):
     target, source = pair
     clone = Clone(branch_of(target, source, 2, keep=0.5), ["car", "van"])
-    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
-    (new,) = file.read_clones(path)
+    path = serialization.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    (new,) = serialization.read_clones(path)
     content = json.dumps({"format": 2, "cards": [new.card]})
     tensors = {f"c/{key}": value for key, value in new.tensors.items()}
     save_file(tensors, tmp_path / "old.safetensors", {"clones": content})
-    (old,) = file.read_clones(tmp_path / "old.safetensors")
+    (old,) = serialization.read_clones(tmp_path / "old.safetensors")
     assert old.card == new.card and old.tensors.keys() == new.tensors.keys()
     expected = pnc.attach(target, path)(images)
     assert torch.equal(pnc.attach(target, tmp_path / "old.safetensors")(images), expected)
@@ -252,7 +252,7 @@ def test_clones_of_files_come_and_go_by_name(tmp_path, pair, images):
     for name, outputs, classes in (("c", [0], ["car"]), ("d", [2], ["van"]), ("c", [4], ["bus"])):
         clone = Clone(branch_of(target, source, 2, outputs), classes)
         about = {"name": name, "target": target, "source": source, "target_class_names": NAMES}
-        paths.append(file.save_clone(clone, tmp_path / f"{classes[0]}.safetensors", **about))
+        paths.append(serialization.save_clone(clone, tmp_path / f"{classes[0]}.safetensors", **about))
     cloned = pnc.attach(target, paths[0])
     assert cloned.attach(paths[1]) is cloned and cloned.attach(paths[2]).class_names == [*NAMES, "car", "van", "bus"]
     held = {name: card["class_names"] for name, card in cloned.list().items()}
@@ -264,7 +264,7 @@ def test_clones_of_files_come_and_go_by_name(tmp_path, pair, images):
 def test_a_clone_on_a_plain_network(tmp_path, pair, images):
     target, source = pair
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
-    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
+    path = serialization.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source)
     expected = ClonedNetwork(target, NAMES).attach(clone, "clone")(images)
     cloned = ClonedNetwork(target.net, size=32).attach(pnc.load_clones(target.net, path, size=32)["c"], "c")
     torch.testing.assert_close(cloned(target.preprocess(images)), expected)
@@ -276,7 +276,9 @@ def test_a_clone_on_a_plain_network(tmp_path, pair, images):
 def test_files_that_do_not_fit_are_refused(tmp_path, pair):
     target, source = pair
     clone = Clone(branch_of(target, source, 2), ["car", "van"])
-    path = file.save_clone(clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True)
+    path = serialization.save_clone(
+        clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=True
+    )
     with pytest.raises(ConfigError, match="made with a target of weights"):
         pnc.attach(network("resnet20", 3, seed=5), path, sources=[source])
     with pytest.raises(ConfigError, match="holds no weights of its source, cnn"):

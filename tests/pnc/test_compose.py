@@ -13,7 +13,7 @@ from recombine import models, pnc
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import digest
 from recombine.pnc import recipe
-from recombine.pnc.compose import Offer, choose_offers
+from recombine.pnc.zoo import Offer, choose_offers
 from recombine.run.launch import check
 from tests.pnc.parts import SHORT, composed, launched
 

@@ -15,10 +15,11 @@ from recombine import pnc
 from recombine.core.types import Batch
 from recombine.models.freeze import digest
 from recombine.models.graph import traced
-from recombine.pnc.clone import file
+from recombine.pnc.clone import serialization
 from recombine.pnc.clone.batchnorm import find_batchnorms, recalibrate
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.masks import (
     MASK_KINDS,
     ChannelMask,
@@ -29,7 +30,6 @@ from recombine.pnc.clone.masks import (
     set_keep_ratio,
     share_budget,
 )
-from recombine.pnc.clone.network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import find_positions
 
@@ -199,7 +199,7 @@ def test_a_file_keeps_the_modules_own_statistics(tmp_path, recalibrated, referen
     clone = Clone(net.branches[0], ["car", "van"])
     expected = ClonedNetwork(target).attach(clone, "clone")(images)
     torch.testing.assert_close(expected, net(images)[:, 0].detach(), rtol=1e-4, atol=1e-4)
-    path = file.save_clone(
+    path = serialization.save_clone(
         clone, tmp_path / "c.safetensors", name="c", target=target, source=source, reference=reference
     )
     again = pnc.attach(target, path, sources=[source] if reference else [])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recombine.core.errors import ConfigError
 from recombine.models.cuts import cuts
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import find_positions, list_cuts
 from recombine.pnc.evaluator import CloneEvaluator

@@ -19,8 +19,8 @@ from recombine.core.results import read_rows
 from recombine.models.freeze import digest
 from recombine.pnc import recipe
 from recombine.pnc.calibration import Calibration, calibrate
-from recombine.pnc.clone import file
-from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone import serialization
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.data import first_outputs
 from recombine.pnc.plots import plot_search
@@ -97,7 +97,7 @@ def test_a_clone_is_the_one_its_source_gives_alone(two, tmp_path, weights):
     """Sources do not know of each other, but for the calibration."""
     row = launched(tmp_path, weights, *SHORT, f"sources=[{MIDDLE}]")
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
-    (alone,), (_, beside) = file.read_clones(path), file.read_clones(two[2])
+    (alone,), (_, beside) = serialization.read_clones(path), serialization.read_clones(two[2])
     assert alone.card["name"] == "clone" and row.metrics["position"] == two[1].metrics["position_2"]
     assert alone.tensors.keys() == beside.tensors.keys()
     differ = {key for key, value in alone.tensors.items() if not torch.equal(value, beside.tensors[key])}
@@ -222,8 +222,8 @@ def test_clone_files_are_put_together_and_taken_apart(two, tmp_path, weights, mo
     shell(monkeypatch, capsys, artifacts, "detach", mine, "clone_1")
     assert torch.equal(logits(mine), both[:, [0, 1, 2, 3, 4, 7]])
     one = tmp_path / "one.safetensors"
-    file.write_clones(
-        one, [clone._replace(card=clone.card | {"name": "clone_2"}) for clone in file.read_clones(path)[:1]]
+    serialization.write_clones(
+        one, [clone._replace(card=clone.card | {"name": "clone_2"}) for clone in serialization.read_clones(path)[:1]]
     )
     shown = shell(monkeypatch, capsys, artifacts, "attach", mine, one)
     assert list(pnc.read_cards(mine)) == ["clone_2", "clone_22"] and "clone_22" in shown
@@ -231,19 +231,19 @@ def test_clone_files_are_put_together_and_taken_apart(two, tmp_path, weights, mo
     listed = shell(monkeypatch, capsys, artifacts, "list", mine, weights / "high.safetensors")
     assert "clone_22" in listed and "student" in listed
     shell(monkeypatch, capsys, artifacts, "export", mine, small, "--form", "reference")
-    assert small.stat().st_size == file.file_size(file.read_clones(small)) < mine.stat().st_size
+    assert small.stat().st_size == serialization.file_size(serialization.read_clones(small)) < mine.stat().st_size
     assert torch.equal(logits(small, middle, low), logits(mine))
     networks = ["--model", "high", "--source", "low", "--source", "middle", "--weights-root", weights]
     shell(monkeypatch, capsys, artifacts, "export", small, whole, "--form", "whole", *networks)
     assert whole.stat().st_size == mine.stat().st_size
-    for made, original in zip(file.read_clones(whole), file.read_clones(mine), strict=True):
+    for made, original in zip(serialization.read_clones(whole), serialization.read_clones(mine), strict=True):
         assert made.card == original.card and made.tensors.keys() == original.tensors.keys()
         assert all(torch.equal(value, original.tensors[key]) for key, value in made.tensors.items())
 
 
 def test_a_customised_network_classifies_images(two, tmp_path, weights, monkeypatch, capsys):
     path, small = two[2], tmp_path / "small.safetensors"
-    file.write_clones(small, [file.to_reference(clone) for clone in file.read_clones(path)])
+    serialization.write_clones(small, [serialization.to_reference(clone) for clone in serialization.read_clones(path)])
     images = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for k, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{k}.png")
@@ -260,18 +260,18 @@ def test_a_customised_network_classifies_images(two, tmp_path, weights, monkeypa
 
 def test_what_cannot_be_put_together_or_taken_apart(two, tmp_path, weights, monkeypatch, capsys):
     path, small = two[2], tmp_path / "small.safetensors"
-    first, second = file.read_clones(path)
+    first, second = serialization.read_clones(path)
     with pytest.raises(ConfigError, match="the class 0, 1, 4 comes twice; leave one of the clones out"):
         shell(monkeypatch, capsys, artifacts, "attach", path, path)
     with pytest.raises(ConfigError, match="holds no clone 'b'; it holds: clone_1, clone_2"):
         shell(monkeypatch, capsys, artifacts, "detach", path, "b")
-    file.write_clones(small, [file.to_reference(second)])
+    serialization.write_clones(small, [serialization.to_reference(second)])
     with pytest.raises(ConfigError, match=r"clone_2 is the last clone of .*: without it the network is its target"):
         shell(monkeypatch, capsys, artifacts, "detach", small, "clone_2")
     with pytest.raises(ConfigError, match="--form whole takes the sources' weights: give --model"):
         shell(monkeypatch, capsys, artifacts, "export", small, small, "--form", "whole")
     with pytest.raises(ConfigError, match="these are clones for different targets"):
-        file.write_clones(small, [first, second._replace(card=second.card | {"target": "other"})])
+        serialization.write_clones(small, [first, second._replace(card=second.card | {"target": "other"})])
     with pytest.raises(ConfigError, match=r"holds 2 clones \(clone_1, clone_2\): one name cannot be given to all"):
         pnc.attach(models.build("high", weights_root=weights), path, "mine")
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import beta, t
 
 from recombine.core.types import Row
+from recombine.report.aggregation import build
 from recombine.report.spec import load_specs, pick
-from recombine.report.tables import build
 from recombine.transfer.attribution import derive_attribution, derive_claims
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"

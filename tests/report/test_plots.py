@@ -11,7 +11,7 @@ from recombine.core.types import Row
 from recombine.flips import plots as figures
 from recombine.patch import plots as patch
 from recombine.pretrain.plots import training_curves
-from recombine.report.layout import natural
+from recombine.report.columns import natural
 from recombine.report.registry import PLOTS
 from recombine.report.style import PNG_LIMIT, save, svg
 

@@ -13,8 +13,8 @@ from recombine.core.types import Row
 from recombine.pnc import plots
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
+from recombine.report.aggregation import build
 from recombine.report.spec import load_specs
-from recombine.report.tables import build
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 USUAL = {"keep_ratio": 0.5, "head": "rows", "positions": "all", "adapter": "conv1x1_bn"}

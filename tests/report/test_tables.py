@@ -11,9 +11,9 @@ from recombine.core.errors import ConfigError
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.report.aggregate import aggregate
+from recombine.report.aggregation import build, gather
 from recombine.report.rows import distinct
 from recombine.report.spec import MetricColumn, TableSpec, load_specs, pick
-from recombine.report.tables import build, gather
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"
 NODE = {

@@ -12,7 +12,7 @@ from torch import nn
 
 from recombine import stitch
 from recombine.core.errors import ConfigError
-from recombine.stitch.ensemble import Ensemble
+from recombine.stitch.ensemble import OutputEnsemble
 from recombine.stitch.evaluator import predict_networks
 from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.search.space import references
@@ -83,7 +83,7 @@ def test_parents_that_normalise_differently_survive_a_file(joined, model, images
 @torch.no_grad()
 @pytest.mark.parametrize("mean", ["logits", "probs"])
 def test_other_ensembles_survive_a_file(net, images, tmp_path, mean):
-    net.ensemble = Ensemble(mean)
+    net.ensemble = OutputEnsemble(mean)
     net.ensemble.share.fill_(0.7)
     genotype = references(len(net.alphabet))[2]
     genotype[3] = 1

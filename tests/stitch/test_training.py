@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from recombine.core.types import Batch
 from recombine.models.freeze import digest
-from recombine.stitch.ensemble import Ensemble
+from recombine.stitch.ensemble import OutputEnsemble
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.joint_training import JointTraining, sample_offspring
 from recombine.stitch.layers import rows
@@ -260,10 +260,10 @@ def test_joint_training_by_hand(net, images, loss):
 
 def test_ensembles_of_logits_and_probabilities():
     a, b = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(Ensemble()(a, b), (a + b) / 2)
-    mean = Ensemble("probs")
+    assert torch.equal(OutputEnsemble()(a, b), (a + b) / 2)
+    mean = OutputEnsemble("probs")
     torch.testing.assert_close(mean(a, b).exp(), (a.softmax(1) + b.softmax(1)) / 2)
     with torch.no_grad():
         mean.share.fill_(math.log(3))
     torch.testing.assert_close(mean(a, b).exp(), (3 * a.softmax(1) + b.softmax(1)) / 4)
-    assert not mean.plain and Ensemble().plain
+    assert not mean.plain and OutputEnsemble().plain

@@ -21,9 +21,9 @@ from rich.table import Table
 from recombine import models
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import kind_of, read_card
 from recombine.models.freeze import digest
-from recombine.pnc.clone.file import (
+from recombine.models.serialization import kind_of, read_card
+from recombine.pnc.clone.serialization import (
     StoredClone,
     build_clone,
     file_size,

@@ -12,10 +12,10 @@ from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR, config_files
 from recombine.core.results import read_rows
+from recombine.report.aggregation import build
 from recombine.report.dashboards import as_json, report, workspace
 from recombine.report.formats import markdown
 from recombine.report.spec import load_specs
-from recombine.report.tables import build
 
 EXAMPLES = """examples:
   recombine dashboards --out dashboards                        (JSON files; no server is asked)

@@ -92,7 +92,7 @@ def datasets(cfg: DictConfig) -> Iterator[Finding]:
 
 def weights(cfg: DictConfig) -> Iterator[Finding]:
     """Folders with checkpoints below weights_root."""
-    from recombine.models.files import SUFFIXES
+    from recombine.models.weight_files import SUFFIXES
 
     root = Path(cfg.weights_root)
     folders = Counter(path.parent for path in sorted(root.rglob("*")) if path.suffix in SUFFIXES)

@@ -43,7 +43,7 @@ def _library_networks(cfg: DictConfig) -> Iterator[str]:
 
 
 def _nodes(cfg: DictConfig) -> Iterator[Any]:
-    from recombine.flips.models import list_models
+    from recombine.flips.candidates import list_models
 
     values: Any = OmegaConf.to_container(cfg, resolve=False)
     for key, value in values.items():

@@ -13,9 +13,9 @@ from torch import nn
 from recombine import models, pnc, stitch
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding
-from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import Model
 from recombine.models.resolve import locate
+from recombine.models.serialization import kind_of, read_card
 from recombine.patch import PatchedNetwork
 from recombine.pnc import ClonedNetwork
 

@@ -26,7 +26,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState
 
 from recombine.core.errors import ConfigError
-from recombine.run.trial import VARIABLE, open_storage
+from recombine.run.search_trial import VARIABLE, open_storage
 
 __all__ = ["OptunaSweeper", "split"]
 

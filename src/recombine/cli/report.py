@@ -10,10 +10,10 @@ from pathlib import Path
 from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.files import CONFIG_DIR
 from recombine.core.results import publish
+from recombine.report.aggregation import gather
 from recombine.report.html import page
 from recombine.report.readme import fill, write_pictures
 from recombine.report.spec import load_specs
-from recombine.report.tables import gather
 
 LINKED = ("config.yaml", "metrics.jsonl", "traceback.txt")
 TABLES = CONFIG_DIR / "table"

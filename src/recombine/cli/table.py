@@ -10,9 +10,9 @@ from recombine.cli.entries import register_papers
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
+from recombine.report.aggregation import Table, build, gather
 from recombine.report.formats import FORMATS, render, terminal
 from recombine.report.spec import load_specs, pick
-from recombine.report.tables import Table, build, gather
 
 TABLES = CONFIG_DIR / "table"
 EXAMPLES = """examples:

@@ -15,7 +15,7 @@ from recombine.core.locks import exclusive
 from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.class_predictions import ClassPredictions, class_path, predict_classes
-from recombine.flips.models import open_model
+from recombine.flips.candidates import open_model
 from recombine.models import Model
 from recombine.run.run import Run
 

@@ -15,7 +15,7 @@ from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 
 from recombine.core.types import Row
-from recombine.report.layout import natural
+from recombine.report.columns import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import BLUE, GREY, INK, RED, measured, styled
 

@@ -17,9 +17,9 @@ from recombine.core.files import replacing, write_atomically
 from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.evaluate import read_cached
+from recombine.flips.candidates import choose_models, list_checkpoints
 from recombine.flips.comparison import Comparison, list_pairs, make_rows
 from recombine.flips.evaluation import Evaluated, evaluate_models
-from recombine.flips.models import choose_models, list_checkpoints
 from recombine.flips.plots import PLOTS
 from recombine.flips.semantics import class_similarity
 from recombine.flips.settings import FlipsSettings

@@ -66,7 +66,7 @@ class FlipsSettings(EntrySettings):
 
     def check(self, path: str) -> list[str]:
         """Absent files, a split that is not there, models that cannot be compared."""
-        from recombine.flips.models import check_models
+        from recombine.flips.candidates import check_models
 
         given = self.model_dump(include={"models"}, exclude_unset=True).get("models", self.models)
         problems = check_data(self.dataset, self.data_root, self.split)

@@ -18,8 +18,8 @@ from recombine.flips.heads import fit_heads
 from recombine.improve.folder import SplitFolder
 from recombine.models import Model
 from recombine.models.export import OneTask
-from recombine.models.files import SUFFIXES
 from recombine.models.model import Preprocess
+from recombine.models.weight_files import SUFFIXES
 
 __all__ = ["Evaluation", "Teacher", "preprocess_of", "short_name", "zoo_networks"]
 

@@ -11,10 +11,10 @@ import torch
 from torchvision.models import ResNet18_Weights
 
 from recombine.models import weights, zoo
-from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import Model, Preprocess, reset_head
 from recombine.models.resolve import locate, preprocessing
 from recombine.models.segmentation import load_backbone
+from recombine.models.serialization import kind_of, read_card
 
 __all__ = ["build"]
 

@@ -12,7 +12,7 @@ import yaml
 
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.settings import to_dict
-from recombine.models import files
+from recombine.models import weight_files
 from recombine.models.libraries import library_name, library_names
 from recombine.models.registry import config_file, config_names, is_library
 
@@ -61,10 +61,10 @@ def from_file(path: Path) -> Spec:
     """A checkpoint that describes itself or whose file name is one of config/model; ConfigError for any other."""
     if not path.is_file():
         raise ConfigError(f"there is no checkpoint {path}")
-    if about := files.description(path):
+    if about := weight_files.description(path):
         return described(about, path)
-    if files.stem(path) in config_names():
-        return dataclasses.replace(from_config(files.stem(path)), weights=str(path))
+    if weight_files.stem(path) in config_names():
+        return dataclasses.replace(from_config(weight_files.stem(path)), weights=str(path))
     raise ConfigError(
         f"{path} does not say which network it belongs to; name the architecture too, "
         f"such as model=resnet20 model.weights={path}"
@@ -82,11 +82,15 @@ def from_name(name: str, root: Path) -> Spec:
     if name in config_names():
         spec = from_config(name)
         # A name alone never asked for random weights, so trained ones are taken where they exist.
-        return dataclasses.replace(spec, weights="pretrained") if not spec.weights and files.find(name, root) else spec
-    if name.endswith(files.SUFFIXES):
+        return (
+            dataclasses.replace(spec, weights="pretrained")
+            if not spec.weights and weight_files.find(name, root)
+            else spec
+        )
+    if name.endswith(weight_files.SUFFIXES):
         return from_file(Path(name) if Path(name).is_file() else root / name)
-    file = None if ":" in name else files.find(name, root)
-    if file and (about := files.description(file)):
+    file = None if ":" in name else weight_files.find(name, root)
+    if file and (about := weight_files.description(file)):
         return described(about, file)
     if architecture := library_name(name):
         return Spec(name, architecture, "pretrained")
@@ -130,13 +134,13 @@ def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | Non
     """The Spec and its checkpoint file (None: random, or the library's own weights).
 
     A file written by `save` describes itself: its options, classes and preprocessing replace those of config/model.
-    Raises ConfigError for unknown names and missing or unfitting files.
+    Raises ConfigError for unknown names and missing or unfitting weight_files.
     """
     spec, given = resolve(model, root)
     if spec.weights is None:
         return spec, None
     file = weights_file(spec, root)
-    about = files.description(file) if file else None
+    about = weight_files.description(file) if file else None
     if file is None or about is None:
         return spec, file
     if about["architecture"] != spec.architecture:
@@ -150,7 +154,7 @@ def locate(model: str | Mapping[str, Any], root: Path) -> tuple[Spec, Path | Non
 def weights_file(spec: Spec, root: Path) -> Path | None:
     """The file that `spec.weights` means; None for a library's own weights; ConfigError if it is missing."""
     if spec.weights == "pretrained":
-        file = files.find(spec.name, root)
+        file = weight_files.find(spec.name, root)
         if file is None and is_library(spec.architecture):
             return None
         sought = f"{spec.name}.safetensors (.th, .pt, .pth, .bin) or {spec.name}-<8 hex digits>.* in {root}"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from recombine.core.errors import ConfigError, DamagedError
 from recombine.core.files import read_tensors
 from recombine.core.inputs import record_file
-from recombine.models.artifact import describe_damage, write_artifact
 from recombine.models.model import Model, find_head
+from recombine.models.serialization import describe_damage, write_artifact
 
 __all__ = ["choose", "load", "read", "save", "stored_classes"]
 

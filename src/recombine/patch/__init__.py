@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from recombine.patch.file import load, read_card, save
-    from recombine.patch.network import PatchedNetwork, attach
     from recombine.patch.patched import Patch, TaskNetwork
+    from recombine.patch.patched_network import PatchedNetwork, attach
+    from recombine.patch.serialization import load, read_card, save
 
 __all__ = ["Patch", "PatchedNetwork", "TaskNetwork", "attach", "load", "read_card", "save"]
 _MODULES = {
     "Patch": "recombine.patch.patched",
-    "PatchedNetwork": "recombine.patch.network",
+    "PatchedNetwork": "recombine.patch.patched_network",
     "TaskNetwork": "recombine.patch.patched",
-    "attach": "recombine.patch.network",
-    "load": "recombine.patch.file",
-    "read_card": "recombine.patch.file",
-    "save": "recombine.patch.file",
+    "attach": "recombine.patch.patched_network",
+    "load": "recombine.patch.serialization",
+    "read_card": "recombine.patch.serialization",
+    "save": "recombine.patch.serialization",
 }
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -13,12 +13,12 @@ from recombine.patch import routing
 from recombine.patch.domain.zero_shot import adapt_zero_shot
 from recombine.patch.end_to_end.training import train_end_to_end
 from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base, held_out
-from recombine.patch.file import save
 from recombine.patch.paint.interpolation import backbone, load_backbone, with_backbone
 from recombine.patch.paint.training import AlphaSearch, Tuned, finetune
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import TaskResult, body_parameters, cell, joined, joint_row, row
 from recombine.patch.segmentation import train_segmentation
+from recombine.patch.serialization import save
 from recombine.patch.settings import END_TO_END, UNTRAINED, Paint, PatchSettings, as_list
 from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
 from recombine.patch.tasks import Task, label_offsets, open_base, open_source, open_tasks

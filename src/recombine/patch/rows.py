@@ -10,7 +10,7 @@ from recombine import data as datasets
 from recombine.core.types import Row
 from recombine.models import Model
 from recombine.models.model import find_head
-from recombine.patch.methods import regularizer_names, row_names
+from recombine.patch.method_names import regularizer_names, row_names
 from recombine.patch.metrics import harmonic_mean, mean, pooled
 from recombine.patch.tasks import Task
 

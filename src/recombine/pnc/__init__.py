@@ -18,17 +18,17 @@ from recombine.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from recombine.pnc.clone.cards import read_cards
-    from recombine.pnc.clone.file import load_clones, save_clone
-    from recombine.pnc.clone.network import ClonedNetwork, attach
+    from recombine.pnc.clone.cloned_network import ClonedNetwork, attach
     from recombine.pnc.clone.part import Clone
+    from recombine.pnc.clone.serialization import load_clones, save_clone
 
 __all__ = ["Clone", "ClonedNetwork", "attach", "load_clones", "read_cards", "save_clone"]
 _MODULES = {
     "Clone": "recombine.pnc.clone.part",
-    "ClonedNetwork": "recombine.pnc.clone.network",
-    "attach": "recombine.pnc.clone.network",
-    "load_clones": "recombine.pnc.clone.file",
+    "ClonedNetwork": "recombine.pnc.clone.cloned_network",
+    "attach": "recombine.pnc.clone.cloned_network",
+    "load_clones": "recombine.pnc.clone.serialization",
     "read_cards": "recombine.pnc.clone.cards",
-    "save_clone": "recombine.pnc.clone.file",
+    "save_clone": "recombine.pnc.clone.serialization",
 }
 __getattr__ = lazy_names(__name__, _MODULES)

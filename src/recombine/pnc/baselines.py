@@ -23,6 +23,7 @@ from recombine.models import Model
 from recombine.models.graph import traced
 from recombine.pnc.clone.branch import find_linear_head
 from recombine.pnc.clone.candidates import build_taps
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.method_settings import (
     DirectEnsembleSettings,
@@ -34,7 +35,6 @@ from recombine.pnc.method_settings import (
 from recombine.pnc.metrics import mean_accuracy
 from recombine.pnc.networks import build_untrained
 from recombine.pnc.stages import distillation
-from recombine.pnc.task import CloneTask
 from recombine.run.config import build
 
 __all__ = [

@@ -14,8 +14,8 @@ from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.masks import share_budget
 from recombine.pnc.clone.positions import Position, clones_layers, find_positions
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.method_settings import CloningSettings
-from recombine.pnc.task import CloneTask
 
 __all__ = ["build_candidates"]
 

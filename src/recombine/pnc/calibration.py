@@ -10,7 +10,7 @@ from recombine.core.types import Batch, Loader, Step
 from recombine.data.mixed import LabelOffsetLoader, MixedLoader, shares
 from recombine.engine.method import Method
 from recombine.models import Model
-from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.data import CloneData, first_outputs, repeat_for_steps
 from recombine.pnc.trainer import CloneTrainer
 

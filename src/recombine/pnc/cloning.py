@@ -19,6 +19,7 @@ from recombine.pnc.clone.batchnorm import recalibrate
 from recombine.pnc.clone.branch import Branch
 from recombine.pnc.clone.masks import ChannelMask, harden, order_scores, set_keep_ratio
 from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
 from recombine.pnc.importance import filter_norms, taylor_scores
@@ -26,7 +27,6 @@ from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLime
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.search import score_positions, score_similarity, select_position
 from recombine.pnc.stages import Insertion, Localization
-from recombine.pnc.task import CloneTask
 
 __all__ = ["Cloning", "LearnedClone", "learn_clone", "share_scores"]
 

@@ -15,12 +15,12 @@ from recombine.models import Model
 from recombine.models.overview import flops
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import CloneData, first_outputs, sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.gains import gain, pack
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.metrics import accuracy, count_bytes, hits, joint_metrics, percent, source_metrics
-from recombine.pnc.task import CloneTask
 from recombine.run.console import show
 
 __all__ = [

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.pnc.claims import is_default
-from recombine.report.layout import natural
+from recombine.report.columns import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import BLUE, GREY, INK, ORANGE, RED, measured, save, styled
 from recombine.run.run import Run

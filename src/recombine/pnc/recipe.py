@@ -16,11 +16,11 @@ from recombine.models import Model
 from recombine.models.freeze import digest
 from recombine.pnc.baselines import consolidate, ensemble, finetune, train_from_scratch
 from recombine.pnc.calibration import calibrate
-from recombine.pnc.clone.file import file_size, pack_clone, to_reference, write_clones
-from recombine.pnc.clone.network import ClonedNetwork
+from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone.serialization import file_size, pack_clone, to_reference, write_clones
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.cloning import Cloning, learn_clone
-from recombine.pnc.compose import compose
 from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_module, suffix
 from recombine.pnc.evaluator import CloneEvaluator
@@ -38,8 +38,8 @@ from recombine.pnc.networks import build_frozen, build_source_networks, build_ta
 from recombine.pnc.plots import save_search_plot
 from recombine.pnc.settings import PncSettings
 from recombine.pnc.sources import list_sources
-from recombine.pnc.task import CloneTask
 from recombine.pnc.trainer import CloneTrainer
+from recombine.pnc.zoo import compose
 from recombine.run.run import Run
 
 if TYPE_CHECKING:

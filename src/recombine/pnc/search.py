@@ -14,12 +14,12 @@ from recombine.models import Model
 from recombine.pnc.clone.branch import FullHead
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.gains import gain
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.metrics import percent
-from recombine.pnc.task import CloneTask
 
 __all__ = ["joint_similarities", "predict_hits", "score_positions", "score_similarity", "select_position"]
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recombine.core.types import Row
-from recombine.report.layout import natural
+from recombine.report.columns import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import SERIES, measured, styled
 

@@ -32,9 +32,9 @@ from recombine.engine.method import Method
 from recombine.engine.metrics import Mean, for_task
 from recombine.engine.pictures import save_predictions
 from recombine.models import Model
-from recombine.models.artifact import kind_of, read_card
 from recombine.models.model import find_head
 from recombine.models.segmentation import Segmenter
+from recombine.models.serialization import kind_of, read_card
 from recombine.pretrain.settings import PretrainSettings
 from recombine.run.config import build, run_id
 from recombine.run.console import show

@@ -27,16 +27,16 @@ from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
-from recombine.run.artifacts import code_artifact, list_artifacts
 from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
+from recombine.run.lineage import code_artifact, list_artifacts
 from recombine.run.run import Run
+from recombine.run.search_trial import SearchTrial
 from recombine.run.settings import EntrySettings
 from recombine.run.signals import StopSignals, finishing
 from recombine.run.tracking import Tracker, final_values
-from recombine.run.trial import SearchTrial
 
 __all__ = ["check", "exit_code", "launch", "record_problems", "run_folder"]
 

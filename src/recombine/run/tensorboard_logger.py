@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from recombine.run.artifacts import RunArtifact
+from recombine.run.lineage import RunArtifact
 
 __all__ = ["TensorBoardLogger"]
 

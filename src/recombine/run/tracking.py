@@ -15,8 +15,8 @@ from torch import Tensor
 
 from recombine.core.errors import RecombineError
 from recombine.core.types import Row
-from recombine.run.artifacts import RunArtifact
-from recombine.run.trial import SearchTrial
+from recombine.run.lineage import RunArtifact
+from recombine.run.search_trial import SearchTrial
 
 __all__ = ["Logger", "Tracker", "final_values"]
 

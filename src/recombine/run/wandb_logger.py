@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 import wandb
 from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
-from recombine.run.artifacts import RunArtifact
+from recombine.run.lineage import RunArtifact
 
 __all__ = ["WandbLogger", "effective_mode"]
 

@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ensemble", "Mean"]
+__all__ = ["Mean", "OutputEnsemble"]
 
 Mean = Literal["logits", "probs"]
 """What is averaged."""
 
 
-class Ensemble(nn.Module):
+class OutputEnsemble(nn.Module):
     """Logits of both outputs -> w A + (1 - w) B of the logits, or the logarithm of that mean of their probabilities.
 
     w = sigmoid(share), one number for all offspring of a supernetwork: 1/2 unless it is trained.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from recombine.core.errors import ConfigError
 from recombine.models import Model, build
-from recombine.models.artifact import kind_of
+from recombine.models.serialization import kind_of
 from recombine.run.config import DictConfig
 from recombine.run.run import Run
 from recombine.stitch import offspring

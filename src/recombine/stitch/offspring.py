@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from recombine.core.errors import ConfigError
-from recombine.models import Model, artifact, zoo
-from recombine.models.artifact import DAMAGE, kind_of, read_artifact, write_artifact
-from recombine.models.files import check_description
+from recombine.models import Model, serialization, zoo
 from recombine.models.freeze import digest
 from recombine.models.model import Preprocess
+from recombine.models.serialization import DAMAGE, kind_of, read_artifact, write_artifact
+from recombine.models.weight_files import check_description
 from recombine.stitch.parents import Parent
 from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
@@ -130,7 +130,7 @@ def save(
 
 def read_card(path: str | Path) -> dict[str, Any]:
     """The card of an offspring file; ConfigError if it is none."""
-    return artifact.read_card(path, KIND, CARD)
+    return serialization.read_card(path, KIND, CARD)
 
 
 def offspring_card(path: str | Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from recombine.core.errors import ConfigError
 from recombine.models import Model
 from recombine.models.blocks import ADDITIONS, ancestors
 from recombine.models.graph import trace
-from recombine.stitch.layouts import find_layouts
+from recombine.stitch.axes import find_layouts
 
 __all__ = ["Parent"]
 

@@ -21,7 +21,7 @@ from recombine.engine.method import Method
 from recombine.models import Model
 from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
-from recombine.stitch.ensemble import Ensemble
+from recombine.stitch.ensemble import OutputEnsemble
 from recombine.stitch.images import ImageSplits
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
@@ -41,10 +41,10 @@ class RetrainedOffspring(NamedTuple):
 class Branches(nn.Module):
     """An offspring whose inner network returns the logits of each output it has, one or two."""
 
-    def __init__(self, model: Model, ensemble: Ensemble | None = None) -> None:
+    def __init__(self, model: Model, ensemble: OutputEnsemble | None = None) -> None:
         """`ensemble` of two outputs; by default the mean of their logits."""
         super().__init__()
-        self.model, self.ensemble = model, ensemble or Ensemble()
+        self.model, self.ensemble = model, ensemble or OutputEnsemble()
 
     def branch_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """uint8 [B, 3, H, W] -> logits [B, C] of each output."""

@@ -11,8 +11,8 @@ from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import OptimizerNode, ScheduleNode, TrainingSettings
-from recombine.models.artifact import kind_of
 from recombine.models.checks import check_model
+from recombine.models.serialization import kind_of
 from recombine.models.settings import ModelSettings
 
 __all__ = ["MatchingSettings", "RetrainSettings", "StitchMethodSettings", "StitchSearchSettings", "StitchSettings"]

@@ -2,7 +2,7 @@
 
 A switch passes on the value of its node (0) or the other network's through a stitch (1); stitches read the value
 before the switch. A genotype, int8 [2m + 1], sets all switches, in the order of the pairs and A's before B's; its last
-gene chooses the output: 0 is A's, 1 is B's, 2 the mean of both (`Ensemble`).
+gene chooses the output: 0 is A's, 1 is B's, 2 the mean of both (`OutputEnsemble`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.fx.node import map_arg
 from recombine.core.errors import ConfigError
 from recombine.models.blocks import ancestors
 from recombine.stitch.cost import multiply_adds, node_costs
-from recombine.stitch.ensemble import Ensemble, Mean
+from recombine.stitch.ensemble import Mean, OutputEnsemble
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.layers import CHANNEL_AXIS, affine_part, make_stitch
 from recombine.stitch.parents import Parent
@@ -76,7 +76,7 @@ class Supernetwork(nn.Module):
             make_stitch(self.layout(gene ^ 1), self.shape(gene ^ 1), self.layout(gene), self.shape(gene))
             for gene in range(2 * len(self.pairs))
         )
-        self.ensemble = Ensemble(ensemble)
+        self.ensemble = OutputEnsemble(ensemble)
         self.graph, self.joined = self._build_graph()
         self.set_genotype(np.array([0] * len(self.stitches) + [ENSEMBLE], np.int8))
 

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.report.layout import natural
+from recombine.report.columns import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import GREY, INK, SERIES, measured, styled
 from recombine.transfer import rate_plots

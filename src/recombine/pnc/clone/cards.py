@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import read_card
+from recombine.models.serialization import read_card
 
 __all__ = ["check_cards", "read_cards"]
 

@@ -15,9 +15,9 @@ from recombine.models.graph import segment, traced
 from recombine.models.model import Model
 from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits
 from recombine.pnc.clone.cards import read_cards
-from recombine.pnc.clone.file import free_name, load_clones
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import list_cuts
+from recombine.pnc.clone.serialization import free_name, load_clones
 
 __all__ = ["ClonedNetwork", "attach"]
 

@@ -11,14 +11,14 @@ from rich.table import Table
 
 from recombine.core.errors import ConfigError
 from recombine.data import Data
-from recombine.models.artifact import is_kind, read_card
 from recombine.models.freeze import digest
+from recombine.models.serialization import is_kind, read_card
 from recombine.pnc.clone.part import Clone
+from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.cloning import Cloning
 from recombine.pnc.data import CloneData
 from recombine.pnc.method_settings import CloningSettings, ComposeSettings
 from recombine.pnc.search import predict_hits
-from recombine.pnc.task import CloneTask
 from recombine.run.console import show
 
 __all__ = ["Offer", "choose_offers", "compose", "find_offers", "index_zoo"]

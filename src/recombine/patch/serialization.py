@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import DAMAGE, Artifact, read_artifact, write_artifact
 from recombine.models.freeze import digest
 from recombine.models.graph import Traced, traced
 from recombine.models.model import Model, unwrap
+from recombine.models.serialization import DAMAGE, Artifact, read_artifact, write_artifact
 from recombine.patch.adapters import NormAdaptation, ResidualAdapters
 from recombine.patch.delta import Delta
 from recombine.patch.lora import LoRA, ScaleShift

@@ -14,8 +14,8 @@ from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.results import read_rows
 from recombine.core.types import Row
 from recombine.report.aggregate import aggregate, binned
+from recombine.report.columns import Layout, natural
 from recombine.report.derived import derive
-from recombine.report.layout import Layout, natural
 from recombine.report.mixing import cut_short, mixtures
 from recombine.report.rows import distinct
 from recombine.report.significance import not_worse

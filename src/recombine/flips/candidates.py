@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.models.artifact import is_kind, read_card
-from recombine.models.files import SUFFIXES, find, stem
 from recombine.models.libraries import download_size, expand_pattern, library_classes
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
+from recombine.models.serialization import is_kind, read_card
+from recombine.models.weight_files import SUFFIXES, find, stem
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models import Model, zoo
-from recombine.models.artifact import DAMAGE, read_artifact, write_artifact
-from recombine.models.files import check_description
 from recombine.models.freeze import digest
 from recombine.models.graph import trace, traced
+from recombine.models.serialization import DAMAGE, read_artifact, write_artifact
+from recombine.models.weight_files import check_description
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.cards import check_cards
 from recombine.pnc.clone.part import Clone

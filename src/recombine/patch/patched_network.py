@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
-from recombine.patch.file import Base, dtype_of, put_on, read
 from recombine.patch.names import name_problem
+from recombine.patch.serialization import Base, dtype_of, put_on, read
 
 __all__ = ["PatchedNetwork", "attach"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from recombine.core.errors import ConfigError
 from recombine.core.settings import find_problems
-from recombine.models.artifact import is_kind, read_card
 from recombine.models.libraries import hub_problem
+from recombine.models.serialization import is_kind, read_card
 from recombine.models.settings import DescriptionSettings
 
 __all__ = ["SUFFIXES", "check_description", "description", "find", "stem"]
