@@ -14,10 +14,12 @@ from recombine import models
 from recombine.cli.search_path import initialize_entry
 from recombine.core.results import read_rows
 from recombine.core.types import Batch
+from recombine.engine.logistic_regression import logistic_regression
 from recombine.models.graph import traced
 from recombine.patch import recipe
 from recombine.patch.delta import Delta
 from recombine.patch.end_to_end.bi_tuning import BiTuning, TwoViews, contrast, enqueue
+from recombine.patch.end_to_end.delta_attention import DeltaAttention
 from recombine.patch.end_to_end.method import EndToEnd
 from recombine.patch.end_to_end.regularizers import BSS, LWF, CoTuning, StochNorm
 from recombine.patch.patched import HeadOnly, TaskNetwork
@@ -43,6 +45,10 @@ class Images:
 
     def __init__(self, batch):
         self.batch = batch
+
+    @property
+    def indices(self):
+        return self.batch.index.numpy()
 
     def epoch(self, epoch, start=0):
         yield self.batch
@@ -120,6 +126,74 @@ def test_co_tuning_asks_the_base_for_what_it_said_of_the_class(network, batch):
     method.train()
     penalty.backward()
     assert network.base.get_submodule(network.patch.head_name).weight.grad.abs().sum() > 0  # it trains too
+
+
+def maps(base, preprocess, images, names):
+    """What the named convolutions give, float64."""
+    found = {}
+    hooks = [
+        base.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: found.update({name: o.detach()}))
+        for name in names
+    ]
+    with torch.no_grad():
+        base(preprocess(images))
+    for hook in hooks:
+        hook.remove()
+    return [found[name].double().numpy() for name in names]
+
+
+def test_delta_holds_maps_by_the_attention_of_their_channels(network, batch):
+    names = ["layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"]
+    before = maps(network.base.eval(), network.preprocess, batch.images, names)
+    method = DeltaAttention(network, weight=0.01, head_weight=0.1)
+    assert [node.target for node in method.nodes] == names
+    attention = [np.random.default_rng(k).dirichlet(np.ones(each.shape[1])) for k, each in enumerate(before)]
+    for k, each in enumerate(attention):
+        method.get_buffer(f"attention{k}").copy_(torch.from_numpy(each))
+    with torch.no_grad():
+        for value in network.base.parameters():
+            value.mul_(1.1)
+    method.train()
+    network.eval()
+    features, _ = network.features_and_logits(batch.images)
+    penalty = method.penalty(batch, features)
+    after = maps(network.base, network.preprocess, batch.images, names)
+    omega = sum(
+        0.5 * (now.shape[1] / now[0, 0].size * a * np.square(now - then).sum((2, 3))).sum()
+        for now, then, a in zip(after, before, attention, strict=True)
+    )
+    head = sum(value.detach().double().square().sum().item() for value in network.patch.head.parameters())
+    assert penalty.item() == pytest.approx(0.01 * omega + 0.05 * head, rel=1e-3) and omega > 0
+    penalty.backward()
+    assert network.base.get_submodule("layer1.0.conv2").weight.grad.abs().sum() > 0
+    assert all(value.grad is None for value in method.source.parameters())
+    assert {group["weight_decay"] for group in method.parameter_groups()} == {0.0}
+
+
+def test_the_attention_of_delta_is_the_loss_without_a_filter(network, batch):
+    """Filters are zeroed in the weights here, one after the other, with the images through the whole network."""
+    network.eval()
+    method = DeltaAttention(network, images=3)
+    method.prepare(Images(batch))
+    base, conv = network.base, network.base.get_submodule("layer2.0.conv2")
+    with torch.no_grad():
+        features, _ = network.features_and_logits(batch.images)
+        weight, bias = logistic_regression(features, LABELS, 3)
+
+        def loss():
+            found, _ = network.features_and_logits(batch.images[::2])  # three of six, spread over all
+            return torch.nn.functional.cross_entropy(found @ weight.T + bias, LABELS[::2]).item()
+
+        rise, whole = [], loss()
+        for channel in range(conv.out_channels):
+            kept = conv.weight[channel].clone()
+            conv.weight[channel] = 0
+            rise.append(loss() - whole)
+            conv.weight[channel] = kept
+    rise = np.array(rise)
+    expected = softmax((rise - rise.mean()) / rise.std() / 5)
+    np.testing.assert_allclose(method.attention1.numpy(), expected, rtol=2e-2)
+    assert expected.max() > 1.2 * expected.min() and base.layer2[0].conv2 is conv
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
@@ -247,7 +321,9 @@ def weights(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("regularizer", ["none", "lwf", "bss", "stoch_norm", "co_tuning", "bi_tuning"])
+@pytest.mark.parametrize(
+    "regularizer", ["none", "lwf", "bss", "stoch_norm", "co_tuning", "bi_tuning", "delta_attention"]
+)
 def test_two_steps_of_each_with_modules_too(tmp_path, weights, regularizer):
     words = [f"model.name={weights}/base.safetensors", "model=any", "loader=torch", "loader.workers=0", "logger=none"]
     words += ["protocol=end_to_end", "method=delta_all", "tasks=[{name:digits,fraction:0.3}]", "engine.max_steps=2"]

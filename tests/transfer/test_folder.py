@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.flips.heads import logistic_regression
+from recombine.engine.logistic_regression import logistic_regression
 from recombine.run.launch import launch
 from recombine.transfer import recipe
 from recombine.transfer.teacher_cache import FrozenTeachers

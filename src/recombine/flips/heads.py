@@ -11,15 +11,15 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Loader
 from recombine.engine.evaluate import autocast, evaluating
+from recombine.engine.logistic_regression import logistic_regression
 from recombine.models import Model
 from recombine.models.model import head_names
 
-__all__ = ["find_heads", "fit_heads", "logistic_regression"]
+__all__ = ["find_heads", "fit_heads"]
 
 Head = nn.Linear | nn.Conv2d
 
@@ -92,28 +92,3 @@ def _hooked(layers: Sequence[nn.Module], hook: Callable) -> Iterator[None]:
 def _pooled(values: Tensor) -> Tensor:
     """float32 [B, D], averaged over space where it is a map."""
     return (values.mean((2, 3)) if values.ndim == 4 else values).float()
-
-
-def logistic_regression(
-    features: Tensor, labels: Tensor, classes: int, penalty: float = 1e-3, steps: int = 100
-) -> tuple[Tensor, Tensor]:
-    """Weight [C, D] and bias [C] of a softmax regression on features [n, D] by L-BFGS.
-
-    `penalty` is half the weight of ||W||^2 for standardised features, in a mean over the samples.
-    """
-    mean, std = features.mean(0), features.std(0).clamp(min=1e-6)
-    x = (features - mean) / std
-    weight = torch.zeros(classes, x.shape[1], device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight.T + bias, labels) + penalty * weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(objective)
-    with torch.no_grad():
-        weight = weight / std
-        return weight, bias - weight @ mean

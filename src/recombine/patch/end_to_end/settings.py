@@ -10,8 +10,8 @@ from recombine.core.settings import Settings
 from recombine.engine.settings import NotNegative
 
 __all__ = [
-    *("BSSSettings", "BiTuningSettings", "CoTuningSettings", "LWFSettings", "RegularizerSettings"),
-    *("StochNormSettings", "UniformPriorSettings"),
+    *("BSSSettings", "BiTuningSettings", "CoTuningSettings", "DeltaAttentionSettings", "LWFSettings"),
+    *("RegularizerSettings", "StochNormSettings", "UniformPriorSettings"),
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -57,6 +57,18 @@ class CoTuningSettings(RegularizerSettings, target="recombine.patch.end_to_end.r
     reads_source: ClassVar[bool] = True
     weight: NotNegative = 2.3
     """Factor of its cross entropy."""
+
+
+class DeltaAttentionSettings(RegularizerSettings, target="recombine.patch.end_to_end.delta_attention.DeltaAttention"):
+    """DELTA: feature maps stay as they were, the more so the more the task needs them (Li et al. 2019)."""
+
+    reads_source: ClassVar[bool] = True
+    weight: NotNegative = 0.01
+    """Factor of the distance of the feature maps."""
+    head_weight: NotNegative = 0.01
+    """Factor of half the squared norm of the classifier."""
+    images: Count = 320
+    """Training images that tell how much a channel is needed."""
 
 
 class StochNormSettings(RegularizerSettings, target="recombine.patch.end_to_end.regularizers.StochNorm"):
