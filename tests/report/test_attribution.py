@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import beta, t
 
 from recombine.core.types import Row
-from recombine.report.aggregation import build
+from recombine.report.pivot import build
 from recombine.report.spec import load_specs, pick
 from recombine.transfer.attribution import derive_attribution, derive_claims
 

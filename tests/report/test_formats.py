@@ -16,8 +16,8 @@ from rich.console import Console
 from recombine.core.errors import ConfigError
 from recombine.core.results import write_rows
 from recombine.core.types import Row
-from recombine.report.aggregation import Table, build
 from recombine.report.formats import latex_escape, render, terminal
+from recombine.report.pivot import Table, build
 from recombine.report.spec import load_specs, pick
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from recombine.core.types import Row
 from recombine.pnc import plots
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
-from recombine.report.aggregation import build
+from recombine.report.pivot import build
 from recombine.report.spec import load_specs
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"

@@ -15,9 +15,9 @@ from scipy.stats import mannwhitneyu
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.report.aggregation import build
 from recombine.report.derived import derive
 from recombine.report.formats import latex
+from recombine.report.pivot import build
 from recombine.report.significance import holm, not_worse
 from recombine.report.spec import TableSpec, load_specs, pick
 from recombine.stitch import plots as stitch

@@ -11,7 +11,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.report.aggregate import aggregate
-from recombine.report.aggregation import build, gather
+from recombine.report.pivot import build, gather
 from recombine.report.rows import distinct
 from recombine.report.spec import MetricColumn, TableSpec, load_specs, pick
 

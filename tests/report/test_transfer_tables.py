@@ -8,7 +8,7 @@ import pytest
 
 from recombine.core.types import Row
 from recombine.report.aggregate import aggregate
-from recombine.report.aggregation import build
+from recombine.report.pivot import build
 from recombine.report.spec import MetricColumn, TableSpec, load_specs, pick
 
 TABLES = Path(__file__).resolve().parents[2] / "config" / "table"

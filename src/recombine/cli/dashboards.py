@@ -12,9 +12,9 @@ from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR, config_files
 from recombine.core.results import read_rows
-from recombine.report.aggregation import build
 from recombine.report.dashboards import as_json, report, workspace
 from recombine.report.formats import markdown
+from recombine.report.pivot import build
 from recombine.report.spec import load_specs
 
 EXAMPLES = """examples:

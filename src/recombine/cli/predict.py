@@ -1,9 +1,10 @@
-"""Classify image files with a network, any clones in it and any patches of it.
+"""Classify image files, or their pixels, with a network, any clones in it and any patches of it.
 
 recombine predict --model resnet56 --weights-root weights/cifar10 --patch mnist.safetensors images/*.png
 recombine predict --model cnn-digits_high-s0 --clone outputs/pnc/*/clone.safetensors images/
 recombine predict --model outputs/stitch/*/offspring/0.safetensors images/
 recombine predict --model timm:resnet50 --patch cars.safetensors --patch birds.safetensors --task auto a.jpg
+recombine predict --model lraspp_mobilenetv2_tv-camvid-s0 --masks masks/ images/
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from rich.table import Table
 from torch import Tensor
 
 from recombine.cli.networks import BASE, add_network_arguments, open_network
+from recombine.cli.predict_masks import mask_paths, predict_masks, shares_table
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding, decode, shown
 from recombine.data.storage import IMAGES
 from recombine.data.tree import image_paths
 from recombine.models.model import Model
+from recombine.models.segmentation import Segmenter
 from recombine.run.device import open_device
 
 BATCH = 64
@@ -41,6 +44,7 @@ def arguments() -> argparse.Namespace:
     add_network_arguments(parser)
     add("--task", help="only this patch (base: only the base; auto: the most confident of all)")
     add("--top", type=int, default=1, help="so many classes of each image, the most probable first")
+    add("--masks", type=Path, help="of a network that labels pixels: the folder for a mask of each image (PNG)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number>")
     add("--json", action="store_true", help="one JSON object a line instead of a table")
     return parser.parse_args()
@@ -57,15 +61,38 @@ def main() -> None:
     model, cloned, patched, names, decoding = open_network(options)
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
+    if isinstance(model.net, Segmenter):
+        label_pixels(model, files, decoding, names[BASE], options)
+        return
+    if options.masks:
+        raise ConfigError(f"--masks: {model.name} classifies whole images and gives no masks")
     with open_device(options.device) as (device, _, _):
         experts: dict[str, Expert] = {BASE: cloned.to(device)}
         experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
         found = predict(experts, partial(read, model=model, decoding=decoding), files, names, options)
         if options.json:
-            for each in found:
-                print(json.dumps(each))
+            print_lines(found)
         else:
             open_console().print(as_table(list(found), patched.list()))
+
+
+def label_pixels(
+    model: Model, files: Sequence[Path], decoding: Decoding, names: list[str], options: argparse.Namespace
+) -> None:
+    """Write the mask of every image and print the classes with the most pixels."""
+    paths = mask_paths(files, options.masks)
+    with open_device(options.device) as (device, _, _):
+        found = predict_masks(model.to(device).eval(), files, paths, decoding, names, options.top)
+        if options.json:
+            print_lines(found)
+        else:
+            open_console().print(shares_table(list(found)))
+
+
+def print_lines(rows: Iterable[dict]) -> None:
+    """One JSON object a line, each as soon as it is known."""
+    for each in rows:
+        print(json.dumps(each))
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.files import CONFIG_DIR
 from recombine.core.results import publish
-from recombine.report.aggregation import gather
 from recombine.report.html import page
+from recombine.report.pivot import gather
 from recombine.report.readme import fill, write_pictures
 from recombine.report.spec import load_specs
 

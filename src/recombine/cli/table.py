@@ -10,8 +10,8 @@ from recombine.cli.entries import register_papers
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
-from recombine.report.aggregation import Table, build, gather
 from recombine.report.formats import FORMATS, render, terminal
+from recombine.report.pivot import Table, build, gather
 from recombine.report.spec import load_specs, pick
 
 TABLES = CONFIG_DIR / "table"

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from recombine.core.errors import ConfigError
-from recombine.report.aggregation import BROKEN, Table
+from recombine.report.pivot import BROKEN, Table
 
 __all__ = ["FORMATS", "csv", "latex", "latex_escape", "markdown", "render", "terminal"]
 

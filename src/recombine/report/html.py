@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.report.aggregation import BROKEN, build, has_rows
+from recombine.report.pivot import BROKEN, build, has_rows
 from recombine.report.rows import distinct, settings
 from recombine.report.spec import MetricColumn, TableSpec, everything
 from recombine.report.style import chart_theme

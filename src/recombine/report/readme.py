@@ -17,8 +17,8 @@ from pathlib import Path
 
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.types import Row
-from recombine.report.aggregation import build
 from recombine.report.formats import markdown
+from recombine.report.pivot import build
 from recombine.report.registry import PLOTS, Plot
 from recombine.report.rows import distinct, parts, together
 from recombine.report.spec import TableSpec, matches, pick
