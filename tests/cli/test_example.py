@@ -1,8 +1,6 @@
 """examples/shapes: a project with its own data set, network, method and experiment, run as its README says."""
 
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -13,6 +11,7 @@ from recombine.cli.overrides import compose_all
 from recombine.core.files import CONFIG_DIR, use_config_dirs
 from recombine.core.results import read_rows
 from recombine.run.config import validate
+from tests import forked
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shapes"
 QUICK = ["loader=torch", "logger=none", "device=cpu"]
@@ -20,27 +19,19 @@ QUICK = ["loader=torch", "logger=none", "device=cpu"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A function that runs `recombine` in an empty folder with the example's package and configs."""
+    """An empty folder, and a function that runs `recombine` in it with the example's package and configs."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "conf").symlink_to(EXAMPLE / "conf")
-    path = os.pathsep.join([str(EXAMPLE / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-    def start(*words):
-        command = [sys.executable, "-m", "recombine.cli.command", *words]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-        )
-
-    start.folder = folder
-    return start
+    return folder, partial(forked.run, cwd=folder, path=[EXAMPLE / "src"])
 
 
 def test_own_data_network_method_and_experiment(run):
+    folder, run = run
     trained = run("pretrain", "--config-dir", "conf", "dataset=shapes", "model=shape_net", "-m", "seed=0,1", *QUICK)
     assert trained.returncode == 0, trained.stderr
     moved = run("transfer", "hydra.searchpath=[file://conf]", "experiment=transfer/shapes", *QUICK)
     assert moved.returncode == 0, moved.stderr
-    rows = {row.entry: row for row in read_rows(run.folder / "outputs")}
+    rows = {row.entry: row for row in read_rows(folder / "outputs")}
     assert rows["pretrain"].metrics["accuracy"] > 80 and rows["pretrain"].cell["dataset"] == "shapes"
     assert rows["transfer"].cell["method"] == "mean_squared_error"
     assert "--config-dir conf" in rows["pretrain"].provenance["command"]

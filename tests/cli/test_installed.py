@@ -42,18 +42,22 @@ def installed(tmp_path_factory):
     return run
 
 
-def test_it_is_the_wheel_and_not_the_clone(installed):
-    code = "import recombine, src; from recombine import patch, pnc, stitch; print(recombine.__file__, src.NAME)"
-    result = installed("python", "-c", f"{code}; patch.attach, pnc.attach, stitch.load, recombine.load")
+IMPORTS = """
+import sys, recombine, src
+from recombine import patch, pnc, stitch
+from recombine.cli.command import main
+print(patch.attach.__name__, pnc.attach.__name__, stitch.load.__name__, recombine.load.__name__)
+print(recombine.__file__, src.NAME, flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_it_is_the_wheel_and_not_the_clone_and_an_entry_finds_its_configs(installed):
+    options = ["model=cnn", "loader=torch", "logger=none", "engine.max_steps=2", "device=cpu"]
+    result = installed("python", "-c", IMPORTS, "pretrain", *options)
     assert result.returncode == 0, result.stderr
     assert str(ROOT) not in result.stdout and "not recombine" in result.stdout
-
-
-def test_an_entry_runs_and_finds_its_configs(installed):
-    options = ["model=cnn", "loader=torch", "logger=none", "engine.max_steps=2", "device=cpu"]
-    result = installed("recombine", "pretrain", *options)
-    assert result.returncode == 0, result.stderr
-    assert "recombine pretrain model=cnn" in result.stdout and "accuracy" in result.stdout
+    assert "pretrain model=cnn" in result.stdout and "accuracy" in result.stdout
 
 
 def test_help_and_tools(installed):

@@ -149,7 +149,7 @@ def test_one_process_at_a_time_and_sigterm_saves(fit):
     assert second.code == 3 and f"in use by process {first.pid} on" in second.err and "Traceback" not in second.err
     first.send_signal(signal.SIGTERM)
     _, err = first.communicate(timeout=600)
-    assert first.returncode == 143 and "repeat the command to continue" in err
+    assert first.returncode == 143 and "repeat the command to continue" in err, err
     (row,) = read_rows(fit.folder)
     assert row.status == "interrupted"
 

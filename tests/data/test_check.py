@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from recombine.core.settings import find_problems
 from recombine.data import open_data
 from recombine.data.checks import check as check_files
 from recombine.data.settings import DatasetSettings, LoaderSettings
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "config/dataset").glob("[!_]*.yaml"))
@@ -112,8 +111,7 @@ def test_unreadable_label_map(opened, photos):
 
 
 def prepare(*words):
-    command = [sys.executable, "scripts/prepare.py", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return forked.run("prepare", *words, cwd=ROOT)
 
 
 def test_prepare_converts_several_sets_and_reports_the_absent_one(tmp_path):

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from recombine.core.errors import RecombineError
+from recombine.data import open_data
+from tests import forked
 
 pytest.importorskip("ffcv")
 from recombine.data import ffcv as ours
@@ -88,9 +90,25 @@ def test_torch_threads_stay_as_they_were(opened):
         torch.set_num_threads(before)
 
 
+IMPORTING = """
+import sys, torch
+torch.set_num_threads(3)
+print("ffcv" in sys.modules)
+import recombine.data.ffcv
+print(torch.get_num_threads())
+"""
+
+
 def test_importing_ffcv_keeps_torch_threads():
-    code = "import torch; torch.set_num_threads(3); import recombine.data.ffcv; assert torch.get_num_threads() == 3"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    done = forked.call(exec, IMPORTING)
+    assert done.returncode == 0 and done.stdout == "False\n3\n", done.stderr
+
+
+def read_on_one_core(cache):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    where = {"data_root": ".", "cache_root": str(cache), "seed": 0, "device": "cpu"}
+    loader = open_data({"name": "digits"}, loader={"kind": "ffcv"}, **where).loader("test", 50, train=False)
+    print(loader.workers, sum(len(batch.index) for batch in loader.epoch(0)))
 
 
 def test_more_workers_than_cores_are_refused_or_clamped(opened):
@@ -98,16 +116,8 @@ def test_more_workers_than_cores_are_refused_or_clamped(opened):
 
     with pytest.raises(ConfigError, match=r"loader.workers=10000: auto or a whole number of at least 0 and at most"):
         opened(kind="ffcv", workers=10_000)
-    code = """
-import os
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from recombine.data import open_data
-data = open_data({"name": "digits"}, loader={"kind": "ffcv"}, data_root=".", cache_root=CACHE, seed=0, device="cpu")
-loader = data.loader("test", 50, train=False)
-assert loader.workers == 1 and sum(len(batch.index) for batch in loader.epoch(0)) == 300
-"""
-    where = opened(kind="ffcv").split("test").betons.parent
-    subprocess.run([sys.executable, "-c", code.replace("CACHE", repr(str(where)))], cwd=ROOT, check=True, timeout=120)
+    done = forked.call(read_on_one_core, opened(kind="ffcv").split("test").betons.parent)
+    assert done.stdout == "1 300\n", done.stderr
 
 
 def test_one_loader_object_serves_all_epochs(loader):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 from recombine.core.errors import ConfigError
 from recombine.data.inspection import inspect
 from recombine.data.sources import open_source
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
@@ -269,12 +268,11 @@ def test_what_was_looked_at_is_remembered_until_a_file_changes(tmp_path, monkeyp
 
 def test_the_tool_shows_what_there_is_and_refuses_what_cannot_be_read(tmp_path):
     junk(tmp_path)
-    command = [sys.executable, "scripts/inspect_data.py", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = forked.run("inspect_data", str(tmp_path), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "2 classes; train 10, test 2 images" in done.stdout and "THUMB.jpg" in done.stdout
     (tmp_path / "red/00.png").write_bytes(b"")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = forked.run("inspect_data", str(tmp_path), cwd=ROOT)
     assert done.returncode == 2 and "00.png is empty" in done.stderr and "Traceback" not in done.stderr
 
 

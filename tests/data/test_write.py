@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from PIL import Image
 
 from recombine.core.errors import ConfigError, WriteError
 from recombine.core.files import write_json
+from recombine.data import open_data
+from tests import forked
 
 pytest.importorskip("ffcv")
 from ffcv.reader import Reader
@@ -144,18 +145,17 @@ def test_source_may_be_read_only(opened, photos):
     assert new and all(photos.parent / "cache" in (path, *path.parents) for path in new)
 
 
+def read_through(cache):
+    """Print the sum of all pixels of the test images, which the loader converts first."""
+    where = {"data_root": ".", "cache_root": str(cache), "seed": 0, "device": "cpu"}
+    data = open_data({"name": "digits"}, loader={"kind": "ffcv"}, **where)
+    print(sum(int(batch.images.sum()) for batch in data.loader("test", 64, train=False).epoch(0)))
+
+
 def test_concurrent_writers_leave_one_whole_file(opened):
     split = opened(kind="ffcv").split("test")
-    code = """
-import sys
-from recombine.data import open_data
-where = {"data_root": ".", "cache_root": sys.argv[1], "seed": 0, "device": "cpu"}
-data = open_data({"name": "digits"}, loader={"kind": "ffcv"}, **where)
-print(sum(int(batch.images.sum()) for batch in data.loader("test", 64, train=False).epoch(0)))
-"""
-    command = [sys.executable, "-c", code, str(split.betons.parent)]
-    writers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {writer.communicate(timeout=120)[0].strip() for writer in writers}
+    with ThreadPoolExecutor(2) as pool:
+        answers = {done.stdout.strip() for done in pool.map(forked.call, 2 * [read_through], 2 * [split.betons.parent])}
     assert answers == {str(int(split.pixels.sum(dtype=np.int64)))}
     assert [path.name for path in split.betons.glob("*.beton*")] == [beton_path(split).name]
 

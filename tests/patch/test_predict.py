@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,12 +17,13 @@ from recombine.core.errors import ConfigError
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
+from tests import forked
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
 
 
 def started(*arguments):
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True)
+    return forked.run("predict", *map(str, arguments), cwd=Path.cwd())
 
 
 @pytest.fixture

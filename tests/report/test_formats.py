@@ -4,7 +4,6 @@ import io
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -96,14 +95,12 @@ def script(monkeypatch):
     return run
 
 
-def test_table_script(tmp_path):
+def test_table_script(tmp_path, script, capsys):
     cell = {"model": "cnn", "dataset": "mnist", "fraction": 1.0, "start": "random", "trained": "all"}
     rows = [Row(cell, {"accuracy": 99.0}, entry="pretrain", run="cnn-0")]
     write_rows(tmp_path / "rows" / "cnn-0", rows)
     out = tmp_path / "new" / "table.md"
-    command = ["scripts/table.py", "pretrain/accuracies", "--rows", str(tmp_path / "rows"), "--out", str(out)]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert script("table.py", "pretrain/accuracies", "--rows", tmp_path / "rows", "--out", out) == 0
     assert "| 99.00 |" in out.read_text()
 
 

@@ -8,12 +8,15 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
 
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from hydra.core.object_type import ObjectType
+from omegaconf import OmegaConf, flag_override
 
-__all__ = ["PROGRAM", "groups", "program", "register_help", "started_as"]
+__all__ = ["PROGRAM", "groups", "print_help", "program", "register_help", "started_as"]
 
 PROGRAM = "RECOMBINE_PROGRAM"
 """Environment variable: the words that started the command, for the workers of its launcher."""
@@ -41,10 +44,29 @@ def _paragraph(name: str, options: list[str]) -> str:
 def _options(group: str, folder: str) -> Iterator[str]:
     """Options below `folder` as they are written after `group=`."""
     loader = GlobalHydra.instance().config_loader()
-    names = [f"{folder}/{name}" for name in loader.get_group_options(folder) if not name.startswith("_")]
+    found = loader.repository  # type: ignore[attr-defined]  # the loader itself copies all of it for each question
+    names = [f"{folder}/{name}" for name in found.get_group_options(folder, ObjectType.CONFIG) if name[0] != "_"]
     yield from (name.removeprefix(f"{group}/") for name in names)
-    for inner in loader.list_groups(folder):
+    for inner in found.get_group_options(folder, ObjectType.GROUP):
         yield from _options(group, f"{folder}/{inner}")
+
+
+def print_help(entry: str, config_dir: str, config_name: str, overrides: list[str], *, resolve: bool) -> bool:
+    """Print what Hydra's --help prints, in a fifth of its time; False for a template with Hydra's own lists of groups.
+
+    Hydra makes its lists, one line for each of hundreds of groups, whether the template shows them or not.
+    """
+    with initialize_config_dir(config_dir, job_name=entry, version_base="1.3"):
+        cfg = compose(config_name, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        template = Template(cfg.hydra.help.template)
+        with flag_override(cfg, ["struct", "readonly"], [False, False]):
+            del cfg["hydra"]
+        try:
+            print(template.substitute(CONFIG=OmegaConf.to_yaml(cfg, resolve=resolve)))
+        except KeyError:
+            return False
+    return True
 
 
 def program() -> str:

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recombine.cli.downloads import download
 from recombine.cli.dry_run import last_metrics, plan, show_plan
 from recombine.cli.entries import ENTRIES, Entry
-from recombine.cli.help import PROGRAM, program, register_help, started_as
+from recombine.cli.help import PROGRAM, print_help, program, register_help, started_as
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
@@ -75,8 +75,12 @@ def main(entry: str | Entry) -> None:
     os.environ[SWEEP], os.environ[PROGRAM] = secrets.token_hex(4), started_as(entry.name)
     try:
         _check_command(entry, config_dir, arguments)
+        name = arguments.config_name or config_name
+        if arguments.help and print_help(
+            entry.name, config_dir, name, _with_folders(arguments), resolve=arguments.resolve
+        ):
+            return None
         if flags:
-            name = arguments.config_name or config_name
             jobs = list(plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun))
             return download([job.cfg for job in jobs]) if "--download" in flags else show_plan(jobs)
         with writing(Path(), reading=True):
@@ -108,11 +112,8 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     """Raise ConfigError with every problem of the command line, those of its working part included."""
     if arguments.shell_completion or arguments.hydra_help or arguments.experimental_rerun:
         return
-    overrides = list(arguments.overrides)
-    if arguments.config_dir and not any(text.startswith("hydra.searchpath") for text in overrides):
-        overrides.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
     name = arguments.config_name or entry.config
-    composition = compose_all(config_dir, name, overrides, sweep=arguments.multirun)
+    composition = compose_all(config_dir, name, _with_folders(arguments), sweep=arguments.multirun)
     use_config_dirs(composition.folders)
     problems, schema = composition.problems, resolve_name(entry.settings)
     asks = arguments.cfg or arguments.info or arguments.help  # about the config, whatever networks are there
@@ -122,6 +123,14 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
         problems += validate(cfg, schema, rules=False)
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+
+
+def _with_folders(arguments: Namespace) -> list[str]:
+    """The overrides, with the folder of --config-dir among them."""
+    overrides = list(arguments.overrides)
+    if arguments.config_dir and not any(text.startswith("hydra.searchpath") for text in overrides):
+        overrides.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).resolve()}]")
+    return overrides
 
 
 def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:

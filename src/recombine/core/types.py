@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # tables and pages read rows without torch
+    from torch import Tensor
 
 __all__ = ["Batch", "Loader", "Row", "Step"]
 

@@ -19,10 +19,10 @@ from recombine.pnc.claims import is_default
 from recombine.report.columns import natural
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import BLUE, GREY, INK, ORANGE, RED, measured, save, styled
-from recombine.run.run import Run
 
 if TYPE_CHECKING:
     from recombine.pnc.cloning import LearnedClone
+    from recombine.run.run import Run
 
 __all__ = [
     *("data_curve", "keep_curve", "mask_overlap", "plot_search", "position_curve", "save_search_plot"),
