@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 from recombine.cli.command import main
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.core.fitting"])
+processes.set_forkserver_preload(["tests.preloaded"])
 
 
 def call(function: Callable, *arguments, timeout: float = 300) -> CompletedProcess:

@@ -21,10 +21,9 @@ from recombine.engine.method import Supervised
 from recombine.engine.metrics import Accuracy, PerClass
 from recombine.run.device import open_device
 from recombine.transfer.contrastive import ContrastiveMemory, ContrastiveSamples
+from tests import forked  # noqa: F401  (what children start with)
 from tests.core.fitting import CPU, Digits, SmallRun, conv_net, cosine, fit, sgd
 
-# children are forked from a server that has imported torch once
-multiprocessing.set_forkserver_preload(["tests.core.fitting"])
 WORLD = 2
 EVALUATED = range(1400, 1797)  # 397 samples: not divisible by anything that matters
 

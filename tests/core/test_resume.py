@@ -1,6 +1,5 @@
 """Kill at any moment and repeat: bit-identical. Real processes, real SIGKILL."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -20,10 +19,7 @@ from recombine.engine.metrics import Accuracy
 from recombine.engine.optim import ModelEma, cosine, step
 from recombine.run.signals import StopSignals
 from tests.core.fitting import Digits, SmallRun, conv_net, fit, same, sgd
-
-# children are forked from a server that has imported torch once, so that a launch costs milliseconds
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.core.fitting"])
+from tests.forked import processes
 
 
 class Slow(Supervised):
