@@ -137,7 +137,8 @@ def declared() -> dict[str, type[Settings]]:
     files = sorted(CONFIG_DIR.rglob("*.yaml"))
     named = {target for file in files for target in targets(yaml.safe_load(file.read_text(encoding="utf-8")))}
     found = {target: schema_of(target) for target in sorted(named - set(SCHEMAS)) if target.startswith("recombine.")}
-    return SCHEMAS | {target: schema for target, schema in found.items() if schema is not None}
+    every = SCHEMAS | {target: schema for target, schema in found.items() if schema is not None}
+    return dict(sorted(every.items()))  # and not as they were imported
 
 
 @cache
