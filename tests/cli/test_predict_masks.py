@@ -32,7 +32,7 @@ def colours(monkeypatch):
     net = Segmenter(Pixels(), nn.Sequential(classifier), 3)
     model = Model(net, Preprocess(32, [0, 0, 0], [1, 1, 1]), name="colours", classes=3, architecture="colours")
     names = {"base": ["red", "green", "blue"]}
-    opened = NamedNetwork(model, model, PatchedNetwork(nn.Conv2d(3, 3, 1)), names, Decoding())
+    opened = NamedNetwork(model, model, PatchedNetwork(model), names, Decoding())
     monkeypatch.setattr(predict, "open_network", lambda options: opened)
 
 

@@ -7,15 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
+import recombine.patch
 from recombine import models
+from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.core.types import Batch
+from recombine.models.freeze import digest
 from recombine.patch import recipe
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.delta import Delta
 from recombine.patch.lora import LoRA
 from recombine.patch.patched import HeadOnly
 from recombine.patch.segmentation import BackboneTraining, patch_backbone
+from recombine.patch.segmentation_file import save_segmentation
 from recombine.run.launch import check, launch
 from tests import composing
 
@@ -75,8 +79,9 @@ SMALL_NETWORKS = {
 }
 
 
+@pytest.mark.parametrize("method", ["fc", "delta_all"])
 @pytest.mark.parametrize("experiment", ["camvid_segmentation", pytest.param("table7", marks=pytest.mark.slow)])
-def test_two_steps(tmp_path, experiment):
+def test_two_steps(tmp_path, experiment, method):
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -90,7 +95,34 @@ def test_two_steps(tmp_path, experiment):
     roots = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     quick = ["loader.workers=0", "logger=none", "device=cpu", "batch_size=4", "engine.max_steps=2", "model.size=64"]
     quick += ["tasks=[{name:one,dataset:masks}]", *SMALL_NETWORKS[experiment][:-1], "model.backbone_weights=source"]
-    launch(recipe, composing.composed("patch", f"experiment=patch/{experiment}", *roots, *quick, "method=delta_all"))
+    launch(recipe, composing.composed("patch", f"experiment=patch/{experiment}", *roots, *quick, f"method={method}"))
     (row,) = read_rows(tmp_path / "output")
-    assert row.status == "ok" and 0 <= row.metrics["miou"] <= 100 and row.metrics["trainable_parameters"] > 0
-    assert row.cell["method"] == "delta" and row.cell["task"] == "one"
+    assert row.status == "ok" and 0 <= row.metrics["miou"] <= 100
+    assert (row.metrics["trainable_parameters"] > 0) == (method != "fc")
+    assert row.cell["method"] == method.removesuffix("_all") and row.cell["task"] == "one"
+    assert row.metrics["patch_bytes"] == (file := next(tmp_path.rglob("patches/one.safetensors"))).stat().st_size
+    assert recombine.patch.read_card(file)["metrics"]["miou"] == row.metrics["miou"]
+
+
+@pytest.mark.parametrize("name", ["fc", "delta", "bn_adapt"])
+def test_a_file_holds_all_but_the_backbone(tmp_path, name):
+    model = models.build(NODE, classes=3, seed=1)
+    patch_backbone(model, METHODS[name], "task", 0)
+    with torch.no_grad():
+        for value in (value for value in model.parameters() if value.requires_grad):
+            value.add_(0.1)
+    model.eval()
+    path = save_segmentation(model, tmp_path / "task.safetensors", name="task", class_names=["a", "b", "c"])
+    base = models.build({**NODE, "size": 64}, classes=5, seed=1)  # another head and another size: the file has its own
+    before = digest(base)
+    network = recombine.attach(base, path)
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images, "task"), model(images), rtol=0, atol=0)
+        assert network(images).shape[1] == 5
+    assert network.list()["task"]["class_names"] == ["a", "b", "c"]
+    assert network.restore() is base and digest(base) == before
+    with pytest.raises(ConfigError, match=r"made for a backbone .* load the backbone the patch was trained on"):
+        recombine.attach(models.build(NODE, classes=3, seed=2), path)
+    with pytest.raises(ConfigError, match="is for the backbone of a segmentation network"):
+        recombine.attach(models.build("resnet8", classes=3), path)

@@ -17,6 +17,8 @@ from recombine.models.model import Model
 from recombine.models.resolve import locate
 from recombine.models.serialization import kind_of, read_card
 from recombine.patch import PatchedNetwork
+from recombine.patch import read_card as read_patch_card
+from recombine.patch.serialization import SEGMENTATION
 from recombine.pnc import ClonedNetwork
 
 __all__ = ["BASE", "NamedNetwork", "add_network_arguments", "open_network"]
@@ -69,7 +71,10 @@ def load_base(options: argparse.Namespace) -> tuple[Model, Mapping[str, Any]]:
     if card is not None:
         return stitch.load(options.model), card
     _, file = locate(options.model, Path(options.weights_root))
-    model = models.build(options.model, weights_root=options.weights_root)
+    cards = [read_patch_card(patch_file(text)[1]) for text in options.patch]
+    # a network that labels pixels may have no classes before its patch
+    classes = next((card["classes"] for card in cards if card.get("head") == SEGMENTATION), None)
+    model = models.build(options.model, classes=classes, weights_root=options.weights_root)
     return model, read_card(file, "student") if file and kind_of(file) == "student" else {}
 
 
@@ -86,12 +91,18 @@ def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
     """The base with patches given as `file` or `name=file`; ConfigError for impossible names."""
     network = PatchedNetwork(model)
     for text in patches:
-        name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        name, file = patch_file(text)
         try:
             network.attach(file, name or None)
         except ConfigError as error:
             raise ConfigError(str(error).replace("attach(network, path, name)", f"--patch another={file}")) from error
     return network
+
+
+def patch_file(text: str) -> tuple[str, str]:
+    """Name and file of `file` or `name=file`."""
+    name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
+    return name, file
 
 
 def attach_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:

@@ -29,6 +29,7 @@ from recombine.data.storage import IMAGES
 from recombine.data.tree import image_paths
 from recombine.models.model import Model
 from recombine.models.segmentation import Segmenter
+from recombine.patch import PatchedNetwork
 from recombine.run.device import open_device
 
 BATCH = 64
@@ -62,7 +63,7 @@ def main() -> None:
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     if isinstance(model.net, Segmenter):
-        label_pixels(model, files, decoding, names[BASE], options)
+        label_pixels(patched, files, decoding, names, options)
         return
     if options.masks:
         raise ConfigError(f"--masks: {model.name} classifies whole images and gives no masks")
@@ -77,12 +78,21 @@ def main() -> None:
 
 
 def label_pixels(
-    model: Model, files: Sequence[Path], decoding: Decoding, names: list[str], options: argparse.Namespace
+    network: PatchedNetwork,
+    files: Sequence[Path],
+    decoding: Decoding,
+    names: Mapping[str, list[str]],
+    options: argparse.Namespace,
 ) -> None:
-    """Write the mask of every image and print the classes with the most pixels."""
+    """Write the mask of every image, of one task, and print the classes with the most pixels."""
+    tasks = [options.task] if options.task else [*network.list()] or [BASE]
+    if len(tasks) > 1 or tasks == ["auto"]:
+        raise ConfigError(f"masks are of one task: --task {' or '.join(names)}")
     paths = mask_paths(files, options.masks)
     with open_device(options.device) as (device, _, _):
-        found = predict_masks(model.to(device).eval(), files, paths, decoding, names, options.top)
+        network.to(device).eval()
+        model = network.base if tasks == [BASE] else network.task(tasks[0])
+        found = predict_masks(model, files, paths, decoding, names[tasks[0]], options.top)
         if options.json:
             print_lines(found)
         else:

@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import torch
 from rich.table import Table
+from torch import nn
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing
 from recombine.data.crop import cut, whole_square
 from recombine.data.pixels import Decoding, decode, shown
 from recombine.engine.pictures import colour
-from recombine.models.model import Model
 
 __all__ = ["mask_paths", "predict_masks", "shares_table"]
 
@@ -36,7 +36,7 @@ def mask_paths(files: Sequence[Path], folder: Path | None) -> list[Path]:
 
 @torch.no_grad()
 def predict_masks(
-    model: Model, files: Sequence[Path], paths: Sequence[Path], decoding: Decoding, names: Sequence[str], top: int
+    model: nn.Module, files: Sequence[Path], paths: Sequence[Path], decoding: Decoding, names: Sequence[str], top: int
 ) -> Iterator[dict[str, Any]]:
     """Write the mask of each image; yield the `top` classes with the largest shares of its pixels."""
     for file, path in zip(files, paths, strict=True):
@@ -50,7 +50,7 @@ def predict_masks(
             yield {"image": shown(str(file)), "mask": str(path), "class": names[label], "share": share}
 
 
-def predict_mask(model: Model, image: np.ndarray) -> np.ndarray:
+def predict_mask(model: Any, image: np.ndarray) -> np.ndarray:
     """The class of each pixel, uint8 [H, W], of an image uint8 [H, W, 3], which is seen whole as in training."""
     height, width = image.shape[:2]
     (square,) = whole_square(np.array([height]), np.array([width]))

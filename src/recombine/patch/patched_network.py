@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.patch.names import name_problem
-from recombine.patch.serialization import Base, dtype_of, put_on, read
+from recombine.patch.segmentation_file import put_on_segmenter
+from recombine.patch.serialization import SEGMENTATION, Base, dtype_of, put_on, read
 
 __all__ = ["PatchedNetwork", "attach"]
 
@@ -42,10 +43,14 @@ class PatchedNetwork(nn.Module):
         """Logits of `task`, by the name of its patch; None is the base, through its unchanged code."""
         if task is None:
             return self.base(images)
-        if task not in self._cards:
+        return self.task(task)(images)
+
+    def task(self, name: str) -> Any:
+        """The network of one task, by the name of its patch; ConfigError if there is none."""
+        if name not in self._cards:
             known = ", ".join(self._cards) or "none"
-            raise ConfigError(f"there is no patch for task {task!r}; attached are: {known} (None is the base)")
-        return self._patches[f"@{task}"](images)
+            raise ConfigError(f"there is no patch for task {name!r}; attached are: {known} (None is the base)")
+        return self._patches[f"@{name}"]
 
     def attach(self, path: str | Path, name: str | None = None) -> PatchedNetwork:
         """Add the patch of a file under `name` (by default that of its card).
@@ -60,10 +65,12 @@ class PatchedNetwork(nn.Module):
         before = freeze(self.base)
         with ExitStack() as undo:
             undo.callback(thaw, self.base, before)
-            self._patches[f"@{name}"] = put_on(self._known, found, path)
+            segments = found.card.get("head") == SEGMENTATION
+            patched = put_on_segmenter(self.base, found, path) if segments else put_on(self._known, found, path)
+            self._patches[f"@{name}"] = patched
             undo.pop_all()
         if not self._cards:
-            self._before, self._attached_to = before, (found.card["base"], dtype_of(self.base))
+            self._before, self._attached_to = before, (self._known.digest, dtype_of(self.base))
         self._cards[name] = found.card
         return self
 

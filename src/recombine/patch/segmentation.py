@@ -16,6 +16,7 @@ from recombine.models.graph import traced
 from recombine.models.segmentation import Segmenter
 from recombine.patch.patched import HeadOnly, TaskNetwork
 from recombine.patch.rows import cell
+from recombine.patch.segmentation_file import save_segmentation
 from recombine.patch.tasks import Task
 from recombine.patch.training import Trainer, initial_weights
 from recombine.run.console import show
@@ -56,6 +57,12 @@ def train_segmentation(cfg: DictConfig, trainer: Trainer, method: Any, tasks: Se
         found["trainable_parameters"] = float(patch.parameters_without_head()) if patch is not None else 0.0
         found["head_parameters"] = float(sum(parameter.numel() for parameter in net.classifier.parameters()))
         found |= {"training_images": float(len(task.data.indices("train")))}
+        if run.main:
+            path = run.dir / "patches" / f"{task.name}.safetensors"
+            about = {"tasks": [task.name], "datasets": [task.data.settings.source or task.data.name], "metrics": found}
+            names = [str(label) for label in task.data.class_names]
+            run.note_file(save_segmentation(model, path, name=task.name, class_names=names, **about))
+            found["patch_bytes"] = float(path.stat().st_size)
         yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found | trainer.cost(task.name))
 
 
@@ -65,7 +72,7 @@ def patch_backbone(model: Model, method: Any, name: str, seed: int) -> None:
     if not isinstance(net, Segmenter):
         raise ConfigError(f"model {model.name} is no segmentation network with a backbone, such as torchvision's")
     net.backbone.requires_grad_(False)
-    if getattr(method, "func", method) is HeadOnly:
-        return
     with initial_weights(seed, name):
-        net.backbone = TaskNetwork(net.backbone, method(traced(net.backbone, model.size), 0))
+        patch = method(traced(net.backbone, model.size), 0)
+    if not isinstance(patch, HeadOnly):
+        net.backbone = TaskNetwork(net.backbone, patch)

@@ -19,9 +19,14 @@ from recombine.patch.delta import Delta
 from recombine.patch.lora import LoRA, ScaleShift
 from recombine.patch.patched import HeadOnly, Patch, TaskNetwork
 
-__all__ = ["KINDS", "Base", "dtype_of", "load", "put_on", "read", "read_card", "save"]
+__all__ = [
+    *("KINDS", "SEGMENTATION", "Base", "class_of", "dtype_of", "kind_of", "load", "put_on"),
+    *("read", "read_card", "save"),
+]
 
 FORMAT = 1
+SEGMENTATION = "segmentation"
+"""What a card says under `head` where the classifier of pixels is in the file; see `segmentation_file`."""
 KINDS: dict[str, type[Patch]] = {
     "delta": Delta,
     "head_only": HeadOnly,
@@ -43,9 +48,12 @@ def save(patched: TaskNetwork, path: str | Path, *, name: str, class_names: list
     patch = patched.patch
     if len(class_names) != patch.classes:
         raise ConfigError(f"{len(class_names)} class names were given for a patch of {patch.classes} classes")
-    dotted = f"{type(patch).__module__}.{type(patch).__qualname__}"
-    kind = next((kind for kind, cls in KINDS.items() if type(patch) is cls), dotted)
-    card: dict[str, Any] = {"name": name, "base": digest(patched.base), "kind": kind, "options": patch.options}
+    card: dict[str, Any] = {
+        "name": name,
+        "base": digest(patched.base),
+        "kind": kind_of(patch),
+        "options": patch.options,
+    }
     card |= {"classes": patch.classes, "class_names": class_names, "network": type(patched.base).__name__}
     card |= {"parameters_without_head": patch.parameters_without_head(), "dtype": dtype_of(patched.base), **info}
     return write_artifact(path, "patch", card, patch.state_dict(), version=FORMAT)
@@ -62,7 +70,7 @@ def read(path: str | Path) -> Artifact:
     card, problem = found.card, ""
     if max(found.format, card.get("format", FORMAT)) > FORMAT:  # files of version 0.1 have it in their card
         problem = f"its card is not of format {FORMAT}"
-    elif _class_of(card["kind"]) is None:
+    elif class_of(card["kind"]) is None:
         problem = f"its kind, {card['kind']}, is none of {', '.join(KINDS)}, nor a class of a module that was imported"
     elif len(card["class_names"]) != card["classes"]:
         problem = f"its card names {len(card['class_names'])} classes of {card['classes']}"
@@ -71,7 +79,13 @@ def read(path: str | Path) -> Artifact:
     return found
 
 
-def _class_of(kind: str) -> Any:
+def kind_of(patch: Patch) -> str:
+    """What cards call the class of a patch."""
+    dotted = f"{type(patch).__module__}.{type(patch).__qualname__}"
+    return next((kind for kind, cls in KINDS.items() if type(patch) is cls), dotted)
+
+
+def class_of(kind: str) -> Any:
     """The class of a kind of patch; None if there is none. Other people's modules are not imported for a file."""
     module, _, name = kind.rpartition(".")
     cls = KINDS.get(kind) or getattr(sys.modules.get(module), name, None)
@@ -118,10 +132,12 @@ def load(model: nn.Module, path: str | Path, size: int | None = None) -> TaskNet
 def put_on(base: Base, found: Artifact, path: str | Path, size: int | None = None) -> TaskNetwork:
     """`load` of a file that was read before; `path` is for messages."""
     card = found.card
+    if card.get("head") == SEGMENTATION:
+        raise ConfigError(f"{path} is for a segmentation network: recombine.attach(network, path)")
     _check_base(base, path, card)
     graph = base.traced(size or card.get("size"))
     try:
-        patch = _class_of(card["kind"])(graph, card["classes"], **card["options"])
+        patch = class_of(card["kind"])(graph, card["classes"], **card["options"])
         patch.load_state_dict(found.tensors)
     except DAMAGE as error:
         raise ConfigError(f"{path} is damaged or of another version: {error}") from error
