@@ -2,7 +2,9 @@
 
 kills      a process is killed as a phase of a run begins; repeated, it ends with rows and weights of an unbroken run
 disk       a durable write fails; that is told in a sentence, or the file is not needed; repeated, the run ends the same
-settings   settings of each entry, as it declares them, get values of a wrong kind: all refused before a run begins
+settings   settings of each entry, as it declares them, get values of a wrong kind or out of bounds, in commands that
+           work without: all refused before a run begins
+tools      broken commands of the tools: refused, or the sentence of what is wrong with a file
 files      every kind of file is damaged at random: seen, or read as it was, or computed again; never something else
 
 Exit code 1 if anything went wrong. Short by default; `--full` is for a night.
@@ -17,6 +19,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,11 +27,15 @@ from scripts.campaigns import GOOD, Case
 
 PARTS = {
     "settings": "settings:try_settings",
+    "tools": "tools:try_tools",
     "files": "files:try_files",
     "disk": "runs:try_disk",
     "kills": "runs:try_kills",
 }
 """Of a campaign, the module below scripts/campaigns and the function; imported as they are needed."""
+
+
+HEAD = ["| campaign | of | tried | as it should be | not |", "|---|---|---:|---:|---:|"]
 
 
 def campaign(folder: Path, part: str, *, full: bool = False) -> list[Case]:
@@ -48,7 +55,8 @@ def table(part: str, cases: Sequence[Case]) -> list[str]:
     for place in dict.fromkeys(case.place for case in cases):
         of = Counter(case.verdict in GOOD for case in cases if case.place == place)
         lines.append(f"| {part} | {place} | {of.total()} | {of[True]} | {of[False]} |")
-    return lines
+    of = Counter(case.verdict in GOOD for case in cases)
+    return [*lines, f"| {part} | **all** | {of.total()} | {of[True]} | {of[False]} |"]
 
 
 def main() -> int:
@@ -56,17 +64,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--full", action="store_true", help="everything, which takes hours")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, help="markdown page that gets the figures, between its marks")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
-    lines = ["| campaign | of | tried | as it should be | not |", "|---|---|---:|---:|---:|"]
+    lines: dict[str, list[str]] = {}
     wrong = 0
     for part in options.only:
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
             cases = campaign(Path(folder), part, full=options.full)
-        lines += table(part, cases)
+        lines[part] = table(part, cases)
         wrong += sum(case.verdict not in GOOD for case in cases)
-    print("\n".join(lines))
+    print("\n".join([*HEAD, *chain(*lines.values())]))
+    if options.out is not None:
+        fill(options.out, lines)
     return int(wrong > 0)
+
+
+def fill(path: Path, lines: dict[str, list[str]]) -> None:
+    """Put the table between the marks of a page; campaigns that did not run now keep their lines."""
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- chaos -->\n")
+    old, _, after = rest.partition("<!-- end -->")
+    for part in PARTS:
+        lines.setdefault(part, [line for line in old.splitlines() if line.startswith(f"| {part} |")])
+    text = "\n".join([*HEAD, *chain(*(lines[part] for part in PARTS))])
+    path.write_text(f"{before}<!-- chaos -->\n\n{text}\n\n<!-- end -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

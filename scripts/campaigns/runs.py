@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import os
-import sys
-import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from recombine.cli.entries import ENTRIES
 from recombine.core.errors import RecombineError
 
 from . import Case
+from .forks import fork
 
-__all__ = ["make_networks", "run_entry", "try_disk", "try_kills"]
+__all__ = ["RUNS", "TINY", "make_networks", "roots", "run_entry", "try_disk", "try_kills"]
 
-SECONDS = 300
 TINY = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine.max_steps=6", "engine.epochs=2"]
 TINY += ["engine.save_every_steps=2", "hydra.job_logging.root.level=WARNING"]
 PAIR = ["model@student=any", "student.name=first", "dataset=digits", "method=kl_dp", "batch_size=256"]
@@ -57,27 +54,22 @@ def make_networks(folder: Path) -> None:
     """What the runs read: small networks with random weights, in `folder/weights`."""
     from recombine import models
 
+    for entry in ENTRIES.values():
+        importlib.import_module(entry.recipe)  # once, and not in each child
     node = {"name": "cnn", "widths": [8, 8, 16], "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
     for seed, (name, classes) in enumerate({"first": 10, "second": 10, "third": 10, "low": 5, "high": 5}.items()):
         models.save(models.build(node, classes=classes, seed=seed), folder / "weights" / f"{name}.safetensors", {})
 
 
+def roots(folder: Path, place: str) -> list[str]:
+    """Overrides that keep all that a run writes in `folder/place`."""
+    found = {"data": folder, "weights": folder / place, "cache": folder / place / "cache", "output": folder / place}
+    return [f"{key}_root={path}" for key, path in found.items()]
+
+
 def run_entry(name: str, folder: Path, place: str, prepare: Callable[[], None] = lambda: None) -> int:
     """Exit code of a small run in a process of its own (minus the signal that killed it); its words are in a log."""
-    child = os.fork()
-    if child:
-        return _wait(child)
-    code = 70
-    try:
-        (folder / place).mkdir(exist_ok=True)
-        log = os.open(folder / place / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2)
-        code = _launch(name.split()[0], [*TINY, *RUNS[name]], folder, place, prepare)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+    return fork(folder / place / "log", lambda: _launch(name.split()[0], [*TINY, *RUNS[name]], folder, place, prepare))
 
 
 def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Callable[[], None]) -> int:
@@ -86,13 +78,11 @@ def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Cal
     from recombine.cli.search_path import initialize_entry
     from recombine.run.launch import exit_code, launch
 
-    roots = {"data": folder, "weights": folder / place, "cache": folder / place / "cache", "output": folder / place}
     for file in (folder / "weights").iterdir():
         if not (folder / place / file.name).exists():
             os.link(file, folder / place / file.name)
-    given = [f"{key}_root={path}" for key, path in roots.items()]
     with initialize_entry(entry):
-        cfg = compose(ENTRIES[entry].config, [*given, *(w for w in words if not w.startswith("hydra."))])
+        cfg = compose(ENTRIES[entry].config, [*roots(folder, place), *(w for w in words if not w.startswith("hydra."))])
     prepare()
     try:
         launch(ENTRIES[entry].recipe, cfg)
@@ -100,18 +90,6 @@ def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Cal
         print(f"told: {error}")
         return exit_code(error)
     return 0
-
-
-def _wait(child: int) -> int:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return 124
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -170,9 +148,8 @@ def try_kills(folder: Path, full: bool) -> Iterator[Case]:
                     break  # the phase does not come so often
                 again = run_entry(name, folder, place) if code == -9 else 1
                 ended = not again and _same(outcome(folder / place), whole)
-                yield Case(
-                    "kills", name, f"{phase} {count}", "same" if ended else "different" if not again else "traceback"
-                )
+                verdict = "same" if ended else "different" if not again else "traceback"
+                yield Case(name, f"{phase} {count}", verdict)
 
 
 def try_disk(folder: Path, full: bool) -> Iterator[Case]:

@@ -1,79 +1,121 @@
-"""Values of a wrong kind for every setting of every entry, as its own declaration has them."""
+"""Values that cannot be meant, for every setting of every entry, as its own declaration has them: real commands."""
 
 from __future__ import annotations
 
 import random
-import traceback
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import annotated_types as at
+from pydantic.fields import FieldInfo
+
+from recombine.cli import command
+from recombine.cli import main as entry_main
 from recombine.cli.entries import ENTRIES
 from recombine.cli.overrides import compose_all
-from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
-from recombine.core.settings import Settings
-from recombine.run.config import validate
+from recombine.core.settings import Settings, schema_of, to_dict
 
 from . import Case
+from .forks import fork
+from .runs import RUNS, TINY, make_networks, roots
 
-__all__ = ["try_settings"]
+__all__ = ["judge", "try_settings"]
 
 
-def fields(schema: type[Settings], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting below a declaration, with its annotation."""
+def fields(schema: type[Settings], node: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting below a node that its declaration has, those of what it constructs included."""
     for name, field in schema.model_fields.items():
-        yield f"{path}{name}", field.annotation
-        for member in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(member, type) and issubclass(member, Settings):
-                yield from fields(member, f"{path}{name}.")
+        yield f"{path}{name}", field
+        inner, value = _schema(field.annotation), node.get(name)
+        if isinstance(value, Mapping):
+            inner = inner or schema_of(str(value.get("_target_")))
+        if inner is not None and isinstance(value, Mapping):
+            yield from fields(inner, value, f"{path}{name}.")
 
 
-def _plain(annotation: Any) -> set[Any]:
-    members = typing.get_args(annotation)
-    return set().union(*map(_plain, members)) if members and not _is_literal(annotation) else {annotation}
+def _schema(annotation: Any) -> type[Settings] | None:
+    members = (annotation, *typing.get_args(annotation))
+    return next((each for each in members if isinstance(each, type) and issubclass(each, Settings)), None)
 
 
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal
+def _members(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The kinds of value that an annotation has, each with its bounds."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        rules = [rule for one in inside[1:] for rule in getattr(one, "metadata", [one])]
+        yield from _members(inside[0], (*metadata, *rules))
+    elif origin is not None and origin is not typing.Literal and not _holds_many(origin):
+        for member in inside:
+            yield from _members(member, metadata)
+    else:
+        yield annotation, metadata
 
 
-def wrong_values(annotation: Any) -> list[str]:
-    """Values that cannot be meant, by the kind of a setting alone; none where anything may be."""
-    kinds = _plain(annotation)
-    if kinds & {Any, dict, typing.Mapping} or any("Mapping" in str(k) or "dict" in str(k) for k in kinds):
+def _holds_many(origin: Any) -> bool:
+    return isinstance(origin, type) and issubclass(origin, (dict, list, tuple, Mapping))
+
+
+def _beyond(rules: tuple[Any, ...]) -> Iterator[str]:
+    """Numbers on the wrong side of each bound."""
+    for rule in rules:
+        if isinstance(rule, at.Ge | at.Gt):
+            yield str(rule.ge - 1 if isinstance(rule, at.Ge) else rule.gt)
+        if isinstance(rule, at.Le | at.Lt):
+            yield str(rule.le + 1 if isinstance(rule, at.Le) else rule.lt)
+
+
+def wrong_values(field: FieldInfo) -> list[str]:
+    """Values that cannot be meant, by the kinds and bounds of a setting alone; none where anything may be."""
+    members = dict(_members(field.annotation, tuple(field.metadata)))
+    kinds = [typing.get_origin(kind) or kind for kind in members]
+    if Any in kinds or any(isinstance(kind, type) and issubclass(kind, Mapping | Settings) for kind in kinds):
         return []
-    values = ["{a: {b: 1}}"]
-    if not kinds & {str} and "Path" not in str(kinds):
-        values += ["banana"]
-    if kinds & {int, float, bool} and not kinds & {str}:
-        values += ["nan", "'1'", "1e400"]
-    if "list" not in str(annotation) and "Sequence" not in str(annotation) and "tuple" not in str(annotation):
-        values += ["[[1]]"]
-    return values
+    many = any(_holds_many(kind) for kind in kinds)
+    values = ["{a: {b: 1}}", *(() if many else ("[[1]]",))]
+    if str not in kinds:
+        values += ["banana", "'1'"]
+        if {int, float} & {*kinds}:
+            values += ["nan", "1e400", *(text for rules in members.values() for text in _beyond(rules))]
+    return list(dict.fromkeys(values))
+
+
+def judge(words: list[str], log: Path, named: str = "") -> str:
+    """Run a command in a fork, an experiment's up to where its work would begin: what became of it."""
+
+    def work() -> int:
+        entry_main._job = lambda *_: None  # an accepted command does nothing
+        return command.main(words)
+
+    code = fork(log, work)
+    said = log.read_text(encoding="utf-8", errors="replace")
+    if "Traceback" in said:
+        print(said[-1500:], flush=True)
+        return "traceback"
+    if code != 2:
+        return {0: "accepted", 1: "told"}.get(code, f"exit code {code}")
+    return "refused" if named in said else "refused for another reason"
 
 
 def try_settings(folder: Path, full: bool) -> Iterator[Case]:
-    """Give each setting of each entry values of a wrong kind."""
+    """Give each setting of each entry values of a wrong kind and out of its bounds, in a command that works."""
+    make_networks(folder)
     chosen = random.Random(0)
-    for name, entry in ENTRIES.items():
-        cases = [(path, value) for path, kind in fields(resolve_name(entry.settings)) for value in wrong_values(kind)]
-        cases += [(f"+{path}.nonsense", "1") for path in ("engine", "dataset", "optimizer", "method")]
-        for path, value in cases if full else chosen.sample(cases, 1):
-            yield Case(name, f"{path}={value}", _judge(entry, f"{path}={value}"))
-
-
-def _judge(entry: Any, override: str) -> str:
-    try:
-        found = compose_all(str(CONFIG_DIR), entry.config, [override])
-        problems = list(found.problems)
-        if found.cfg is not None:
-            problems += validate(found.cfg, resolve_name(entry.settings), rules=False)
-    except ConfigError:
-        return "refused"
-    except Exception:
-        traceback.print_exc()
-        return "traceback"
-    return "refused" if problems else "accepted"
+    log = folder / "settings" / "log"
+    quiet = [word for word in TINY if not word.startswith("hydra.")]
+    for name, entry in ENTRIES.items() if full else [("flips", ENTRIES["flips"])]:
+        base = [*roots(folder, "weights"), *quiet, *RUNS[name], f"hydra.run.dir={folder}/hydra"]
+        if (verdict := judge([name, *base], log)) != "accepted":
+            yield Case(name, "nothing wrong", verdict)
+            continue
+        found = compose_all(str(CONFIG_DIR), entry.config, base)
+        known = fields(resolve_name(entry.settings), to_dict(found.cfg))
+        cases = [(path, f"{path}={value}") for path, field in known for value in wrong_values(field)]
+        cases += [(f"{path}.nonsense", f"+{path}.nonsense=1") for path in ("engine", "dataset", "loader")]
+        for path, override in cases if full else chosen.sample(cases, 2):
+            yield Case(name, override, judge([name, *base, override], log, path))
+    left = [path.name for path in (folder / "weights").iterdir() if path.is_dir()]
+    yield Case("what they leave", " ".join(left) or "nothing", "accepted" if left else "refused")

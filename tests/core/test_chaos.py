@@ -8,12 +8,13 @@ from scripts.campaigns import GOOD
 from scripts.campaigns.files import try_files
 from scripts.campaigns.runs import try_disk, try_kills
 from scripts.campaigns.settings import try_settings
+from scripts.campaigns.tools import try_tools
 from scripts.mutate import read_mutants
 
 
 @pytest.mark.parametrize(
     "campaign",
-    [try_files, try_settings, *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills))],
+    [try_files, try_settings, try_tools, *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills))],
 )
 def test_nothing_goes_wrong_unseen(tmp_path, campaign):
     cases = list(campaign(tmp_path, False))

@@ -10,7 +10,7 @@ from typing import Any
 
 from recombine.cli.entries import ENTRIES, register_papers
 from recombine.core.errors import ConfigError
-from recombine.core.files import CONFIG_DIR, config_files
+from recombine.core.files import CONFIG_DIR, config_files, write_atomically
 from recombine.core.results import read_rows
 from recombine.report.dashboards import as_json, report, workspace
 from recombine.report.formats import markdown
@@ -50,8 +50,7 @@ def main() -> None:
     for name, made in everything(options):
         if options.out:
             file = options.out / f"{name}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(as_json(made), indent=1) + "\n", encoding="utf-8")
+            write_atomically(file, json.dumps(as_json(made), indent=1) + "\n")
             print(file)
         if options.upload:
             print(getattr(made.save(), "url", name))

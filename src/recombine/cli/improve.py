@@ -21,7 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from recombine import models
 from recombine.core.errors import ConfigError
+from recombine.core.files import check_writable
 from recombine.improve.bundle import Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, Teacher, short_name, zoo_networks
 from recombine.improve.folder import split_folder
@@ -49,9 +51,10 @@ def main() -> None:
     """Split, fit, rank, try, choose, test once, and write the result."""
     options, console = arguments(), Console(highlight=False)
     budget = parse_seconds(options.budget)
-    if not options.images.is_dir():
-        raise ConfigError(f"--images {options.images}: there is no such folder")
+    if problems := find_problems(options):
+        raise ConfigError(problems)
     out = options.out or Path("improved") / f"{short_name(options.network)}-{options.images.resolve().name}"
+    check_writable(out)
     work = out / "work"
     split = split_folder(options.images, work / "data")
     counts = ", ".join(f"{count} {name}" for name, count in split.counts.items())
@@ -72,6 +75,18 @@ def main() -> None:
     write(out, options, evaluation, result)
     evaluation.close()
     console.print(f"chosen: {escape(result.chosen.name)}; {out / 'report.md'} says how it came about")
+
+
+def find_problems(options: argparse.Namespace) -> list[str]:
+    """What is wrong with the command, before anything is made."""
+    problems = []
+    if not options.images.is_dir():
+        problems.append(f"--images {options.images}: there is no such folder")
+    if options.batch_size < 1:
+        problems.append(f"--batch-size {options.batch_size}: at least 1 is needed")
+    for name in (options.network, *zoo_networks(options.zoo, options.network)):
+        problems += models.check(name, weights_root=options.weights_root)
+    return problems
 
 
 def parse_seconds(text: str) -> float:

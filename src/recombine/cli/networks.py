@@ -113,6 +113,8 @@ def attach_clones(model: Model, names: list[str] | None, options: argparse.Names
     cards = [card for file in options.clone for card in pnc.read_cards(file).values()]
     names = names or next((card.get("target_class_names") for card in cards), None)
     names = names if names and not options.classes else read_class_names(options.classes, model)
+    if not options.clone and options.source:
+        raise ConfigError("--source names what a clone was copied from; give the clone's file too (--clone FILE)")
     if not options.clone:
         return model, names
     cloned = ClonedNetwork(model, names)

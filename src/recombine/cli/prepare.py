@@ -19,12 +19,27 @@ from recombine.cli.overrides import compose_all
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
+from recombine.core.settings import Settings
 from recombine.data import Data, open_data
-from recombine.run.config import unresolved
+from recombine.data.settings import DatasetSettings
+from recombine.run.config import unresolved, validate
 from recombine.run.console import show_problems
 
 CONFIG = str(CONFIG_DIR)
 FAILED: list[str] = []
+
+
+class PrepareSettings(Settings):
+    """What can be set."""
+
+    dataset: DatasetSettings
+    """The data set."""
+    data_root: str
+    """Folder of data sets."""
+    cache_root: str
+    """Folder of what is converted."""
+    rewrite: bool
+    """Convert again what is whole and current."""
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -69,9 +84,12 @@ def main() -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and not word.startswith("-"))
     arguments = get_args_parser().parse_args()
     if not (arguments.shell_completion or arguments.hydra_help):
-        problems = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun).problems
+        found = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun)
+        problems = list(found.problems)
+        for cfg in (found.cfg, *found.others.values()):
+            problems += validate(cfg, PrepareSettings) if cfg is not None else []
         if problems:
-            show_problems(problems)
+            show_problems(list(dict.fromkeys(problems)))
             sys.exit(ConfigError.exit_code)
     hydra.main(version_base="1.3", config_path=CONFIG, config_name="prepare/prepare")(prepare)()
     sys.exit(ConfigError.exit_code if FAILED else 0)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recombine.cli.entries import ENTRIES, register_papers
-from recombine.core.files import CONFIG_DIR
+from recombine.core.files import CONFIG_DIR, check_writable, write_atomically
 from recombine.core.results import publish
 from recombine.report.html import page
 from recombine.report.pivot import gather
@@ -58,6 +58,8 @@ def links(roots: Sequence[str], base: Path) -> dict[str, list[str]]:
 def main() -> None:
     """Write the page or the plots and print where they are."""
     options = arguments()
+    for folder in filter(None, (options.pictures, options.publish)):
+        check_writable(folder)
     register_papers()
     rows = gather(options.rows)
     specs = load_specs(TABLES)
@@ -71,7 +73,6 @@ def main() -> None:
             print(f"{options.publish / entry}: {len(files)} runs")
     if options.out or not (options.readme or options.pictures or options.publish):
         out = options.out or Path("report.html")
-        out.parent.mkdir(parents=True, exist_ok=True)
         about = {entry.name: entry.about for entry in ENTRIES.values()}
-        out.write_text(page(rows, specs, options.title, about, links(options.rows, out.parent)), encoding="utf-8")
+        write_atomically(out, page(rows, specs, options.title, about, links(options.rows, out.parent)))
         print(f"{out}: {len(rows)} rows, {out.stat().st_size / 1e6:.1f} MB")

@@ -9,7 +9,7 @@ from pathlib import Path
 from recombine.cli.entries import register_papers
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
-from recombine.core.files import CONFIG_DIR
+from recombine.core.files import CONFIG_DIR, write_atomically
 from recombine.report.formats import FORMATS, render, terminal
 from recombine.report.pivot import Table, build, gather
 from recombine.report.spec import load_specs, pick
@@ -77,8 +77,7 @@ def show(table: Table, options: argparse.Namespace) -> None:
     if options.out is None:
         print(text, end="")
         return
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text, encoding="utf-8")
+    write_atomically(options.out, text)
     print(f"{options.out}: {len(table.rows)} rows")
 
 

@@ -98,11 +98,9 @@ def _disk_error(error: BaseException | None, numbers: set[int]) -> int | None:
 def _write_error(path: Path, number: int) -> WriteError:
     place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free >> 20
-    return WriteError(
-        f"cannot write {path}: {os.strerror(number)} ({free:,} MiB free in {place}); make room, or name another folder "
-        f"(output_root=, weights_root=, cache_root=)",
-        number,
-    )
+    room = f" ({free:,} MiB free in {place}); make room, or" if number in FULL else ";"
+    mend = "name another folder (output_root=, weights_root=, cache_root=, --out)"
+    return WriteError(f"cannot write {path}: {os.strerror(number)}{room} {mend}", number)
 
 
 @contextmanager
@@ -114,10 +112,8 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        _begin(temporary, path)
         try:
-            temporary.touch()
             mode = temporary.stat().st_mode  # by the umask; some writers make files that only their owner can read
             yield temporary
             temporary.chmod(mode)
@@ -129,6 +125,16 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+def _begin(temporary: Path, path: Path) -> None:
+    """Make the empty temporary file of `path`; whatever is in the way, /proc or a name that is too long, is told."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        temporary.touch()
+    except OSError as error:
+        raise _write_error(path, error.errno or errno.EIO) from error
 
 
 def _sweep(folder: Path) -> None:
@@ -165,9 +171,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def check_writable(folder: Path) -> None:
     """WriteError if no file can be made in `folder`: found before the work whose result goes there."""
-    with replacing(folder / ".writable"):
-        pass
-    (folder / ".writable").unlink(missing_ok=True)
+    try:
+        write_atomically(folder / ".writable", "")
+        (folder / ".writable").unlink(missing_ok=True)
+    except WriteError as error:
+        raise _write_error(folder, error.errno or errno.EIO) from error
 
 
 def sync_folder(folder: Path) -> None:

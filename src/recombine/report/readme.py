@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from recombine.core.errors import ConfigError, did_you_mean
+from recombine.core.files import write_atomically
 from recombine.core.types import Row
 from recombine.report.formats import markdown
 from recombine.report.pivot import build
@@ -36,6 +37,8 @@ def fill(path: Path, rows: Sequence[Row], specs: Mapping[str, TableSpec], pictur
     Raises:
         ConfigError: no block, a block without end, an unknown table or plot, rows lacking, or no folder for pictures.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
     text = path.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
     if not blocks or len(blocks) != len(OPENING.findall(text)):
@@ -47,7 +50,7 @@ def fill(path: Path, rows: Sequence[Row], specs: Mapping[str, TableSpec], pictur
         content = _table(name, where, rows, specs) if kind == "table" else _plot(name, where, rows, pictures, path)
         return f"{opening}\n{content}\n{end}"
 
-    path.write_text(BLOCK.sub(filled, text), encoding="utf-8")
+    write_atomically(path, BLOCK.sub(filled, text))
     return len(blocks)
 
 

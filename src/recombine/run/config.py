@@ -17,8 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recombine.core.builds import load_target, parameters_of
 from recombine.core.errors import ConfigError
-from recombine.core.settings import VOLATILE, find_problems, to_dict
-from recombine.run.settings import EntrySettings
+from recombine.core.settings import VOLATILE, Settings, find_problems, to_dict
 
 __all__ = [
     "VOLATILE",
@@ -136,7 +135,7 @@ def unresolved(cfg: DictConfig) -> list[str]:
     return problems
 
 
-def validate(cfg: DictConfig, schema: type[EntrySettings], *, rules: bool = True) -> list[str]:
+def validate(cfg: DictConfig, schema: type[Settings], *, rules: bool = True) -> list[str]:
     """Everything wrong with a config: gaps, unknown settings, wrong values, by `rules` what does not fit."""
     problems = unresolved(cfg)
     if problems:
