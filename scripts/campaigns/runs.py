@@ -15,10 +15,10 @@ from recombine.core.errors import RecombineError
 from . import Case
 from .forks import fork
 
-__all__ = ["RUNS", "TINY", "make_networks", "roots", "run_entry", "try_disk", "try_kills"]
+__all__ = ["RUNS", "TINY", "make_networks", "roots", "run_entry", "start", "try_disk", "try_kills"]
 
 TINY = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine.max_steps=6", "engine.epochs=2"]
-TINY += ["engine.save_every_steps=2", "hydra.job_logging.root.level=WARNING"]
+TINY += ["engine.save_every_steps=2"]
 PAIR = ["model@student=any", "student.name=first", "dataset=digits", "method=kl_dp", "batch_size=256"]
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
 RUNS = {
@@ -69,10 +69,11 @@ def roots(folder: Path, place: str) -> list[str]:
 
 def run_entry(name: str, folder: Path, place: str, prepare: Callable[[], None] = lambda: None) -> int:
     """Exit code of a small run in a process of its own (minus the signal that killed it); its words are in a log."""
-    return fork(folder / place / "log", lambda: _launch(name.split()[0], [*TINY, *RUNS[name]], folder, place, prepare))
+    return fork(folder / place / "log", lambda: start(name.split()[0], RUNS[name], folder, place, prepare))
 
 
-def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Callable[[], None]) -> int:
+def start(entry: str, words: list[str], folder: Path, place: str, prepare: Callable[[], None] = lambda: None) -> int:
+    """Exit code of a small run in this process; `prepare` is called when its config is there."""
     from hydra import compose
 
     from recombine.cli.search_path import initialize_entry
@@ -82,7 +83,7 @@ def _launch(entry: str, words: list[str], folder: Path, place: str, prepare: Cal
         if not (folder / place / file.name).exists():
             os.link(file, folder / place / file.name)
     with initialize_entry(entry):
-        cfg = compose(ENTRIES[entry].config, [*roots(folder, place), *(w for w in words if not w.startswith("hydra."))])
+        cfg = compose(ENTRIES[entry].config, [*roots(folder, place), *TINY, *words])
     prepare()
     try:
         launch(ENTRIES[entry].recipe, cfg)

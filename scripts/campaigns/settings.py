@@ -105,9 +105,8 @@ def try_settings(folder: Path, full: bool) -> Iterator[Case]:
     make_networks(folder)
     chosen = random.Random(0)
     log = folder / "settings" / "log"
-    quiet = [word for word in TINY if not word.startswith("hydra.")]
     for name, entry in ENTRIES.items() if full else [("flips", ENTRIES["flips"])]:
-        base = [*roots(folder, "weights"), *quiet, *RUNS[name], f"hydra.run.dir={folder}/hydra"]
+        base = [*roots(folder, "weights"), *TINY, *RUNS[name], f"hydra.run.dir={folder}/hydra"]
         if (verdict := judge([name, *base], log)) != "accepted":
             yield Case(name, "nothing wrong", verdict)
             continue

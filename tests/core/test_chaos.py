@@ -14,7 +14,12 @@ from scripts.mutate import read_mutants
 
 @pytest.mark.parametrize(
     "campaign",
-    [try_files, try_settings, try_tools, *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills))],
+    [
+        try_files,
+        try_settings,
+        try_tools,
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills)),
+    ],
 )
 def test_nothing_goes_wrong_unseen(tmp_path, campaign):
     cases = list(campaign(tmp_path, False))

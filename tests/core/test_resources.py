@@ -88,7 +88,9 @@ def test_nothing_grows_over_two_thousand_steps(tmp_path, start, loader):
     early = [row[1:] for row in seen if STEPS // 4 <= row[0] < STEPS // 2]
     late = [row[1:] for row in seen if STEPS * 3 // 4 <= row[0] < STEPS]
     assert len(early) > 5 and len(late) > 5
-    (memory, files, threads, children), after = ([median(column) for column in zip(*rows)] for rows in (early, late))
+    (memory, files, threads, children), after = (
+        [median(column) for column in zip(*rows, strict=True)] for rows in (early, late)
+    )
     print(f"\n{loader}: {(after[0] - memory) / 2**20:+.1f} MiB of {memory / 2**20:.0f}, files {files} to {after[1]}")
     assert after[0] - memory < 4 * 2**20, "bytes of memory"
     assert after[1] <= files and after[2] <= threads and after[3] <= children

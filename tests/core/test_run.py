@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from recombine import __version__
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.run import provenance
+from recombine.run.device import resolve
 from recombine.run.launch import launch
 from tests.core.fit import recipe
 
@@ -40,6 +42,7 @@ def test_a_run_leaves_its_row_config_and_metrics(fit):
     assert (row.entry, row.seed, row.run, row.status, row.cell) == ("fit", 0, folder.name, "ok", {"noise": 0})
     facts = row.provenance
     assert facts["command"].startswith("python main_fit.py") and facts["command"].endswith("noise=0 steps=200")
+    assert facts["config"]["engine"]["precision"] == facts["precision_used"] == resolve("auto", torch.device("cpu"))
     assert facts["config"]["steps"] == 200 and facts["versions"]["torch"] and facts["world_size"] == 1
     assert facts["seconds"] > 0 and facts["peak_memory_mib"] > 50 and facts["images_per_second"] == 1000
     assert len(facts["commit"]) == 40 and facts["dirty"] in (True, False) and facts["device"]

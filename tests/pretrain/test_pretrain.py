@@ -48,6 +48,13 @@ def trained(tmp_path_factory):
     return folder, row, folder / "weights" / "cnn-digits-s0.safetensors"
 
 
+def test_charts_say_which_images_were_evaluated(trained):
+    folder, row, _ = trained
+    lines = (folder / "output" / "pretrain" / row.run / "metrics.jsonl").read_text().splitlines()
+    names = {name for line in lines for name in json.loads(line)}
+    assert "test/accuracy" in names and not [name for name in names if name.startswith("val/")]
+
+
 def test_row_equals_scikit_learn_on_the_kept_network(trained):
     folder, row, path = trained
     cfg = compose_config(folder)

@@ -1,0 +1,101 @@
+"""Every method of every entry gives the same on two processes as on one."""
+
+import os
+import socket
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from recombine.core.files import CONFIG_DIR
+from recombine.core.results import read_rows
+from scripts.campaigns.forks import fork
+from scripts.campaigns.runs import RUNS, make_networks, start
+
+pytestmark = pytest.mark.slow
+
+
+def options(group):
+    """The names of a group's options, as they are given on the command line."""
+    folder = CONFIG_DIR / group
+    return [str(file.relative_to(folder).with_suffix("")) for file in sorted(folder.rglob("[!_]*.yaml"))]
+
+
+def of(entry, key, group, *words):
+    """A run with each option of a group."""
+    return [(entry, [f"{key}={name}", *words]) for name in options(group)]
+
+
+PATCH = "tasks=[{name: low, dataset: digits, class_subset: [5,6,7]}, {name: few, dataset: digits, class_subset: [0,1]}]"
+TRAINED = ["model=cnn", "model.weights=null", "method=delta"]
+CASES = [
+    *(("pretrain", words) for words in ([], ["engine.ema_decay=0.9"], ["engine.grad_accum_steps=2"])),
+    ("flips", []),
+    *of("transfer", "method", "transfer/method"),
+    *of("transfer", "mask", "transfer/mask", "method=distill", "dataset.val_fraction=0.2"),
+    *of("transfer", "loss", "transfer/loss", "method=distill"),
+    ("transfer", ["candidates=[second,third]"]),
+    *(("multi_teacher", [f"combine={way}"]) for way in ("sequential", "parallel", "soup")),
+    *of("patch", "method", "patch/method"),
+    *(("patch", [f"protocol={name}", "method=delta", PATCH]) for name in ("joint", "sequential")),
+    *of("patch", "regularizer", "patch/regularizer", "protocol=end_to_end", "method=delta"),
+    ("patch", ["protocol=scratch", "method=delta"]),
+    *of("stitch", "method", "stitch/method"),
+    *of("stitch", "search", "stitch/search"),
+    *of("pnc", "method", "pnc/method"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("processes")
+    make_networks(place)
+    return place
+
+
+def processes(entry, words, folder, place, count):
+    """Exit code of a run on one process, or on two that gloo joins."""
+
+    def work():
+        if count == 2:
+            with socket.socket() as found:
+                found.bind(("127.0.0.1", 0))
+                port = str(found.getsockname()[1])
+            os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            other = os.fork() == 0
+            os.environ |= {"RANK": str(int(other)), "LOCAL_RANK": str(int(other))}
+        return start(entry, [*RUNS[entry], *words], folder, place)
+
+    code = fork(folder / place / "log", work)
+    return code, (folder / place / "log").read_text(encoding="utf-8")
+
+
+def found(folder):
+    """Metrics of the rows, and every weight that was written, by name."""
+    metrics = {}
+    for row in read_rows(folder):
+        name = " ".join(f"{key}={value}" for key, value in sorted(row.cell.items()))
+        metrics |= {f"{name}: {key}": value for key, value in row.metrics.items() if "second" not in key}
+    files = [file for file in folder.rglob("*.safetensors") if not {"cache", "previous"} & {*file.parts}]
+    weights = {file.name: load_file(file) for file in files if not file.is_symlink()}
+    return metrics, {f"{name} {key}": value for name, state in weights.items() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("entry", "words"), CASES, ids=[" ".join([entry, *words]) for entry, words in CASES])
+def test_two_processes_equal_one(folder, request, entry, words):
+    one, two = (f"{CASES.index((entry, words))} {count}" for count in (1, 2))
+    for place, count in ((one, 1), (two, 2)):
+        code, log = processes(entry, words, folder, place, count)
+        assert code == 0 and "Traceback" not in log, log[-3000:]
+    (metrics, weights), (metrics_two, weights_two) = found(folder / one), found(folder / two)
+    assert metrics.keys() == metrics_two.keys() and weights.keys() == weights_two.keys()
+    apart = {key: (weights[key], weights_two[key]) for key in weights}
+    apart = {key: float(np.abs(a - b).max()) for key, (a, b) in apart.items() if not near(a, b, 1e-3)}
+    apart |= {
+        key: (value, metrics_two[key]) for key, value in metrics.items() if not near(value, metrics_two[key], 0.01)
+    }
+    assert not apart
+
+
+def near(one, two, tolerance):
+    return np.allclose(one, two, rtol=tolerance, atol=tolerance, equal_nan=True)
