@@ -60,3 +60,10 @@ def test_augmentation_is_known_behind_every_wrapper(opened):
     plain = opened().loader("train", 64, train=True)
     for wrapped in (LabelOffsetLoader(loader, 1), RepeatedLoader(loader, 2), MixedLoader([plain, loader], torch.clone)):
         assert wrapped.augment is loader.augment and wrapped.crop is None
+
+
+def test_each_turn_of_a_repeated_set_has_an_order_of_its_own(opened):
+    loader = opened().loader("train", 256, train=True)
+    orders = [batch.tolist() for turn in (3, 4, 5) for batch in loader.epoch_batches(turn)]
+    assert [batch.tolist() for batch in RepeatedLoader(loader, 3).epoch_batches(1)] == orders
+    assert orders[0] != orders[len(loader)]

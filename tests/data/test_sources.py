@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from sklearn.model_selection import StratifiedShuffleSplit
 from torchvision import datasets
 
 from recombine.core.errors import ConfigError
@@ -40,6 +41,9 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
     ours = sorted((int(y), x.tobytes()) for x, y in zip(images, labels, strict=True))
     theirs = np.rint(real.images * 255 / 16).astype(np.uint8)
     assert ours == sorted((int(y), x.tobytes()) for x, y in zip(theirs, real.target, strict=True))
+    splitter = StratifiedShuffleSplit(n_splits=1, test_size=1 / 6, random_state=123)
+    _, held_out = next(splitter.split(real.data, real.target))
+    assert np.array_equal(both[1].images, theirs[np.sort(held_out)]), "always the same sixth"
 
 
 @pytest.mark.parametrize(

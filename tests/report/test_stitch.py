@@ -120,6 +120,8 @@ def test_what_is_not_worse_than_the_best():
     assert not_worse(samples) == {"best", "close", "same"}
     assert not_worse({"one": [3], "two": [1]}) == set() == not_worse({})
     assert not_worse({"one": [3, 3], "two": [3, 3]}) == {"one", "two"}
+    lucky = {"steady": [5 + k / 10 for k in range(10)], "lucky": [1 + k / 10 for k in range(9)] + [1000]}
+    assert not_worse(lucky) == {"steady"}, "the best is that of the median"
     # alone it would be worse (p = 1/20); among three, three seeds cannot show it
     assert not_worse({"one": [4, 5, 6], "two": [1, 2, 3]}) == {"one"}
     assert not_worse({"one": [4, 5, 6], "two": [1, 2, 3], "three": [1, 2, 3.5]}) == {"one", "two", "three"}

@@ -113,6 +113,13 @@ def test_failed_cells_are_seen_with_their_error(pretrain_rows):
     assert reasons[None, 0] == ("failed", "python main_flips.py dataset=digits")
 
 
+def test_what_diverged_counts_for_nothing_though_it_was_measured():
+    found = aggregate(
+        [row("a", 90), row("a", 10, 1, status="diverged")], ["model"], {"accuracy": MetricColumn("top-1")}
+    )
+    assert found["accuracy"].loc["a", ["mean", "n"]].tolist() == [90, 1]
+
+
 def test_missing_seeds_are_listed_one_by_one():
     table = build(spec(seeds=[0, 1, 2], expected=[{"model": ["a", "b"]}]), [row("a", seed=0), row("a", seed=2)])
     missing = [(m.cell["model"], m.seed) for m in table.missing]

@@ -20,7 +20,7 @@ from recombine.data.fingerprint import label_of, record_split
 from recombine.data.inspection import inspect
 from recombine.data.loading import BatchLoader, Split
 from recombine.data.masks import MaskReader, check_masks, stored_table
-from recombine.data.pixels import Decoding, open_image, orientation
+from recombine.data.pixels import Decoding, open_image
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
 from recombine.data.sources import source_of
 from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified
@@ -254,16 +254,14 @@ def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarr
 def _storage(samples: SampleReader, storage: str, decoding: Decoding) -> tuple[str, int | None]:
     """(raw or jpeg, the one square size or None), judged by up to 256 images spread over the split."""
     probes = np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int))
-    sizes = {_size(samples[i], samples.where(i), decoding) for i in probes}
+    sizes = {_size(samples[i], samples.where(i)) for i in probes}
     width, height = next(iter(sizes))
     one = len(sizes) == 1 and width == height <= RAW_UP_TO and storage != "jpeg"
     kind = storage if storage != "auto" else ("raw" if one else "jpeg")
     return kind, width if one else None
 
 
-def _size(item: np.ndarray | bytes, where: str, decoding: Decoding) -> tuple[int, int]:
+def _size(item: np.ndarray | bytes, where: str) -> tuple[int, int]:
     if isinstance(item, np.ndarray):
         return item.shape[1], item.shape[0]
-    image = open_image(item, where)
-    on_its_side = decoding.exif_orientation and orientation(image) in (5, 6, 7, 8)
-    return image.size[::-1] if on_its_side else image.size
+    return open_image(item, where).size  # as it lies in the file: turned or not, a square is one
