@@ -1,5 +1,7 @@
 """Networks of timm with two classifiers, or of one fixed input size, in every role."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.flips.heads import find_heads, fit_heads
 from recombine.transfer import networks, recipe
+from tests.leaks import of_test, spoil
 
 SMALL = {"weights": None, "size": 32, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
@@ -34,6 +37,16 @@ def test_both_classifiers_of_a_distilled_network_are_fitted(folder):
             assert not torch.equal(head.weight, old)
             right = (head(tokens[:, place]).argmax(1) == batch.labels).float().mean()
             assert right > 0.5, f"{name} alone knows digits from what enters it"
+
+
+def test_classifiers_are_fitted_to_training_images_alone(folder, monkeypatch):
+    zoo.save(zoo.build({"name": "lenet5"}, classes=7, seed=3), folder / "weights" / "seven.safetensors", {})
+    cfg, data, run = compose_config(folder, "fit_heads=true"), open_digits(folder), SimpleNamespace(device="cpu")
+    fitted = networks.open_network(cfg, run, data, {"name": "seven"})
+    spoil(monkeypatch, of_test)
+    again = networks.open_network(cfg, run, data, {"name": "seven"})
+    data.close()
+    assert fitted.classes == 10 and fitted.digest() == again.digest()
 
 
 def test_a_network_whose_logits_are_made_in_another_way_is_refused():

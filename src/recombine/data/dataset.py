@@ -95,7 +95,7 @@ class Data:
                 table = stored_table(self._relabel.table)
                 check_masks(samples, len(self.source.class_names), self.decoding, self._cache_root)
             else:
-                kind, size = _storage(samples, self.settings.storage, self.decoding)
+                kind, size = _storage(samples, self.settings.storage)
             decoding = None if isinstance(samples, ArrayReader) else self.decoding
             storage = Storage(kind, None if size or table is not None else self.settings.max_side, decoding)
             place = self.source.place
@@ -251,7 +251,7 @@ def _part(labels: np.ndarray, fraction: float, seed: int, name: str) -> np.ndarr
     return np.arange(len(labels)) if fraction == 1 else stratified(labels, fraction, seed, name)[1]
 
 
-def _storage(samples: SampleReader, storage: str, decoding: Decoding) -> tuple[str, int | None]:
+def _storage(samples: SampleReader, storage: str) -> tuple[str, int | None]:
     """(raw or jpeg, the one square size or None), judged by up to 256 images spread over the split."""
     probes = np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int))
     sizes = {_size(samples[i], samples.where(i)) for i in probes}
