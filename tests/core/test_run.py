@@ -42,7 +42,8 @@ def test_a_run_leaves_its_row_config_and_metrics(fit):
     assert (row.entry, row.seed, row.run, row.status, row.cell) == ("fit", 0, folder.name, "ok", {"noise": 0})
     facts = row.provenance
     assert facts["command"].startswith("python main_fit.py") and facts["command"].endswith("noise=0 steps=200")
-    assert facts["config"]["engine"]["precision"] == facts["precision_used"] == resolve("auto", torch.device("cpu"))
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert facts["config"]["engine"]["precision"] == resolve("auto", where), "what was used"
     assert facts["config"]["steps"] == 200 and facts["versions"]["torch"] and facts["world_size"] == 1
     assert facts["seconds"] > 0 and facts["peak_memory_mib"] > 50 and facts["images_per_second"] == 1000
     assert len(facts["commit"]) == 40 and facts["dirty"] in (True, False) and facts["device"]

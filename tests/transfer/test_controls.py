@@ -52,6 +52,10 @@ def test_a_control_is_the_run_of_its_method_and_trained_once(folder, trained):
     assert other.metrics["transfer_delta_xe"] == row.metrics["transfer_delta_xe"]
     run_rows(recipe, compose_config(folder, CONTROLS, "optimizer.lr=0.01", "engine.max_steps=2"))
     assert trained[6:] == ["transfer", "control/xe", "control/self_dist"], "other settings have their own"
+    run_rows(recipe, compose_config(folder, short, CONTROLS, "engine.precision=fp32"))
+    assert trained[9:] == ["transfer"], "what auto means on this device, by its name"
+    run_rows(recipe, compose_config(folder, short, CONTROLS, "engine.precision=bf16"))
+    assert trained[10:] == ["transfer", "control/xe", "control/self_dist"], "another precision"
 
 
 def test_a_method_is_not_its_own_control(folder):

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from recombine.core import distributed
 from recombine.core.errors import ConfigError
 
-__all__ = ["PRECISIONS", "open_device", "resolve", "with_precision"]
+__all__ = ["PRECISIONS", "open_device", "resolve"]
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,15 +24,6 @@ def resolve(precision: str, device: torch.device) -> str:
     if precision not in PRECISIONS:
         raise ConfigError(f"engine.precision={precision}: one of auto, {', '.join(PRECISIONS)} is needed")
     return precision
-
-
-def with_precision(cfg: DictConfig, device: torch.device) -> DictConfig:
-    """The config of a run with the precisions that it uses on this device in the place of `auto`."""
-    cfg = cfg.copy()
-    for key in ("precision", "eval_precision"):
-        if (given := OmegaConf.select(cfg, f"engine.{key}")) is not None:
-            cfg.engine[key] = resolve(given, device)
-    return cfg
 
 
 def _check_places(name: str) -> None:

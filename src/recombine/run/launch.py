@@ -29,7 +29,7 @@ from recombine.core.types import Row
 from recombine.run import provenance
 from recombine.run.config import RunId, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
-from recombine.run.device import open_device, with_precision
+from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
 from recombine.run.lineage import code_artifact, list_artifacts
 from recombine.run.run import Run
@@ -204,8 +204,8 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
     rows: list[Row] = []
     error: BaseException | None = None
     with open_device(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
-        cfg = with_precision(job.cfg, device)  # rows and what is kept say what was used, not `auto`
-        record["config"] = OmegaConf.to_container(cfg, resolve=True)
+        if "precision" in (settings := record["config"].get("engine") or {}):
+            settings["precision"] = resolve(settings["precision"], device)  # what was used, not `auto`
         seed_everything(job.cfg.seed)
         name, group, _ = job.identity
         tracker = job.tracker(record) if rank == 0 else Tracker.silent()
@@ -220,7 +220,7 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
             if signals.received:
                 raise Interrupted(signals.received)
             with collecting(job.manifest), writing(job.folder, reading=True):
-                for row in job.recipe.run(cfg, run):
+                for row in job.recipe.run(job.cfg, run):
                     rows.append(row)
         except BaseException as raised:
             error = raised

@@ -19,6 +19,7 @@ from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.class_predictions import ClassPredictions, compute_once, predict_classes
 from recombine.models import Model
+from recombine.run.device import resolve
 from recombine.run.run import Run
 from recombine.transfer import training
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["control_node", "run_controls"]
 
 DISTILLATION = "recombine.transfer.distillation"
-RESULT = ("epochs", "max_steps", "precision", "grad_accum_steps", "grad_clip_norm", "ema_decay", "max_eval_batches")
+RESULT = ("epochs", "max_steps", "grad_accum_steps", "grad_clip_norm", "ema_decay", "max_eval_batches")
 """Settings of the engine on which the result of a training depends."""
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def _run_control(
         "method": node,
         "images": [seen.digest, to_dict(cfg.dataset.augment), images.digest],
         "optimizer": [to_dict(cfg.optimizer), training.learning_rate(cfg), to_dict(cfg.schedule), cfg.batch_size],
+        "precision": resolve(cfg.engine.precision, run.device),
         "engine": [{key: cfg.engine.get(key) for key in RESULT}, epochs, cfg.seed, str(run.device.type)],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

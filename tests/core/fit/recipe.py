@@ -48,5 +48,5 @@ def run(cfg, run):
         raise RuntimeError("thirteen")
     if cfg.noise == 14:
         raise ConfigError("noise=14: no line is seen in that; noise=1")
-    run.stats |= {"images_per_second": 1000.0, "precision_used": cfg.engine.precision}
+    run.stats["images_per_second"] = 1000.0
     yield Row(cell(cfg), {"loss": loss.item(), "slope": slope.item()})
