@@ -39,6 +39,8 @@ RUNS = {
     ],
 }
 """Small runs of every entry."""
+LATE = ("sklearn.datasets", "sklearn.model_selection", "recombine.data.torch", "recombine.data.known", "torch._dynamo")
+"""What runs import when they need it."""
 PHASES = {
     "training": "recombine.engine.training:Training.update",
     "checkpoint": "recombine.engine.checkpoint:save",
@@ -54,8 +56,8 @@ def make_networks(folder: Path) -> None:
     """What the runs read: small networks with random weights, in `folder/weights`."""
     from recombine import models
 
-    for entry in ENTRIES.values():
-        importlib.import_module(entry.recipe)  # once, and not in each child
+    for module in (*(entry.recipe for entry in ENTRIES.values()), *LATE):
+        importlib.import_module(module)  # once, and not in each child
     node = {"name": "cnn", "widths": [8, 8, 16], "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
     for seed, (name, classes) in enumerate({"first": 10, "second": 10, "third": 10, "low": 5, "high": 5}.items()):
         models.save(models.build(node, classes=classes, seed=seed), folder / "weights" / f"{name}.safetensors", {})
