@@ -26,6 +26,8 @@ WRONG = [
     ("pretrain", "cache_root=/dev/null", "cache_root=/dev/null: a folder is needed"),
     ("pretrain", "save_as=../../x", "save_as=../../x: a name is needed that stays in its folder"),
     ("pretrain", "save_as=", "save_as"),
+    ("pretrain", f"save_as={'x' * 300}", f"save_as={'x' * 300}: a name of at most 120 bytes"),
+    ("pretrain", "output_root='~/x'", "output_root=~/x: ~ means your home in a command only"),
     ("pretrain", "dataset.name=../x", "dataset.name=../x: a name is needed that stays in its folder"),
     ("flips", "models=[null,null]", "models=[null,null]"),
     ("flips", "models=[[a],[b]]", "models=[[a],[b]]"),

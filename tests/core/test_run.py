@@ -104,6 +104,19 @@ def test_a_config_problem_that_takes_a_run_to_notice_is_not_called_harmless(fit)
     assert "ended early" in result.err and read_rows(only_run(fit))[0].status == "failed"
 
 
+@pytest.mark.parametrize("given", ["~/runs", "'~/runs'"])
+def test_home_is_where_a_command_means_it(fit, monkeypatch, given):
+    monkeypatch.setenv("HOME", str(fit.folder / "my home"))
+    assert fit(f"output_root={given}").code == 0
+    (row,) = read_rows(fit.folder / "my home" / "runs")
+    assert row.status == "ok" and not (fit.folder / "~").exists()
+
+
+def test_another_working_folder_is_refused(fit):
+    result = fit("hydra.job.chdir=true")
+    assert result.code == 2 and "hydra.job.chdir=true" in result.err and not list(fit.folder.iterdir())
+
+
 def test_a_failing_job_does_not_stop_a_multirun(fit):
     result = fit("noise=0.1,13,-1,0.2", "-m", "steps=3")
     assert result.code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
 import shlex
 import sys
@@ -56,7 +57,7 @@ def main(entry: str | Entry) -> None:
     register_places()
     typed = shlex.join(sys.argv[1:])
     flags = set(sys.argv) & {"--dry-run", "--download"}
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in flags]
+    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:] if word not in flags]
     # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
     sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
     arguments = get_args_parser().parse_args()
@@ -104,6 +105,13 @@ def _config_dir(given: str | None) -> str:
     return str(beside if beside.is_dir() and not Path(given).is_dir() else Path(given).resolve())
 
 
+def _at_home(word: str) -> str:
+    """`output_root=~/x` with the user's home: shells do not see it there, and Hydra would make a folder called ~."""
+    key, _, value = word.partition("=")
+    found = re.fullmatch(r"(['\"]?)(~(?:/.*)?)\1", value)
+    return f"{key}='{os.path.expanduser(found[2])}'" if found else word
+
+
 def _is_override(word: str) -> bool:
     return word.startswith("~") or ("=" in word and not word.startswith("-"))
 
@@ -112,6 +120,9 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     """Raise ConfigError with every problem of the command line, those of its working part included."""
     if arguments.shell_completion or arguments.hydra_help or arguments.experimental_rerun:
         return
+    chdir = r"\+*hydra\.job\.chdir=(true|yes|on|1)"
+    if any(re.fullmatch(chdir, text.lower()) for text in arguments.overrides):
+        raise ConfigError("hydra.job.chdir=true: a run has a folder of its own; paths are those of where you type")
     name = arguments.config_name or entry.config
     composition = compose_all(config_dir, name, _with_folders(arguments), sweep=arguments.multirun)
     use_config_dirs(composition.folders)

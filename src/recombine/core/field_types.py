@@ -9,10 +9,15 @@ from pydantic import AfterValidator, Field
 
 __all__ = ["FileName"]
 
+MOST_BYTES = 120
+"""Of a name; file systems take 255, of which seed, fingerprint, ending and the mark of a temporary file need some."""
+
 
 def _file_name(name: str) -> str:
     if not re.fullmatch(r"[^/\\\0]+", name) or name.startswith("."):
         raise ValueError("a name is needed that stays in its folder: no /, no \\ and no dot at its start")
+    if len(name.encode(errors="surrogateescape")) > MOST_BYTES:
+        raise ValueError(f"a name of at most {MOST_BYTES} bytes is needed")
     return name
 
 

@@ -149,8 +149,13 @@ def misplaced_roots(node: Mapping[str, Any]) -> list[str]:
     roots = {
         key: Path(str(node[key])) for key in ("data_root", "weights_root", "cache_root", "output_root") if key in node
     }
+    home = [
+        f"{key}={path}: ~ means your home in a command only; give {key}={path.expanduser()}"
+        for key, path in roots.items()
+        if path.parts[:1] == ("~",)
+    ]
     odd = [key for key, path in roots.items() if path.exists() and not path.is_dir()]
-    return [f"{key}={roots[key]}: a folder is needed, and this is a file; give {key}=<folder>" for key in odd]
+    return home + [f"{key}={roots[key]}: a folder is needed, and this is a file; give {key}=<folder>" for key in odd]
 
 
 def accepts(node: DictConfig, name: str) -> bool:
