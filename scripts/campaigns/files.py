@@ -61,7 +61,23 @@ def kinds_of_files(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     for kind in ("patch", "clone", "offspring"):
         path = write_artifact(folder / f"{kind}.safetensors", kind, {"classes": 3}, {"w": torch.arange(40.0)})
         found[kind] = (path, lambda path=path, kind=kind: tuple(read_artifact(path, kind)))
-    return found | _beton(folder)
+    return found | _beton(folder) | _inspection(folder)
+
+
+def _inspection(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
+    """What is remembered of a folder of images; damaged, the folder is looked at again."""
+    from PIL import Image
+
+    from recombine.data.inspection import inspect
+    from recombine.data.sources import open_source
+
+    for k, label in enumerate("ab" * 6):
+        (folder / "pictures" / label).mkdir(parents=True, exist_ok=True)
+        Image.new("I;16", (4, 4), 1000 * k).save(folder / "pictures" / label / f"{k}.png")
+    source = open_source("folder", ".", folder / "pictures", False)
+    inspect(source, folder)
+    (file,) = (folder / "inspections").iterdir()
+    return {"inspection": (file, lambda: inspect(source, folder))}
 
 
 def _all_records(path: Path) -> Any:

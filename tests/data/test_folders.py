@@ -262,6 +262,9 @@ def test_what_was_looked_at_is_remembered_until_a_file_changes(tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr("recombine.data.inspection.open_image", lambda *_: pytest.fail("opened again"))
         assert inspect(source, tmp_path / "cache") == first
+    (remembered,) = (tmp_path / "cache" / "inspections").iterdir()
+    remembered.write_text(remembered.read_text().replace("10", "11"))  # a damaged note is no fact
+    assert inspect(source, tmp_path / "cache") == first
     (tmp_path / "set/red/00.png").write_bytes(b"broken")
     assert inspect(open_source("folder", ".", tmp_path / "set", False), tmp_path / "cache").problems()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from recombine.core.console import track
-from recombine.core.errors import ConfigError
-from recombine.core.files import write_atomically
+from recombine.core.errors import ConfigError, DamagedError
+from recombine.core.files import read_json, write_json
 from recombine.data.pixels import decode, is_deep, open_image, orientation, shown, unreadable
 from recombine.data.settings import cores
 from recombine.data.sources import Source
@@ -195,11 +194,11 @@ def _remembered_at(cache_root: Path, files: Mapping[str, FileReader], skipped: M
 
 def _recall(path: Path) -> Inspection | None:
     try:
-        return Inspection(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Inspection(**read_json(path)) if path.exists() else None
+    except (DamagedError, TypeError):  # or of another version: looked at again
         return None
 
 
 def _remember(path: Path, found: Inspection) -> None:
     with suppress(OSError):  # it is looked at again the next time
-        write_atomically(path, json.dumps(asdict(found)))
+        write_json(path, asdict(found))
