@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -39,13 +40,15 @@ HEAD = ["| campaign | of | tried | as it should be | not |", "|---|---|---:|---:
 
 
 def campaign(folder: Path, part: str, *, full: bool = False) -> list[Case]:
-    """Everything that was tried, in order; what went wrong is printed as it comes."""
+    """Everything that was tried, in order, printed as it comes; Ctrl-C ends it early."""
     module, _, name = PARTS[part].partition(":")
     cases = []
-    for case in getattr(importlib.import_module(f"scripts.campaigns.{module}"), name)(folder, full):
-        cases.append(case)
-        if case.verdict not in GOOD:
+    try:
+        for case in getattr(importlib.import_module(f"scripts.campaigns.{module}"), name)(folder, full):
+            cases.append(case)
             print(f"{part}: {case.place}: {case.what}: {case.verdict}", flush=True)
+    except KeyboardInterrupt:
+        print(f"{part}: ended early after {len(cases)}", flush=True)
     return cases
 
 
@@ -66,6 +69,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, help="markdown page that gets the figures, between its marks")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
     lines: dict[str, list[str]] = {}
     wrong = 0
