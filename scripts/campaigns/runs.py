@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def start(entry: str, words: list[str], folder: Path, place: str, prepare: Calla
     from recombine.run.launch import exit_code, launch
 
     for file in (folder / "weights").iterdir():
-        if not (folder / place / file.name).exists():
+        with suppress(FileExistsError):
             os.link(file, folder / place / file.name)
     with initialize_entry(entry):
         cfg = compose(ENTRIES[entry].config, [*roots(folder, place), *TINY, *words])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -104,7 +105,10 @@ class Training:
         # the whole method, so that its loss is computed inside; frozen parts have no gradients to exchange
         devices = [torch.cuda.current_device()] if self.run.device.type == "cuda" else None
         # statistics are the same everywhere already, and a memory is gathered, not replaced by the first process's
-        return DistributedDataParallel(self.method, device_ids=devices, broadcast_buffers=not self.cfg.sync_batchnorm)
+        broadcast = not self.cfg.sync_batchnorm
+        with warnings.catch_warnings():  # torch 2.15 renames the option in part; older versions know this name alone
+            warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+            return DistributedDataParallel(self.method, device_ids=devices, broadcast_buffers=broadcast)
 
     def begin_epoch(self) -> int:
         """Prepare the method for (the rest of) an epoch; returns the batch to start at."""
