@@ -71,7 +71,7 @@ def read_mutants(only: Sequence[str]) -> list[Mutant]:
 
 
 def copy_tree(target: Path) -> None:
-    """The working tree without what git ignores."""
+    """The working tree without what git ignores, as a repository of its own."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -82,6 +82,9 @@ def copy_tree(target: Path) -> None:
         if (ROOT / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+    who = ["-c", "user.name=mutants", "-c", "user.email=mutants@localhost"]
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "--no-verify", "-m", "a copy"]):
+        subprocess.run(["git", *words], cwd=target, check=True)  # rows name the commit of the code
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int | None, str]:
