@@ -84,13 +84,16 @@ class DirectEnsemble(nn.Module):
     def __init__(self, target: Model, source: Model, outputs: list[int], softmax: bool) -> None:
         """`softmax`: of each network's own outputs first."""
         super().__init__()
-        self.target, self.source, self.outputs, self.softmax = target, source, outputs, softmax
+        self.target, self.source, self.softmax = target, source, softmax
+        self.columns: Tensor
+        place = next(target.parameters()).device
+        self.register_buffer("columns", torch.tensor(outputs, device=place), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> [B, T + n]."""
         both = [self.target(images), self.source(images)]
         target, source = (logits.softmax(1) for logits in both) if self.softmax else both
-        return torch.cat([target, source[:, self.outputs]], 1)
+        return torch.cat([target, source[:, self.columns]], 1)
 
 
 def ensemble(task: CloneTask, method: DirectEnsembleSettings) -> Trained:
@@ -143,7 +146,9 @@ class FineTuning(Method):
     def __init__(self, net: nn.Module, task: CloneTask, settings: FineTuningSettings) -> None:
         super().__init__(net)
         self.target, self.source, self.settings = task.target, task.source, settings
-        self.outputs, self.use_target_data = task.data.outputs, task.data.use_target_data
+        self.use_target_data = task.data.use_target_data
+        self.columns: Tensor
+        self.register_buffer("columns", torch.tensor(task.data.outputs), persistent=False)
 
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch of both kinds, or of cloned classes alone."""
@@ -155,7 +160,7 @@ class FineTuning(Method):
             old = distillation(self.target(batch.images), logits[:, :width], settings.temperature)
             loss = loss + settings.keep_weight * old.mean()
         if settings.source_weight:
-            teacher = self.source(batch.images)[:, self.outputs]
+            teacher = self.source(batch.images)[:, self.columns]
             cloned = batch.labels >= width
             new = distillation(teacher, logits[:, width:], settings.temperature) * cloned
             loss = loss + settings.source_weight * new.sum() / cloned.sum().clamp(min=1)

@@ -43,7 +43,7 @@ def taylor_scores(net: Candidates, loader: Loader) -> list[list[Tensor]]:
 def _add_derivatives(branch: Branch, value: Tensor, totals: list[Tensor]) -> None:
     """Add those of the source's values [B, ...] at the entry of a branch."""
     with _seen(branch.channel_masks) as seen, torch.enable_grad():
-        logits = branch.upper(value.detach().requires_grad_())[1][:, branch.outputs].float()
+        logits = branch.upper(value.detach().requires_grad_())[1][:, branch.columns].float()
     for k in range(logits.shape[1]):
         gradients = torch.autograd.grad(logits[:, k].sum(), [given for _, given in seen], retain_graph=True)
         slopes = [torch.zeros(len(value), len(total), device=total.device) for total in totals]

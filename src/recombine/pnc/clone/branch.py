@@ -130,6 +130,9 @@ class Branch(nn.Module):
         """
         super().__init__()
         self.position, self.outputs = position, list(outputs)
+        self.columns: Tensor
+        """`outputs` where the network is: indexing by a list would make the host wait for the device."""
+        self.register_buffer("columns", torch.tensor(self.outputs), persistent=False)
         self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated, "residual": residual}
         source = copy_buffers(source) if recalibrated else source
         self.groups = channel_groups(source, after=position.source.node, streams=residual == "stage")
@@ -166,7 +169,7 @@ class Branch(nn.Module):
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
         """The target's value at the position and its features [B, C_t] -> what `join_logits` takes as new."""
         features, logits = self.upper(self.adapter(value))
-        return self.head(target_features, features, logits[:, self.outputs])
+        return self.head(target_features, features, logits[:, self.columns])
 
     def batchnorms(self) -> list[_BatchNorm]:
         """The BatchNorms of the source's layers above the position."""

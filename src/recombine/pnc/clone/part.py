@@ -29,6 +29,8 @@ class Clone(nn.Module):
         (source,) = branch.source
         self.position: Position = branch.position
         self.outputs, self.class_names, self.masks = branch.outputs, list(class_names), branch.kept_channels()
+        self.columns: Tensor
+        self.register_buffer("columns", branch.columns.clone(), persistent=False)
         self.kinds = branch.kinds
         self.card = {**self._describe(), **(card or {})}
         """Its classes and where it sits; in files also its target, its source and what it scored."""
@@ -49,7 +51,7 @@ class Clone(nn.Module):
     def forward(self, value: Tensor, target_features: Tensor) -> Tensor:
         """The target's value at the position and its features [B, C_t] -> new logits, or all (see `join_logits`)."""
         features, logits = self.module(self.adapter(value))
-        return self.scale * self.head(target_features, features, logits[:, self.outputs]).float() + self.bias
+        return self.scale * self.head(target_features, features, logits[:, self.columns]).float() + self.bias
 
     def count_parameters(self) -> dict[str, float]:
         """Weights of the cloned layers, and those that were learned."""
