@@ -1,8 +1,8 @@
 """A simulated accelerator, `sim:0`: real values on the CPU, with the rules of a GPU.
 
 What raises on CUDA raises here: operations between its tensors and the CPU's, generators of the CPU, `.numpy()`.
-What makes the host wait for a GPU (reading a number, copies, shapes that depend on values, indexing by lists) is counted
-by file and line. Not covered: kernels, autocast policies, memory, streams, several devices.
+What makes the host wait for a GPU (reading a number, copies, shapes that depend on values, indexing by lists) is
+counted by file and line. Not covered: kernels, autocast policies, memory, streams, several devices.
 
     with simulated() as waits:
         launch(recipe, cfg)

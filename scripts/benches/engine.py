@@ -20,14 +20,14 @@ from recombine.run.run import Run
 from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
 
-__all__ = ["measure"]
+__all__ = ["Resident", "measure"]
 
 
 def measure() -> Iterator[Row]:
     """Two nets so small that what the engine adds to a step is seen."""
     device = the_device()
     for name, width, batch in (("small net", 16, 64), ("tiny net", 4, 16)):
-        data = _Resident(batch, device)
+        data = Resident(batch, device)
         with tempfile.TemporaryDirectory() as folder:
             ours = partial(_engine_seconds, data, width, Path(folder))
             baseline = partial(_baseline_seconds, data, width)
@@ -48,12 +48,12 @@ class _Scaled(nn.Module):
         return images.float() / 127.5 - 1
 
 
-class _Resident:
+class Resident:
     """One epoch of batches that lie on the device; it also holds the clock, which runs between two fetches."""
 
-    def __init__(self, batch_size: int, device: torch.device, steps: int = 52) -> None:
+    def __init__(self, batch_size: int, device: torch.device, steps: int = 52, size: int = 32) -> None:
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(256, (batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        images = torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
         labels = torch.randint(10, (batch_size,), generator=generator)
         images = images.contiguous(memory_format=torch.channels_last)
         self.batch = Batch(*(value.to(device) for value in (images, labels, torch.arange(batch_size))))
@@ -81,13 +81,13 @@ def _sgd(groups) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
-def _engine_seconds(data: _Resident, width: int, folder: Path) -> float:
+def _engine_seconds(data: Resident, width: int, folder: Path) -> float:
     run = Run(folder, "bench", "bench", "bench", 0, data.device, Tracker.silent(), StopSignals(), folder)
     Engine({"precision": "fp32", "resume": "never"}, run).fit(Supervised(_net(width, data.device)), data, _sgd, cosine)
     return data.seconds
 
 
-def _baseline_seconds(data: _Resident, width: int) -> float:
+def _baseline_seconds(data: Resident, width: int) -> float:
     net = _net(width, data.device).train()
     optimizer = _sgd(net.parameters())
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, data.steps)

@@ -67,7 +67,8 @@ def test_gradients_are_those_of_the_cpu():
     with simulated():
         net.to(SIM)
         cross_entropy(net(images.to(SIM)), labels.to(SIM)).backward()
-        assert all(torch.equal(value.grad.cpu(), other) for value, other in zip(net.parameters(), expected, strict=True))
+        found = [value.grad.cpu() for value in net.parameters()]
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def methods(entry: str) -> list[str]:
