@@ -1,6 +1,7 @@
 """Segmentation through main_pretrain.py: what is measured, and a network that learns a handful of real images."""
 
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -113,6 +114,26 @@ def test_what_does_not_fit_is_said_before_anything_starts(tmp_path, overrides, m
     assert len(problems) == 1 and message in problems[0]
 
 
+def best_of_an_eighth(paths, size):
+    """mIoU in percent of the true masks, averaged over 8 x 8 pixels and enlarged again: poles get lost.
+
+    LR-ASPP decides at an eighth of the image's side.
+    """
+    metric = MulticlassJaccardIndex(11, ignore_index=IGNORE)
+    for path in paths:
+        mask = np.array(Image.open(BytesIO(path.read_bytes())))
+        side = max(mask.shape)
+        whole = np.full((side, side), IGNORE)
+        top = (side - len(mask)) // 2
+        whole[top : top + len(mask)] = np.where(mask < 11, mask, IGNORE)
+        places = ((np.arange(size) + 0.5) * side / size).astype(int)
+        labels = torch.from_numpy(whole[places][:, places])
+        shares = F.one_hot(torch.where(labels == IGNORE, 11, labels), 12)[..., :11].permute(2, 0, 1)[None].float()
+        large = F.interpolate(F.avg_pool2d(shares, 8), size=(size, size), mode="bilinear", align_corners=False)
+        metric.update(large.argmax(1), labels[None])
+    return 100 * float(metric.compute())
+
+
 @pytest.mark.slow
 def test_a_network_learns_four_real_images_by_heart(tmp_path, data_root):
     small = tmp_path / "data/camvid"
@@ -130,4 +151,4 @@ def test_a_network_learns_four_real_images_by_heart(tmp_path, data_root):
     )
     launch(recipe, compose_config(tmp_path, *options))
     (row,) = read_rows(tmp_path / "output")
-    assert row.metrics["miou"] > 90
+    assert row.metrics["miou"] > best_of_an_eighth(sorted((small / "testannot").iterdir()), 160)
