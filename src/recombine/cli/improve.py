@@ -24,11 +24,14 @@ from rich.markup import escape
 from recombine import models
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable
+from recombine.core.results import write_rows
 from recombine.improve.bundle import Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, Teacher, short_name, zoo_networks
 from recombine.improve.folder import split_folder
+from recombine.improve.rows import result_rows
 from recombine.improve.search import best_of, successive_halving
 from recombine.improve.trials import Outcome, Trial, list_trials, open_result, run_trial
+from recombine.run.provenance import device_name
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -155,3 +158,6 @@ def write(out: Path, options: argparse.Namespace, evaluation: Evaluation, result
         "work": str(out / "work"),
     }
     write_report(out / "report.md", about, result, forms)
+    kept = {name: about[name] for name in ("command", "budget", "split")}
+    kept["device"] = device_name(evaluation.device)
+    write_rows(out, result_rows(result, short_name(options.network), options.images.resolve().name, kept))
