@@ -80,7 +80,8 @@ def start(entry: str, words: list[str], folder: Path, place: str, prepare: Calla
     from hydra import compose
 
     from recombine.cli.search_path import initialize_entry
-    from recombine.run.launch import exit_code, launch
+    from recombine.core.errors import exit_code_of
+    from recombine.run.launch import launch
 
     for file in (folder / "weights").iterdir():
         with suppress(FileExistsError):
@@ -92,7 +93,7 @@ def start(entry: str, words: list[str], folder: Path, place: str, prepare: Calla
         launch(ENTRIES[entry].recipe, cfg)
     except RecombineError as error:
         print(f"told: {error}")
-        return exit_code(error)
+        return exit_code_of(error)
     return 0
 
 

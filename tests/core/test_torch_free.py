@@ -1,10 +1,12 @@
-"""A wrong command is answered before torch is imported, which takes seconds."""
+"""A wrong command is answered, and a finished run shown, before torch is imported, which takes seconds."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from recombine.cli.entries import ENTRIES
 
 ROOT = Path(__file__).parents[2]
 RUN = """
@@ -31,12 +33,46 @@ COMMANDS = {
 }
 
 
+def without_torch(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, "-c", RUN, *words], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.rstrip().endswith("torch: False"), done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_command_is_answered_without_torch(tmp_path, command):
     script, *words = command.split()
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(ROOT / script), *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = without_torch(tmp_path, str(ROOT / script), *words)
     assert done.returncode == (0 if "--help" in words else 2)
     assert all(text in done.stdout + done.stderr for text in COMMANDS[command])
-    assert done.stdout.rstrip().endswith("torch: False")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_is_helped_and_corrected_without_torch(tmp_path, entry):
+    script = str(ROOT / f"main_{entry}.py")
+    assert "Groups, chosen by group=option" in without_torch(tmp_path, script, "--help").stdout
+    done = without_torch(tmp_path, script, "engine.epochs=soon", "method=none_such", "+nothing=1")
+    assert done.returncode == 2 and "unknown setting nothing" in done.stderr + done.stdout
+
+
+def test_a_finished_run_is_shown_without_torch(fit, monkeypatch):
+    words = ["--config-path", str(fit.config), "noise=0", "steps=3"]
+    assert fit("noise=0", "steps=3").code == 0
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}:{ROOT}")
+    out = without_torch(fit.folder, str(ROOT / "tests/core/fit/main_fit.py"), *words).stdout
+    assert "finished before" in out and "published" in out and "1,000 images/s" in out
+
+
+@pytest.mark.slow
+def test_finished_runs_on_images_are_shown_without_torch(tmp_path):
+    small = ["dataset=digits", "loader=torch", "loader.workers=0", "device=cpu", "logger=none"]
+    train = [str(ROOT / "main_pretrain.py"), *small, "engine.max_steps=2"]
+    for model in ("cnn", "lenet5"):
+        subprocess.run([sys.executable, *train, f"model={model}"], cwd=tmp_path, check=True, capture_output=True)
+    assert "finished before" in without_torch(tmp_path, *train, "model=lenet5").stdout
+    compare = [str(ROOT / "main_flips.py"), *small, "models=[cnn-digits-s0,lenet5-digits-s0]"]
+    subprocess.run([sys.executable, *compare], cwd=tmp_path, check=True, capture_output=True)
+    assert "finished before" in without_torch(tmp_path, *compare).stdout
+    next(tmp_path.glob("weights/cnn*.safetensors")).touch()
+    done = subprocess.run([sys.executable, *compare], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "finished before" not in done.stdout  # its files are other ones

@@ -12,9 +12,9 @@ from digits import compose_config, run_rows
 from safetensors.torch import load_file
 
 from recombine import models as zoo
-from recombine.core.errors import ConfigError, Interrupted
+from recombine.core.errors import ConfigError, Interrupted, exit_code_of
 from recombine.run.config import run_id
-from recombine.run.launch import exit_code, launch
+from recombine.run.launch import launch
 from recombine.transfer import multi_teacher as recipe
 from recombine.transfer import training
 
@@ -168,7 +168,7 @@ def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loa
     cfg = configure(folder, *overrides)
     with pytest.raises(ConfigError, match=message) as caught:
         launch(recipe, cfg)
-    assert exit_code(caught.value) == 2 and not Path(place(cfg)).exists()
+    assert exit_code_of(caught.value) == 2 and not Path(place(cfg)).exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from recombine.cli.downloads import missing_weights, show_sizes
 from recombine.cli.slots import places
-from recombine.run.config import run_id
+from recombine.run.config import run_folder
 from recombine.run.console import show
 
 __all__ = ["last_metrics", "plan", "show_plan"]
@@ -77,7 +77,7 @@ def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]
 
 
 def _planned(entry: str, cfg: DictConfig, words: list[str]) -> Planned:
-    folder = Path(cfg.output_root) / entry / run_id(cfg, entry).run
+    folder = run_folder(entry, cfg)
     found = _read(folder / "row.json")
     if not found:
         return Planned(words, cfg, folder, "to do", None)

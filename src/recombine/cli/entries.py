@@ -32,6 +32,9 @@ class Entry:
     """Folder, below the config folder, of the groups (method, search) that this entry alone sees."""
     about: str = ""
     """One line for `recombine --help`."""
+    files: str = ""
+    """module:function of the files outside its folder that make a finished run another one, where these are not known
+    beforehand; imports no torch."""
 
 
 ENTRIES = {
@@ -43,6 +46,7 @@ ENTRIES = {
             "prediction_flips/flips",
             "recombine.flips.settings:FlipsSettings",
             about="what one trained network knows that another does not",
+            files="recombine.flips.models:list_checkpoints",
         ),
         Entry(
             "pretrain",

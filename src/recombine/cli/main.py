@@ -31,10 +31,11 @@ from recombine.cli.help import PROGRAM, print_help, program, register_help, star
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
-from recombine.core.errors import ConfigError, RecombineError, WriteError
+from recombine.core.errors import ConfigError, RecombineError, WriteError, exit_code_of
 from recombine.core.files import CONFIG_DIR, append_records, config_files, read_records, use_config_dirs, writing
-from recombine.run.config import validate
+from recombine.run.config import entry_name, run_folder, validate
 from recombine.run.console import first_rank, show_jobs, show_problems
+from recombine.run.shown import show_finished
 
 __all__ = ["JobReport", "main"]
 
@@ -51,7 +52,7 @@ def main(entry: str | Entry) -> None:
     the networks they need. The procedure, and with it torch, is imported when a run starts.
     """
     entry = ENTRIES[entry] if isinstance(entry, str) else entry
-    recipe, config_name = entry.recipe, entry.config
+    config_name = entry.config
     use_groups(entry.groups)
     register_help()
     register_places()
@@ -67,7 +68,7 @@ def main(entry: str | Entry) -> None:
         sys.argv.append(f"--config-path={config_dir}")
 
     def job(cfg: DictConfig) -> float | None:
-        return _job(recipe, cfg, typed, arguments)
+        return _job(entry, cfg, typed, arguments)
 
     # Hydra names the job after the module of its function.
     job.__module__ = entry.name
@@ -144,33 +145,46 @@ def _with_folders(arguments: Namespace) -> list[str]:
     return overrides
 
 
-def _job(recipe: str, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
+def _job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
     """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
     if sweeping and context.launcher._target_.rpartition(".")[2] in SHARING:
         take_place()  # a GPU, before CUDA starts
-    from recombine.run.launch import exit_code, launch, record_problems, run_folder
-
     use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
     code, message, objective = 0, "", None
+    headline: tuple[str, ...] = ()
     try:
-        objective = launch(recipe, cfg, command, _labels(context, sweeping))
+        objective, headline = _show_or_run(entry, cfg, command, _labels(context, sweeping))
     except BaseException as error:
-        code, message = exit_code(error), _report(error)
+        code, message = exit_code_of(error), _report(error)
         if sweeping and isinstance(error, ConfigError):
             # Alone, a slip of the keyboard leaves nothing behind; in a multirun it is a cell that a table must show.
-            record_problems(recipe, cfg, command, error)
+            from recombine.run.launch import record_problems
+
+            record_problems(entry.recipe, cfg, command, error)
     if sweeping and first_rank():
         note: dict[str, Any] = {"job": context.job.num, "exit_code": code, "error": message, "command": command}
-        note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(recipe, cfg))}
-        note["headline"] = list(getattr(import_module(recipe), "HEADLINE", ()))
+        name = entry_name(entry.recipe)
+        note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(name, cfg)), "headline": headline}
         append_records(_notes(context.sweep.dir), [note])
     if code and (not sweeping or code > 128):
         sys.exit(code)
     # Sweepers that optimise take nan as a failed trial.
     return math.nan if code else objective
+
+
+def _show_or_run(
+    entry: Entry, cfg: DictConfig, command: str, labels: dict[str, str]
+) -> tuple[float | None, tuple[str, ...]]:
+    """(objective, headline) of a run that is finished, without torch, or of one that starts now."""
+    files = resolve_name(entry.files) if entry.files else None
+    if done := show_finished(entry_name(entry.recipe), cfg, files):
+        return done
+    from recombine.run.launch import launch
+
+    return launch(entry.recipe, cfg, command, labels), tuple(getattr(import_module(entry.recipe), "HEADLINE", ()))
 
 
 def _labels(context: Any, sweeping: bool) -> dict[str, str]:

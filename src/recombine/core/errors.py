@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 __all__ = [
     *("ConfigError", "DamagedError", "Diverged", "Interrupted", "LockedError", "NotFinite", "Pruned", "RecombineError"),
-    *("WriteError", "did_you_mean"),
+    *("WriteError", "did_you_mean", "exit_code_of"),
 ]
 
 
@@ -89,3 +89,12 @@ def did_you_mean(given: str, known: Iterable[str], *, show: int = 12) -> str:
         return ""
     more = f", ... ({len(known)} in all)" if len(known) > show else ""
     return f"known are: {', '.join(known[:show])}{more}" if known else "there are none"
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """The code a command ends with after `error` (None: success)."""
+    if isinstance(error, RecombineError):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0 if error is None else 130 if isinstance(error, KeyboardInterrupt) else 1

@@ -14,7 +14,7 @@ from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.settings import to_dict
 from recombine.models import weight_files
 from recombine.models.libraries import library_name, library_names
-from recombine.models.registry import config_file, config_names, is_library
+from recombine.models.registry import config_file, config_names, is_library, training_hint
 
 __all__ = ["Spec", "locate", "preprocessing", "resolve"]
 
@@ -92,11 +92,12 @@ def from_name(name: str, root: Path) -> Spec:
     file = None if ":" in name else weight_files.find(name, root)
     if file and (about := weight_files.description(file)):
         return described(about, file)
-    if architecture := library_name(name):
+    ours = bool(training_hint(name, str(root)))  # no library has such names, and asking one takes seconds
+    if not ours and (architecture := library_name(name)):
         return Spec(name, architecture, "pretrained")
     if file:
         return from_file(file)
-    known = [*config_names(), *library_names()]
+    known = [] if ours else [*config_names(), *library_names()]
     suggestion = did_you_mean(name.rpartition(":")[2], known, show=0)
     raise ConfigError(
         f"unknown model {name!r}{suggestion and f' ({suggestion})'}. Allowed: a name in config/model, "

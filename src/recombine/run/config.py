@@ -24,7 +24,9 @@ __all__ = [
     "RunId",
     "accepts",
     "build",
+    "entry_name",
     "register_resolvers",
+    "run_folder",
     "run_id",
     "validate",
 ]
@@ -43,6 +45,12 @@ class RunId(NamedTuple):
     """The same without the seed."""
     digest: str
     """Eight hexadecimal digits."""
+
+
+def entry_name(recipe: str) -> str:
+    """`recombine.flips.recipe` is the entry `flips`; `recombine.transfer.multi_teacher` is `multi_teacher`."""
+    *_, package, module = f".{recipe}".split(".")
+    return package if module == "recipe" and package else module
 
 
 def register_resolvers() -> None:
@@ -85,6 +93,11 @@ def run_id(cfg: DictConfig, entry: str) -> RunId:
     digest = _digest({"entry": entry, **tree})
     unseeded = _digest({"entry": entry, **{key: value for key, value in tree.items() if key != "seed"}})
     return RunId(f"{readable}-s{cfg.seed}-{digest}", f"{readable}-{unseeded}", digest)
+
+
+def run_folder(entry: str, cfg: DictConfig) -> Path:
+    """Where the run of `cfg` is."""
+    return Path(cfg.output_root) / entry / run_id(cfg, entry).run
 
 
 def _own_images(tree: Mapping[str, Any]) -> bool:

@@ -142,7 +142,7 @@ def _show_results(jobs: Sequence[Mapping]) -> None:
     """A line for each job of a multirun: what distinguishes it, how it ended, what it came to, where its row is."""
     settings = [dict(word.partition("=")[::2] for word in shlex.split(job["command"]) if "=" in word) for job in jobs]
     differ = [key for one in settings[:1] for key in one if len({other.get(key) for other in settings}) > 1]
-    headline = jobs[0].get("headline", []) if jobs else []
+    headline: Sequence[str] = next((job["headline"] for job in jobs if job.get("headline")), [])
     metrics = _chosen((key for job in jobs for key in job["metrics"]), headline[:MOST_METRICS])
     table = Table("job", *differ, "status")
     for name in metrics:

@@ -20,7 +20,7 @@ from recombine.core.files import read_json, write_atomically, write_json, writin
 from recombine.core.results import read_rows
 from recombine.core.types import Row
 
-__all__ = ["finished", "locked", "note_files", "prepare", "release"]
+__all__ = ["finished", "locked", "note_files", "noted_files", "prepare", "release"]
 
 RESERVE, RESERVED = "reserved", 1 << 17
 """File, and bytes, that a run keeps free for its rows on a disk that becomes full."""
@@ -94,6 +94,14 @@ def finished(folder: Path, files: Iterable[Path] = ()) -> list[Row] | None:
     except DamagedError as error:
         print(f"{error}; what is finished of the run is gone through again")
         return None
+
+
+def noted_files(folder: Path) -> list[Path]:
+    """The files outside `folder` that `note_files` saw; none if nobody knows any more."""
+    try:
+        return [Path(name) for name in read_json(folder / "files.json")] if (folder / "files.json").exists() else []
+    except DamagedError:
+        return []
 
 
 def note_files(folder: Path, files: Iterable[Path]) -> None:

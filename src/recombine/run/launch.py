@@ -20,14 +20,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from recombine.core.errors import ConfigError, Diverged, Interrupted, Pruned, RecombineError
+from recombine.core.errors import ConfigError, Diverged, Interrupted, Pruned, RecombineError, exit_code_of
 from recombine.core.files import write_atomically, writing
 from recombine.core.inputs import Manifest, collecting
 from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
-from recombine.run.config import RunId, run_id, unresolved, validate
+from recombine.run.config import RunId, entry_name, run_id, unresolved, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
@@ -35,25 +35,11 @@ from recombine.run.lineage import code_artifact, list_artifacts
 from recombine.run.run import Run
 from recombine.run.search_trial import SearchTrial
 from recombine.run.settings import EntrySettings
+from recombine.run.shown import manifest_of, note_shown, tell_finished
 from recombine.run.signals import StopSignals, finishing
 from recombine.run.tracking import Tracker, final_values
 
-__all__ = ["check", "exit_code", "launch", "record_problems", "run_folder"]
-
-
-def exit_code(error: BaseException | None) -> int:
-    """The code a command ends with after `error` (None: success)."""
-    if isinstance(error, RecombineError):
-        return error.exit_code
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 0 if error is None else 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
-def entry_name(recipe: ModuleType) -> str:
-    """`recombine.flips.recipe` is the entry `flips`; `recombine.transfer.multi_teacher` is `multi_teacher`."""
-    *_, package, module = f".{recipe.__name__}".split(".")
-    return package if module == "recipe" and package else module
+__all__ = ["check", "launch", "record_problems"]
 
 
 def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
@@ -94,10 +80,11 @@ def launch(
             rows = _execute(job, signals)
             if first_rank():
                 note_files(job.folder, job.files())
+                note_shown(job.folder, rows, job.headline, job.objective, job.published)
         elif first_rank():
-            print(f"finished before (engine.resume=never runs it again): {job.folder}")
+            tell_finished(job.folder)
         if first_rank():
-            show_rows(rows, job.folder, getattr(job.recipe, "published", None), getattr(job.recipe, "HEADLINE", ()))
+            show_rows(rows, job.folder, job.published, job.headline)
         if signals.received:
             # Nothing of this run is lost, but the jobs of a multirun that follow must not start.
             raise Interrupted(signals.received)
@@ -121,11 +108,6 @@ def record_problems(recipe: str, cfg: DictConfig, command: str, error: ConfigErr
         write_rows(job.folder, [job.complete(job.failed(error), job.record())])
 
 
-def run_folder(recipe: str, cfg: DictConfig) -> Path:
-    """Where the run of a config is."""
-    return _Job(import_module(recipe), cfg, None).folder
-
-
 class _Job:
     """A recipe with its config: what is known of a run before it starts."""
 
@@ -137,8 +119,9 @@ class _Job:
         self.command = command
         self.labels = dict(labels or {})
         self.objective = recipe.objective(cfg) if hasattr(recipe, "objective") else getattr(recipe, "OBJECTIVE", "")
-        self.entry = entry_name(recipe)
+        self.entry = entry_name(recipe.__name__)
         self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
+        self.headline, self.published = getattr(recipe, "HEADLINE", ()), getattr(recipe, "published", None)
 
     @cached_property
     def identity(self) -> RunId:
@@ -151,8 +134,7 @@ class _Job:
     @cached_property
     def manifest(self) -> Manifest:
         """What the run reads, noted by the first rank."""
-        roots = {key: self.cfg[key] for key in ("weights_root", "data_root", "output_root") if self.cfg.get(key)}
-        return Manifest(self.folder if first_rank() else None, roots)
+        return manifest_of(self.cfg, self.folder if first_rank() else None)
 
     def stale(self) -> list[str]:
         """What this run read, finished or not, that is no longer as it was."""
@@ -255,4 +237,4 @@ def _close(job: _Job, run: Run, rows: list[Row], error: BaseException | None) ->
         names = list(dict.fromkeys(name for row in rows for name in (*row.cell, *row.metrics)))
         run.tracker.table("rows", names, [[{**row.cell, **row.metrics}.get(name) for name in names] for row in rows])
     run.tracker.summary(final_values(rows, job.objective))
-    run.tracker.finish(exit_code(error))
+    run.tracker.finish(exit_code_of(error))
