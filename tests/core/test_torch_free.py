@@ -66,7 +66,7 @@ def test_a_finished_run_is_shown_without_torch(fit, monkeypatch):
 @pytest.mark.slow
 def test_finished_runs_on_images_are_shown_without_torch(tmp_path):
     small = ["dataset=digits", "loader=torch", "loader.workers=0", "device=cpu", "logger=none"]
-    train = [str(ROOT / "main_pretrain.py"), *small, "engine.max_steps=2"]
+    train = [str(ROOT / "main_pretrain.py"), *small, "engine.epochs=0.2"]
     for model in ("cnn", "lenet5"):
         subprocess.run([sys.executable, *train, f"model={model}"], cwd=tmp_path, check=True, capture_output=True)
     assert "finished before" in without_torch(tmp_path, *train, "model=lenet5").stdout
