@@ -9,9 +9,10 @@ from torch import nn
 
 from recombine.core.errors import ConfigError
 from recombine.engine.class_predictions import predict_classes
+from recombine.engine.engine import Engine
 from recombine.engine.evaluate import evaluate, evaluating, predict, resolve
 from recombine.engine.metrics import Accuracy, PerClass
-from tests.core.fitting import CPU, Digits, conv_net, digits
+from tests.core.fitting import CPU, Digits, SmallRun, conv_net, digits
 
 INDICES = [1700, 3, 900, 5, *range(1000, 1100)]
 
@@ -89,6 +90,23 @@ def test_precision_is_resolved_by_device():
     with pytest.raises(ConfigError, match=r"engine.precision=half"):
         resolve("half", CPU)
     assert predict(Net(), Ordered(), precision="bf16").logits.dtype == torch.float32
+
+
+def test_networks_are_measured_in_fp32_whatever_they_train_in(tmp_path):
+    seen = []
+
+    class Watched(Net):
+        def forward(self, images):
+            out = super().forward(images)
+            tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            seen.append((out.dtype, *tf32))
+            return out
+
+    before = torch.backends.cudnn.allow_tf32
+    for settings in ({"precision": "bf16"}, {"precision": "bf16", "eval_precision": "bf16"}):
+        Engine(settings, SmallRun(tmp_path)).evaluator(Ordered(), {"accuracy": Accuracy()})(Watched())
+    assert seen[0] == (torch.float32, False, False) and seen[-1] == (torch.bfloat16, False, False)
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_cached_predictions_are_not_computed_again(tmp_path, truth):

@@ -17,6 +17,7 @@ from recombine.core.results import read_rows
 from recombine.run import provenance
 from recombine.run.device import resolve
 from recombine.run.launch import launch
+from recombine.run.memory import explain_memory
 from tests.core.fit import recipe
 
 
@@ -115,6 +116,24 @@ def test_home_is_where_a_command_means_it(fit, monkeypatch, given):
 def test_another_working_folder_is_refused(fit):
     result = fit("hydra.job.chdir=true")
     assert result.code == 2 and "hydra.job.chdir=true" in result.err and not list(fit.folder.iterdir())
+
+
+def test_spent_memory_is_one_message_with_the_override_that_helps(fit):
+    result = fit("noise=15", "steps=1", "eval_batch_size=100")
+    assert result.code == 1 and "cpu: no memory left with batches of 100 images; eval_batch_size=50" in result.err
+    assert "Traceback" not in result.err and "OutOfMemoryError" in (only_run(fit) / "traceback.txt").read_text()
+    assert "eval_batch_size=50" in read_rows(fit.folder)[0].error
+
+    def _update():  # as the engine's training step is called
+        torch.empty(1 << 60)
+
+    with pytest.raises(RuntimeError) as caught:
+        _update()
+    cfg = fit.compose("batch_size=64", "engine.grad_accum_steps=2")
+    text = str(explain_memory(caught.value, cfg, torch.device("cpu")))
+    assert "batch_size=32 engine.grad_accum_steps=4" in text
+    other = ValueError("no memory")
+    assert explain_memory(other, cfg, torch.device("cpu")) is other
 
 
 def test_a_failing_job_does_not_stop_a_multirun(fit):

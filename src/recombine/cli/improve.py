@@ -16,6 +16,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +32,7 @@ from recombine.improve.folder import split_folder
 from recombine.improve.rows import result_rows
 from recombine.improve.search import best_of, successive_halving
 from recombine.improve.trials import Outcome, Trial, list_trials, open_result, run_trial
-from recombine.run.provenance import device_name
+from recombine.run.provenance import commit, device_name, versions
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -158,6 +159,6 @@ def write(out: Path, options: argparse.Namespace, evaluation: Evaluation, result
         "work": str(out / "work"),
     }
     write_report(out / "report.md", about, result, forms)
-    kept = {name: about[name] for name in ("command", "budget", "split")}
-    kept["device"] = device_name(evaluation.device)
+    kept: dict[str, Any] = {name: about[name] for name in ("command", "budget", "split")}
+    kept = {**kept, "device": device_name(evaluation.device), **commit(), "versions": versions()}
     write_rows(out, result_rows(result, short_name(options.network), options.images.resolve().name, kept))

@@ -179,6 +179,7 @@ def _show_or_run(
     entry: Entry, cfg: DictConfig, command: str, labels: dict[str, str]
 ) -> tuple[float | None, tuple[str, ...]]:
     """(objective, headline) of a run that is finished, without torch, or of one that starts now."""
+    import_module("recombine.data.fingerprint")  # knows how to look at data again
     files = resolve_name(entry.files) if entry.files else None
     if done := show_finished(entry_name(entry.recipe), cfg, files):
         return done

@@ -56,8 +56,8 @@ def main() -> None:
     options = arguments()
     if options.top < 1:
         raise ConfigError(f"--top {options.top}: a number of classes of at least 1 is needed")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", options.device):
-        raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number>, mps is needed")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        raise ConfigError(f"--device {options.device}: one of auto, cpu, cuda, cuda:<number> is needed")
     files = image_files(options.images)
     model, cloned, patched, names, decoding = open_network(options)
     if options.task not in (None, "auto", *names):

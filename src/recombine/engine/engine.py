@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from recombine.core.errors import Interrupted, NotFinite
 from recombine.core.random_state import preserved_rng
 from recombine.core.types import Batch, Loader
 from recombine.engine.divergence import explain
-from recombine.engine.evaluate import evaluate
+from recombine.engine.evaluate import evaluate, full_fp32
 from recombine.engine.method import Method
 from recombine.engine.metrics import Metric
 from recombine.engine.settings import EngineSettings
@@ -42,8 +42,8 @@ class Engine:
         self.names: set[str] = set()
 
     def evaluator(self, loader: Loader, metrics: Mapping[str, Metric]) -> Callable[[nn.Module], dict[str, float]]:
-        """What `fit` takes as `evaluate`: these metrics on this loader in the engine's precision."""
-        precision, most = self.cfg.precision, self.cfg.max_eval_batches
+        """What `fit` takes as `evaluate`: these metrics on this loader in `eval_precision`."""
+        precision, most = self.cfg.eval_precision, self.cfg.max_eval_batches
         return partial(evaluate, loader=loader, metrics=metrics, precision=precision, max_batches=most)
 
     def fit(
@@ -148,13 +148,15 @@ class Engine:
 def _backends(deterministic: bool) -> Iterator[None]:
     """Set the backends for exactness or for speed while a fit runs."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    exact = full_fp32() if deterministic else nullcontext()
     if deterministic:
         # cuBLAS reads it at its first use: `launch` has to set it too where nets run before the first fit
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic or before[0])
     torch.backends.cudnn.benchmark = not deterministic
     try:
-        yield
+        with exact:
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]

@@ -25,7 +25,9 @@ class EngineSettings(Settings):
     epochs: NotNegative = 1
     """Epochs; fractions are allowed."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on CUDA, else fp32. fp16 needs optimizer.fused=true to run without waiting."""
+    """auto: bf16 on CUDA devices that have it, else fp32. fp16 needs optimizer.fused=true to run without waiting."""
+    eval_precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """What networks are measured in, whatever they are trained in: rows of a GPU agree with those of a CPU."""
     channels_last: bool = True
     """Memory layout of images and convolutions; faster nearly everywhere."""
     compile: bool = False

@@ -9,7 +9,6 @@ from recombine.core.paired import compare_paired
 from recombine.core.types import Row
 from recombine.improve.bundle import CHOSEN, Result
 from recombine.improve.trials import Outcome
-from recombine.run.provenance import commit, versions
 
 __all__ = ["result_rows"]
 
@@ -24,8 +23,7 @@ def result_rows(result: Result, network: str, dataset: str, about: Mapping[str, 
     rows = [Row({**common, "split": "test", "chosen": result.chosen.name}, _tested(result))]
     rows += [Row({**common, "split": "val", **_trial(outcome)}, _tried(outcome, result)) for outcome in result.outcomes]
     name = f"improve-{network}-{dataset}"
-    provenance = {**about, **commit(), "versions": versions()}
-    return [Row(row.cell, row.metrics, {}, "improve", 0, name, name, "ok", None, provenance) for row in rows]
+    return [Row(row.cell, row.metrics, {}, "improve", 0, name, name, "ok", None, dict(about)) for row in rows]
 
 
 def _tested(result: Result) -> dict[str, float]:

@@ -40,7 +40,7 @@ def held_out(engine: Engine, net: nn.Module, tasks: Sequence[Task]) -> dict[str,
 def base_accuracy(engine: Engine, base: Task, model: Model) -> float:
     """Top-1 accuracy of `model` on the base's test images; predictions of the base itself are kept and used again."""
     cache = engine.run.cache if model is base.model else None  # other weights do not come again
-    predictions = predict(model, base.eval_loader("test"), cache, precision=engine.cfg.precision)
+    predictions = predict(model, base.eval_loader("test"), cache, precision=engine.cfg.eval_precision)
     return float((predictions.logits.argmax(1) == predictions.labels).double().mean() * 100)
 
 

@@ -185,7 +185,7 @@ def all_patches_row(
     parameters = sum(network.patch.parameters_without_head() for network in networks.values())
     result.counts["trainable_parameters"] = float(parameters)
     if routings := as_list(to_dict(cfg)["routing"]):
-        result.counts |= routing.evaluate(trainer.engine.cfg.precision, base, tasks, networks, routings)
+        result.counts |= routing.evaluate(trainer.engine.cfg.eval_precision, base, tasks, networks, routings)
     names = {"tasks": joined(tasks), "protocol": "sequential"}
     return row(cfg, names, before, result, trainer.cost())
 

@@ -38,7 +38,7 @@ class CloneEvaluator:
     def from_settings(cls, settings: PncSettings, run: Run, target: Model) -> CloneEvaluator:
         """The evaluator of a run."""
         neighbourhood = Neighbourhood.of(settings.lime, "lime")
-        options = (target.canvas, settings.eval_batch_size, settings.engine.precision, run.cache, run.seed)
+        options = (target.canvas, settings.eval_batch_size, settings.engine.eval_precision, run.cache, run.seed)
         return cls(*options, neighbourhood, settings.similarity)
 
     def predict_alone(self, model: Model, data: Data) -> Predictions:

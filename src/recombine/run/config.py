@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-LATER = {"engine.sync_batchnorm": True}
+LATER = {"engine.sync_batchnorm": True, "engine.eval_precision": "fp32"}
 """Settings of later versions: where they have this value, a run is called as it was before there were any."""
 
 

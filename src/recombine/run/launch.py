@@ -32,6 +32,7 @@ from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
 from recombine.run.lineage import code_artifact, list_artifacts
+from recombine.run.memory import explain_memory
 from recombine.run.run import Run
 from recombine.run.search_trial import SearchTrial
 from recombine.run.settings import EntrySettings
@@ -186,8 +187,9 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
     rows: list[Row] = []
     error: BaseException | None = None
     with open_device(job.cfg.get("device", "auto"), deterministic=deterministic) as (device, rank, world):
-        if "precision" in (settings := record["config"].get("engine") or {}):
-            settings["precision"] = resolve(settings["precision"], device)  # what was used, not `auto`
+        settings = record["config"].get("engine") or {}
+        for key in settings.keys() & {"precision", "eval_precision"}:
+            settings[key] = resolve(settings[key], device)  # what was used, not `auto`
         seed_everything(job.cfg.seed)
         name, group, _ = job.identity
         tracker = job.tracker(record) if rank == 0 else Tracker.silent()
@@ -205,11 +207,11 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
                 for row in job.recipe.run(job.cfg, run):
                     rows.append(row)
         except BaseException as raised:
-            error = raised
-            if isinstance(raised, ConfigError):
-                raised.started = True
-            rows.append(job.failed(raised))
-            raise
+            error = explain_memory(raised, job.cfg, device)
+            if isinstance(error, ConfigError):
+                error.started = True
+            rows.append(job.failed(error))
+            raise error from error.__cause__
         finally:
             with finishing():
                 record["inputs"] = job.manifest.digests()

@@ -15,8 +15,8 @@ __all__ = ["EntrySettings", "LoggerSettings"]
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("one of auto, cpu, cuda, cuda:<number>, mps is needed")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("one of auto, cpu, cuda, cuda:<number> is needed")
     return name
 
 
@@ -54,7 +54,7 @@ class EntrySettings(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random: order, augmentation, initial weights."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    """auto, cpu, cuda, cuda:<number> or mps; auto: CUDA where there is one."""
+    """auto, cpu, cuda or cuda:<number>; auto: CUDA where there is one."""
     batch_size: Annotated[int, Field(ge=1)] = 128
     """Samples of a training step, over all devices together."""
     eval_batch_size: Annotated[int, Field(ge=1)] = 256

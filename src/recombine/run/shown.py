@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-
 from recombine.core.errors import DamagedError
 from recombine.core.files import read_json, write_json
 from recombine.core.inputs import Manifest
@@ -16,6 +14,8 @@ from recombine.run.console import first_rank, show_rows
 from recombine.run.directory import finished, locked, noted_files
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from recombine.core.types import Row
 
 __all__ = ["Shown", "manifest_of", "note_shown", "show_finished"]
@@ -52,10 +52,8 @@ def show_finished(entry: str, cfg: DictConfig, files: Callable[[DictConfig], Ite
     `files` as of a recipe, where which files there are depends on more than the config; it imports no torch.
     """
     folder = run_folder(entry, cfg)
-    if OmegaConf.select(cfg, "engine.resume", default="auto") == "never" or not (folder / FILE).is_file():
+    if (cfg.get("engine") or {}).get("resume") == "never" or not (folder / FILE).is_file():
         return None
-    import recombine.data.fingerprint  # noqa: F401  (knows how to look at data again)
-
     with locked(folder):
         try:
             noted: Mapping[str, Any] = read_json(folder / FILE)

@@ -96,7 +96,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         train = images.training_loader(a, cfg.batch_size)
         net, metrics = make_supernetwork(cfg, stitch_run, (a, b), train)
         calibration = first_images(train, cfg.bn_images)
-        series = stitch_errors(net, loaders["search"], cfg.engine.precision)
+        series = stitch_errors(net, loaders["search"], cfg.engine.eval_precision)
         genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
         front = evaluate_networks(net, genotypes, loaders, cfg, calibration)
         parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
@@ -148,7 +148,7 @@ def make_evaluator(
         net,
         loader,
         run,
-        precision=cfg.engine.precision,
+        precision=cfg.engine.eval_precision,
         performance=cfg.performance,
         eval_batch_networks=cfg.eval_batch_networks,
         file=run.dir / "evaluations.jsonl",
@@ -174,7 +174,7 @@ def evaluate_networks(
     calibration: Sequence[Tensor] = (),
 ) -> MeasuredNetworks:
     """Genes, cost, accuracy and calibration of networks, and their answers, on both sets of images."""
-    options: dict[str, Any] = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    options: dict[str, Any] = {"precision": cfg.engine.eval_precision, "eval_batch_networks": cfg.eval_batch_networks}
     options |= {"calibration": calibration}
     search, test = (predict_networks(net, genotypes, loaders[purpose], **options) for purpose in ("search", "test"))
     rows, answers = [], []
@@ -202,7 +202,7 @@ def hybrid_metrics(
     They have one output and one stitch: A's features below it and B's layers above, or the other way.
     """
     genotypes = [genotype for genotype in single_stitches(len(net.genotype)) if genotype[-1] != ENSEMBLE]
-    options: dict[str, Any] = {"precision": cfg.engine.precision, "eval_batch_networks": cfg.eval_batch_networks}
+    options: dict[str, Any] = {"precision": cfg.engine.eval_precision, "eval_batch_networks": cfg.eval_batch_networks}
     found = predict_networks(net, np.stack(genotypes), loader, **options, calibration=calibration)
     accuracy = [100 * float((one.logits.argmax(1) == one.labels).double().mean()) for one in found]
     return {"hybrid_accuracy": float(np.mean(accuracy)), "hybrid_accuracy_worst": min(accuracy)}

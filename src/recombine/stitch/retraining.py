@@ -110,7 +110,7 @@ def retrain(
         optimizer, schedule = build(cfg.retrain.optimizer), build(cfg.retrain.schedule)
         Engine(options, run).fit(method, train, optimizer, schedule, name=f"retrain/{k}")
         search, test = (
-            predict(branches, loaders[purpose], precision=cfg.engine.precision) for purpose in ("search", "test")
+            predict(branches, loaders[purpose], precision=cfg.engine.eval_precision) for purpose in ("search", "test")
         )
         retrained.append(RetrainedOffspring(branches.model, network_metrics(search, test)))
     return retrained

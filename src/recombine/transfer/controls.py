@@ -85,7 +85,7 @@ def _run_control(
     def compute() -> ClassPredictions:
         trained = deepcopy(student)
         training.train(cfg, run, data, trained, teachers, {}, node=node, name=f"control/{name}", epochs=epochs)
-        return predict_classes(trained, images, precision=cfg.engine.precision)
+        return predict_classes(trained, images, precision=cfg.engine.eval_precision)
 
     return compute_once(
         run.cache / "controls" / f"{digest}.safetensors", compute, stopped=partial(training.raise_if_stopped, run)

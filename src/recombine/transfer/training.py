@@ -77,7 +77,7 @@ def predict_split(
     """Predictions of networks for a split, empty where there is none; with `keep` computed once for all runs."""
     if not has_split(cfg, data, split):
         return {}
-    cache, options = run.cache if keep else None, {"precision": cfg.engine.precision}
+    cache, options = run.cache if keep else None, {"precision": cfg.engine.eval_precision}
     return {
         role: predict_classes(
             model, eval_loader(cfg, data, split, model.canvas), cache, stopped=partial(raise_if_stopped, run), **options
@@ -136,7 +136,7 @@ def train(
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
         cache_teacher_logits(cfg, run, data, method, loader, caches)
     images = eval_loader(cfg, data, "val", student.canvas) if val else None
-    evaluator = _Evaluator(method, images, val, cfg.engine.precision) if images is not None else None
+    evaluator = _Evaluator(method, images, val, cfg.engine.eval_precision) if images is not None else None
     most = cfg.engine.max_steps and cfg.engine.max_steps * epochs
     fit = Engine({**cfg.engine, "epochs": cfg.engine.epochs * epochs, "max_steps": most}, run).fit(
         method,
@@ -150,7 +150,7 @@ def train(
     if evaluator is None:
         return TransferResult(method, fit, None)
     # a training that had been finished before is loaded without being evaluated again
-    latest = evaluator.latest or predict_classes(student, evaluator.loader, precision=cfg.engine.precision)
+    latest = evaluator.latest or predict_classes(student, evaluator.loader, precision=cfg.engine.eval_precision)
     return TransferResult(method, fit, latest)
 
 
@@ -174,7 +174,7 @@ def calibrate(cfg: DictConfig, run: Run, data: Data, method: Transfer) -> None:
     require_val(cfg, data, f"method={cfg.method.name} is calibrated")
     networks = [model for part in ("initial", "teachers") for model in getattr(method, part).models]
     found = [
-        predict(model.to(run.device), eval_loader(cfg, data, "val", model.canvas), precision=cfg.engine.precision)
+        predict(model.to(run.device), eval_loader(cfg, data, "val", model.canvas), precision=cfg.engine.eval_precision)
         for model in networks
     ]
     method.calibrate([each.logits for each in found], found[0].labels)  # type: ignore[operator]

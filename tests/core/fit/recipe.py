@@ -46,6 +46,8 @@ def run(cfg, run):
     torch.save({"slope": slope.detach()}, run.dir / "last.pt")
     if cfg.noise == 13:
         raise RuntimeError("thirteen")
+    if cfg.noise == 15:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     if cfg.noise == 14:
         raise ConfigError("noise=14: no line is seen in that; noise=1")
     run.stats["images_per_second"] = 1000.0
