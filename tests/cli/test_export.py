@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+import yaml
+from huggingface_hub import HfApi, RepoUrl
 from PIL import Image
 from torch import nn
 
 from recombine import models, patch
 from recombine.cli import export
+from recombine.cli.hub import push
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.export import export_network
 from recombine.models.graph import traced
@@ -113,3 +117,39 @@ def test_mistakes(tmp_path, monkeypatch, words, told):
     words = [word.replace("PATCH", str(tmp_path / "p.safetensors")) for word in words]
     with pytest.raises(ConfigError, match=told):
         run(monkeypatch, "--model", tmp_path / "base.safetensors", *words)
+
+
+def test_a_model_card_and_what_the_hub_would_get(tmp_path, monkeypatch, capsys):
+    models.save(network("resnet8"), tmp_path / "things.safetensors", {"class_names": NAMES})
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    taken = {}
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        taken[repo_id] = {file.name: file.read_bytes() for file in Path(folder_path).iterdir()}
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: RepoUrl(f"https://huggingface.co/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    words = ["--model", tmp_path / "things.safetensors", tmp_path / "things.pt2", "--model-card", tmp_path / "card.md"]
+    run(monkeypatch, *words, "--push-to-hub", "me/things")
+    assert "https://huggingface.co/me/things" in capsys.readouterr().out
+    (files,) = taken.values()
+    assert files.keys() == {"things.pt2", "things.labels.json", "things.safetensors", "README.md"}
+    assert files["things.pt2"] == (tmp_path / "things.pt2").read_bytes()
+    card = files["README.md"].decode()
+    assert (
+        card == (tmp_path / "card.md").read_text() and yaml.safe_load(card.split("---")[1])["library_name"] == "pytorch"
+    )
+    assert "a, b, c" in card and "3 classes" in card and "`things.pt2` | 20 images" in card
+
+
+def test_the_hub_that_says_no_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"me/things: no token of the hub is here; `hf auth login` stores one"):
+        push("me/things", [], "")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with pytest.raises(RecombineError, match="--push-to-hub me/things: "):  # tests have no network
+        push("me/things", [], "")
+    with pytest.raises(ConfigError, match="<owner>/<name> is needed"):
+        push("me//things", [], "")
