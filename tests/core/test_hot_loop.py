@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -137,7 +138,15 @@ def test_a_bar_where_there_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", screen)
     monkeypatch.setattr("recombine.engine.logging.ProgressBar.refresh_seconds", 0.0)
     threads = threading.active_count()
+    lines, level = logging.StreamHandler(screen), logging.root.level
+    logging.root.addHandler(lines)
+    logging.root.setLevel(logging.INFO)
     fit(tmp_path, epochs=2, log_every=3)
+    logging.root.removeHandler(lines)
+    logging.root.setLevel(level)
+    assert lines.stream is screen and screen.getvalue().count("fit: epoch") == 2
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    assert not re.search(r"[^\r\n]fit: epoch", plain)  # a line of its own, not the end of the bar
     assert "20/20" in screen.getvalue() and "images/s" in screen.getvalue()
     for _ in range(100):  # rich tells its thread to end without waiting for it
         if threading.active_count() == threads:

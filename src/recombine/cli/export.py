@@ -41,9 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", help="a patch by name; by default the only patch there is, else the base")
     parser.add_argument("--images", type=Path, action="append", help="compare on these images too, not on noise alone")
     parser.add_argument("--model-card", type=Path, help="write what the network is, for others, as Markdown")
-    parser.add_argument(
-        "--push-to-hub", metavar="OWNER/NAME", help="upload the files, and a card, to the Hugging Face hub"
-    )
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload files and card to the Hugging Face hub")
     return parser.parse_args()
 
 

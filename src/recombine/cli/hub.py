@@ -29,7 +29,8 @@ def model_card(found: NamedNetwork, task: str, files: Mapping[Path, Equality]) -
     lines += [f"Architecture: `{model.architecture}`.", "", "| file | compared on | largest difference | same class |"]
     lines += ["|---|---:|---:|---:|"]
     lines += [
-        f"| `{file.name}` | {same.images} images | {same.difference:.1e} of the largest logit | {same.agreement:.2f} % |"
+        f"| `{file.name}` | {same.images} images | {same.difference:.1e} of the largest logit "
+        f"| {same.agreement:.2f} % |"
         for file, same in files.items()
     ]
     lines += [

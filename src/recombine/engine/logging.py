@@ -80,6 +80,7 @@ class ProgressBar:
     def __init__(self, name: str, total: int, shown: bool) -> None:
         self.name, self.shown = name, shown
         self.bar: Progress | None = None
+        self.moved: list[tuple[logging.StreamHandler, Any]] = []
         self.refreshed = 0.0
         if shown and sys.stderr.isatty():
             numbers = TextColumn("{task.fields[numbers]}", markup=False)
@@ -90,17 +91,31 @@ class ProgressBar:
                 numbers,
                 TimeRemainingColumn(),
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            self.bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
             self.task = self.bar.add_task(name, total=total, numbers="")
 
     def __enter__(self) -> ProgressBar:
         if self.bar:
+            before = sys.stdout, sys.stderr
             self.bar.start()
+            self._above_the_bar(*before)
         return self
 
     def __exit__(self, *_: object) -> None:
+        for handler, stream in self.moved:
+            handler.setStream(stream)
+        self.moved = []
         if self.bar:
             self.bar.stop()
+
+    def _above_the_bar(self, *screens: Any) -> None:
+        """Let log lines appear above the bar: on the streams of before, which handlers hold, they would end up in it."""
+        now = dict(zip(screens, (sys.stdout, sys.stderr), strict=True))
+        for handler in logging.root.handlers:
+            if isinstance(handler, logging.StreamHandler) and now.get(handler.stream, handler.stream) != handler.stream:
+                self.moved.append((handler, handler.stream))
+                handler.setStream(now[handler.stream])
 
     def advance(self, step: int) -> None:
         """Show that `step` steps are done; costs a clock reading unless the bar is due."""
