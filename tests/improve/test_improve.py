@@ -15,12 +15,15 @@ import recombine
 from recombine import models
 from recombine.cli import improve
 from recombine.core.errors import ConfigError
+from recombine.core.paired import compare_paired
+from recombine.core.results import read_rows
 from recombine.data.storage import decode
 from recombine.improve.bundle import Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, short_name, zoo_networks
 from recombine.improve.folder import split_folder
+from recombine.improve.rows import result_rows
 from recombine.improve.search import best_of, successive_halving
-from recombine.improve.trials import Outcome, Trial
+from recombine.improve.trials import Outcome, Trial, choose_patch, list_trials
 from tests.networks import shaken
 
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40)}
@@ -165,6 +168,27 @@ def test_the_bundle_says_the_same_as_the_network(images, tmp_path):
     assert [float(line.split("\t")[2]) for line in told] == pytest.approx(expected.max(1).values.tolist(), abs=2e-3)
 
 
+@pytest.mark.parametrize(("name", "patch"), [("resnet8", "delta"), ("cnn", "lora")])
+def test_a_network_without_blocks_gets_a_patch_that_needs_none(name, patch):
+    model = models.build({"name": name, "weights": None, "size": 32}, classes=3)
+    assert choose_patch(model) == patch
+    (trial,) = [trial for trial in list_trials([], 8, patch) if trial.method == "patch"]
+    assert f"method={patch}" in trial.overrides
+
+
+def test_rows_hold_what_was_tried_and_what_it_gained():
+    tried = [outcome("a", "finetune", 50, 3), outcome("b", "transfer", 60, 9), outcome("c", "patch", None, 3)]
+    tested = {"the original": np.arange(100) < 40, "fine-tuning alone": np.arange(100) < 50}
+    tested |= {"the chosen network": np.arange(100) < 65}
+    test, *val = result_rows(Result(tried, tried[1], tried[0], tested), "net", "things", {"command": "x"})
+    assert test.cell == {"dataset": "things", "network": "net", "split": "test", "chosen": "b"}
+    found = compare_paired(tested["the chosen network"], tested["fine-tuning alone"])
+    assert test.metrics["gain_over_finetune"] == found.difference == 15
+    assert test.metrics["gain_over_finetune_low"] == found.low > 0 and test.metrics["gain_over_original"] == 25
+    assert [row.metrics.get("accuracy_val") for row in val] == [50, 60, None]
+    assert [row.cell["epochs"] for row in val] == [3, 9, 3] and val[0].metrics["gain_over_finetune"] == 0
+
+
 def test_names_of_networks(tmp_path):
     for name in ("a.safetensors", "b.pth", "notes.txt"):
         (tmp_path / name).touch()
@@ -191,6 +215,7 @@ def test_the_whole_command_on_a_folder(tmp_path, monkeypatch, capsys):
     improve.main()
     told, report = capsys.readouterr().out, (tmp_path / "out" / "report.md").read_text()
     assert "chosen: " in told and "no result" not in told
+    assert len(read_rows(tmp_path / "out" / "row.json")) >= 6
     for name in ("fine-tune", "delta patch", "transfer from teacher", "stitch with teacher"):
         assert name in report
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == ["blue", "red"]

@@ -31,7 +31,7 @@ from recombine.improve.evaluation import Evaluation, Teacher, short_name, zoo_ne
 from recombine.improve.folder import split_folder
 from recombine.improve.rows import result_rows
 from recombine.improve.search import best_of, successive_halving
-from recombine.improve.trials import Outcome, Trial, list_trials, open_result, run_trial
+from recombine.improve.trials import Outcome, Trial, choose_patch, list_trials, open_result, run_trial
 from recombine.run.provenance import commit, device_name, versions
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -71,10 +71,11 @@ def main() -> None:
     def run(trial: Trial, epochs: int, left: float) -> Outcome:
         return run_trial(trial, epochs, work, evaluation.measure, left)
 
+    assert original.file is not None
+    patch = choose_patch(open_result(original.file, work)[0])
+    trials = list_trials(teachers, options.batch_size, patch)
     left = budget - (time.monotonic() - started)
-    tried = successive_halving(
-        list_trials(teachers, options.batch_size), left, run, lambda outcome, left: show(console, outcome, left)
-    )
+    tried = successive_halving(trials, left, run, lambda outcome, left: show(console, outcome, left))
     result = choose(original, tried, evaluation)
     write(out, options, evaluation, result)
     evaluation.close()

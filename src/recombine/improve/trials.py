@@ -17,8 +17,9 @@ from torch import nn
 from recombine.attachments import attach, load
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
+from recombine.models.graph import traced
 
-__all__ = ["Outcome", "Trial", "list_trials", "run_trial"]
+__all__ = ["Outcome", "Trial", "choose_patch", "list_trials", "run_trial"]
 
 DATA = ("dataset=folder", "dataset.folder=.", "data_root=data/choose", "weights_root=weights", "cache_root=cache")
 QUIET = ("logger=none", "hydra.job_logging.root.level=WARNING")
@@ -65,8 +66,20 @@ class Outcome:
         return -1.0 if self.correct is None else 100 * float(self.correct.mean())
 
 
-def list_trials(teachers: list[str], batch_size: int) -> list[Trial]:
-    """What is tried for the network `start`, with the best teachers first."""
+PATCHES = {"delta": "delta patch", "lora": "low-rank patch"}
+"""Methods of patching, and how they are called."""
+
+
+def choose_patch(model: nn.Module) -> str:
+    """delta where the network has blocks to mix, lora for every other one."""
+    try:
+        return "delta" if traced(model).blocks else "lora"
+    except ConfigError:  # a network that is no graph
+        return "lora"
+
+
+def list_trials(teachers: list[str], batch_size: int, patch: str = "delta") -> list[Trial]:
+    """What is tried for the network `start`, with the best teachers first; `patch`: the method of patching."""
     start = ("model=any", "model.name=start")
     batches = f"batch_size={batch_size}"
     trials = [
@@ -79,8 +92,8 @@ def list_trials(teachers: list[str], batch_size: int) -> list[Trial]:
         )
         for lr in (0.01, 0.001)
     ]
-    patch = (*start, f"tasks=[{{name: {TASK}, dataset: folder, folder: .}}]", "method=delta", batches)
-    trials.append(Trial("delta patch", "patch", "patch", patch, "patches/*.safetensors"))
+    words = (*start, f"tasks=[{{name: {TASK}, dataset: folder, folder: .}}]", f"method={patch}", batches)
+    trials.append(Trial(PATCHES[patch], "patch", "patch", words, "patches/*.safetensors"))
     for teacher in teachers[:2]:
         pair = ("model@student=any", "student.name=start", "model@teacher=any", f"teacher.name={teacher}")
         words = (*pair, "method=kl_dp", "lr_factor=10", batches)

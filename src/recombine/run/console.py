@@ -147,11 +147,11 @@ def _show_results(jobs: Sequence[Mapping]) -> None:
     table = Table("job", *differ, "status")
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("folder", overflow="fold")
+    table.add_column("run", overflow="fold")
     for job, setting in list(zip(jobs, settings, strict=True))[:MOST_ROWS]:
         status = f"exit code {job['exit_code']}" if job["exit_code"] else "ok"
         values = [_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics]
-        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), status, *values, job["folder"])
+        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), status, *values, Path(job["folder"]).name)
     show(table)
 
 
