@@ -110,7 +110,7 @@ class ProgressBar:
             self.bar.stop()
 
     def _above_the_bar(self, *screens: Any) -> None:
-        """Let log lines appear above the bar: on the streams of before, which handlers hold, they would end up in it."""
+        """Let log lines appear above the bar: handlers hold the streams of before, on which they would end up in it."""
         now = dict(zip(screens, (sys.stdout, sys.stderr), strict=True))
         for handler in logging.root.handlers:
             if isinstance(handler, logging.StreamHandler) and now.get(handler.stream, handler.stream) != handler.stream:
