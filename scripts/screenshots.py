@@ -32,7 +32,7 @@ COLUMNS, LINES = 120, 32
 COLOURS = 64
 """Of a picture: the page and the terminal have few, and pictures of a palette are a third as large."""
 ENTRY = "python -m recombine.cli.command"
-TRAIN = f"{ENTRY} pretrain model=resnet8 dataset=digits device=cpu logger=wandb logger.mode=offline"
+TRAIN = f"{ENTRY} pretrain model=cnn dataset=digits device=cpu logger=wandb logger.mode=offline"
 SWEEP = f"{ENTRY} pretrain -m model=cnn,lenet5 seed=0,1 dataset=digits device=cpu logger=none engine.epochs=3"
 
 
@@ -69,8 +69,8 @@ def page(browser: Browser, folder: Path, rows: str, out: Path) -> None:
     for name, width, height, scheme, place in (
         ("report-overview", 1280, 900, "light", ""),
         ("report-overview-dark", 1280, 900, "dark", ""),
-        ("report-runs", 1280, 900, "light", "runs"),
-        ("report-charts", 1280, 900, "dark", "charts"),
+        ("report-runs", 1280, 760, "light", "runs"),
+        ("report-charts", 1280, 700, "dark", "charts"),
         ("report-phone", 390, 844, "dark", ""),
         ("report-phone-light", 390, 844, "light", "charts"),
     ):
@@ -89,9 +89,9 @@ def terminal(browser: Browser, folder: Path, out: Path) -> None:
         places = {"PYTHONPATH": ROOT / "src", "HF_HUB_OFFLINE": 1, "PATH": f"{Path(sys.executable).parent}:$PATH"}
         type_in("; ".join(f'export {name}="{value}"' for name, value in places.items()) + "; PS1='$ '; clear")
         time.sleep(1)
-        type_in(f"clear; {TRAIN} engine.epochs=12")
-        wait_for(lambda text: "images/s" in text and "12" in text)
-        time.sleep(2)
+        type_in(f"clear; {TRAIN} engine.epochs=8")
+        wait_for(lambda text: "epoch 3" in text)
+        time.sleep(1)
         draw(browser, folder, out / "terminal-training.png")
         wait_for(lambda text: "folder   outputs" in text)
         draw(browser, folder, out / "terminal-run.png")
@@ -133,7 +133,8 @@ def draw(browser: Browser, folder: Path, file: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(screen, soft_wrap=True)
     html = console.export_html(theme=MONOKAI, inline_styles=True)
-    style = "<style>body{margin:12px} pre{font:15px/1.2 'DejaVu Sans Mono',monospace!important}</style>"
+    font = "font:15px/1.2 'DejaVu Sans Mono',FreeMono,monospace!important"
+    style = f"<style>html{{overflow:hidden}} body{{margin:12px}} pre{{{font}}}</style>"
     (folder / "screen.html").write_text(html.replace("</head>", f"{style}</head>"), encoding="utf-8")
     browser.open(folder / "screen.html", 9 * COLUMNS + 30, 18 * len(screen.plain.splitlines()) + 30)
     save(browser, file)

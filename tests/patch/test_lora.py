@@ -25,7 +25,9 @@ def randomised(patch):
 
 
 @pytest.mark.parametrize("make", [lambda g: LoRA(g, 0, rank=2), lambda g: ScaleShift(g, 0)], ids=["lora", "ssf"])
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050", "tf_mobilenetv3_small_minimal_100"]
+)
 def test_they_start_as_the_base_and_every_parameter_learns(name, make):
     net = shaken(timm.create_model(name, num_classes=3))
     patched, images = TaskNetwork(net, make(trace(net, 64))), torch.randn(4, 3, 64, 64)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from recombine import models
+from recombine.attachments import load
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable
 from recombine.core.results import write_rows
@@ -72,8 +73,9 @@ def main() -> None:
         return run_trial(trial, epochs, work, evaluation.measure, left)
 
     assert original.file is not None
-    patch = choose_patch(open_result(original.file, work)[0])
-    trials = list_trials(teachers, options.batch_size, patch)
+    start = load(original.file)
+    pixels = [f"b.{name}={getattr(start.preprocess, name)}" for name in ("size", "crop_pct", "interpolation")]
+    trials = list_trials(teachers, options.batch_size, choose_patch(start), pixels)
     left = budget - (time.monotonic() - started)
     tried = successive_halving(trials, left, run, lambda outcome, left: show(console, outcome, left))
     result = choose(original, tried, evaluation)

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,8 +78,11 @@ def choose_patch(model: nn.Module) -> str:
         return "lora"
 
 
-def list_trials(teachers: list[str], batch_size: int, patch: str = "delta") -> list[Trial]:
-    """What is tried for the network `start`, with the best teachers first; `patch`: the method of patching."""
+def list_trials(teachers: list[str], batch_size: int, patch: str = "delta", pixels: Sequence[str] = ()) -> list[Trial]:
+    """What is tried for the network `start`, with the best teachers first.
+
+    `patch`: the method of patching; `pixels`: overrides that let b see the pixels that `start` sees.
+    """
     start = ("model=any", "model.name=start")
     batches = f"batch_size={batch_size}"
     trials = [
@@ -92,14 +95,15 @@ def list_trials(teachers: list[str], batch_size: int, patch: str = "delta") -> l
         )
         for lr in (0.01, 0.001)
     ]
-    words = (*start, f"tasks=[{{name: {TASK}, dataset: folder, folder: .}}]", f"method={patch}", batches)
-    trials.append(Trial(PATCHES[patch], "patch", "patch", words, "patches/*.safetensors"))
+    patched = (*start, f"tasks=[{{name: {TASK}, dataset: folder, folder: .}}]", f"method={patch}", batches)
+    trials.append(Trial(PATCHES[patch], "patch", "patch", patched, "patches/*.safetensors"))
     for teacher in teachers[:2]:
         pair = ("model@student=any", "student.name=start", "model@teacher=any", f"teacher.name={teacher}")
-        words = (*pair, "method=kl_dp", "lr_factor=10", batches)
+        words = (*pair, "method=kl_dp", "lr_factor=10", "controls=[]", batches)
         trials.append(Trial(f"transfer from {teacher}", "transfer", "transfer", words, "student.safetensors"))
     for teacher in teachers[:1]:
-        parents = ("model@a=any", "a.name=start", "model@b=any", f"b.name={teacher}", "search=single_stitch_sweep")
+        parents = ("model@a=any", "a.name=start", "model@b=any", f"b.name={teacher}", *pixels)
+        parents += ("search=single_stitch_sweep",)
         files = "offspring/*.safetensors"
         trials.append(Trial(f"stitch with {teacher}", "stitch", "stitch", parents, files, trains=False))
     return trials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -83,11 +84,21 @@ class ChannelScale(nn.Module):
         return torch.addcmul(self.beta, x, self.gamma)
 
 
+def _narrowed(layer: nn.Conv2d, rank: int) -> nn.Module:
+    """A convolution to `rank` channels that strides and pads as `layer` does, also in a way of its own."""
+    if type(layer) is not nn.Conv2d and {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}:
+        own = deepcopy(layer)  # such as timm's Conv2dSame, which pads by the size of its input
+        own.out_channels, own.bias = rank, None
+        own.weight = nn.Parameter(layer.weight.new_empty(rank, *layer.weight.shape[1:]))
+        return own.requires_grad_()
+    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    settings: dict[str, Any] = {name: getattr(layer, name) for name in names}
+    return nn.Conv2d(layer.in_channels, rank, bias=False, **settings)
+
+
 def _low_rank(layer: Any, rank: int) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
-        shape: dict[str, Any] = {"padding_mode": layer.padding_mode, "bias": False}
-        sizes: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        down: nn.Module = nn.Conv2d(layer.in_channels, rank, *sizes, **shape)
+        down: nn.Module = _narrowed(layer, rank)
         up: nn.Module = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
     else:
         down, up = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features, bias=False)

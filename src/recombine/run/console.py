@@ -151,9 +151,8 @@ def _show_results(jobs: Sequence[Mapping]) -> None:
     for job, setting in list(zip(jobs, settings, strict=True))[:MOST_ROWS]:
         status = f"exit code {job['exit_code']}" if job["exit_code"] else "ok"
         values = [_number(job["metrics"][name]) if name in job["metrics"] else "" for name in metrics]
-        table.add_row(
-            str(job["job"]), *(setting.get(key, "") for key in differ), status, *values, Path(job["folder"]).name
-        )
+        values.append(Path(job["folder"]).name)
+        table.add_row(str(job["job"]), *(setting.get(key, "") for key in differ), status, *values)
     show(table)
 
 
