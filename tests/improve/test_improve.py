@@ -22,7 +22,7 @@ from recombine.improve.bundle import Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, short_name, zoo_networks
 from recombine.improve.folder import split_folder
 from recombine.improve.rows import result_rows
-from recombine.improve.search import best_of, successive_halving
+from recombine.improve.search import best_of, choose_over, successive_halving
 from recombine.improve.trials import Outcome, Trial, choose_patch, list_trials
 from tests.networks import shaken
 
@@ -120,8 +120,12 @@ def test_what_would_not_end_in_time_is_not_begun():
     assert ("slow", 9) not in done and ("quick", 9) in done
 
 
-def test_the_original_is_kept_where_nothing_is_better():
+def test_the_original_is_kept_where_nothing_is_better_for_sure():
     original = outcome("original", "original", 90)
+    assert choose_over(original, [outcome("a", "patch", 95), outcome("b", "patch", None)]) is original  # p = 1 / 16
+    better = outcome("c", "transfer", 96)  # six of six images: p = 1 / 32
+    assert choose_over(original, [outcome("a", "patch", 95), better]) is better
+    assert choose_over(original, []) is original
     assert best_of([original, outcome("a", "transfer", 90), outcome("b", "patch", 89)]) is original
 
 

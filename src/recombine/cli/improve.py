@@ -4,8 +4,8 @@ recombine improve --images my/images --network timm:mobilenetv3_small_100.lamb_i
 recombine improve --images my/images --network things --zoo weights --zoo timm:resnet18.a1_in1k --budget 2h --out better
 
 Splits off validation and test images, fits a classifier on the network's features, ranks the networks of the zoo as
-teachers, tries fine-tuning, a delta patch, transfer and stitching by successive halving on the validation images, and
-keeps the original if nothing helps. The test images are read once, at the end. Repeat the command to continue it.
+teachers, tries fine-tuning, a patch, transfer and stitching by successive halving on the validation images, and keeps
+the original if nothing helps for sure. The test images are read once, at the end. Repeat the command to continue it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recombine.improve.bundle import Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, Teacher, short_name, zoo_networks
 from recombine.improve.folder import split_folder
 from recombine.improve.rows import result_rows
-from recombine.improve.search import best_of, successive_halving
+from recombine.improve.search import best_of, choose_over, successive_halving
 from recombine.improve.trials import Outcome, Trial, choose_patch, list_trials, open_result, run_trial
 from recombine.run.provenance import commit, device_name, versions
 
@@ -137,10 +137,9 @@ def show(console: Console, outcome: Outcome, left: float) -> None:
 
 
 def choose(original: Outcome, tried: list[Outcome], evaluation: Evaluation) -> Result:
-    """The best on the validation images; the test images are read here, once, by it and by what it is compared with."""
-    chosen = best_of([original, *tried])
+    """The best on the validation images, if it is that for sure; the test images are read here, once."""
+    chosen = choose_over(original, tried)
     baseline = best_of(tried, ["finetune"])
-    assert chosen is not None
     compared = {"the original": original, "fine-tuning alone": baseline, "the chosen network": chosen}
     tested: dict[str, np.ndarray] = {}
     for name, outcome in compared.items():

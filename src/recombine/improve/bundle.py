@@ -90,7 +90,7 @@ def write_report(path: Path, about: Mapping[str, str], result: Result, forms: Fo
 
 def _verdict(chosen: Outcome, tested: Mapping[str, np.ndarray]) -> str:
     if chosen.method == "original":
-        return "**Nothing that was tried is better on the validation images: the original network is kept.**"
+        return "**Nothing that was tried is better for sure on the validation images: the original network is kept.**"
     against = {name: compare_paired(tested[CHOSEN], tested[name]) for name in tested if name != CHOSEN}
     parts = [
         f"{pair.difference:+.1f} points against {name} (95 % interval {pair.low:+.1f} to {pair.high:+.1f}, "
