@@ -215,8 +215,11 @@ class _Mode(TorchDispatchMode):
 class _Backend:
     """What torch asks a backend."""
 
-    is_initialized = is_available = staticmethod(lambda: True)
+    inside = False
+    """Whether a block of `simulated` runs: elsewhere DataParallel and its kind must not find the device."""
+    is_initialized = staticmethod(lambda: True)
     _is_in_bad_fork = staticmethod(lambda: False)
+    is_available = classmethod(lambda cls: cls.inside)
     current_device = staticmethod(lambda: 0)
     device_count = staticmethod(lambda: 1)
     manual_seed_all = staticmethod(lambda seed: None)
@@ -258,6 +261,7 @@ def simulated() -> Iterator[Waits]:
     global _waits
     before, update, _waits = _waits, Engine._update, Waits()
     waits = _waits
+    outside, _Backend.inside = _Backend.inside, True
 
     def watched(self: Any, training: Any, batches: Any) -> None:
         def fetched() -> Iterator[Any]:
@@ -280,4 +284,4 @@ def simulated() -> Iterator[Waits]:
             yield waits
     finally:
         launch.open_device, Engine._update = opened, update  # type: ignore[method-assign]
-        _waits = before
+        _waits, _Backend.inside = before, outside

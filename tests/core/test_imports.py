@@ -37,6 +37,7 @@ BELOW = {
         "stitch",
         "patch",
         "improve",
+        "attachments",
     },
 }
 """The rooms that each room may use beside itself; a paper uses PAPER, and transfer also flips, of the same paper."""
