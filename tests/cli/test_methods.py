@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pkgutil import resolve_name
 
 import pytest
 from hydra import compose
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from recombine.cli.entries import ENTRIES
 from recombine.cli.overrides import compose_all
@@ -75,3 +77,10 @@ def test_the_shell_completes_commands_and_the_methods_of_each(line, there, elsew
     command = [sys.executable, "-m", "recombine.cli.command", "-sc", "query=bash"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert there in result.stdout.split() and elsewhere not in result.stdout
+
+
+@pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
+def test_what_an_entry_names_is_there(entry):
+    assert callable(resolve_name(entry.recipe).run) and (CONFIG_DIR / f"{entry.config}.yaml").is_file()
+    assert issubclass(resolve_name(entry.settings), BaseModel)
+    assert not entry.files or callable(resolve_name(entry.files))

@@ -46,7 +46,7 @@ ENTRIES = {
             "prediction_flips/flips",
             "recombine.flips.settings:FlipsSettings",
             about="what one trained network knows that another does not",
-            files="recombine.flips.models:list_checkpoints",
+            files="recombine.flips.candidates:list_checkpoints",
         ),
         Entry(
             "pretrain",
