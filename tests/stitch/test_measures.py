@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from recombine.engine.evaluate import Predictions
 from recombine.stitch.comparison import REFERENCES, MeasuredNetworks, compare_to_references, mcnemar
 from recombine.stitch.metrics import BINS, network_metrics, temperature
+from recombine.stitch.run_search import SearchMonitor
 
 
 def predictions(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
@@ -105,3 +108,16 @@ def test_mcnemar_is_scipys():
         gained, lost = int((one & ~answers[0]).sum()), int((~one & answers[0]).sum())
         expected = binomtest(gained, gained + lost, alternative="greater").pvalue if gained + lost else 1.0
         assert p_value == pytest.approx(expected)
+
+
+def test_where_the_references_make_no_mistake_there_is_no_volume():
+    class Perfect:
+        net, performance = SimpleNamespace(genotype=np.zeros(3, np.int8)), "accuracy"
+
+        def __call__(self, genotypes):
+            return SimpleNamespace(objectives=np.column_stack([-np.ones(len(genotypes)), np.full(len(genotypes), 1e6)]))
+
+    monitor = SearchMonitor(SimpleNamespace(main=False), Perfect(), 10)
+    assert monitor._hypervolume(np.array([[-1.0, 5e5]])) == 0
+    monitor.box, monitor.corner = 2e6, np.array([-0.5, 1e6])
+    assert monitor._hypervolume(np.array([[-1.0, 5e5]])) == pytest.approx(100 * 0.5 * 5e5 / 2e6)

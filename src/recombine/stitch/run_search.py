@@ -52,7 +52,7 @@ class SearchMonitor:
         """The worst of both parents and their ensemble in both objectives: the reference point of hypervolumes."""
         best = -1.0 if evaluator.performance == "accuracy" else 0.0
         self.box = float((self.corner[0] - best) * self.corner[1])
-        """The largest hypervolume there could be."""
+        """The largest hypervolume there could be; 0 where parents and ensemble all make no mistake."""
         self.curve: dict[str, list[float]] = {}
 
     def evaluate(self, genotypes: np.ndarray) -> Evaluations:
@@ -64,6 +64,10 @@ class SearchMonitor:
         self.requests += len(genotypes)
         return found
 
+    def _hypervolume(self, objectives: np.ndarray) -> float:
+        """Percent of the largest there could be; 0 where nothing could be better than the references."""
+        return 100 * hypervolume(objectives, self.corner) / self.box if self.box else 0.0
+
     def log_generation(self, archive: Archive, budget: Budget) -> None:
         """After each batch: add a point to the curve, log it, move the bar."""
         members = archive.members
@@ -73,7 +77,9 @@ class SearchMonitor:
             "requests": budget.requests,
             "evaluations": len(self.seen),
             "front": len(archive),
-            "hypervolume": 0.0 if empty else 100 * hypervolume(members.objectives, self.corner) / self.box,
+            "hypervolume": 100 * hypervolume(members.objectives, self.corner) / self.box
+            if self.box and not empty
+            else 0.0,
             "accuracy": 0.0 if empty else 100 * float(members.accuracy.max()),
             "stitches": 0.0 if empty else float(np.median(switches.sum(1))),
             "active_stitches": 0.0 if empty else float(np.median((switches & active).sum(1))),
