@@ -49,7 +49,7 @@ def _redirected(out, err, function, arguments):
     try:
         function(*arguments)
     except SystemExit as stop:
-        code = stop.code or 0
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -39,6 +39,10 @@ class DeltaAttention(EndToEnd):
 
     Deviation: that classifier is a logistic regression on frozen features, not ten epochs of SGD. It is the same each
     time, and the paper too keeps the features as they are.
+
+    Deviation: a channel is left out by zeroing its map, bias included, where the Transfer-Learning-Library zeroes the
+    filter's weights; the two differ in convolutions with a bias alone. The images are spread over the training set,
+    where that library takes the first ten shuffled batches.
     """
 
     def __init__(
