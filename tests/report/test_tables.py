@@ -141,8 +141,9 @@ def test_what_is_not_one_measurement_is_not_averaged_unless_asked():
     assert build(spec(), two, {"epochs": "10"}).rows[0][-1] == "90.00"
 
 
-def facts(lr=0.1, digest="1234", **config):
-    return {"config": {"optimizer": {"lr": lr}, "data_root": "x", **config}, "inputs": {"data mine/test": digest}}
+def facts(lr=0.1, digest="1234", method="old.place.Delta", **config):
+    config = {"optimizer": {"lr": lr}, "method": {"_target_": method}, "data_root": "x", **config}
+    return {"config": config, "inputs": {"data mine/test": digest}}
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,8 @@ def facts(lr=0.1, digest="1234", **config):
     [
         (facts(lr=0.2), "different optimizer.lr = 0.1, 0.2"),
         (facts(digest="5678"), "different data mine/test = 1234, 5678"),
-        (facts(data_root="y", models=["a"]), "different runs a-0, a-1"),
+        (facts(method="old.place.LoRA"), "different method._target_ = Delta, LoRA"),
+        (facts(data_root="y", models=["a"], method="new.place.Delta"), "different runs a-0, a-1"),
     ],
 )
 def test_settings_and_data_of_a_cell_are_one(other, told):

@@ -82,9 +82,9 @@ def test_regression_is_scikit_learns():
 
 
 @pytest.fixture(scope="module")
-def half_labelled(pictures):
+def half_labelled(pictures, tmp_path_factory):
     """The same folder with half of the training images moved out of their classes."""
-    place = pictures.parent / "half"
+    place = tmp_path_factory.mktemp("labels") / "half"
     shutil.copytree(pictures, place)
     for file in sorted((place / "train").glob("*/*.png"))[::2]:
         file.rename(place / "train" / f"{file.parent.name}-{file.name}")
@@ -117,9 +117,9 @@ def test_images_without_labels_serve_methods_that_read_none(folder, half_labelle
 
 
 @pytest.fixture(scope="module")
-def unlabelled(pictures):
+def unlabelled(pictures, tmp_path_factory):
     """The training images without classes, and nothing else."""
-    place = pictures.parent / "unlabelled"
+    place = tmp_path_factory.mktemp("labels") / "unlabelled"
     (place / "train").mkdir(parents=True)
     for file in sorted((pictures / "train").glob("*/*.png")):
         shutil.copy(file, place / "train" / f"{file.parent.name}-{file.name}")
@@ -144,8 +144,8 @@ def test_without_any_label_a_student_comes_out(folder, unlabelled, fitted):
     assert any(not torch.equal(before[key], after[key]) for key in after)
 
 
-def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabelled, pictures, fitted):
-    place = unlabelled.parent / "half_unlabelled"
+def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabelled, pictures, fitted, tmp_path):
+    place = tmp_path / "half_unlabelled"
     shutil.copytree(unlabelled, place)
     shutil.copytree(pictures / "test", place / "test")
     (row,) = run_rows(recipe, configure(folder, place, *fitted, "method=kl_dp_u", "controls=[xe,self_dist]"))

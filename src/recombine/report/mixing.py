@@ -71,8 +71,8 @@ def _config(row: Row) -> dict[str, Any]:
                 continue
             if isinstance(value, Mapping):
                 visit(value, f"{name}.")
-            else:
-                found[name] = value
+            else:  # a class is the same one wherever its module lies
+                found[name] = str(value).rpartition(".")[2] if key == "_target_" else value
 
     visit(row.provenance.get("config", {}), "")
     return found
