@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from recombine.report.spec import TableSpec
@@ -18,8 +19,8 @@ NAMED = ("method", "student", "teacher", "model", "search")
 
 def workspace(entry: str, specs: Sequence[TableSpec], project: str, entity: str) -> Any:
     """A workspace of an entry's runs: results, curves, pictures, speed; runs that differ in the seed are one group."""
-    import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
+    wr: Any = import_module("wandb_workspaces.reports.v2")
+    ws: Any = import_module("wandb_workspaces.workspaces")
 
     names = metrics(specs)
     curves = [wr.LinePlot(title=name, x="step", y=[f"{section}/{name}" for section in SECTIONS]) for name in names]
@@ -47,7 +48,7 @@ def report(spec: TableSpec, table: str, command: str, project: str, entity: str 
     `table`: the table in Markdown, empty before anything has run. `command`: what fills it. Without an `entity` it can
     be looked at and not be saved.
     """
-    import wandb_workspaces.reports.v2 as wr
+    wr: Any = import_module("wandb_workspaces.reports.v2")
 
     place = {"entity": entity, "project": project} if entity else {}
     runs = wr.Runset(name=spec.name, filters=f"Tags in ['{spec.name}']", groupby=_groups(spec), **place)
