@@ -103,7 +103,7 @@ def test_dkd_with_the_authors_weight_is_kl(logits):
     """KL = KL(b_t || b_s) + (1 - p_y) KL(q_t || q_s), equation 7 of the paper."""
     student, target, *_ = logits
     rest = 1 - target.softmax(1)[range(4), LABELS]
-    parts = DKD("", 1, 0, 1)(student, target, LABELS) + rest * DKD("", 0, 1, 1)(student, target, LABELS)
+    parts = DKD("", alpha=1, beta=0)(student, target, LABELS) + rest * DKD("", alpha=0, beta=1)(student, target, LABELS)
     torch.testing.assert_close(parts, KL("")(student, target, None))
 
 

@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Modules = Annotated[list[str], Field(min_length=1)]
 
 
 class PartSettings(Settings):
@@ -59,6 +60,8 @@ class LossSettings(PartSettings):
 
     temperature: Positive = 1.0
     """Divides logits; the loss is multiplied by its square."""
+    final_temperature: Positive | None = Field(None, examples=[1.0])
+    """That of the last epoch, to which it moves by as much in each; null: it stays."""
 
 
 class KLSettings(LossSettings, target="recombine.transfer.losses.KL"):
@@ -88,8 +91,56 @@ class DISTSettings(LossSettings, target="recombine.transfer.losses.DIST"):
     """Weight of the correlations within classes, over the batch."""
 
 
+class FeatureLossSettings(LossSettings):
+    """KL divergence and a distance between features; the temperature is that of KL."""
+
+    weight: NotNegative = 1.0
+    """Weight of the distance between features."""
+    kl_weight: NotNegative = 1.0
+    """Weight of KL; 0: features alone, which do not train the classifier."""
+    student_modules: Modules | None = Field(None, examples=[["layer3"]])
+    """Paths of the modules whose outputs are compared; null: what enters the classifier."""
+    teacher_modules: Modules | None = Field(None, examples=[["layer3"]])
+    """Those of the teachers, one for each of the student's; null: the same paths."""
+
+    def check(self, path: str) -> list[str]:
+        """A path in the teacher for each in the student."""
+        own, theirs = self.student_modules or [], self.teacher_modules
+        if theirs is None or len(own) == len(theirs):
+            return []
+        given = f"{path}.teacher_modules has {len(theirs)} paths and {path}.student_modules {len(own)}"
+        return [f"{given}: name one in the teacher for each in the student"]
+
+
+class FitNetSettings(FeatureLossSettings, target="recombine.transfer.feature_losses.FitNet"):
+    """Regression of features through adapters."""
+
+
+class AttentionTransferSettings(FeatureLossSettings, target="recombine.transfer.feature_losses.AttentionTransfer"):
+    """Attention maps."""
+
+
+class SimilarityPreservingSettings(
+    FeatureLossSettings, target="recombine.transfer.feature_losses.SimilarityPreserving"
+):
+    """Similarities within a batch."""
+
+
+class CRDSettings(FeatureLossSettings, target="recombine.transfer.feature_losses.CRD"):
+    """Contrast of features with a memory of all samples."""
+
+    dimensions: Count = 128
+    """Of the embeddings."""
+    negatives: Count = 4096
+    """Samples of other classes per sample."""
+    nce_temperature: Positive = 0.07
+    """Temperature of the contrast."""
+    nce_momentum: Fraction = 0.5
+    """Of the memory."""
+
+
 MASK = Builds("a mask", "mask=dp", MaskSettings, base="recombine.transfer.masks.Mask")
-LOSS = Builds("a distillation loss", "loss=kl", LossSettings)
+LOSS = Builds("a distillation loss", "loss=kl", LossSettings, base="recombine.transfer.losses.DistillationLoss")
 
 
 class ComposedSettings(TrainedMethodSettings, target="recombine.transfer.composed.ComposedDistillation"):
@@ -103,6 +154,8 @@ class ComposedSettings(TrainedMethodSettings, target="recombine.transfer.compose
     """How it is learned."""
     kd_weight: Fraction = 1.0
     """Weight of the loss; the rest is cross entropy."""
+    temperatures: Literal["calibrated"] | list[Positive] | None = Field(None, examples=[[1.0, 2.0]])
+    """Divide the logits of the initial student and of each teacher before they are targets; null: by 1."""
 
     @property
     def learns_from_teachers(self) -> bool:

@@ -151,7 +151,7 @@ class ContrastiveMemory(nn.Module):
         return self.order[drawn + (drawn >= self.start[labels, None]) * self.sizes[labels, None]]
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """NCE of both directions for unit embeddings [B, d], summed over negatives, mean over the batch, 0-d."""
+        """NCE of both directions for unit embeddings [B, d], summed over negatives, of each sample [B]."""
         rows = self.rows[batch.index]
         contrasted = torch.cat([rows[:, None], self.draw(batch.labels)], dim=1)
         pairs = ((student, self.teacher), (teacher, self.student))
@@ -170,7 +170,7 @@ class ContrastiveMemory(nn.Module):
         likely = scores / constant
         real = torch.log(likely[:, 0] / (likely[:, 0] + noise + 1e-7))
         false = torch.log(noise / (likely[:, 1:] + noise + 1e-7)).sum(1)
-        return -(real + false).mean()
+        return -(real + false)
 
     @torch.no_grad()
     def _update(self, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
@@ -202,4 +202,4 @@ class RepresentationDistillation(_FeatureDistillation):
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """NCE against the memory."""
         embeddings = self.project_student(student), self.project_teacher(teacher)
-        return self.memory(*(F.normalize(embedding, dim=1) for embedding in embeddings), batch)
+        return self.memory(*(F.normalize(embedding, dim=1) for embedding in embeddings), batch).mean()

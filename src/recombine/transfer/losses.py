@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DIST", "DKD", "KL", "cross_entropy", "kl_divergence", "masked_mean", "standardize"]
+__all__ = ["DIST", "DKD", "KL", "DistillationLoss", "cross_entropy", "kl_divergence", "masked_mean", "standardize"]
 
 
 def kl_divergence(student: Tensor, target: Tensor, temperature: float = 1.0, topk: int | None = None) -> Tensor:
@@ -46,24 +48,48 @@ def standardize(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
-class KL:
-    """T^2 KL(target || student), see `kl_divergence`; with `standardized`, of standardised logits."""
+class DistillationLoss(nn.Module):
+    """How a sample is learned from its target; a loss of your own derives from it.
+
+    With a `final_temperature` the temperature moves from `temperature` in the first epoch to it in the last, by as much
+    in each (Jafari et al., Annealing Knowledge Distillation, EACL 2021).
+    """
 
     reads_labels = False
+    reads_features = False
+    """Whether it compares features, see `recombine.transfer.feature_losses`."""
 
-    def __init__(
-        self, name: str, temperature: float = 1.0, topk: int | None = None, standardized: bool = False
-    ) -> None:
-        self.name, self.temperature, self.topk, self.standardized = name, temperature, topk, standardized
+    def __init__(self, name: str, temperature: float = 1.0, final_temperature: float | None = None) -> None:
+        """`name` is its part of the method's name in rows."""
+        super().__init__()
+        self.name, self.temperature, self.first = name, temperature, temperature
+        self.last = temperature if final_temperature is None else final_temperature
 
-    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the temperature of an epoch out of `epochs`."""
+        self.temperature = self.first + (self.last - self.first) * min(1.0, epoch / max(1, epochs - 1))
+
+    def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+        """From logits [B, C] to a value for each sample, [B]."""
+        raise TypeError(f"{type(self).__name__} defines no forward(student, target, labels)")
+
+
+class KL(DistillationLoss):
+    """T^2 KL(target || student), see `kl_divergence`; with `standardized`, of standardised logits."""
+
+    def __init__(self, name: str, *, topk: int | None = None, standardized: bool = False, **options: Any) -> None:
+        """`options` are those of `DistillationLoss`."""
+        super().__init__(name, **options)
+        self.topk, self.standardized = topk, standardized
+
+    def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """Of each sample, [B]."""
         if self.standardized:
             student, target = standardize(student), standardize(target)
         return kl_divergence(student, target, self.temperature, self.topk)
 
 
-class DKD:
+class DKD(DistillationLoss):
     """Decoupled knowledge distillation (Zhao et al., CVPR 2022): T^2 (alpha KL(b_t || b_s) + beta KL(q_t || q_s)).
 
     b is the probability of the label and of all others together, q the probabilities of the others among themselves.
@@ -71,10 +97,12 @@ class DKD:
 
     reads_labels = True
 
-    def __init__(self, name: str, alpha: float = 1.0, beta: float = 8.0, temperature: float = 1.0) -> None:
-        self.name, self.alpha, self.beta, self.temperature = name, alpha, beta, temperature
+    def __init__(self, name: str, *, alpha: float = 1.0, beta: float = 8.0, **options: Any) -> None:
+        """`options` are those of `DistillationLoss`."""
+        super().__init__(name, **options)
+        self.alpha, self.beta = alpha, beta
 
-    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """Of each sample, [B]."""
         assert labels is not None, "DKD tells the label from the other classes"
         is_label = F.one_hot(labels, student.shape[1]).bool()
@@ -92,19 +120,19 @@ class DKD:
         return F.log_softmax(pair, dim=1), F.log_softmax(rest, dim=1)
 
 
-class DIST:
+class DIST(DistillationLoss):
     """Correlations instead of probabilities (Huang et al., NeurIPS 2022): T^2 (beta d(rows) + gamma d(columns)).
 
     d is 1 - Pearson's correlation of student and target: of a sample's class probabilities (rows), and of a class's
     probabilities over the batch (columns, the mean over classes, the same for every sample).
     """
 
-    reads_labels = False
+    def __init__(self, name: str, *, beta: float = 1.0, gamma: float = 1.0, **options: Any) -> None:
+        """`options` are those of `DistillationLoss`."""
+        super().__init__(name, **options)
+        self.beta, self.gamma = beta, gamma
 
-    def __init__(self, name: str, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
-        self.name, self.beta, self.gamma, self.temperature = name, beta, gamma, temperature
-
-    def __call__(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """Of each sample, [B]; the mean over a batch is the loss of the paper."""
         p, q = ((logits / self.temperature).softmax(1) for logits in (student, target))
         distance = self.beta * _correlation_distance(p, q) + self.gamma * _correlation_distance(p.T, q.T).mean()

@@ -34,6 +34,10 @@ class Mask:
         """Take the temperatures at which the candidates' probabilities fit the labels best."""
         self.temperatures = temperatures
 
+    def chosen(self, count: int) -> Sequence[int]:
+        """Which of `count` candidates may ever teach."""
+        return range(count)
+
     def __call__(self, student: Tensor, candidates: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         """Weights [K, B]; `student` are logits [B, C] of the student in training."""
         raise NotImplementedError(f"{type(self).__name__} gives no weights")
@@ -83,16 +87,19 @@ class FlipMask(Mask):
 
     def __init__(self, name: str, rule: str = "teacher_on_positive") -> None:
         super().__init__(name)
-        self.rule = rule
+        self.rule, self.alone = rule, rule in ("positive_only", "not_negative")
+
+    def chosen(self, count: int) -> Sequence[int]:
+        """The first teacher, and unless samples are left out the initial student."""
+        return (1,) if self.alone else (0, 1)
 
     def __call__(self, student: Tensor, candidates: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         """Weights [K, B], 0 or 1."""
         assert labels is not None, "flips are counted with labels"
         flips = find_flips(student, candidates[1], labels)
         to_teacher = flips.positive if self.rule in ("teacher_on_positive", "positive_only") else ~flips.negative
-        alone = self.rule in ("positive_only", "not_negative")
         weights = torch.zeros(len(candidates), len(labels), device=labels.device)
-        weights[0] = torch.zeros_like(weights[0]) if alone else (~to_teacher).float()
+        weights[0] = torch.zeros_like(weights[0]) if self.alone else (~to_teacher).float()
         weights[1] = to_teacher.float()
         return weights
 
@@ -103,6 +110,10 @@ class All(Mask):
     def __init__(self, name: str, side: str = "teachers") -> None:
         super().__init__(name)
         self.side = side
+
+    def chosen(self, count: int) -> Sequence[int]:
+        """One side."""
+        return (0,) if self.side == "initial" else range(1, count)
 
     def __call__(self, student: Tensor, candidates: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         """Weights [K, B] that sum to 1."""

@@ -1,7 +1,8 @@
 """The base of all transfer methods, and the one that trains nothing.
 
 A constructor's parameters say what a method needs; the recipe supplies `net` (the student), `teachers`, `initial` (the
-student as it was), `partner` (a teacher that trains too), `samples` and `batch_size` to those that ask for them.
+student as it was), `partner` (a teacher that trains too), `samples`, `batch_size` and `epochs` to those that ask for
+them.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ METHOD = Builds(
     "method=kl_dp",
     TransferMethodSettings,
     base="recombine.transfer.method.Transfer",
-    late=("net", "teachers", "initial", "partner", "samples", "batch_size"),
+    late=("net", "teachers", "initial", "partner", "samples", "batch_size", "epochs"),
 )
 """What the field `method` must construct."""
 

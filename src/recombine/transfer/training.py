@@ -130,7 +130,7 @@ def train(
     `val` has predictions of `student` and (first) `teacher` for validation images; without it nothing is evaluated on
     the way. `cache_initial`: other runs start from it too. `epochs` multiplies those of the engine.
     """
-    method = prepare_method(cfg, run, data, cfg.method if node is None else node, student, teachers)
+    method = prepare_method(cfg, run, data, cfg.method if node is None else node, student, teachers, epochs)
     loader = open_training_loader(cfg, data, [student, *teachers], labelled=method.reads_labels)
     if cfg.cache_teacher_logits and method.reads_logits:
         caches = {"teachers": run.cache, "initial": run.cache if cache_initial else None}
@@ -155,10 +155,11 @@ def train(
 
 
 def prepare_method(
-    cfg: DictConfig, run: Run, data: Data, node: Any, student: Model, teachers: Sequence[Model]
+    cfg: DictConfig, run: Run, data: Data, node: Any, student: Model, teachers: Sequence[Model], epochs: int
 ) -> Transfer:
     """The method that `node` names, with its frozen networks calibrated and compiled where that is asked for."""
-    method = make_method(node, cfg.batch_size, student, teachers, partial(labelled_samples, data))
+    sizes = {"batch_size": cfg.batch_size, "epochs": cfg.engine.epochs * epochs}
+    method = make_method(node, sizes, student, teachers, partial(labelled_samples, data))
     if method.reads_labels:
         refuse_unlabelled(node, data)
     if getattr(method, "calibrated", False):
@@ -205,7 +206,11 @@ class _Evaluator:
 
 
 def make_method(
-    node: Any, batch_size: int, student: Model, teachers: Sequence[Model], samples: Callable[[], ContrastiveSamples]
+    node: Any,
+    sizes: Mapping[str, int],
+    student: Model,
+    teachers: Sequence[Model],
+    samples: Callable[[], ContrastiveSamples],
 ) -> Transfer:
     """The method with the late arguments that its constructor takes."""
     late: dict[str, Callable[[], Any]] = {
@@ -213,9 +218,9 @@ def make_method(
         "initial": lambda: FrozenTeachers([deepcopy(student)]),
         "partner": lambda: teachers[0].requires_grad_(True),
         "samples": samples,
-        "batch_size": lambda: batch_size,
     }
-    return build(node, net=student, **{k: make() for k, make in late.items() if accepts(node, k)})
+    given = {key: make() for key, make in late.items() if accepts(node, key)}
+    return build(node, net=student, **given, **{key: value for key, value in sizes.items() if accepts(node, key)})
 
 
 def labelled_samples(data: Data) -> ContrastiveSamples:
