@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from recombine.cli import predict
+from recombine.cli import classify, predict
 from recombine.cli.networks import NamedNetwork
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding
@@ -33,7 +33,8 @@ def colours(monkeypatch):
     model = Model(net, Preprocess(32, [0, 0, 0], [1, 1, 1]), name="colours", classes=3, architecture="colours")
     names = {"base": ["red", "green", "blue"]}
     opened = NamedNetwork(model, model, PatchedNetwork(model), names, Decoding())
-    monkeypatch.setattr(predict, "open_network", lambda options: opened)
+    monkeypatch.setattr(predict, "check_network", lambda options: None)
+    monkeypatch.setattr(classify, "open_network", lambda options: opened)
 
 
 def run(monkeypatch, capsys, *words):
@@ -73,7 +74,7 @@ def test_what_is_told_before_anything_is_written(colours, tmp_path, monkeypatch,
 
 
 def test_a_classifier_gives_no_masks(colours, tmp_path, monkeypatch, capsys):
-    opened = predict.open_network(None)
+    opened = classify.open_network(None)
     opened.model.net = nn.Flatten()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="--masks: colours classifies whole images"):

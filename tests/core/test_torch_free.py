@@ -1,11 +1,13 @@
 """A wrong command is answered, and a finished run shown, before torch is imported, which takes seconds."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from recombine.cli import command
 from recombine.cli.entries import ENTRIES
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +49,43 @@ def test_a_wrong_command_is_answered_without_torch(tmp_path, command):
     assert all(text in done.stdout + done.stderr for text in COMMANDS[command])
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_every_entry_is_helped_and_corrected_without_torch(tmp_path, entry):
-    script = str(ROOT / f"main_{entry}.py")
-    assert "Groups, chosen by group=option" in without_torch(tmp_path, script, "--help").stdout
-    done = without_torch(tmp_path, script, "engine.epochs=soon", "method=none_such", "+nothing=1")
-    assert done.returncode == 2 and "unknown setting nothing" in done.stderr + done.stdout
+ALL = """
+import sys
+from recombine.cli import command
+codes = {}
+for words in eval(sys.argv[1]):
+    try:
+        codes[words] = command.main(words.split()) or 0
+    except SystemExit as end:
+        codes[words] = end.code
+    assert "torch" not in sys.modules, words
+print("codes:", codes)
+"""
+MISTAKES = {
+    "predict --model resnet20 lost.png": "no such image: lost.png",
+    "predict --model lost.safetensors .": "holds no image",
+    "export --model lost.safetensors --patch lost.safetensors a.pt2": "there is no checkpoint",
+    "export --model resnet20 a.pth": "names that end in .pt2, .onnx are needed",
+    "artifacts list lost.safetensors": "lost.safetensors is no file of ours",
+    "improve --images lost --network lost.pt --budget 3m": "--images lost: there is no such folder",
+    "table lost/table": "unknown table",
+    "prepare dataset=lost": "there is no dataset 'lost'",
+    "inspect_data lost": "nothing found in lost",
+}
+
+
+def test_every_entry_and_tool_is_helped_and_corrected_without_torch(tmp_path):
+    wrong = {f"{entry} engine.epochs=soon method=none_such +nothing=1": "unknown setting nothing" for entry in ENTRIES}
+    helped = [f"{name} --help" for name in (*ENTRIES, *command.TOOLS)]
+    words = [*helped, *wrong, *MISTAKES]
+    done = subprocess.run([sys.executable, "-c", ALL, repr(words)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    codes = ast.literal_eval(done.stdout.rpartition("codes: ")[2])
+    assert codes == dict.fromkeys(helped, 0) | dict.fromkeys([*wrong, *MISTAKES], 2)
+    assert all(told in done.stderr for told in MISTAKES.values())
+    assert done.stderr.count("unknown setting nothing") == len(ENTRIES)
+    assert done.stdout.count("Groups, chosen by group=option") == len(ENTRIES)
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")}.issuperset(command.TOOLS)  # the same in a clone
 
 
 def test_a_finished_run_is_shown_without_torch(fit, monkeypatch):

@@ -19,8 +19,9 @@ from recombine.core.paired import compare_paired
 from recombine.core.results import read_rows
 from recombine.data.storage import decode
 from recombine.improve.bundle import Result, write_bundle, write_report
-from recombine.improve.evaluation import Evaluation, short_name, zoo_networks
+from recombine.improve.evaluation import Evaluation
 from recombine.improve.folder import split_folder
+from recombine.improve.names import short_name, zoo_networks
 from recombine.improve.rows import result_rows
 from recombine.improve.search import best_of, choose_over, successive_halving
 from recombine.improve.trials import Outcome, Trial, choose_patch, list_trials

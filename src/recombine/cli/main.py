@@ -133,8 +133,11 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
         problems += validate(composition.cfg, schema, rules=not asks)
     for cfg in composition.others.values():  # a rule between settings of one job says nothing about the others
         problems += validate(cfg, schema, rules=False)
-    if problems:
-        raise ConfigError(dict.fromkeys(problems))
+    told: dict[str, str] = {}
+    for text in problems:  # of a setting that is unknown twice, where different ones are known, once
+        told.setdefault(text.partition(": known are")[0], text)
+    if told:
+        raise ConfigError(told.values())
 
 
 def _with_folders(arguments: Namespace) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from recombine import models, pnc, stitch
+from recombine.cli.network_options import named_file
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding
 from recombine.models.model import Model
@@ -21,7 +22,7 @@ from recombine.patch import read_card as read_patch_card
 from recombine.patch.serialization import SEGMENTATION
 from recombine.pnc import ClonedNetwork
 
-__all__ = ["BASE", "NamedNetwork", "add_network_arguments", "open_network"]
+__all__ = ["BASE", "NamedNetwork", "open_network"]
 
 BASE = "base"
 """The task of the base among those of its patches."""
@@ -41,21 +42,6 @@ class NamedNetwork(NamedTuple):
     """How the images that the base was trained on became pixels."""
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a network."""
-    add = parser.add_argument
-    add(
-        "--model",
-        required=True,
-        help="the base: a name, a checkpoint or offspring file, timm:<name>, torchvision:<name>",
-    )
-    add("--weights-root", default="weights", help="where checkpoints are found by name")
-    add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
-    add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
-    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each file")
-    add("--source", action="append", default=[], help="a clone's source, where the file holds its masks alone")
-
-
 def open_network(options: argparse.Namespace) -> NamedNetwork:
     """The network that the options name; ConfigError for what is not there or does not fit."""
     model, card = load_base(options)
@@ -71,7 +57,7 @@ def load_base(options: argparse.Namespace) -> tuple[Model, Mapping[str, Any]]:
     if card is not None:
         return stitch.load(options.model), card
     _, file = locate(options.model, Path(options.weights_root))
-    cards = [read_patch_card(patch_file(text)[1]) for text in options.patch]
+    cards = [read_patch_card(named_file(text)[1]) for text in options.patch]
     # a network that labels pixels may have no classes before its patch
     classes = next((card["classes"] for card in cards if card.get("head") == SEGMENTATION), None)
     model = models.build(options.model, classes=classes, weights_root=options.weights_root)
@@ -91,18 +77,12 @@ def attach_patches(model: Model, patches: Sequence[str]) -> PatchedNetwork:
     """The base with patches given as `file` or `name=file`; ConfigError for impossible names."""
     network = PatchedNetwork(model)
     for text in patches:
-        name, file = patch_file(text)
+        name, file = named_file(text)
         try:
             network.attach(file, name or None)
         except ConfigError as error:
             raise ConfigError(str(error).replace("attach(network, path, name)", f"--patch another={file}")) from error
     return network
-
-
-def patch_file(text: str) -> tuple[str, str]:
-    """Name and file of `file` or `name=file`."""
-    name, _, file = ("", "", text) if Path(text).exists() else text.rpartition("=")
-    return name, file
 
 
 def attach_clones(model: Model, names: list[str] | None, options: argparse.Namespace) -> tuple[nn.Module, list[str]]:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from recombine.cli.help import print_help, register_help
 from recombine.cli.overrides import compose_all
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
 from recombine.core.settings import Settings
-from recombine.data import Data, open_data
 from recombine.data.settings import DatasetSettings
 from recombine.run.config import unresolved, validate
 from recombine.run.console import show_problems
+
+if TYPE_CHECKING:
+    from recombine.data import Data
 
 CONFIG = str(CONFIG_DIR)
 FAILED: list[str] = []
@@ -44,6 +47,8 @@ class PrepareSettings(Settings):
 
 def prepare(cfg: DictConfig) -> None:
     """One dataset; a ConfigError is shown and noted, so that the other jobs of a multirun go on."""
+    from recombine.data import open_data  # and with it torch
+
     roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
     try:
         if problems := unresolved(cfg):
@@ -83,6 +88,7 @@ def main() -> None:
     # overrides may stand before and after flags, as in `dataset=mnist,usps -m data_root=...`; argparse wants one piece
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and not word.startswith("-"))
     arguments = get_args_parser().parse_args()
+    register_help()
     if not (arguments.shell_completion or arguments.hydra_help):
         found = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun)
         problems = list(found.problems)
@@ -91,5 +97,7 @@ def main() -> None:
         if problems:
             show_problems(list(dict.fromkeys(problems)))
             sys.exit(ConfigError.exit_code)
+        if arguments.help and print_help("prepare", CONFIG, "prepare/prepare", arguments.overrides, resolve=False):
+            return
     hydra.main(version_base="1.3", config_path=CONFIG, config_name="prepare/prepare")(prepare)()
     sys.exit(ConfigError.exit_code if FAILED else 0)

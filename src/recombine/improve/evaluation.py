@@ -16,12 +16,12 @@ from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import predict
 from recombine.flips.heads import fit_heads
 from recombine.improve.folder import SplitFolder
+from recombine.improve.names import short_name
 from recombine.models import Model
 from recombine.models.export import OneTask
 from recombine.models.model import Preprocess
-from recombine.models.weight_files import SUFFIXES
 
-__all__ = ["Evaluation", "Teacher", "preprocess_of", "short_name", "zoo_networks"]
+__all__ = ["Evaluation", "Teacher", "preprocess_of"]
 
 BATCH = 64
 LOADER = {"kind": "torch", "workers": 0}
@@ -92,18 +92,3 @@ class Evaluation:
 def preprocess_of(network: nn.Module) -> Preprocess:
     """Of a model, or of the base of a patched one."""
     return network.preprocess if isinstance(network, Model) else network.base.preprocess  # type: ignore
-
-
-def zoo_networks(given: list[str], network: str) -> list[str]:
-    """The networks that `--zoo` names, one by one or by a folder of checkpoints; without `network` itself."""
-    found: list[str] = []
-    for text in given:
-        files = sorted(file for file in Path(text).iterdir() if file.suffix in SUFFIXES) if Path(text).is_dir() else []
-        found += [str(file) for file in files] or [text]
-    return [text for text in dict.fromkeys(found) if short_name(text) != short_name(network)]
-
-
-def short_name(network: str) -> str:
-    """A file name for a network: `timm:resnet18.a1_in1k` -> `resnet18_a1_in1k`."""
-    bare = Path(network).stem if Path(network).suffix in SUFFIXES else network.rpartition(":")[2]
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in bare)

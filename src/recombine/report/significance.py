@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import mannwhitneyu
 
 __all__ = ["holm", "not_worse"]
 
@@ -26,6 +25,8 @@ def not_worse(samples: Mapping[Any, Sequence[float]], alpha: float = 0.05) -> se
     """
     if not samples or max(map(len, samples.values())) < 2:
         return set()
+    from scipy.stats import mannwhitneyu  # 1.5 s, which no help or mistake should take
+
     best = max(samples, key=lambda name: np.median(samples[name]))
     others = [name for name in samples if name != best]
     p_values = [
