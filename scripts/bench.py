@@ -18,7 +18,7 @@ from recombine.core.types import Row
 from recombine.run import provenance
 from recombine.run.console import show_rows
 
-SECTIONS = ("engine", "accelerator", "loader", "flips", "library", "transfer", "patch", "pnc", "stitch")
+SECTIONS = ("engine", "accelerator", "loader", "flips", "library", "transfer", "patch", "pnc", "stitch", "report")
 
 
 def arguments() -> argparse.Namespace:

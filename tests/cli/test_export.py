@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -22,6 +23,8 @@ from recombine.models.export import export_network
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
+from recombine.patch.segmentation import patch_backbone
+from recombine.patch.segmentation_file import save_segmentation
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
@@ -86,6 +89,25 @@ def test_a_cloned_network(tmp_path, images, suffix):
     equality = export_network(cloned, path, 32, {"class_names": cloned.class_names}, images)
     assert equality.agreement == 100
     torch.testing.assert_close(outputs(path, images), cloned(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_patched_segmentation_network_is_one_file(tmp_path, monkeypatch):
+    node = {"name": "small", "architecture": "lraspp", "backbone": "mobilenetv2_035", "weights": None, **SIZE}
+    base = shaken(models.build(node, classes=5))
+    models.save(base, tmp_path / "base.safetensors", {"class_names": list("vwxyz")})
+    model = shaken(models.build({**node, "size": 64}, classes=3))
+    model.net.backbone.load_state_dict(base.net.backbone.state_dict())
+    patch_backbone(model, partial(Delta, modules="all"), "task", 0)
+    file = save_segmentation(model.eval(), tmp_path / "masks.safetensors", name="masks", class_names=NAMES)
+    words = ["--model", tmp_path / "base.safetensors", "--patch", file, "--model-card", tmp_path / "card.md"]
+    run(monkeypatch, *words, tmp_path / "masks.pt2")
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(tmp_path / "masks.pt2", images), model(images), rtol=1e-4, atol=1e-4)
+    assert json.loads((tmp_path / "masks.labels.json").read_text()) == NAMES
+    card = (tmp_path / "card.md").read_text()
+    assert "pipeline_tag: image-segmentation" in card and "3 classes" in card and "64 x 64 pixels" in card
 
 
 class Drawn(nn.Module):

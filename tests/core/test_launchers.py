@@ -87,6 +87,9 @@ def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit
     before = optuna.load_study(study_name=file.stem, storage=open_storage(file)).trials
     done = [trial for trial in before if trial.state.is_finished()]
     assert code == 130 and 3 <= len(done) < 10
+    code, text = finish(fit.start(*words, "pause=0.05", "--dry-run"))
+    assert code == 0 and f"10 trials: {len(done)} done, {10 - len(done)} to run; about" in text
+    assert all(f"optimizer.lr={trial.params['optimizer.lr']}" in text for trial in done)
     code, text = finish(fit.start(*words, "pause=0.05"))
     study = optuna.load_study(study_name=file.stem, storage=open_storage(file))
     counted = [trial for trial in study.trials if "stopped" not in trial.user_attrs]
@@ -95,9 +98,10 @@ def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit
     assert len({trial.params["optimizer.lr"] for trial in counted}) == 10
     # what the study was told is what the rows hold; a trial that was stopped early ran fewer steps
     losses = {row.metrics["loss"] for row in read_rows(fit.folder / "outputs") if row.status == "ok"}
-    assert {trial.value for trial in counted if trial.value is not None} <= losses
     pruned = [trial for trial in counted if trial.state == optuna.trial.TrialState.PRUNED]
+    assert {trial.value for trial in counted if trial not in pruned} == losses
     assert pruned and all(len(trial.intermediate_values) < 6 for trial in pruned)
+    assert all(trial.value == trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned)
     assert f"best: {study.best_value:.4g}" in text
 
 

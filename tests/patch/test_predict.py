@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from recombine import models, patch
-from recombine.cli import networks, predict
+from recombine.cli import classify, networks, predict
 from recombine.core.errors import ConfigError
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
@@ -77,7 +77,7 @@ def test_two_patches_the_best_classes_and_the_most_confident_expert(folder, monk
 def test_small_batches_predict_the_same(folder, monkeypatch, capsys):
     common = ["--model", folder / "base.safetensors", folder / "images", "--json"]
     whole = run(monkeypatch, capsys, *common)
-    monkeypatch.setattr(predict, "BATCH", 1)
+    monkeypatch.setattr(classify, "BATCH", 1)
     assert [json.loads(line)["class"] for line in run(monkeypatch, capsys, *common).splitlines()] == [
         json.loads(line)["class"] for line in whole.splitlines()
     ]

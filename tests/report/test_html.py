@@ -118,6 +118,16 @@ def test_a_thousand_rows_take_five_seconds_of_work_and_five_megabytes():
     start = time.process_time()
     document = page(rows, SPECS)
     assert time.process_time() - start < 5 and len(document.encode()) < 5e6
+    curves = {name: [k / 7 for k in range(300)] for name in ("epoch", "accuracy", "loss", "transfer_delta")}
+    long = [replace(row, series=row.series | curves) for row in rows]
+    document = page(long, SPECS)
+    assert len(document.encode()) < 5e6
+    data = json.loads(read(document).data)
+    assert data["thinned"] and "thinned" in document
+    for row in data["rows"]:
+        series = row["series"]
+        assert 20 <= len(series["epoch"]) == len(series["loss"]) < 300
+        assert series["epoch"][0] == 0 and series["loss"] == series["epoch"] and series["epoch"][-1] == 42.714
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.table import Table
@@ -20,7 +21,7 @@ from recombine.cli.slots import places
 from recombine.run.config import run_folder
 from recombine.run.console import show
 
-__all__ = ["last_metrics", "plan", "show_plan"]
+__all__ = ["last_metrics", "plan", "show_plan", "show_search"]
 
 
 class Planned(NamedTuple):
@@ -55,7 +56,7 @@ def show_plan(jobs: Sequence[Planned]) -> None:
 
 def _estimate(each: float | None, left: int) -> str:
     if not left or each is None:
-        return "nothing is left" if not left else "no run of this entry says how long one takes"
+        return "nothing is left" if not left else "no finished run says how long one takes"
     side = places()
     text = f"about {_duration(each)} each, {_duration(each * left)} one after the other"
     return text + (f", {_duration(each * -(-left // side))} by {side} at once" if side > 1 else "")
@@ -66,6 +67,8 @@ def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]
     with initialize_config_dir(config_dir, version_base="1.3"):
         singles = [text for text in overrides if not OverridesParser.create().parse_override(text).is_sweep_override()]
         hydra = compose(config_name, singles, return_hydra_config=True).hydra
+        if _is_search(hydra):
+            overrides = [_first_value(text) for text in overrides]
         jobs: Sequence[Sequence[str]] = [list(overrides)]
         if sweep or hydra.mode == RunMode.MULTIRUN:
             params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
@@ -74,6 +77,40 @@ def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]
         for words in jobs:
             cfg = compose(config_name, list(words))
             yield _planned(entry, cfg, list(words))
+
+
+def show_search(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]) -> bool:
+    """Print the trials of a search and an estimate; False if the command is another kind of sweep."""
+    with initialize_config_dir(config_dir, version_base="1.3"):
+        parser = OverridesParser.create()
+        singles = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
+        hydra = compose(config_name, singles, return_hydra_config=True).hydra
+    if not _is_search(hydra):
+        return False
+    from recombine.cli.optuna_sweeper import planned  # which not everybody has
+
+    trials = planned(entry, hydra.sweeper, [text for text in overrides if not text.lstrip("+~").startswith("hydra")])
+    table = Table("trial", "state", "value", "time", "settings", box=None)
+    for trial in trials:
+        value = "" if trial.value is None else f"{trial.value:.4g}"
+        words = " ".join(f"{key}={setting}" for key, setting in trial.params.items())
+        seconds = "" if trial.duration is None else _duration(trial.duration.total_seconds())
+        table.add_row(str(trial.number), trial.state.name.lower(), value, seconds, words)
+    show(table)
+    times = [trial.duration.total_seconds() for trial in trials if trial.duration is not None]
+    left, each = max(0, hydra.sweeper.n_trials - len(trials)), mean(times) if times else None
+    print(f"{hydra.sweeper.n_trials} trials: {len(trials)} done, {left} to run; {_estimate(each, left)}")
+    return True
+
+
+def _is_search(hydra: DictConfig) -> bool:
+    return str(hydra.sweeper._target_).rpartition(".")[2] == "Optuna"
+
+
+def _first_value(text: str) -> str:
+    """An override with the lower end of an interval in place of it: for what does not depend on the value."""
+    value: Any = (parsed := OverridesParser.create().parse_override(text)).value()
+    return f"{parsed.key_or_group}={value.start}" if isinstance(value, IntervalSweep) else text
 
 
 def _planned(entry: str, cfg: DictConfig, words: list[str]) -> Planned:

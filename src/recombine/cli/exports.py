@@ -31,18 +31,20 @@ def export(images: Sequence[Path], options: argparse.Namespace) -> None:
     found = open_network(options)
     network, task = choose_task(found, options.task)
     pixels = torch.cat([read(file, found.model, found.decoding) for file in images[:IMAGES]]) if images else None
+    whole = network if task == BASE else found.patched.task(task)
+    size = getattr(whole, "preprocess", found.model.preprocess).size  # a segmentation patch has a size of its own
     written: dict[Path, Equality] = {}
     shown = Table("file", "bytes", "images compared", "largest difference", "same class (%)")
     for file in options.files:
-        card = {"class_names": found.names[task], "size": found.model.size, "model": found.model.name, "task": task}
-        equality = export_network(network, file, found.model.size, card, pixels)
+        card = {"class_names": found.names[task], "size": size, "model": found.model.name, "task": task}
+        equality = export_network(network, file, size, card, pixels)
         write_labels(file, card)
         numbers = f"{equality.images}", f"{equality.difference:.1e}", f"{equality.agreement:.2f}"
         shown.add_row(str(file), f"{file.stat().st_size:,}", *numbers)
         written[file] = equality
     open_console().print(shown)
     if options.model_card or options.push_to_hub:
-        publish(options, model_card(found, task, written), list(written))
+        publish(options, model_card(found, task, size, written), list(written))
 
 
 def publish(options: argparse.Namespace, card: str, files: list[Path]) -> None:

@@ -12,20 +12,22 @@ from pathlib import Path
 from recombine.cli.networks import BASE, NamedNetwork
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.export import Equality
+from recombine.models.segmentation import Segmenter
 from recombine.version import __version__
 
 __all__ = ["model_card", "push"]
 
 
-def model_card(found: NamedNetwork, task: str, files: Mapping[Path, Equality]) -> str:
+def model_card(found: NamedNetwork, task: str, size: int, files: Mapping[Path, Equality]) -> str:
     """What the hub calls a model card: what the network is, its classes, its files and how they were compared."""
     model, names = found.model, found.names[task]
     what = model.name if task == BASE else f"{model.name} with the patch {task}"
     count = sum(value.numel() for value in (found.cloned if task == BASE else model).parameters())
     library = "timm" if model.architecture.startswith("timm:") else "pytorch"
-    lines = ["---", f"library_name: {library}", "pipeline_tag: image-classification"]
-    lines += ["tags: [image-classification, recombine]", "---", "", f"# {what}", ""]
-    lines += [f"{len(names)} classes, {count:,} parameters, images of {model.size} x {model.size} pixels."]
+    kind = "image-segmentation" if isinstance(model.net, Segmenter) else "image-classification"
+    lines = ["---", f"library_name: {library}", f"pipeline_tag: {kind}"]
+    lines += [f"tags: [{kind}, recombine]", "---", "", f"# {what}", ""]
+    lines += [f"{len(names)} classes, {count:,} parameters, images of {size} x {size} pixels."]
     lines += [f"Architecture: `{model.architecture}`.", "", "| file | compared on | largest difference | same class |"]
     lines += ["|---|---:|---:|---:|"]
     lines += [
@@ -33,12 +35,9 @@ def model_card(found: NamedNetwork, task: str, files: Mapping[Path, Equality]) -
         f"| {same.agreement:.2f} % |"
         for file, same in files.items()
     ]
-    lines += [
-        "",
-        "Every file takes uint8 images `[B, 3, S, S]`, prepares them inside and gives logits.",
-        "",
-        "```python",
-    ]
+    what = "logits of every pixel" if kind == "image-segmentation" else "logits"
+    lines += ["", f"Every file takes uint8 images `[B, 3, S, S]`, prepares them inside and gives {what}.", ""]
+    lines += ["```python"]
     lines += ["import torch", "", *_usage(files), "```", "", "## Classes", "", ", ".join(names), ""]
     lines += ["## Made by", "", f"`recombine export {shlex.join(sys.argv[1:])}` (Recombine {__version__})", ""]
     return "\n".join(lines)

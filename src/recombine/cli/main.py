@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recombine.cli.downloads import download
-from recombine.cli.dry_run import last_metrics, plan, show_plan
+from recombine.cli.dry_run import last_metrics, plan, show_plan, show_search
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import PROGRAM, print_help, program, register_help, started_as
 from recombine.cli.overrides import compose_all
@@ -81,6 +81,8 @@ def main(entry: str | Entry) -> None:
         if arguments.help and print_help(
             entry.name, config_dir, name, _with_folders(arguments), resolve=arguments.resolve
         ):
+            return None
+        if "--dry-run" in flags and show_search(entry.name, config_dir, name, arguments.overrides):
             return None
         if flags:
             jobs = list(plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from recombine.core.errors import ConfigError
 from recombine.run.search_trial import VARIABLE, open_storage
 
-__all__ = ["OptunaSweeper", "split"]
+__all__ = ["OptunaSweeper", "planned", "split"]
 
 log = logging.getLogger(__name__)
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -78,9 +78,7 @@ class OptunaSweeper:
                 "'lr_factor=tag(log,interval(0.1,10))'"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        words = json.dumps([sorted(fixed), sorted(map(str, space.items()))])
-        name = self.study or f"{self.entry}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
-        self.file = self.folder / f"{name}.log"
+        self.file = study_file(self.folder, self.entry, self.study, space, fixed)
         self.folder.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             storage=open_storage(self.file), study_name=self.file.stem, direction="maximize", load_if_exists=True
@@ -115,6 +113,24 @@ class OptunaSweeper:
             best = study.best_trial
             words = " ".join(f"{key}={value}" for key, value in best.params.items())
             log.info("best: %.4g with %s", best.value, words)
+
+
+def study_file(
+    folder: Path, entry: str, study: str | None, space: Mapping[str, BaseDistribution], fixed: Iterable[str]
+) -> Path:
+    """Where a study lies: that of a name, else of the entry and all overrides."""
+    words = json.dumps([sorted(fixed), sorted(map(str, space.items()))])
+    return folder / f"{study or f'{entry}-{hashlib.sha256(words.encode()).hexdigest()[:8]}'}.log"
+
+
+def planned(entry: str, sweeper: Any, arguments: Iterable[str]) -> list[FrozenTrial]:
+    """The trials of a search that have ended, by the node `hydra.sweeper` and the overrides of its command."""
+    space, fixed = split([*(f"{key!s}={value}" for key, value in (sweeper.params or {}).items()), *arguments])
+    file = study_file(Path(sweeper.folder).absolute(), entry, sweeper.study, space, fixed)
+    if not file.is_file():
+        return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return ended(optuna.load_study(study_name=file.stem, storage=open_storage(file)))
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, job: JobReturn) -> None:

@@ -23,6 +23,10 @@ __all__ = ["page"]
 FILES = Path(__file__).parent / "page"
 AXES = ("epoch", "requests", "front_cost", "reference_cost")
 """Series that others are drawn over."""
+OVER = ("epoch", "requests")
+"""Those that grow with the length of a run."""
+POINTS, FEWEST = 300_000, 20
+"""Of all curves together, above which they are thinned; of each curve, below which it is not."""
 LONG = ("config", "inputs", "weights", "files")
 """Of the provenance, what is shown elsewhere or not at all."""
 DIGITS = 5
@@ -50,7 +54,8 @@ def page(
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     static = {name: Markup((FILES / file).read_text(encoding="utf-8")) for name, file in STATIC.items()}
     headlines = {entry: [*_metrics([spec for spec in specs.values() if spec.entry == entry])] for entry in entries}
-    data = {"rows": [_record(row) for row in rows], "runs": _runs(rows, links or {}), "headlines": headlines}
+    records = [_record(row) for row in rows]
+    data = {"rows": records, "runs": _runs(rows, links or {}), "headlines": headlines, "thinned": _thin(records)}
     return environment.get_template("page.html.j2").render(
         title=title, papers=papers, facts=_facts(rows), data=data | {"theme": chart_theme()}, broken=BROKEN, **static
     )
@@ -111,6 +116,20 @@ def _record(row: Row) -> dict[str, Any]:
         **{"error": row.error or "", "cell": row.cell, "metrics": {k: _round(v) for k, v in row.metrics.items()}},
         "series": curves,
     }
+
+
+def _thin(records: Sequence[dict[str, Any]]) -> bool:
+    """Keep every so many points of long curves, first and last among them, in place; whether that was needed."""
+    total = sum(len(values) for record in records for values in record["series"].values())
+    for record in records if total > POINTS else ():
+        series = record["series"]
+        for count in {len(series[axis]) for axis in OVER if axis in series}:
+            kept = min(count, max(FEWEST, count * POINTS // total))
+            places = [round(k * (count - 1) / (kept - 1)) for k in range(kept)] if kept > 1 else range(kept)
+            for name, values in series.items():
+                if len(values) == count and not name.startswith(("front_", "reference_")):
+                    series[name] = [values[place] for place in places]
+    return total > POINTS
 
 
 def _numbers(values: Sequence[Any]) -> bool:

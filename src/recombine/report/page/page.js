@@ -247,7 +247,7 @@ async function draw() {
   $("chart-note").textContent = !values.length
     ? "Nothing to draw of these runs."
     : (hidden ? `The first ${few.length} of ${rows.length}; tick runs in the table to compare them. ` : "") +
-      ({ deltas: "Points: rows; disc and bar: mean and standard deviation over them.", "heat map": "Means over the rows of a cell." }[kind] ?? "");
+      ({ deltas: "Points: rows; disc and bar: mean and standard deviation over them.", "heat map": "Means over the rows of a cell.", curves: data.thinned ? "Curves are thinned here; metrics.jsonl has all points." : "" }[kind] ?? "");
   if (!values.length) return $("chart").replaceChildren();
   const ink = dark.matches ? "#c9d1d9" : "#24292f";
   const line = dark.matches ? "#2b323b" : "#e3e7ec";
