@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recombine.core.distributed import rank
-from recombine.core.locks import exclusive
 from recombine.core.types import Loader
-from recombine.engine.evaluate import cache_path, read_cached, run_over, write_cached
+from recombine.engine import evaluate
+from recombine.engine.evaluate import cache_path, run_over
 
 __all__ = ["ClassPredictions", "class_path", "compute_once", "predict_classes", "summarize"]
 
@@ -97,15 +95,8 @@ def compute_once(
 ) -> ClassPredictions:
     """What the file `path` holds, or else what `compute` gives, kept there: by one process, while others wait."""
     names = (*FIELDS, *(["logits"] if keep_logits else []))
-    if path is None:
-        return compute()
-    stored = read_cached(path, names)
-    if stored is None:
-        first = rank() == 0  # the other ranks of its run follow it
-        with exclusive(path.with_suffix(".lock"), stopped=stopped) if first else nullcontext():
-            stored = read_cached(path, names)
-            if stored is None:
-                found = compute()
-                write_cached(path, {name: value for name, value in found._asdict().items() if value is not None})
-                return found
-    return ClassPredictions(**stored)
+
+    def tensors() -> dict[str, Tensor]:
+        return {name: value for name, value in compute()._asdict().items() if value is not None}
+
+    return ClassPredictions(**evaluate.compute_once(path, names, tensors, stopped=stopped))

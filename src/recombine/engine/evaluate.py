@@ -16,12 +16,23 @@ from torch import Tensor, nn
 from recombine.core.distributed import gather_by_index, maximum, rank
 from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import read_tensors, write_tensors
+from recombine.core.locks import exclusive
 from recombine.core.types import Loader
 from recombine.engine.metrics import Metric
 from recombine.run.device import PRECISIONS, resolve
 
 __all__ = [
-    *("PRECISIONS", "Predictions", "autocast", "cache_path", "evaluate", "evaluating", "full_fp32", "predict"),
+    *(
+        "PRECISIONS",
+        "Predictions",
+        "autocast",
+        "cache_path",
+        "compute_once",
+        "evaluate",
+        "evaluating",
+        "full_fp32",
+        "predict",
+    ),
     *("read_cached", "resolve", "run_over", "write_cached"),
 ]
 
@@ -98,18 +109,49 @@ def evaluate(
     return dict(results)
 
 
-def predict(model: nn.Module, loader: Loader, cache: Path | None = None, *, precision: str = "auto") -> Predictions:
+def predict(
+    model: nn.Module,
+    loader: Loader,
+    cache: Path | None = None,
+    *,
+    precision: str = "auto",
+    stopped: Callable[[], object] = lambda: None,
+) -> Predictions:
     """Logits of every sample of `loader`; with `cache` they are computed once for these weights and samples.
 
-    `model` needs a `digest()` of weights and preprocessing where a cache is given.
+    `model` needs a `digest()` of weights and preprocessing where a cache is given. `stopped`: see `compute_once`.
     """
-    path = cache_path(cache, model, loader, precision)
-    tensors = read_cached(path, Predictions._fields)
-    if tensors is None:
+
+    def compute() -> dict[str, Tensor]:
         index, labels, logits = run_over(model, loader, lambda logits, labels: (logits,), precision)
-        tensors = {"logits": logits, "labels": labels, "index": index}
-        write_cached(path, tensors)
-    return Predictions(**tensors)
+        return {"logits": logits, "labels": labels, "index": index}
+
+    path = cache_path(cache, model, loader, precision)
+    return Predictions(**compute_once(path, Predictions._fields, compute, stopped=stopped))
+
+
+def compute_once(
+    path: Path | None,
+    names: Sequence[str],
+    compute: Callable[[], dict[str, Tensor]],
+    *,
+    stopped: Callable[[], object] = lambda: None,
+) -> dict[str, Tensor]:
+    """What the file `path` holds under these names, or else what `compute` gives, kept there.
+
+    One process computes while others that ask for it wait; they call `stopped`, see `recombine.core.locks.exclusive`.
+    """
+    if path is None:
+        return compute()
+    stored = read_cached(path, names)
+    if stored is None:
+        first = rank() == 0  # the other ranks of its run follow it
+        with exclusive(path.with_suffix(".lock"), stopped=stopped) if first else nullcontext():
+            stored = read_cached(path, names)
+            if stored is None:
+                stored = compute()
+                write_cached(path, stored)
+    return stored
 
 
 def run_over(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +63,24 @@ class FrozenTeachers(nn.Module):
         """Row of each dataset index in the tables."""
         self.epoch = 0
 
-    def cache_logits(self, loader: Loader, mirroring: Mirroring, cache: Path | None, precision: str) -> None:
+    def cache_logits(
+        self,
+        loader: Loader,
+        mirroring: Mirroring,
+        cache: Path | None,
+        precision: str,
+        stopped: Callable[[], object] = lambda: None,
+    ) -> None:
         """Compute the logits of all samples of `loader` (training samples, not augmented), or take those in `cache`.
 
-        They are kept on the device as float32, as a live network gives them, so that results stay the same.
+        They are kept on the device as float32, as a live network gives them, so that results stay the same. `stopped`
+        is called while another process computes them.
         """
+        options: dict[str, Any] = {"precision": precision, "stopped": stopped}
         for model in self.models:
-            predictions = [predict(model, loader, cache, precision=precision)]
+            predictions = [predict(model, loader, cache, **options)]
             if mirroring.forms == 2:
-                predictions.append(predict(Mirrored(model), loader, cache, precision=precision))
+                predictions.append(predict(Mirrored(model), loader, cache, **options))
             device = next(model.parameters()).device
             self.tables.append(torch.stack([each.logits for each in predictions]).to(device))
             index = predictions[0].index

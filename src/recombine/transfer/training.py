@@ -270,4 +270,5 @@ def cache_teacher_logits(
         return
     method.to(run.device)
     for part in method.frozen:
-        getattr(method, part).cache_logits(unaugmented, mirroring, caches[part], cfg.engine.precision)
+        stopped = partial(raise_if_stopped, run)
+        getattr(method, part).cache_logits(unaugmented, mirroring, caches[part], cfg.engine.precision, stopped)
