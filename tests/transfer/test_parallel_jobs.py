@@ -12,15 +12,16 @@ from recombine.engine import class_predictions, evaluate
 from recombine.transfer import recipe, training
 from tests.forked import processes
 
-JOBS = {"a": ["method=kl_dp"], "b": ["method=kl", "teacher.name=letters"]}
+JOBS = {"a": ["method=kl_dp"], "b": ["method=kl_dp_u", "teacher.name=letters"]}
 
 
-def counted(counts, module, name, key):
-    """Let a function be counted under its key."""
+def counted(counts, module, name, key, seconds=0.0):
+    """Let a function be counted under its key, and take so much longer, that others ask while it is at work."""
     original = getattr(module, name)
 
     def function(*arguments, **options):
         counts[key(arguments, options)] += 1
+        time.sleep(seconds)
         return original(*arguments, **options)
 
     setattr(module, name, function)
@@ -30,7 +31,7 @@ def job(name, folder, place, together):
     """A run; leaves its metrics, what it computed and from when to when, as JSON."""
     counts = Counter()
     for module in (evaluate, class_predictions):
-        counted(counts, module, "run_over", lambda *_: "passes over images")
+        counted(counts, module, "run_over", lambda *_: "passes over images", seconds=1.0)
     counted(counts, training, "train", lambda _, options: options.get("name", "transfer"))
     counted(counts, write, "_convert", lambda given, _: f"convert {given[0].name}")
     words = ["loader=device", "controls=[xe,self_dist]", "engine.epochs=3", *JOBS[name]]
