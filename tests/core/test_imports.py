@@ -14,7 +14,7 @@ LIBRARIES = {
     "omegaconf": ("cli/", "run/config.py", "run/launch.py"),
     "wandb": ("run/wandb_logger.py",),
     "ffcv": ("data/ffcv.py", "data/write.py"),
-    "timm": ("models/libraries.py", "models/segmentation.py", "models/zoo.py"),
+    "timm": ("models/libraries.py", "models/detection.py", "models/segmentation.py", "models/zoo.py"),
 }
 BELOW = {
     "core": set(),

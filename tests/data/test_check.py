@@ -49,7 +49,7 @@ def test_every_dataset_config_composes_and_is_accepted(name):
     half = {"low": range(classes // 2), "high": range(classes // 2, classes)}.get(half)
     assert settings.source == (whole if half else name)
     assert settings.folder == whole or not half
-    own = {"parquet": "mine", "folder": "data", "masks": "data"}  # a folder is called as it is on disk
+    own = {"parquet": "mine", "folder": "data", "masks": "data", "boxes": "data"}  # a folder is called as it is on disk
     assert settings.name == own.get(name, name) and settings.max_side == 512
     assert (list(settings.class_subset) if half else settings.class_subset) == (list(half) if half else None)
 

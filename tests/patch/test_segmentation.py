@@ -16,10 +16,10 @@ from recombine.models.freeze import digest
 from recombine.patch import recipe
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.delta import Delta
+from recombine.patch.dense.serialization import save_dense
+from recombine.patch.dense.training import DenseTraining, patch_encoder
 from recombine.patch.lora import LoRA
 from recombine.patch.patched import HeadOnly
-from recombine.patch.segmentation import BackboneTraining, patch_backbone
-from recombine.patch.segmentation_file import save_segmentation
 from recombine.run.launch import check, launch
 from tests import composing
 
@@ -37,12 +37,12 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_the_patch_and_the_head_train_and_the_backbone_stays(name):
     model, plain = models.build(NODE, classes=3), models.build(NODE, classes=3)
-    patch_backbone(model, METHODS[name], "task", 0)
+    patch_encoder(model, METHODS[name], "task", 0)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     neutral = name != "delta"
     with torch.no_grad():
         assert torch.allclose(model(images), plain(images), atol=1e-5) == neutral
-    method = BackboneTraining(model).train()
+    method = DenseTraining(model).train()
     before = {key: value.clone() for key, value in method.state_dict().items()}
     optimizer = torch.optim.SGD(method.parameter_groups(), 0.1)
     batch = Batch(images, torch.randint(0, 3, (2, 32, 32)), torch.arange(2))
@@ -60,8 +60,8 @@ def test_the_patch_and_the_head_train_and_the_backbone_stays(name):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("method=finetune", "protocol=segmentation trains a head with a patch"),
-        ("tasks=[digits]", "has one label for each image, and masks are needed"),
+        ("method=finetune", "protocol=segmentation trains heads with a patch"),
+        ("tasks=[digits]", "has one label for each image, and here a label for each pixel is needed"),
         ("model=resnet8", "classifies images, and the data have a label for every pixel"),
         ("model.backbone_weights=null", "protocol=segmentation freezes the backbone"),
     ],
@@ -107,12 +107,12 @@ def test_two_steps(tmp_path, experiment, method):
 @pytest.mark.parametrize("name", ["fc", "delta", "bn_adapt"])
 def test_a_file_holds_all_but_the_backbone(tmp_path, name):
     model = models.build(NODE, classes=3, seed=1)
-    patch_backbone(model, METHODS[name], "task", 0)
+    patch_encoder(model, METHODS[name], "task", 0)
     with torch.no_grad():
         for value in (value for value in model.parameters() if value.requires_grad):
             value.add_(0.1)
     model.eval()
-    path = save_segmentation(model, tmp_path / "task.safetensors", name="task", class_names=["a", "b", "c"])
+    path = save_dense(model, tmp_path / "task.safetensors", name="task", class_names=["a", "b", "c"])
     base = models.build({**NODE, "size": 64}, classes=5, seed=1)  # another head and another size: the file has its own
     before = digest(base)
     network = recombine.attach(base, path)
@@ -124,5 +124,5 @@ def test_a_file_holds_all_but_the_backbone(tmp_path, name):
     assert network.restore() is base and digest(base) == before
     with pytest.raises(ConfigError, match=r"made for a backbone .* load the backbone the patch was trained on"):
         recombine.attach(models.build(NODE, classes=3, seed=2), path)
-    with pytest.raises(ConfigError, match="is for the backbone of a segmentation network"):
+    with pytest.raises(ConfigError, match="is for the backbone of a network for segmentation"):
         recombine.attach(models.build("resnet8", classes=3), path)

@@ -19,7 +19,7 @@ from recombine.models.resolve import locate
 from recombine.models.serialization import kind_of, read_card
 from recombine.patch import PatchedNetwork
 from recombine.patch import read_card as read_patch_card
-from recombine.patch.serialization import SEGMENTATION
+from recombine.patch.serialization import DENSE_HEADS
 from recombine.pnc import ClonedNetwork
 
 __all__ = ["BASE", "NamedNetwork", "open_network"]
@@ -59,7 +59,7 @@ def load_base(options: argparse.Namespace) -> tuple[Model, Mapping[str, Any]]:
     _, file = locate(options.model, Path(options.weights_root))
     cards = [read_patch_card(named_file(text)[1]) for text in options.patch]
     # a network that labels pixels may have no classes before its patch
-    classes = next((card["classes"] for card in cards if card.get("head") == SEGMENTATION), None)
+    classes = next((card["classes"] for card in cards if card.get("head") in DENSE_HEADS), None)
     model = models.build(options.model, classes=classes, weights_root=options.weights_root)
     return model, read_card(file, "student") if file and kind_of(file) == "student" else {}
 

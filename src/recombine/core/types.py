@@ -20,7 +20,8 @@ class Batch(NamedTuple):
     images: Tensor
     """uint8 [B, 3, H, W], channels_last."""
     labels: Tensor
-    """int64 [B]; of images with masks [B, H, W], 255 where a pixel has no class."""
+    """int64 [B]; of images with masks [B, H, W], 255 where a pixel has no class; of images with boxes float32
+    [B, M, 6]: left, top, right, bottom in pixels, label (-1: no box), 1 where the object does not count."""
     index: Tensor  # type: ignore[assignment]
     """int64 [B], position of the sample in its split (before any subset was taken)."""
 

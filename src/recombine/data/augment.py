@@ -21,7 +21,7 @@ from recombine.data.augment_settings import nodes_of, problems_of
 from recombine.data.crop import random_rectangles, scaled_squares
 
 __all__ = ["Augment", "ColorDistortion", "Crop", "Grayscale", "HorizontalFlip", "Operation", "PadCrop"]
-__all__ += ["RandomResizedCrop", "RandomScaleCrop", "Rotation", "build"]
+__all__ += ["RandomResizedCrop", "RandomScaleCrop", "Rotation", "build", "refuse_moves"]
 
 Draw = Callable[[int], Tensor]
 STREAMS = 32
@@ -227,8 +227,16 @@ def _moves_pixels(operation: Any) -> bool:
     moves = getattr(operation, "moves_pixels", None)
     if moves is None:
         name = type(operation).__name__
-        raise ConfigError(f"dataset.augment: {name} has to say moves_pixels = True or False, as the images have masks")
+        raise ConfigError(f"dataset.augment: {name} has to say moves_pixels = True or False, as labels have places")
     return moves
+
+
+def refuse_moves(augment: Augment) -> None:
+    """Raise ConfigError for operations that move pixels on images with boxes; a crop moves the boxes too."""
+    for operation in augment.operations:
+        if _moves_pixels(operation):
+            name = type(operation).__name__
+            raise ConfigError(f"dataset.augment: {name} moves no boxes: dataset.augment=scale_crop, which mirrors too")
 
 
 def _pick(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:

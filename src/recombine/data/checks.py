@@ -13,7 +13,14 @@ from recombine.data.sources import DATASETS, problems, splits_of
 
 __all__ = ["TASKS", "check", "check_node", "task_of"]
 
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "detection")
+LABELLED = {
+    "classification": "one label for each image",
+    "segmentation": "a label for each pixel",
+    "detection": "boxes around objects",
+}
+"""What data have, by what networks learn from them."""
+EXAMPLES = {"classification": "digits", "segmentation": "camvid", "detection": "voc_detection"}
 
 
 def check(
@@ -28,9 +35,11 @@ def check(
     if settings.reader is not None:
         return []  # what it reads is its own affair
     if (task := task_of(settings)) not in tasks:
-        if task == "segmentation":
-            return [f"{path}={settings.name} has a label for each pixel, and here images have one: recombine pretrain"]
-        return [f"{path}={settings.name} has one label for each image, and masks are needed, such as {path}=camvid"]
+        needed = " or ".join(LABELLED[each] for each in tasks)
+        return [
+            f"{path}={settings.name} has {LABELLED[task]}, and here {needed} is needed, such as "
+            f"{path}={EXAMPLES[tasks[0]]}"
+        ]
     folder, root = settings.folder or settings.name, Path(data_root)
     absent = problems(settings.source or settings.name, folder, root, settings.download)
     wrong = absent or _unknown_split(split, settings, folder, root)
@@ -40,7 +49,7 @@ def check(
 
 
 def task_of(settings: DatasetSettings) -> str:
-    """Whether images have a label (classification) or every pixel has (segmentation), for a known set."""
+    """Whether images have a label (classification), pixels (segmentation) or boxes (detection), for a known set."""
     known = DATASETS.get(settings.source or settings.name)
     return known.task if known else "classification"
 

@@ -15,6 +15,7 @@ import torch
 
 from recombine.core.errors import ConfigError
 from recombine.data import augment as operations
+from recombine.data.boxes import BoxReader, check_boxes
 from recombine.data.device import DeviceLoader
 from recombine.data.fingerprint import label_of, record_split
 from recombine.data.inspection import inspect
@@ -32,6 +33,8 @@ __all__ = ["Data", "open_data", "open_data_for"]
 log = logging.getLogger(__name__)
 RAW_UP_TO = 128  # pixels: a raw image of one size up to this is small enough to keep uncompressed
 PROBES = 256
+DENSE_TASKS = {MaskReader: "segmentation", BoxReader: "detection"}
+DENSE = tuple(DENSE_TASKS)
 _reported: set[str] = set()
 
 
@@ -90,19 +93,24 @@ class Data:
             if not len(samples):
                 raise ConfigError(f"{self.name}: no images of split {stored} in {self.source.place}")
             record_split(self.source, self.settings, stored, self._label_map)
-            kind, size, table = "raw", None, None
+            kind, size = "raw", None
+            dense: dict[str, np.ndarray] = {}
             if isinstance(samples, MaskReader):
-                table = stored_table(self._relabel.table)
+                dense["mask_table"] = stored_table(self._relabel.table)
                 check_masks(samples, len(self.source.class_names), self.decoding, self._cache_root)
+            elif isinstance(samples, BoxReader):
+                dense["box_labels"] = self._relabel.table
+                check_boxes(samples, self.decoding, self._cache_root)
             else:
                 kind, size = _storage(samples, self.settings.storage)
             decoding = None if isinstance(samples, ArrayReader) else self.decoding
-            storage = Storage(kind, None if size or table is not None else self.settings.max_side, decoding)
+            is_dense = isinstance(samples, DENSE)
+            storage = Storage(kind, None if size or is_dense else self.settings.max_side, decoding)
             place = self.source.place
             classes = len(self.source.class_names)
             betons = self._cache_root / "betons"
-            parts = (self.settings.name, stored, samples, storage, size, place, betons, classes, table)
-            self._opened[stored] = Split(*parts)
+            name = self.settings.name
+            self._opened[stored] = Split(name, stored, samples, storage, size, place, betons, classes, **dense)
             missing = int((samples.labels < 0).sum())
             if missing and stored == "train":
                 log.warning("%s: %d of %d training images have no label", self.name, missing, len(samples))
@@ -119,9 +127,9 @@ class Data:
 
     @property
     def task(self) -> str:
-        """`segmentation` if every pixel has a label, else `classification`."""
-        masks = isinstance(self.source.samples(self.source.splits[0]), MaskReader)
-        return "segmentation" if masks else "classification"
+        """segmentation: every pixel has a label; detection: objects have boxes with labels; else classification."""
+        samples = self.source.samples(self.source.splits[0])
+        return next((task for kind, task in DENSE_TASKS.items() if isinstance(samples, kind)), "classification")
 
     @property
     def device(self) -> torch.device:
@@ -160,12 +168,12 @@ class Data:
         return keep[_part(labels[keep], settings.fraction, settings.fraction_seed, "dataset.fraction")]
 
     def labels(self, split: str) -> np.ndarray:
-        """Labels int64 of `indices(split)`, in the same order; zeros where pixels have labels."""
+        """Labels int64 of `indices(split)`, in the same order; zeros where pixels or objects have labels."""
         return self._labels(split)[self.indices(split)]
 
     def _labels(self, split: str) -> np.ndarray:
         samples = self.split(split).samples
-        return samples.labels if isinstance(samples, MaskReader) else self._relabel(samples.labels)
+        return samples.labels if isinstance(samples, DENSE) else self._relabel(samples.labels)
 
     def loader(
         self,
@@ -204,8 +212,10 @@ class Data:
         options |= {"seed": self._seed, "rank": self._rank, "world": self._world}
         options |= {"device": self._device, "workers": self._workers}
         squares = options["augment"] is not None and isinstance(options["augment"].crop, operations.RandomScaleCrop)
-        plain = self._kind == "torch" or squares or options["split"].mask_table is not None  # FFCV knows no padding
+        plain = self._kind == "torch" or squares or options["split"].is_dense  # FFCV knows no padding
         filler = TorchLoader if plain else _ffcv_or_torch(self._kind)
+        if options["split"].box_labels is not None and options["augment"] is not None:
+            operations.refuse_moves(options["augment"])
         return DeviceLoader(**options, filler=filler) if self._kind == "device" else filler(**options)
 
     def close(self) -> None:

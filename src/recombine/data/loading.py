@@ -21,6 +21,8 @@ from recombine.core.errors import ConfigError
 from recombine.core.labels import IGNORE
 from recombine.core.types import Batch
 from recombine.data.augment import Augment, Crop
+from recombine.data.boxes import BoxReader
+from recombine.data.crop import center_square, whole_square
 from recombine.data.settings import cores
 from recombine.data.storage import SampleReader, Storage, stored
 
@@ -44,6 +46,14 @@ class Split:
     """How many classes the source numbers."""
     mask_table: np.ndarray | None = None
     """uint8 [256], of images with masks: what is kept for each value of a mask, see `masks.stored_table`."""
+
+    box_labels: np.ndarray | None = None
+    """int64 [stored classes], of images with boxes: the label of each class, negative if it is not in use."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether labels have places in the image, so that whole images are seen, padded to squares."""
+        return self.mask_table is not None or self.box_labels is not None
 
     @property
     def channels(self) -> int:
@@ -173,6 +183,12 @@ class BatchLoader:
         for generator in list(self._live):
             generator.close()
 
+    def rectangles(self, view: int, index: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """Which part of each image is seen in a view: int64 [n, 5], see `crop.cut`."""
+        if self.crop is not None:
+            return self.crop.rectangles((self.seed, view), index, heights, widths)
+        return (whole_square if self.split.is_dense else center_square)(heights, widths)
+
     def _pixels(self, epoch: int, batches: list[np.ndarray]) -> Generator[Tensor]:
         """Host uint8 [b, size, size, channels] of each batch; its memory may be reused once the next one is read."""
         raise TypeError(f"{type(self).__name__} fetches no pixels")
@@ -201,7 +217,15 @@ class BatchLoader:
         if self.split.mask_table is not None:
             masks = IGNORE - images[:, 3].long()
             return Batch(images[:, :3].contiguous(memory_format=torch.channels_last), masks, index)
+        if self.split.box_labels is not None:
+            return Batch(images, self._boxes(index.cpu().numpy(), epoch), index)
         return Batch(images, self._label_table[index], index)
+
+    def _boxes(self, index: np.ndarray, view: int) -> Tensor:
+        samples, table = self.split.samples, self.split.box_labels
+        assert isinstance(samples, BoxReader) and table is not None, "the split has boxes"
+        rectangles = self.rectangles(view, index, *samples.sizes[index].T)
+        return torch.from_numpy(samples.padded(index, rectangles, self.size, table)).to(self.device)
 
 
 def _moved(pixels: Iterator[Tensor], device: torch.device) -> Generator[Tensor]:

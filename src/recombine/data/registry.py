@@ -11,6 +11,7 @@ import yaml
 
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.files import config_files
+from recombine.core.labels import OWN_FOLDERS
 
 __all__ = ["names", "node"]
 
@@ -29,6 +30,6 @@ def node(name: str, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str
         raise ConfigError(f"there is no dataset '{name}'; {did_you_mean(name, names())}")
     dataset = yaml.safe_load(config_files("dataset")[name].read_text(encoding="utf-8"))
     dataset.pop("defaults", None)
-    if name in ("folder", "masks"):
+    if name in OWN_FOLDERS:
         dataset["name"] = PurePath(str(given.get("folder", name))).name or name
     return {"source": dataset["name"], "folder": dataset["name"], **dataset, **given}

@@ -63,7 +63,7 @@ def locate(name: str, folder: str, data_root: Path) -> tuple[Callable[[Path], So
         for pattern, reader in known.layouts.items():
             for path in sorted(base.glob(pattern)):
                 return reader, path if known.around == 0 else path.parents[known.around - 1]
-    if known.task == "segmentation":
+    if known.task != "classification":
         return None
     if name != "folder" and next(inside.rglob("*.parquet"), None):
         return parquet, inside

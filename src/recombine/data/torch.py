@@ -8,6 +8,7 @@ with OpenCV's area averaging, so that not a single pixel differs (tests/data/tes
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 import cv2
@@ -16,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recombine.data.augment import Crop
-from recombine.data.crop import center_square, cut, whole_square
-from recombine.data.loading import BatchLoader, Split
+from recombine.data.crop import cut
+from recombine.data.loading import BatchLoader
 
 __all__ = ["TorchLoader"]
 
@@ -31,7 +31,7 @@ class TorchLoader(BatchLoader):
             for batch in batches:
                 yield torch.from_numpy(self.split.pixels[batch])
             return
-        dataset = _Decoded(self.split, self.size, self.crop, (self.seed, epoch))
+        dataset = _Decoded(self, epoch)
         workers: dict[str, Any] = {}
         if self.workers:
             workers = {"num_workers": self.workers, "worker_init_fn": _single_thread}
@@ -45,17 +45,14 @@ class TorchLoader(BatchLoader):
 class _Decoded(Dataset):
     """Decoded, cut and resized images; indexed by whole batches of positions."""
 
-    def __init__(self, split: Split, size: int, crop: Crop | None, address: tuple[int, int]) -> None:
-        self.split, self.size, self.crop, self.address = split, size, crop, address
+    def __init__(self, loader: BatchLoader, view: int) -> None:
+        self.split, self.size = loader.split, loader.size
+        self.rectangles = partial(loader.rectangles, view)
 
     def __getitems__(self, index: np.ndarray) -> np.ndarray:
         images = [self.split.image(i) for i in index]
         heights, widths = (np.array([image.shape[k] for image in images]) for k in (0, 1))
-        if self.crop is None:
-            seen = center_square if self.split.mask_table is None else whole_square
-            rectangles = seen(heights, widths)
-        else:
-            rectangles = self.crop.rectangles(self.address, index, heights, widths)
+        rectangles = self.rectangles(index, heights, widths)
         return np.stack([cut(*pair, self.size) for pair in zip(images, rectangles, strict=True)])
 
 

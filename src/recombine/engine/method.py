@@ -64,14 +64,18 @@ class Method(nn.Module):
 
 
 class Supervised(Method):
-    """Cross entropy on the labels, of images or of pixels."""
+    """Cross entropy on the labels, of images or of pixels; where objects have boxes, the losses of the detector."""
 
     def __init__(self, net: nn.Module, label_smoothing: float = 0.0) -> None:
         super().__init__(net)
         self.label_smoothing = label_smoothing
 
     def forward(self, batch: Batch) -> Step:
-        """Mean cross entropy of the batch, and the percentage of correct predictions."""
+        """Mean cross entropy and the percentage of correct predictions; or a detector's losses and their sum."""
+        if batch.labels.is_floating_point():
+            losses = self.net.losses(batch.images, batch.labels)  # type: ignore[operator]
+            loss = torch.stack(list(losses.values())).sum()
+            return Step(loss, {"loss": loss.detach()} | {key: value.detach() for key, value in losses.items()})
         logits = self.net(batch.images).float()
         loss = cross_entropy(logits, batch.labels, self.label_smoothing)
         with torch.no_grad():

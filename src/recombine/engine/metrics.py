@@ -12,7 +12,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.labels import IGNORE
 from recombine.core.types import Batch
 
-__all__ = ["Accuracy", "IoU", "Mean", "Metric", "PerClass", "for_task"]
+__all__ = ["Accuracy", "IoU", "Mean", "Metric", "PerClass"]
 
 
 class Metric:
@@ -136,10 +136,3 @@ class IoU(Metric):
         iou = 100 * hits / either
         self.iou = iou.tolist()
         return {"miou": float(iou[either > 0].mean()), "pixel_accuracy": float(100 * hits.sum() / confusion.sum())}
-
-
-def for_task(task: str, classes: int) -> dict[str, Metric]:
-    """What is measured of networks that classify images (`task` classification) or every pixel (segmentation)."""
-    if task == "segmentation":
-        return {"all": IoU(classes)}
-    return {"all": Accuracy(), "by class": PerClass(classes)}

@@ -1,4 +1,4 @@
-"""Predictions of segmentation networks as pictures: the image, the truth and the prediction side by side."""
+"""Predictions of pixels or objects as pictures: the image, the truth and the prediction side by side."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from recombine.engine.evaluate import evaluating
 if TYPE_CHECKING:
     from recombine.run.run import Run
 
-__all__ = ["colour", "palette", "save_predictions"]
+__all__ = ["colour", "draw_boxes", "palette", "save_predictions"]
 
 WITHOUT_CLASS = (224, 224, 192)
 """The colour of pixels that have no class, as in PASCAL VOC."""
 LINE = 14  # pixels of a line of the legend
+DRAWN_FROM = 0.5
+"""Score from which an object is drawn."""
 
 
 def palette(classes: int) -> np.ndarray:
@@ -50,13 +52,17 @@ def save_predictions(net: nn.Module, loader: Loader, names: Sequence[str], run: 
     with evaluating(net), closing(loader.epoch(0)) as batches:
         batch = next(iter(batches), None)
         if maximum(batch is not None)[0] and batch is not None and run.main:
-            parts = [batch.images[:most].permute(0, 2, 3, 1), batch.labels[:most], net(batch.images[:most]).argmax(1)]
+            objects = batch.labels.is_floating_point()
+            found = net(batch.images[:most])
+            found = found if objects else found.argmax(1)
+            parts = [batch.images[:most].permute(0, 2, 3, 1), batch.labels[:most], found]
             drawn = zip(batch.index[:most].tolist(), *(part.cpu().numpy() for part in parts), strict=True)
+            compare = _boxes_side_by_side if objects else _side_by_side
             for position, image, truth, predicted in drawn:
                 path = run.dir / "pictures" / f"{position}.png"
                 path.parent.mkdir(exist_ok=True)
                 with replacing(path) as temporary:
-                    _side_by_side(image, truth, predicted, names).save(temporary, "PNG")
+                    compare(image, truth, predicted, names).save(temporary, "PNG")
                 run.tracker.image(f"predictions/{position}", path, "image, truth, prediction")
                 written.append(path)
     return written
@@ -78,3 +84,26 @@ def _side_by_side(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, n
         draw.rectangle((left + 2, top + 2, left + 12, top + LINE - 3), tuple(map(int, colours[label])))
         draw.text((left + 16, top + 1), names[label][:18], "black")
     return whole
+
+
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, texts: Sequence[str]) -> Image.Image:
+    """An image uint8 [H, W, 3] with boxes [n, 4] in the colours of their classes [n], each with a text."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    draw, colours = ImageDraw.Draw(picture), palette(255)
+    for box, label, text in zip(boxes, labels, texts, strict=True):
+        shade = tuple(map(int, colours[int(label) + 1]))  # 0 is black
+        left, top, right, bottom = map(float, box)
+        draw.rectangle((left, top, right, bottom), outline=shade, width=2)
+        wide = draw.textlength(text)
+        draw.rectangle((left, top, left + wide + 4, top + LINE - 2), shade)
+        draw.text((left + 2, top), text, "white" if sum(shade) < 384 else "black")
+    return picture
+
+
+def _boxes_side_by_side(image: np.ndarray, truth: np.ndarray, found: np.ndarray, names: Sequence[str]) -> Image.Image:
+    truth, found = truth[truth[:, 4] >= 0], found[found[:, 4] >= DRAWN_FROM]
+    wanted = [names[int(row[4])] + " (does not count)" * bool(row[5]) for row in truth]
+    said = [f"{names[int(row[5])]} {row[4]:.2f}" for row in found]
+    panels = [image, draw_boxes(image, truth[:, :4], truth[:, 4], wanted)]
+    panels.append(draw_boxes(image, found[:, :4], found[:, 5], said))
+    return Image.fromarray(np.concatenate([np.asarray(panel) for panel in panels], axis=1))

@@ -131,6 +131,21 @@ class LRASPPSettings(ArchitectureSettings, target="recombine.models.segmentation
     """same: pad as TensorFlow does, for a backbone with such weights."""
 
 
+class FasterRCNNSettings(ArchitectureSettings, target="recombine.models.detection.faster_rcnn"):
+    """Faster R-CNN with a feature pyramid on a timm backbone: boxes of objects."""
+
+    backbone: str = "resnet18"
+    """timm's name; its weights are `backbone_weights`."""
+    channels: Count = 256
+    """Channels of the pyramid."""
+    hidden: Count = 1024
+    """Channels of the box head."""
+    rois: Count = 512
+    """Regions of an image on which the box head trains."""
+    anchor: Count = 8
+    """Side of the anchors of a map over its stride."""
+
+
 BUILT_IN: dict[str, type[ArchitectureSettings]] = {
     "cifar_resnet": CifarResNetSettings,
     "resnet_cifar": ResNetSettings,
@@ -143,6 +158,7 @@ BUILT_IN: dict[str, type[ArchitectureSettings]] = {
     "micronet": MicroNetSettings,
     "efficientnet": EfficientNetSettings,
     "lraspp": LRASPPSettings,
+    "faster_rcnn": FasterRCNNSettings,
 }
 """Architecture -> its options; their `target` is the constructor, which takes `classes` too."""
 

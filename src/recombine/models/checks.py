@@ -16,6 +16,27 @@ from recombine.models.settings import ModelSettings, PreprocessSettings
 
 __all__ = ["check", "check_model"]
 
+GIVES = {
+    "classification": "classifies images",
+    "segmentation": "classifies every pixel",
+    "detection": "finds boxes of objects",
+}
+LABELS = {
+    "classification": "a label for each image",
+    "segmentation": "a label for every pixel",
+    "detection": "boxes around objects",
+}
+NETWORKS = {
+    "segmentation": "model=any model.name=torchvision:lraspp_mobilenet_v3_large model.weights=null",
+    "detection": "model=faster_rcnn_resnet18",
+}
+DATA = {"segmentation": "dataset=camvid", "detection": "dataset=voc_detection"}
+
+
+def _mend(task: str, own: str) -> str:
+    """Another network for these data, or other data for a network that does not classify images."""
+    return NETWORKS.get(task) or DATA[own]
+
 
 def check_model(
     model: ModelSettings | Mapping[str, Any] | str,
@@ -44,7 +65,7 @@ def check(
 ) -> list[str]:
     """What would keep `build` from working, one message each, without building anything.
 
-    `task`: what the data are for, `classification` or `segmentation`.
+    `task`: what the data are for: classification, segmentation or detection.
     `frozen`: the model is used as it is, so random weights and another number of classes are problems too.
     """
     root = Path(weights_root)
@@ -80,10 +101,9 @@ def check(
 
 
 def _other_task(spec: Spec, task: str) -> list[str]:
-    """A message if a network gives logits of images where those of pixels are needed, or the other way round."""
-    if task_of(spec.architecture) in (None, task):
+    """A message if a network gives logits of images where those of pixels are needed, and the like."""
+    own = task_of(spec.architecture)
+    if own is None or own == task:
         return []
-    if task == "segmentation":
-        mend = "model=any model.name=torchvision:lraspp_mobilenet_v3_large model.weights=null"
-        return [f"model {spec.name} classifies images, and the data have a label for every pixel; {mend}"]
-    return [f"model {spec.name} classifies every pixel, and the data have a label for each image: dataset=camvid"]
+    gives = f"model {spec.name} {GIVES[own]}, and the data have {LABELS[task]}"
+    return [f"{gives}: {_mend(task, own)}"]

@@ -11,9 +11,9 @@ import torch
 from torchvision.models import ResNet18_Weights
 
 from recombine.models import weights, zoo
+from recombine.models.dense import load_encoder
 from recombine.models.model import Model, Preprocess, reset_head
 from recombine.models.resolve import locate, preprocessing
-from recombine.models.segmentation import load_backbone
 from recombine.models.serialization import kind_of, read_card
 
 __all__ = ["build"]
@@ -44,7 +44,7 @@ def build(
         made = create(classes=outputs)
         if not trained and spec.backbone_weights is not None:
             source = build(spec.backbone_weights, weights_root=weights_root)
-            load_backbone(made.net, source.net, spec.backbone_weights)
+            load_encoder(made.net, source.net, spec.backbone_weights)
             made.tag = f"backbone of {source.tag}"
         if file is not None:
             which = weights.load(made.net, file, spec.use_ema)

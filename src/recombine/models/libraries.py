@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+DENSE = {"lraspp": "segmentation", "faster_rcnn": "detection"}
+"""Built-in networks that do not classify images."""
+
+
 def library_name(name: str) -> str | None:
     """The name with its library's prefix: as given, else timm's, else torchvision's; None if neither knows it."""
     if is_library(name):
@@ -34,22 +38,34 @@ def library_name(name: str) -> str | None:
 
 
 def torchvision_names() -> list[str]:
-    """torchvision's classifiers and segmentation networks."""
+    """torchvision's classifiers, segmentation networks and Faster R-CNNs."""
     from torchvision import models
 
-    return models.list_models(module=models) + models.list_models(module=models.segmentation)
+    dense = models.list_models(module=models.segmentation) + torchvision_detectors()
+    return models.list_models(module=models) + dense
+
+
+def torchvision_detectors() -> list[str]:
+    """torchvision's Faster R-CNNs."""
+    from torchvision import models
+
+    return models.list_models(module=models.detection, include="fasterrcnn_*")
 
 
 def task_of(architecture: str) -> str | None:
-    """Whether a network gives logits of an image (classification) or of every pixel (segmentation); None: unknown."""
+    """Whether a network gives logits of an image (classification), of every pixel (segmentation) or boxes of objects
+    (detection); None: unknown."""
     library, _, name = architecture.partition(":")
     if library == "torchvision":
         from torchvision import models
 
-        dense = name.partition(".")[0] in models.list_models(module=models.segmentation)
-    else:
-        dense = architecture == "lraspp"
-    return "segmentation" if dense else None if not library or "." in library else "classification"
+        name = name.partition(".")[0]
+        if name in torchvision_detectors():
+            return "detection"
+        return "segmentation" if name in models.list_models(module=models.segmentation) else "classification"
+    if architecture in DENSE:
+        return DENSE[architecture]
+    return None if not library or "." in library else "classification"
 
 
 def library_names() -> list[str]:
@@ -80,7 +96,8 @@ def library_classes(architecture: str) -> int | None:
     """Outputs of a library's own weights, as far as its registry states them; None for built-in networks."""
     library, _, name = architecture.partition(":")
     if library == "torchvision":
-        return len(torchvision_weights(name).meta["categories"])
+        categories = torchvision_weights(name).meta["categories"]
+        return len(categories) - (categories[0] == "__background__" and task_of(architecture) == "detection")
     if library == "timm":
         from timm.models import get_pretrained_cfg
 

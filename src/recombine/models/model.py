@@ -120,6 +120,11 @@ class Model(nn.Module):
         """uint8 [B, 3, H, W] -> float32 logits [B, classes], the same in every role of the model."""
         return self.net(self.preprocess(images)).float()
 
+    def losses(self, images: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        """The parts of a detector's loss: uint8 images [B, 3, H, W] and boxes [B, M, 6], see `Batch`."""
+        net: Any = self.net
+        return net.losses(self.preprocess(images), boxes)
+
     def features(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> float32 [B, D]: what enters the classifier, averaged over space where it is a map."""
         return self.features_and_logits(images)[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from recombine.models.detection import Detector
 from recombine.models.model import Model
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ def flops(net: nn.Module, images: Tensor) -> int:
 def summary(model: Model) -> dict[str, Any]:
     """Parameters, trainable ones, multiply-adds of one image at the network's size, weights tag, claimed top-1.
 
-    Multiply-adds are counted on a copy without storage: nothing is computed.
+    Multiply-adds are counted on a copy without storage: nothing is computed. Those of a detector are of its backbone
+    with the pyramid; what follows depends on the image.
     """
-    net = deepcopy(model.net).eval().to("meta")
+    net: Any = deepcopy(model.net).eval().to("meta")
+    net = net.backbone if isinstance(net, Detector) else net
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),

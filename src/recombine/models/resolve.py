@@ -30,7 +30,7 @@ class Spec:
     weights: str | None = None
     """None: random; `pretrained`: the file of that name in weights_root, else the library's own; or a file."""
     backbone_weights: str | None = None
-    """The classifier whose layers a segmentation network without weights starts with, by any name of a network."""
+    """The classifier whose layers a segmentation network or detector without weights starts with, by any name."""
     use_ema: bool | None = None
     """Whether a file's average of weights over the training is taken; None: where it has one."""
     classes: int | None = None

@@ -10,7 +10,7 @@ from torchvision.models.segmentation.lraspp import LRASPPHead
 
 from recombine.core.errors import ConfigError
 
-__all__ = ["Segmenter", "load_backbone", "lraspp", "torchvision_segmenter"]
+__all__ = ["Segmenter", "lraspp", "torchvision_segmenter"]
 
 LEVELS = ("low", "high")
 """The maps that LR-ASPP reads: those of an eighth and of a sixteenth of the image's side."""
@@ -22,6 +22,8 @@ class Segmenter(nn.Module):
     Deviation: torchvision's second training output (aux_classifier) is left out, and logits come without a dict.
     """
 
+    encoder = "backbone"
+    """What a patch belongs to and freezing keeps."""
     left_out = ("aux_classifier.",)
     """Weights in torchvision's files that it has no use for."""
 
@@ -64,20 +66,3 @@ def lraspp(classes: int, backbone: str = "mobilenetv2_100", inter_channels: int 
 def torchvision_segmenter(net: Any, classes: int) -> Segmenter:
     """torchvision's DeepLabV3, FCN or LR-ASPP as a `Segmenter`, with the same modules."""
     return Segmenter(net.backbone, net.classifier, classes)
-
-
-def load_backbone(net: nn.Module, source: nn.Module, name: str) -> None:
-    """Copy the layers of a classifier, `source`, into the backbone of a segmentation network, in place.
-
-    ConfigError unless it has all of them in the same shapes.
-    """
-    if not isinstance(net, Segmenter):
-        raise ConfigError(f"model.backbone_weights={name}: {type(net).__name__} is no segmentation network")
-    state = source.state_dict()
-    wanted = net.backbone.state_dict()
-    found = {key: state.get(key, state.get(f"features.{key}")) for key in wanted}
-    absent = [key for key, value in found.items() if value is None or value.shape != wanted[key].shape]
-    if absent:
-        few = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        raise ConfigError(f"model.backbone_weights={name} has not the layers of the backbone: {len(absent)} ({few})")
-    net.backbone.load_state_dict(found)

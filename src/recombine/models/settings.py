@@ -59,7 +59,7 @@ class ModelSettings(Settings):
     weights: str | None = "pretrained"
     """pretrained, a checkpoint file, or null for random ones."""
     backbone_weights: str | None = None
-    """The classifier whose layers a segmentation network with weights=null starts with: any name of a network."""
+    """The classifier whose layers a segmentation network or detector with weights=null starts with, by any name."""
     use_ema: bool | None = None
     """Whether the average of weights in a checkpoint (EMA) is taken; null: where it has one."""
     classes: Annotated[int, Field(ge=1)] | None = None

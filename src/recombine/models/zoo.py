@@ -13,6 +13,7 @@ from torch import nn
 from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
 from recombine.models.architectures import BUILT_IN, option_problems
+from recombine.models.detection import torchvision_detector
 from recombine.models.libraries import no_weights, task_of, torchvision_weights, weights_problem
 from recombine.models.registry import is_library
 from recombine.models.segmentation import torchvision_segmenter
@@ -128,32 +129,37 @@ def _create_timm(
     return Created(net, net.num_classes, preprocessing, tag, options=options)
 
 
+def _preset(preset: Any, net: Any, task: str | None) -> dict[str, Any]:
+    """How torchvision prepares images; its detectors do it themselves, with a shorter side of this size."""
+    if task == "detection":
+        inside = net.transform
+        return {"size": inside.min_size[0], "mean": list(inside.image_mean), "std": list(inside.image_std)}
+    side = preset.resize_size[0] if task == "segmentation" else preset.crop_size[0]
+    found = {"size": side, "crop_pct": side / preset.resize_size[0], "mean": preset.mean, "std": preset.std}
+    return {**found, "interpolation": preset.interpolation.value}
+
+
 def _create_torchvision(name: str, options: dict[str, Any], classes: int | None, pretrained: bool) -> Created:
     weights = torchvision_weights(name)
     architecture, options = name.partition(".")[0], dict(options)
-    dense = task_of(f"torchvision:{name}") == "segmentation"
-    if dense:
+    task = task_of(f"torchvision:{name}")
+    if task != "classification":
         options |= {} if pretrained else {"weights_backbone": None}  # those are `backbone_weights`
+    found = task == "detection"
     if architecture in ("googlenet", "inception_v3"):
         # Their second training output is no part of a classifier; without it forward returns logits in every mode.
         options |= {"aux_logits": pretrained, "init_weights": not pretrained}
     if classes is not None and not pretrained:
-        options["num_classes"] = classes
+        options["num_classes"] = classes + found  # beside the background
     net = torchvision.models.get_model(architecture, weights=weights if pretrained else None, **options)
     if architecture in ("googlenet", "inception_v3"):
         net.aux_logits = False
-    preset = weights.transforms()
-    side = preset.resize_size[0] if dense else preset.crop_size[0]
-    preprocessing = {
-        "size": side,
-        "crop_pct": side / preset.resize_size[0],
-        "mean": preset.mean,
-        "std": preset.std,
-        "interpolation": preset.interpolation.value,
-    }
-    count = len(weights.meta["categories"]) if pretrained or not classes else classes
-    if dense:
+    count = len(weights.meta["categories"]) - found if pretrained or not classes else classes
+    preprocessing = _preset(weights.transforms(), net, task)
+    if task == "segmentation":
         net = torchvision_segmenter(net, count)
+    elif task == "detection":
+        net = torchvision_detector(net, count)
     if not pretrained:
         return Created(net, count, preprocessing)
     claimed = weights.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1")

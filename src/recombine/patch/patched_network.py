@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
+from recombine.patch.dense.serialization import put_on_dense
 from recombine.patch.names import name_problem
-from recombine.patch.segmentation_file import put_on_segmenter
-from recombine.patch.serialization import SEGMENTATION, Base, dtype_of, put_on, read
+from recombine.patch.serialization import DENSE_HEADS, Base, dtype_of, put_on, read
 
 __all__ = ["PatchedNetwork", "attach"]
 
@@ -65,8 +65,8 @@ class PatchedNetwork(nn.Module):
         before = freeze(self.base)
         with ExitStack() as undo:
             undo.callback(thaw, self.base, before)
-            segments = found.card.get("head") == SEGMENTATION
-            patched = put_on_segmenter(self.base, found, path) if segments else put_on(self._known, found, path)
+            dense = found.card.get("head") in DENSE_HEADS
+            patched = put_on_dense(self.base, found, path) if dense else put_on(self._known, found, path)
             self._patches[f"@{name}"] = patched
             undo.pop_all()
         if not self._cards:

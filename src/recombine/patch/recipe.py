@@ -10,6 +10,7 @@ from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.engine.engine import Engine
 from recombine.patch import routing
+from recombine.patch.dense.training import train_dense
 from recombine.patch.domain.zero_shot import adapt_zero_shot
 from recombine.patch.end_to_end.training import train_end_to_end
 from recombine.patch.evaluation import accuracy, base_accuracy, evaluate_base, held_out
@@ -17,9 +18,8 @@ from recombine.patch.paint.interpolation import backbone, load_backbone, with_ba
 from recombine.patch.paint.training import AlphaSearch, Tuned, finetune
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import TaskResult, body_parameters, cell, joined, joint_row, row
-from recombine.patch.segmentation import train_segmentation
 from recombine.patch.serialization import save
-from recombine.patch.settings import END_TO_END, UNTRAINED, Paint, PatchSettings, as_list
+from recombine.patch.settings import DENSE, END_TO_END, UNTRAINED, Paint, PatchSettings, as_list
 from recombine.patch.skip_weights import record_skip_weights, save_skip_weights
 from recombine.patch.tasks import Task, label_offsets, open_base, open_source, open_tasks
 from recombine.patch.training import PatchBuilder, Trainer, train_patch
@@ -36,6 +36,8 @@ HEADLINE = (
     "accuracy_patched",
     "miou",
     "pixel_accuracy",
+    "map_voc07",
+    "map_coco",
     "accuracy_base_before",
     "accuracy_base_after",
     "trainable_parameters",
@@ -54,7 +56,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Evaluate the base, teach it the tasks as the protocol says, evaluate base and tasks again."""
     opened: list[Task] = []
     try:
-        untrained, dense = cfg.protocol in UNTRAINED, cfg.protocol == "segmentation"
+        untrained, dense = cfg.protocol in UNTRAINED, cfg.protocol in DENSE
         node = {**cfg.model, "weights": None} if untrained else cfg.model
         # of the classes of a network without weights nothing is known before its task is
         classes = 1000 if untrained or (dense and cfg.model.weights is None) else None
@@ -63,7 +65,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         opened += tasks
         method, trainer = build(cfg.method), Trainer(cfg, Engine(cfg.engine, run))
         if dense:
-            yield from train_segmentation(cfg, trainer, method, tasks)
+            yield from train_dense(cfg, trainer, method, tasks)
             return
         if cfg.protocol == "zero_shot":
             opened.append(open_source(cfg, run, model))

@@ -20,13 +20,13 @@ from recombine.patch.lora import LoRA, ScaleShift
 from recombine.patch.patched import HeadOnly, Patch, TaskNetwork
 
 __all__ = [
-    *("KINDS", "SEGMENTATION", "Base", "class_of", "dtype_of", "kind_of", "load", "put_on"),
+    *("KINDS", "DENSE_HEADS", "Base", "class_of", "dtype_of", "kind_of", "load", "put_on"),
     *("read", "read_card", "save"),
 ]
 
 FORMAT = 1
-SEGMENTATION = "segmentation"
-"""What a card says under `head` where the classifier of pixels is in the file; see `segmentation_file`."""
+DENSE_HEADS = ("segmentation", "detection")
+"""What a card says under `head` where all that follows the encoder is in the file; see `dense.serialization`."""
 KINDS: dict[str, type[Patch]] = {
     "delta": Delta,
     "head_only": HeadOnly,
@@ -132,8 +132,8 @@ def load(model: nn.Module, path: str | Path, size: int | None = None) -> TaskNet
 def put_on(base: Base, found: Artifact, path: str | Path, size: int | None = None) -> TaskNetwork:
     """`load` of a file that was read before; `path` is for messages."""
     card = found.card
-    if card.get("head") == SEGMENTATION:
-        raise ConfigError(f"{path} is for a segmentation network: recombine.attach(network, path)")
+    if card.get("head") in DENSE_HEADS:
+        raise ConfigError(f"{path} is for a network for {card['head']}: recombine.attach(network, path)")
     _check_base(base, path, card)
     graph = base.traced(size or card.get("size"))
     try:

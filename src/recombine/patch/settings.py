@@ -28,6 +28,8 @@ __all__ = [
 
 UNTRAINED = ("scratch", "zero_shot")
 """Protocols without a trained base."""
+DENSE = ("segmentation", "detection")
+"""Protocols with a patch in the encoder of a network with heads on its maps."""
 END_TO_END = ("scratch", "end_to_end", "zero_shot")
 """Protocols in which network and patch train together."""
 HELD_OUT = 0.1
@@ -154,11 +156,13 @@ class PatchSettings(TrainingSettings):
     """Datasets by name, or nodes such as {name: cars_half, dataset: stanford_cars, fraction: 0.5}."""
     task: TaskOverlay = TaskOverlay()
     """Laid over the dataset node of every task."""
-    protocol: Literal["single", "joint", "sequential", "end_to_end", "scratch", "zero_shot", "segmentation"] = "single"
+    protocol: Literal[
+        "single", "joint", "sequential", "end_to_end", "scratch", "zero_shot", "segmentation", "detection"
+    ] = "single"
     """single: each task alone. joint: one patch and one classifier for all. sequential: one after the other, told the
     task of each image. end_to_end: the base trains with the patch, one task each. scratch: the same from random
-    weights. zero_shot: the same on `dataset`, measured on each task, which has the same classes. segmentation: the
-    patch in the frozen backbone of a segmentation network, whose head trains, one task each."""
+    weights. zero_shot: the same on `dataset`, measured on each task, which has the same classes. segmentation,
+    detection: the patch in the frozen backbone of a network for pixels or objects, whose heads train, one task each."""
     regularizer: Annotated[
         Node,
         Builds(
@@ -187,8 +191,8 @@ class PatchSettings(TrainingSettings):
     def check(self, path: str) -> list[str]:
         """Absent data and weights, tasks that cannot be opened, and a protocol that does not fit."""
         problems = self._task_problems()
-        if self.protocol == "segmentation":
-            problems += self._segmentation_problems()
+        if self.protocol in DENSE:
+            problems += self._dense_problems()
         elif self.protocol in END_TO_END:
             problems += self._end_to_end_problems()
         else:
@@ -204,13 +208,14 @@ class PatchSettings(TrainingSettings):
             problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
         return problems
 
-    def _segmentation_problems(self) -> list[str]:
-        """What does not fit where a patch is in the backbone of a segmentation network."""
-        problems = check_model(self.model, self.weights_root, task="segmentation")
+    def _dense_problems(self) -> list[str]:
+        """What does not fit where a patch is in the encoder of a network for pixels or objects."""
+        protocol = f"protocol={self.protocol}"
+        problems = check_model(self.model, self.weights_root, task=self.protocol)
         if is_paint(self.method) or self.method.get("mode") == "dua":
-            problems.append("protocol=segmentation trains a head with a patch: method=fc (no patch), delta, lora, ...")
+            problems.append(f"{protocol} trains heads with a patch: method=fc (no patch), delta, lora, ...")
         if self.model.weights is None and self.model.backbone_weights is None:
-            problems.append("protocol=segmentation freezes the backbone: model.backbone_weights=<a classifier's name>")
+            problems.append(f"{protocol} freezes the backbone: model.backbone_weights=<a classifier's name>")
         return problems
 
     def _end_to_end_problems(self) -> list[str]:
@@ -233,7 +238,7 @@ class PatchSettings(TrainingSettings):
             nodes = task_nodes(self.tasks, self.task.model_dump(exclude_unset=True), self.method)
         except ConfigError as error:
             return error.problems
-        task = "segmentation" if self.protocol == "segmentation" else "classification"
+        task = self.protocol if self.protocol in DENSE else "classification"
         return [
             f"task {node['name']}: {text.lstrip('.')}"
             for node in nodes

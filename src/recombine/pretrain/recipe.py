@@ -29,11 +29,12 @@ from recombine.data.loading import BatchLoader
 from recombine.data.settings import DatasetSettings
 from recombine.engine.engine import Engine, Fit
 from recombine.engine.method import Method
-from recombine.engine.metrics import Mean, for_task
+from recombine.engine.metrics import Mean
 from recombine.engine.pictures import save_predictions
+from recombine.engine.task_metrics import for_task
 from recombine.models import Model
+from recombine.models.dense import is_dense
 from recombine.models.model import find_head
-from recombine.models.segmentation import Segmenter
 from recombine.models.serialization import kind_of, read_card
 from recombine.pretrain.settings import PretrainSettings
 from recombine.run.config import build, run_id
@@ -45,13 +46,18 @@ if TYPE_CHECKING:
 
 __all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "files", "objective", "run"]
 
-HEADLINE = ("accuracy", "mean_class_accuracy", "miou", "pixel_accuracy", "loss", "parameters", "macs")
+HEADLINE = (
+    *("accuracy", "mean_class_accuracy", "miou", "pixel_accuracy", "map_voc07", "map_coco", "loss"),
+    *("parameters", "macs"),
+)
 """What a person sees of a row first."""
 
 SETTINGS = PretrainSettings
 """The class that declares the config."""
 
-OBJECTIVE = "accuracy"
+RESULTS = {"classification": "accuracy", "segmentation": "miou", "detection": "map_voc07"}
+"""The measure that counts, by what networks learn."""
+OBJECTIVE = RESULTS["classification"]
 """What a hyper-parameter search maximises."""
 
 DATA = ("class_subset", "label_map", "classes", "fraction", "fraction_seed", "val_fraction")
@@ -62,7 +68,7 @@ LR_SCALING = {"none": 0, "linear": 1, "linear_twice": 2}
 
 def objective(cfg: DictConfig) -> str:
     """What a hyper-parameter search maximises on these data."""
-    return "miou" if task_of(DatasetSettings.of(cfg.dataset, "dataset")) == "segmentation" else OBJECTIVE
+    return RESULTS[task_of(DatasetSettings.of(cfg.dataset, "dataset"))]
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:
@@ -97,7 +103,9 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         engine = Engine(cfg.engine, run)
         train = training_loader(cfg, data, model)
         test = data.loader(cfg.split, cfg.eval_batch_size, train=False, size=model.canvas)
-        metrics = for_task(data.task, data.classes) | {"loss": Mean("loss", cross_entropy)}
+        metrics = for_task(data.task, data.classes)
+        if data.task != "detection":  # whose loss needs networks in training mode
+            metrics |= {"loss": Mean("loss", cross_entropy)}
         fit = engine.fit(
             method,
             train,
@@ -105,7 +113,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             build(cfg.schedule),
             evaluate=engine.evaluator(test, metrics),
         )
-        if data.task == "segmentation":
+        if data.task != "classification":
             save_predictions(model, test, data.class_names, run)
     finally:
         data.close()
@@ -139,10 +147,10 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
 def freeze_backbone(method: Method, model: Model) -> None:
     """Let `method` train only the classifier: all modules beside the path to it are frozen, statistics included.
 
-    The classifier of a segmentation network is all that follows its backbone.
+    The classifier of a network for pixels or objects is all that follows its backbone.
     """
-    if isinstance(model.net, Segmenter):
-        method.frozen = (*method.frozen, "net.net.backbone")
+    if is_dense(model.net):
+        method.frozen = (*method.frozen, f"net.net.{model.net.encoder}")
         return
     frozen, prefix, module = [], "net.net", model.net
     model.net.requires_grad_(False)
@@ -201,9 +209,9 @@ def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) 
 
 
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
-    """What was measured after the last epoch, the best epoch's accuracy or mIoU beside it, and the curves."""
+    """What was measured after the last epoch, the best epoch's accuracy, mIoU or mAP beside it, and the curves."""
     epochs = [record for record in fit.history if "train/loss" in record]
-    name = "miou" if "miou" in fit.metrics else "accuracy"
+    name = next(name for name in reversed(RESULTS.values()) if name in fit.metrics)
     reached = [record[f"val/{name}"] for record in fit.history if f"val/{name}" in record]
     summary = zoo.summary(model)
     return Row(

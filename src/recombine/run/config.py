@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recombine.core.builds import load_target, parameters_of
 from recombine.core.errors import ConfigError
+from recombine.core.labels import OWN_FOLDERS
 from recombine.core.settings import VOLATILE, Settings, find_problems, to_dict
 
 __all__ = [
@@ -105,7 +106,7 @@ def _own_images(tree: Mapping[str, Any]) -> bool:
     nodes = [tree.get("dataset"), tree.get("source_data"), *(tree.get("tasks") or []), *(tree.get("sources") or [])]
     named = [node if isinstance(node, Mapping) else {"name": node} for node in nodes]
     keys = ("source", "dataset", "name")
-    return any(node.get(key) in ("folder", "masks") for node in named for key in keys)
+    return any(node.get(key) in OWN_FOLDERS for node in named for key in keys)
 
 
 def _resolved(cfg: DictConfig, key: str) -> Any:

@@ -1,0 +1,1 @@
+"""Patches in the frozen encoder of networks that label pixels or find objects (Table 7)."""
