@@ -22,9 +22,9 @@ from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.export import export_network
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
+from recombine.patch.dense.serialization import save_dense
+from recombine.patch.dense.training import patch_encoder
 from recombine.patch.patched import TaskNetwork
-from recombine.patch.segmentation import patch_backbone
-from recombine.patch.segmentation_file import save_segmentation
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
@@ -98,8 +98,8 @@ def test_a_patched_segmentation_network_is_one_file(tmp_path, monkeypatch):
     models.save(base, tmp_path / "base.safetensors", {"class_names": list("vwxyz")})
     model = shaken(models.build({**node, "size": 64}, classes=3))
     model.net.backbone.load_state_dict(base.net.backbone.state_dict())
-    patch_backbone(model, partial(Delta, modules="all"), "task", 0)
-    file = save_segmentation(model.eval(), tmp_path / "masks.safetensors", name="masks", class_names=NAMES)
+    patch_encoder(model, partial(Delta, modules="all"), "task", 0)
+    file = save_dense(model.eval(), tmp_path / "masks.safetensors", name="masks", class_names=NAMES)
     words = ["--model", tmp_path / "base.safetensors", "--patch", file, "--model-card", tmp_path / "card.md"]
     run(monkeypatch, *words, tmp_path / "masks.pt2")
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)

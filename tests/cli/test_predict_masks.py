@@ -66,7 +66,7 @@ def test_what_is_told_before_anything_is_written(colours, tmp_path, monkeypatch,
     before = (tmp_path / "a.png").read_bytes()
     with pytest.raises(ConfigError, match="--masks FOLDER says where"):
         run(monkeypatch, capsys, "--model", "x", tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"would replace the image .*a\.png: --masks needs another folder"):
+    with pytest.raises(ConfigError, match=r"--masks would replace the image .*a\.png: it needs another folder"):
         run(monkeypatch, capsys, "--model", "x", "--masks", tmp_path, tmp_path / "a.png")
     with pytest.raises(ConfigError, match="several images are called a"):
         run(monkeypatch, capsys, "--model", "x", "--masks", tmp_path / "m", tmp_path / "a.png", tmp_path / "b")

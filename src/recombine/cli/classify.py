@@ -13,12 +13,14 @@ from rich.table import Table
 from torch import Tensor
 
 from recombine.cli.networks import BASE, open_network
-from recombine.cli.predict_masks import mask_paths, predict_masks, shares_table
+from recombine.cli.predict_boxes import objects_table, predict_boxes
+from recombine.cli.predict_masks import output_paths, predict_masks, shares_table
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding, decode, shown
-from recombine.models.model import Model
-from recombine.models.segmentation import Segmenter
+from recombine.models.dense import is_dense
+from recombine.models.detection import Detector
+from recombine.models.model import Model, unwrap
 from recombine.patch import PatchedNetwork
 from recombine.run.device import open_device
 
@@ -34,11 +36,10 @@ def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
     model, cloned, patched, names, decoding = open_network(options)
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
-    if isinstance(model.net, Segmenter):
-        label_pixels(patched, files, decoding, names, options)
+    check_output(model, options)
+    if is_dense(model.net):
+        label_places(patched, files, decoding, names, options)
         return
-    if options.masks:
-        raise ConfigError(f"--masks: {model.name} classifies whole images and gives no masks")
     with open_device(options.device) as (device, _, _):
         experts: dict[str, Expert] = {BASE: cloned.to(device)}
         experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
@@ -49,26 +50,41 @@ def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
             open_console().print(as_table(list(found), patched.list()))
 
 
-def label_pixels(
+def check_output(model: Model, options: argparse.Namespace) -> None:
+    """Raise ConfigError for a folder of masks or pictures that this network does not give."""
+    gives = "boxes" if isinstance(model.net, Detector) else "masks" if is_dense(model.net) else "classes"
+    for name, given in (("masks", options.masks), ("boxes", options.boxes)):
+        if given and gives != name:
+            what = {"classes": "classifies whole images", "masks": "labels pixels", "boxes": "finds objects"}[gives]
+            raise ConfigError(f"--{name}: {model.name} {what} and gives no {name}")
+
+
+def label_places(
     network: PatchedNetwork,
     files: Sequence[Path],
     decoding: Decoding,
     names: Mapping[str, list[str]],
     options: argparse.Namespace,
 ) -> None:
-    """Write the mask of every image, of one task, and print the classes with the most pixels."""
+    """Print the objects of every image, or write its mask and print the classes with the most pixels; of one task."""
     tasks = [options.task] if options.task else [*network.list()] or [BASE]
     if len(tasks) > 1 or tasks == ["auto"]:
-        raise ConfigError(f"masks are of one task: --task {' or '.join(names)}")
-    paths = mask_paths(files, options.masks)
+        raise ConfigError(f"masks and boxes are of one task: --task {' or '.join(names)}")
+    boxes = isinstance(unwrap(network.base).net, Detector)
+    paths = output_paths(files, "boxes" if boxes else "masks", options.boxes if boxes else options.masks)
     with open_device(options.device) as (device, _, _):
         network.to(device).eval()
         model = network.base if tasks == [BASE] else network.task(tasks[0])
-        found = predict_masks(model, files, paths, decoding, names[tasks[0]], options.top)
+        known = names[tasks[0]]
+        if boxes:
+            found, table = predict_boxes(model, files, paths, decoding, known, options.score), objects_table
+        else:
+            assert paths is not None, "masks have to go somewhere"
+            found, table = predict_masks(model, files, paths, decoding, known, options.top), shares_table
         if options.json:
             print_lines(found)
         else:
-            open_console().print(shares_table(list(found)))
+            open_console().print(table(list(found)))
 
 
 def print_lines(rows: Iterable[dict]) -> None:

@@ -18,19 +18,24 @@ from recombine.data.crop import cut, whole_square
 from recombine.data.pixels import Decoding, decode, shown
 from recombine.engine.pictures import colour
 
-__all__ = ["mask_paths", "predict_masks", "shares_table"]
+__all__ = ["output_paths", "predict_masks", "shares_table"]
 
 
-def mask_paths(files: Sequence[Path], folder: Path | None) -> list[Path]:
-    """Where the mask of each image goes; ConfigError where one would replace an image or another mask."""
+def output_paths(files: Sequence[Path], kind: str, folder: Path | None) -> list[Path] | None:
+    """Where the mask of each image goes, or the picture with its boxes (`kind`), which may be left out.
+
+    ConfigError where one would replace an image or another one.
+    """
+    if folder is None and kind == "boxes":
+        return None
     if folder is None:
         raise ConfigError("this network labels pixels: --masks FOLDER says where the masks go, an image file each")
     paths = [folder / f"{file.stem}.png" for file in files]
     images = {file.resolve() for file in files}
     if taken := [str(path) for path in paths if path.resolve() in images]:
-        raise ConfigError(f"the mask would replace the image {taken[0]}: --masks needs another folder")
+        raise ConfigError(f"--{kind} would replace the image {taken[0]}: it needs another folder")
     if twice := [path.stem for path in paths if paths.count(path) > 1]:
-        raise ConfigError(f"several images are called {twice[0]}: predict each folder of images into its own --masks")
+        raise ConfigError(f"several images are called {twice[0]}: predict each folder of images into its own --{kind}")
     return paths
 
 

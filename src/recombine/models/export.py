@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.core.files import replacing
+from recombine.models.detection import Detector
 
 __all__ = ["EXPORTS", "Equality", "OneTask", "export_network"]
 
@@ -59,6 +60,8 @@ def export_network(
     path = Path(path)
     if path.suffix not in EXPORTS:
         raise ConfigError(f"{path}: a name that ends in {' or '.join(EXPORTS)} is needed")
+    if any(isinstance(module, Detector) for module in network.modules()):
+        raise ConfigError(f"{path}: detectors are not exported, as their work depends on the image: recombine predict")
     network = network.eval().cpu()
     compared = draw_images(sum(BATCHES), size)
     if images is not None:
