@@ -28,6 +28,7 @@ from recombine.models.model import find_head
 from recombine.run.config import validate
 from recombine.run.launch import check, launch
 from tests.composing import composed
+from tests.forked import processes
 
 CONFIG = str(Path(__file__).parents[2] / "config")
 NAMES = ["wide", "narrow", "letters"]
@@ -311,3 +312,28 @@ def test_downloads_are_counted_without_downloading():
     """ResNet-18: 11,689,512 parameters, 9,600 BatchNorm statistics and 20 counters of 4 bytes."""
     assert download_size("torchvision:resnet18") == 4 * (11_689_512 + 9_600 + 20)
     assert download_size("cnn") == 0
+
+
+def run_flips(folder, words):
+    """The entry, as a process of its own runs it."""
+    launch(recipe, compose_config(folder, *words))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(digits, finished, tmp_path):
+    """SIGKILL after times drawn from a seed, until one run lives long enough."""
+    folder, _ = digits
+    words = [f"models=[{','.join(NAMES)}]", f"output_root={tmp_path / 'out'}", f"cache_root={tmp_path / 'cache'}"]
+    random, longest, kills = np.random.default_rng(0), 1.0, 0
+    while True:
+        process = processes.Process(target=run_flips, args=(folder, words))
+        process.start()
+        process.join(random.uniform(0, longest))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        longest, kills = 1.5 * longest, kills + 1
+    assert process.exitcode == 0 and kills > 1
+    assert [row.metrics for row in read_rows(tmp_path / "out")] == [row.metrics for row in finished[1]]
+    assert not list((tmp_path / "cache").rglob("*.tmp"))

@@ -144,7 +144,9 @@ def test_without_any_label_a_student_comes_out(folder, unlabelled, fitted):
     assert any(not torch.equal(before[key], after[key]) for key in after)
 
 
-def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabelled, pictures, fitted, tmp_path):
+def test_unlabelled_training_is_measured_on_labelled_test_images(
+    folder, unlabelled, pictures, fitted, tmp_path, caplog, capsys
+):
     place = tmp_path / "half_unlabelled"
     shutil.copytree(unlabelled, place)
     shutil.copytree(pictures / "test", place / "test")
@@ -152,6 +154,7 @@ def test_unlabelled_training_is_measured_on_labelled_test_images(folder, unlabel
     assert row.metrics["images"] == 30 and "gain_over_self_dist" in row.metrics
     assert "gain_over_xe" not in row.metrics, "there is nothing to fine-tune on"
     assert "val_accuracy_best" not in row.metrics
+    assert "no image in train" not in caplog.text + "".join(capsys.readouterr()), "there are, without labels"
 
 
 @pytest.mark.parametrize(

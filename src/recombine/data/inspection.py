@@ -87,7 +87,8 @@ class Inspection:
         if len(names) > 1 and all(name.isdecimal() for name in names) and sorted(names, key=int) != names:
             found.append(f"class folders that are numbers are sorted as text: label 0 is {names[0]}, 1 is {names[1]}")
         for split, counts in self.counts.items():
-            if absent := [name for name, count in counts.items() if not count and name]:
+            absent = [name for name, count in counts.items() if not count and name]
+            if absent and any(count for name, count in counts.items() if name):  # else it has no labels at all
                 found.append(f"no image in {split} of {', '.join(absent[:10])}")
         if self.turned:
             found.append(f"{self.turned} turned as their EXIF data say (dataset.exif_orientation=false leaves them)")
