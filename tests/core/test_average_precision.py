@@ -30,9 +30,10 @@ def test_precision_over_recall_by_hand():
 def test_matches_by_hand():
     """One object found twice, one that does not count found, one missed, one found too far off."""
     wanted = [rows((0, 0, 0), (50, 0, 1), (100, 0, 0), (200, 0, 0))]
-    found = [rows((1, 0.9, 0), (0, 0.8, 0), (50, 0.7, 0), (106, 0.6, 0), (0, 0.5, 1))]
+    found = [rows((1, 0.9, 0), (0, 0.8, 0), (50, 0.7, 0), (106, 0.6, 0), (200, 0.3, 0), (0, 0.5, 1))]
     ap = voc_average_precisions(found, wanted, 3, eleven=False)
-    assert ap[0] == pytest.approx(1 / 3) and np.isnan(ap[1]) and np.isnan(ap[2])
+    # right, twice, (does not count), too far off, right: precision 1 and 2/4 at two of three objects
+    assert ap[0] == pytest.approx((1 + 2 / 4) / 3) and np.isnan(ap[1]) and np.isnan(ap[2])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Boxes around objects: VOC's and COCO's files, and boxes that stay on their objects through every crop."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from recombine.data.fingerprint import fingerprint
 from recombine.data.layouts import VOC_CLASSES
 
 SIZES = [(60, 100), (90, 50), (64, 64)]
+CROWDS = (3, 6, 9, 11)
 
 
 def write(folder, change=lambda found: None):
@@ -31,7 +33,7 @@ def write(folder, change=lambda found: None):
         if k:
             pixels[top : top + high, left : left + wide] = 255
             box = {"image_id": k, "category_id": 3, "bbox": [left, top, wide, high]}
-            found["annotations"].append({**box, "iscrowd": int(k == 11)})
+            found["annotations"].append({**box, "iscrowd": int(k in CROWDS)})
         Image.fromarray(pixels).save(folder / f"images/{k}.png")
     change(found)
     (folder / "annotations.json").write_text(json.dumps(found))
@@ -52,6 +54,7 @@ def test_boxes_are_where_the_objects_are_seen(tmp_path, augment):
     assert data.task == "detection" and data.class_names == ["white", "dark"] and data.splits == ("train", "test")
     loader = data.loader("train", 5, train=True, size=80, augment=augment)
     paths, seen = data.split("train").samples.paths, 0
+    crowds = 0
     for epoch in range(3):
         for images, boxes, index in loader.epoch(epoch):
             assert boxes.shape == (5, 1, 6) and boxes.dtype.is_floating_point
@@ -59,11 +62,12 @@ def test_boxes_are_where_the_objects_are_seen(tmp_path, augment):
                 white = np.argwhere(image[0].numpy() > 178)  # half of a pixel at the border
                 if box[4] < 0:
                     continue
-                assert (box[4], box[5]) == (0, paths[number].endswith("/11.png")), "the last one is a crowd"
+                assert (box[4], box[5]) == (0, int(Path(paths[number]).stem) in CROWDS)
+                crowds += int(box[5])
                 top, left, bottom, right = (*white.min(0), *(white.max(0) + 1))
                 np.testing.assert_allclose(box[:4], [left, top, right, bottom], atol=1.01)
                 seen += 1
-    assert seen > 12
+    assert seen > 12 and crowds > 3
     data.close()
 
 
