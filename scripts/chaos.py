@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.campaigns import GOOD, Case
@@ -39,12 +40,12 @@ PARTS = {
 HEAD = ["| campaign | of | tried | as it should be | not |", "|---|---|---:|---:|---:|"]
 
 
-def campaign(folder: Path, part: str, *, full: bool = False) -> list[Case]:
+def campaign(folder: Path, part: str, **how: Any) -> list[Case]:
     """Everything that was tried, in order, printed as it comes; Ctrl-C ends it early."""
     module, _, name = PARTS[part].partition(":")
     cases = []
     try:
-        for case in getattr(importlib.import_module(f"scripts.campaigns.{module}"), name)(folder, full):
+        for case in getattr(importlib.import_module(f"scripts.campaigns.{module}"), name)(folder, **how):
             cases.append(case)
             print(f"{part}: {case.place}: {case.what}: {case.verdict}", flush=True)
     except KeyboardInterrupt:
@@ -66,6 +67,7 @@ def main() -> int:
     """Run the campaigns; see the module's text."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--full", action="store_true", help="everything, which takes hours")
+    parser.add_argument("--most", type=int, help="with --full: so many wrong settings of each entry, drawn by a seed")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, help="markdown page that gets the figures, between its marks")
     options = parser.parse_args()
@@ -75,7 +77,8 @@ def main() -> int:
     wrong = 0
     for part in options.only:
         with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-            cases = campaign(Path(folder), part, full=options.full)
+            how = {"most": options.most} if part == "settings" else {}
+            cases = campaign(Path(folder), part, full=options.full, **how)
         lines[part] = table(part, cases)
         wrong += sum(case.verdict not in GOOD for case in cases)
     print("\n".join([*HEAD, *chain(*lines.values())]))

@@ -14,18 +14,19 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts.campaigns.forks import OUT_OF_TIME, fork
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 0.95
@@ -87,41 +88,17 @@ def copy_tree(target: Path) -> None:
         subprocess.run(["git", *words], cwd=target, check=True)  # rows name the commit of the code
 
 
-def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int | None, str]:
-    """Exit code of pytest on the copy (None: out of time) and what it printed."""
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit code of pytest on the copy and what it printed."""
+
+    def work() -> int:
+        os.chdir(tree)
+        import pytest
+
+        return int(pytest.main([*QUICK, f"--basetemp={tree / 'basetemp'}", *tests]))
+
     log = tree / "pytest.log"
-    child = os.fork()
-    if child == 0:
-        _run_in_child(tree, tests, log)
-    deadline = time.monotonic() + SECONDS
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    if not ended:
-        os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) if ended else None, log.read_text(encoding="utf-8", errors="replace")
-
-
-def _run_in_child(tree: Path, tests: Sequence[str], log: Path) -> None:
-    os.setpgid(0, 0)
-    os.chdir(tree)
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    import pytest
-
-    code = 70
-    try:
-        code = int(pytest.main([*QUICK, f"--basetemp={tree / 'basetemp'}", *tests]))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    return fork(log, work, SECONDS), log.read_text(encoding="utf-8", errors="replace")
 
 
 def try_mutant(tree: Path, mutant: Mutant) -> Result:
@@ -135,7 +112,7 @@ def try_mutant(tree: Path, mutant: Mutant) -> Result:
     finally:
         path.write_text(text, encoding="utf-8")
     failed = FAILED.findall(output)
-    state = {None: "late", 0: "survived", 1: "killed"}.get(code, "invalid")
+    state = {OUT_OF_TIME: "late", 0: "survived", 1: "killed"}.get(code, "invalid")
     if state == "invalid" or (state == "killed" and not failed):
         print(output[-3000:], file=sys.stderr)
     return Result(mutant, state, failed[0] if failed else "", time.monotonic() - start)
@@ -222,7 +199,7 @@ def _prepare(tree: Path) -> None:
     sys.path[:] = [
         str(tree),
         str(tree / "src"),
-        *(p for p in sys.path if p not in (str(ROOT / "src"), str(ROOT / "scripts"))),
+        *(p for p in sys.path if p not in (str(ROOT), str(ROOT / "src"), str(ROOT / "scripts"))),
     ]
     for name in HEAVY:
         importlib.import_module(name)

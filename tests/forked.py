@@ -4,12 +4,12 @@ import multiprocessing
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 from recombine.cli.command import main
+from scripts.campaigns.forks import end_with
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["tests.preloaded"])
@@ -41,18 +41,7 @@ def _command(words, cwd, path, environment):
 
 
 def _redirected(out, err, function, arguments):
-    for file, number in ((out, 1), (err, 2)):
-        opened = os.open(file, os.O_CREAT | os.O_WRONLY)
-        os.dup2(opened, number)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (until the end)
-    code = 0
-    try:
+    def work():
         function(*arguments)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+
+    end_with(work, out, err)

@@ -100,11 +100,15 @@ def judge(words: list[str], log: Path, named: str = "") -> str:
     return "refused" if named in said else "refused for another reason"
 
 
-def try_settings(folder: Path, full: bool) -> Iterator[Case]:
-    """Give each setting of each entry values of a wrong kind and out of its bounds, in a command that works."""
+def try_settings(folder: Path, full: bool, most: int | None = None) -> Iterator[Case]:
+    """Give each setting of each entry values of a wrong kind and out of its bounds, in a command that works.
+
+    `most`: of an entry's wrong values so many are drawn, the same ones each time.
+    """
     make_networks(folder)
     chosen = random.Random(0)
     log = folder / "settings" / "log"
+    most = most if full else 2
     for name, entry in ENTRIES.items() if full else [("flips", ENTRIES["flips"])]:
         base = [*roots(folder, "weights"), *TINY, *RUNS[name], f"hydra.run.dir={folder}/hydra"]
         if (verdict := judge([name, *base], log)) != "accepted":
@@ -114,7 +118,9 @@ def try_settings(folder: Path, full: bool) -> Iterator[Case]:
         known = fields(resolve_name(entry.settings), to_dict(found.cfg))
         cases = [(path, f"{path}={value}") for path, field in known for value in wrong_values(field)]
         cases += [(f"{path}.nonsense", f"+{path}.nonsense=1") for path in ("engine", "dataset", "loader")]
-        for path, override in cases if full else chosen.sample(cases, 2):
-            yield Case(name, override, judge([name, *base, override], log, path))
+        drawn = cases if most is None else chosen.sample(cases, min(most, len(cases)))
+        place = name if len(drawn) == len(cases) else f"{name}, of {len(cases)}"
+        for path, override in drawn:
+            yield Case(place, override, judge([name, *base, override], log, path))
     left = [path.name for path in (folder / "weights").iterdir() if path.is_dir()]
     yield Case("what they leave", " ".join(left) or "nothing", "accepted" if left else "refused")

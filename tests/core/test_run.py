@@ -171,9 +171,10 @@ def test_an_experiment_file_can_ask_for_a_multirun(fit):
     assert alone.code == 0 and "finished before" in alone.out and rows[1].run in alone.out
 
 
-def test_launch_works_from_python(fit):
-    cfg = fit.compose("steps=3")
-    assert launch(recipe, cfg) == read_rows(fit.folder)[0].metrics["loss"]
+def test_launch_works_from_python_and_gives_the_objective_of_the_last_row(fit):
+    cfg = fit.compose("noise=16", "steps=3")
+    rows = read_rows(fit.folder) if launch(recipe, cfg) == launch(recipe, cfg) else []
+    assert [row.metrics["loss"] == launch(recipe, cfg) for row in rows] == [False, True]
     with pytest.raises(ConfigError, match="must not be negative"):
         launch("tests.core.fit.recipe", fit.compose("noise=-1"))
 

@@ -62,9 +62,10 @@ def processes(entry, words, folder, place, count):
                 found.bind(("127.0.0.1", 0))
                 port = str(found.getsockname()[1])
             os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            other = os.fork() == 0
-            os.environ |= {"RANK": str(int(other)), "LOCAL_RANK": str(int(other))}
-        return start(entry, [*RUNS[entry], *words], folder, place)
+            other = os.fork()
+            os.environ |= {"RANK": str(int(not other)), "LOCAL_RANK": str(int(not other))}
+        code = start(entry, [*RUNS[entry], *words], folder, place)
+        return code or (os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if count == 2 and other else 0)
 
     code = fork(folder / place / "log", work)
     return code, (folder / place / "log").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +55,7 @@ def show_finished(entry: str, cfg: DictConfig, files: Callable[[DictConfig], Ite
     folder = run_folder(entry, cfg)
     if (cfg.get("engine") or {}).get("resume") == "never" or not (folder / FILE).is_file():
         return None
-    with locked(folder):
+    with locked(folder) if first_rank() else nullcontext():
         try:
             noted: Mapping[str, Any] = read_json(folder / FILE)
         except DamagedError:
