@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra import compose
 from PIL import Image
+from safetensors.torch import load_file
 
 from recombine import data as datasets
 from recombine import models, pnc
@@ -47,6 +48,7 @@ def test_a_clone_keeps_both_networks_and_works_from_its_file(tmp_path, weights, 
     assert m["learned_bytes"] < m["reference_bytes"] < m["clone_bytes"] and m["target_bytes"] == m["source_bytes"]
     target = models.build("high", weights_root=weights)
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
+    assert m["clone_bytes"] == sum(value.nbytes for value in load_file(path).values())
     masks = pnc.load_clones(target, path)["clone"].masks
     written = [f"{int(text, 16):0{len(mask)}b}" for text, mask in zip(row.series["masks"], masks, strict=True)]
     assert written == ["".join(str(int(kept)) for kept in mask) for mask in masks]

@@ -28,6 +28,7 @@ __all__ = [
     "kind_of",
     "read_artifact",
     "read_card",
+    "tensor_bytes",
     "write_artifact",
 ]
 
@@ -96,6 +97,12 @@ def read_artifact(path: str | Path, kind: str, needed: Mapping[str, Any] | None 
     except DamagedError as error:
         raise ConfigError(str(error)) from error
     return Artifact(kind, version, card, tensors)
+
+
+def tensor_bytes(path: str | Path) -> int:
+    """Bytes of the tensors in a safetensors file; what its card says, paths and times among it, does not count."""
+    with open(path, "rb") as file:
+        return Path(path).stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def describe_damage(path: str | Path, error: str) -> str:

@@ -9,6 +9,7 @@ from recombine import models as zoo
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.engine.engine import Engine
+from recombine.models.serialization import tensor_bytes
 from recombine.patch import routing
 from recombine.patch.dense.training import train_dense
 from recombine.patch.domain.zero_shot import adapt_zero_shot
@@ -150,7 +151,7 @@ def finish_patch(
         info = card_info(cfg, network, base, tasks, result)
         path = save(network, engine.run.dir / "patches" / f"{name}.safetensors", name=name, **info)
         engine.run.note_file(path)
-        result.counts["patch_bytes"] = float(path.stat().st_size)
+        result.counts["patch_bytes"] = float(tensor_bytes(path))
     return result
 
 

@@ -14,11 +14,12 @@ from recombine.core.settings import to_dict
 from recombine.core.types import Row
 from recombine.models import Model
 from recombine.models.freeze import digest
+from recombine.models.serialization import tensor_bytes
 from recombine.pnc.baselines import consolidate, ensemble, finetune, train_from_scratch
 from recombine.pnc.calibration import calibrate
 from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.clone.serialization import file_size, pack_clone, to_reference, write_clones
+from recombine.pnc.clone.serialization import pack_clone, to_reference, write_clones
 from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.cloning import Cloning, learn_clone
 from recombine.pnc.data import CloneData, open_clone_data
@@ -265,7 +266,7 @@ def save_clones(
     settings: PncSettings,
     metrics: dict[str, float],
 ) -> dict[str, float]:
-    """Write all clones into one file of the run's folder; its bytes, and those without the sources' weights."""
+    """Write all clones into one file of the run's folder; bytes of its tensors, and of those without the sources'."""
     data = tasks[0].data.target
     about: dict[str, Any] = {"target_class_names": data.class_names, "dataset": data.name}
     about |= {"metrics": metrics, "method": settings.method}
@@ -275,8 +276,8 @@ def save_clones(
     ]
     path = write_clones(run.dir / "clone.safetensors", packed)
     run.note_file(path)
-    references = file_size([to_reference(clone) for clone in packed])
-    return {"clone_bytes": float(path.stat().st_size), "reference_bytes": float(references)}
+    references = sum(value.nbytes for clone in packed for value in to_reference(clone).tensors.values())
+    return {"clone_bytes": float(tensor_bytes(path)), "reference_bytes": float(references)}
 
 
 def evaluate_modules(task: CloneTask, method: CloningSettings) -> Iterator[tuple[int, dict[str, float]]]:

@@ -14,6 +14,7 @@ from recombine.engine.task_metrics import for_task
 from recombine.models import Model
 from recombine.models.dense import encoder_of, head_parameters, is_dense, set_encoder
 from recombine.models.graph import traced
+from recombine.models.serialization import tensor_bytes
 from recombine.patch.dense.serialization import save_dense
 from recombine.patch.patched import HeadOnly, TaskNetwork
 from recombine.patch.rows import cell
@@ -68,7 +69,7 @@ def train_task(cfg: DictConfig, trainer: Trainer, model: Model, task: Task) -> R
         about = {"tasks": [task.name], "datasets": [task.data.settings.source or task.data.name], "metrics": found}
         names = [str(label) for label in task.data.class_names]
         run.note_file(save_dense(model, path, name=task.name, class_names=names, **about))
-        found["patch_bytes"] = float(path.stat().st_size)
+        found["patch_bytes"] = float(tensor_bytes(path))
     return Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found | trainer.cost(task.name))
 
 
