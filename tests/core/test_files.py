@@ -1,10 +1,12 @@
 """What is durable is whole or absent, says what it holds, and a full disk is one sentence."""
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,9 @@ from recombine.core.files import (
     write_json,
     write_records,
     write_tensors,
+    writing,
 )
+from recombine.core.locks import exclusive
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3),
@@ -118,6 +122,12 @@ def test_temporary_files_of_the_dead_are_swept_and_no_others(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c"]
 
 
+def test_the_file_that_an_error_names_is_named():
+    said = r"^cannot write /a/b: Read-only file system; name another folder"
+    with pytest.raises(WriteError, match=said), writing(Path(), reading=True):
+        raise OSError(errno.EROFS, "", "/a/b")
+
+
 WRITERS = {
     "bytes": lambda path: write_atomically(path, b"x" * 9000),
     "tensors": lambda path: write_tensors(path, {"a": torch.ones(9000)}, {}),
@@ -145,3 +155,9 @@ def test_a_file_in_place_of_a_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"cannot write .*inner: (Not a directory|File exists)"):
         write_atomically(tmp_path / "file" / "inner", "x")
+
+
+def test_where_no_lock_can_be_made_nobody_waits(tmp_path):
+    (tmp_path / "file").touch()
+    with exclusive(tmp_path / "file" / "inner.lock") as mine:
+        assert mine

@@ -16,6 +16,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.run import provenance
 from recombine.run.device import resolve
+from recombine.run.directory import locked
 from recombine.run.launch import launch
 from recombine.run.memory import explain_memory
 from tests.core.fit import recipe
@@ -189,6 +190,13 @@ def test_one_process_at_a_time_and_sigterm_saves(fit):
     assert first.returncode == 143 and "repeat the command to continue" in err, err
     (row,) = read_rows(fit.folder)
     assert row.status == "interrupted"
+
+
+def test_the_other_processes_of_a_finished_run_wait_for_no_lock(fit, monkeypatch):
+    fit("steps=3")
+    monkeypatch.setenv("RANK", "1")
+    with locked(only_run(fit)):
+        assert fit("steps=3").code == 0
 
 
 def test_a_killed_process_leaves_no_lock_and_a_second_ctrl_c_kills(fit):

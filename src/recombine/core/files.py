@@ -71,7 +71,8 @@ def config_files(group: str) -> dict[str, Path]:
 def writing(path: Path, *, reading: bool = False) -> Iterator[None]:
     """Turn what a full, read-only or forbidden disk raises while `path` is written into WriteError, one sentence.
 
-    `reading`: files are read in the block too, so only what cannot come of that is meant.
+    `reading`: files are read in the block too, and others written: only what cannot come of reading is meant, and the
+    file that the error names goes before `path`.
     """
     try:
         yield
@@ -81,7 +82,8 @@ def writing(path: Path, *, reading: bool = False) -> Iterator[None]:
         number = _disk_error(error, FULL if reading else DISK)
         if number is None:
             raise
-        raise _write_error(path, number) from error
+        named = getattr(error, "filename", None) if reading else None
+        raise _write_error(Path(str(named)) if named else path, number) from error
 
 
 def _disk_error(error: BaseException | None, numbers: set[int]) -> int | None:
@@ -98,7 +100,7 @@ def _disk_error(error: BaseException | None, numbers: set[int]) -> int | None:
 def _write_error(path: Path, number: int) -> WriteError:
     place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(place).free >> 20
-    room = f" ({free:,} MiB free in {place}); make room, or" if number in FULL else ";"
+    room = f" ({free:,} MiB free in {place}); make room, or" if number in FULL - {errno.EROFS} else ";"
     mend = "name another folder (output_root=, weights_root=, cache_root=, --out)"
     return WriteError(f"cannot write {path}: {os.strerror(number)}{room} {mend}", number)
 

@@ -18,10 +18,16 @@ def exclusive(path: Path, *, wait: bool = True, stopped: Callable[[], object] = 
     """Let one process at a time into the block, by a lock on the file `path`; yields whether it is this one's.
 
     The kernel gives the lock back however its holder ends. Without `wait` a lock that another process holds is left
-    alone. While waiting, `stopped` is called twice a second and may raise.
+    alone. While waiting, `stopped` is called twice a second and may raise. On a disk that takes no lock, nothing is
+    shared and nobody waits.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a")
+    except OSError:
+        yield True
+        return
+    with opened as file:
         held = _lock(file)
         while wait and not held:
             stopped()

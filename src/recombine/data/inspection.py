@@ -77,7 +77,7 @@ class Inspection:
         """What to know about it, a sentence each."""
         found = [f"{len(paths)} left out: {reason}{_some(paths)}" for reason, paths in self.left_out.items()]
         if self.constant:
-            found.append(f"{len(self.constant)} pictures of a single colour{_some(self.constant)}")
+            found.append(f"{len(self.constant)} of a single colour{_some(self.constant)}")
         found += [f"{len(group)} times the same picture: {', '.join(group[:4])}" for group in self.repeated[:5]]
         if len(self.repeated) > 5:
             found.append(f"... {len(self.repeated)} pictures are in several splits or classes")
