@@ -11,13 +11,18 @@ from torch import Tensor
 
 __all__ = [
     "all_reduce_sum",
+    "average",
     "barrier",
+    "divisor",
     "gather",
+    "gather_batch",
     "gather_by_index",
     "gather_rows",
     "init",
     "maximum",
+    "own_rows",
     "rank",
+    "shared",
     "shutdown",
     "world",
 ]
@@ -83,6 +88,49 @@ def gather_rows(*values: Tensor) -> tuple[Tensor, ...]:
         dist.all_gather(parts, value.detach().contiguous())
         found.append(torch.cat(parts))
     return tuple(found)
+
+
+def own_rows(value: Tensor) -> Tensor:
+    """This process's rows of a batch of all processes."""
+    count = len(value) // world()
+    return value[rank() * count : (rank() + 1) * count]
+
+
+def shared(drawn: Tensor) -> Tensor:
+    """The random numbers that the first process drew, which one process alone would draw too; in place."""
+    if world() > 1:
+        dist.broadcast(drawn, 0)
+    return drawn
+
+
+class _GatherBatch(torch.autograd.Function):
+    """Each process's gradient is the sum of all theirs, which DistributedDataParallel averages again."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return gather_rows(value)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return own_rows(all_reduce_sum(gradients[0].contiguous().clone()))
+
+
+def gather_batch(value: Tensor) -> Tensor:
+    """`gather_rows` of one tensor, with gradient: for losses that relate the samples of a batch to each other."""
+    return _GatherBatch.apply(value) if world() > 1 else value
+
+
+def average(value: Tensor) -> Tensor:
+    """The mean over all processes; no gradient."""
+    return all_reduce_sum(value.detach().clone()) / world()
+
+
+def divisor(count: Tensor) -> Tensor:
+    """What a sum over `count` samples of this process's batch is divided by; at least one sample counts in all.
+
+    The mean of the processes' quotients, which the gradients become, is the mean over the samples of all.
+    """
+    return all_reduce_sum(count.detach().clone()).clamp(min=1) / world()
 
 
 def gather_by_index(index: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import divisor
 from recombine.core.labels import IGNORE
 from recombine.core.types import Batch, Step
 
@@ -87,7 +88,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
-    return total / (labels != IGNORE).sum().clamp(min=1)  # a batch may show nothing that has a class
+    return total / divisor((labels != IGNORE).sum())  # a batch may show nothing that has a class
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -95,4 +96,4 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     hits = logits.argmax(1) == labels
     if labels.ndim == 1:
         return hits.float().mean() * 100
-    return 100 * hits.sum() / (labels != IGNORE).sum().clamp(min=1)
+    return 100 * hits.sum() / divisor((labels != IGNORE).sum())

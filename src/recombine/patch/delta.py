@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recombine.core.distributed import own_rows, shared, world
 from recombine.core.errors import ConfigError
 from recombine.models.blocks import Block
 from recombine.models.graph import Traced
@@ -85,7 +86,8 @@ class Random(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, K]."""
-        return torch.rand(len(x), self.count, device=x.device, dtype=x.dtype)
+        drawn = torch.rand(len(x) * (world() if self.training else 1), self.count, device=x.device, dtype=x.dtype)
+        return own_rows(shared(drawn)) if self.training else drawn
 
 
 class BlockPatch(nn.Module):

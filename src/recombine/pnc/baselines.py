@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
-from recombine.core.distributed import all_reduce_sum
+from recombine.core.distributed import all_reduce_sum, divisor
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.method import Method, Supervised
 from recombine.models import Model
@@ -163,7 +163,7 @@ class FineTuning(Method):
             teacher = self.source(batch.images)[:, self.columns]
             cloned = batch.labels >= width
             new = distillation(teacher, logits[:, width:], settings.temperature) * cloned
-            loss = loss + settings.source_weight * new.sum() / cloned.sum().clamp(min=1)
+            loss = loss + settings.source_weight * new.sum() / divisor(cloned.sum())
         return Step(loss, {"loss": loss.detach(), **logs})
 
 

@@ -14,6 +14,7 @@ from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
 from recombine.stitch.search.space import references
 from recombine.stitch.supernetwork import Supernetwork
+from recombine.stitch.training import TINY, spread
 
 __all__ = ["JointTraining", "sample_offspring"]
 
@@ -77,7 +78,7 @@ class JointTraining(Method):
             gene = net.graph.vertices[vertex].content
             if isinstance(gene, int):
                 target = targets[gene].float()
-                errors.append(F.mse_loss(value.float(), target) / target.var(correction=0).clamp(min=1e-12))
+                errors.append(F.mse_loss(value.float(), target) / spread(target).clamp(min=TINY))
             return value
 
         net.plan(sampled).run(compute, net.preprocess(batch.images))

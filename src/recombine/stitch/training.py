@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recombine.core.distributed import all_reduce_sum
+from recombine.core.distributed import all_reduce_sum, average, world
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.evaluate import autocast
 from recombine.engine.method import Method
 from recombine.stitch.layers import rows
 from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["StitchTraining", "relative_errors"]
+__all__ = ["TINY", "StitchTraining", "relative_errors", "spread"]
 
 
 class StitchTraining(Method):
@@ -36,11 +36,18 @@ class StitchTraining(Method):
         for gene, stitch in enumerate(self.net.stitches):
             target = features[gene].float()
             losses.append(F.mse_loss(stitch(features[gene ^ 1]).float(), target))
-            spreads.append(target.var(correction=0))
+            spreads.append(spread(target))
         errors = torch.stack(losses)
         loss = errors.sum()
         relative = (errors.detach() / torch.stack(spreads).clamp(min=TINY)).mean()
         return Step(loss, {"loss": loss.detach(), "relative_error": relative})
+
+
+def spread(target: Tensor) -> Tensor:
+    """The variance of a batch's features, 0-d, over all processes; no gradient."""
+    if world() == 1:
+        return target.var(correction=0)
+    return average((target - average(target.mean())).square().mean())
 
 
 TINY = 1e-12

@@ -11,6 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
+from recombine.core.distributed import divisor
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Step
 from recombine.models import Model
@@ -85,10 +86,10 @@ class ComposedDistillation(Transfer):
         student, candidates, own, theirs = self._run(batch)
         weights = self.mask(student.detach(), candidates, labels)
         values, used = self.loss(student, mix(self._tempered(candidates), weights), labels), weights.sum(0)
-        losses = {"distillation": (used * values).sum() / used.sum().clamp(min=1)}
+        losses = {"distillation": (used * values).sum() / divisor(used.sum())}
         if self.loss.reads_features:
             between: Any = self.loss
-            losses["features"] = between.compare(own, theirs, weights, batch).sum() / used.sum().clamp(min=1)
+            losses["features"] = between.compare(own, theirs, weights, batch).sum() / divisor(used.sum())
         loss = self.kd_weight * torch.stack(list(losses.values())).sum()
         if labels is not None and self.kd_weight < 1:
             losses["xe"] = cross_entropy(student, labels).mean()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recombine.core.distributed import all_reduce_sum, gather_rows, world
+from recombine.core.distributed import average, gather_batch, gather_rows, own_rows, shared, world
 from recombine.core.types import Batch, Step
 from recombine.models import Model
 from recombine.transfer.losses import cross_entropy, kl_divergence
@@ -105,7 +105,7 @@ class CosineDistillation(_FeatureDistillation):
 
     def contrast(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """`similarity_loss` of the batch."""
-        return similarity_loss(student, teacher)
+        return similarity_loss(gather_batch(student), gather_batch(teacher))
 
 
 class ContrastiveMemory(nn.Module):
@@ -147,7 +147,8 @@ class ContrastiveMemory(nn.Module):
     def draw(self, labels: Tensor) -> Tensor:
         """Rows of random samples of other classes, int64 [B, negatives]."""
         others = (len(self.order) - self.sizes[labels])[:, None]
-        drawn = (torch.rand(len(labels), self.negatives, device=labels.device) * others).long()
+        drawn = shared(torch.rand(len(labels) * world(), self.negatives, device=labels.device))
+        drawn = (own_rows(drawn) * others).long()
         return self.order[drawn + (drawn >= self.start[labels, None]) * self.sizes[labels, None]]
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -163,7 +164,7 @@ class ContrastiveMemory(nn.Module):
         scores = torch.exp(torch.einsum("bkd,bd->bk", contrasted, embedding) / self.temperature)
         samples, noise = len(self.order), self.negatives / len(self.order)
         # the normaliser is estimated once, on the first batch
-        first = all_reduce_sum(scores.detach().mean() * samples) / world()
+        first = average(scores.mean() * samples)
         constant = torch.where(self.constants[side] < 0, first, self.constants[side])
         if self.training:
             self.constants[side] = constant

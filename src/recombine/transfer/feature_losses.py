@@ -15,6 +15,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import gather_batch
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.models import Model
@@ -210,9 +211,9 @@ def _attention(features: Tensor) -> Tensor:
 
 
 def _similarities(features: Tensor) -> Tensor:
-    """[B, ...] -> [B, B], rows of length 1."""
+    """[B, ...] -> [B, samples of all processes], rows of length 1."""
     flat = features.flatten(1)
-    return F.normalize(flat @ flat.T, dim=1)
+    return F.normalize(flat @ gather_batch(flat).T, dim=1)
 
 
 def _embedded(layer: nn.Module, features: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import divisor, gather_batch
+
 __all__ = ["DIST", "DKD", "KL", "DistillationLoss", "cross_entropy", "kl_divergence", "masked_mean", "standardize"]
 
 
@@ -40,7 +42,7 @@ def cross_entropy(
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` [B] where the bool `mask` [B] holds, 0-d; 0 where it holds nowhere."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, values, 0.0).sum() / divisor(mask.sum())
 
 
 def standardize(logits: Tensor) -> Tensor:
@@ -135,7 +137,8 @@ class DIST(DistillationLoss):
     def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """Of each sample, [B]; the mean over a batch is the loss of the paper."""
         p, q = ((logits / self.temperature).softmax(1) for logits in (student, target))
-        distance = self.beta * _correlation_distance(p, q) + self.gamma * _correlation_distance(p.T, q.T).mean()
+        columns = _correlation_distance(gather_batch(p).T, gather_batch(q).T).mean()
+        distance = self.beta * _correlation_distance(p, q) + self.gamma * columns
         return self.temperature**2 * distance
 
 

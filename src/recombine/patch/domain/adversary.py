@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from recombine.core.distributed import own_rows, shared, world
 from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
 from recombine.patch.end_to_end.method import EndToEnd
@@ -36,7 +37,7 @@ class UniformPrior(EndToEnd):
 
     def penalty(self, batch: Batch, features: Tensor) -> Tensor:
         """The encoder's term and the discriminator's own loss, whose gradients do not mix."""
-        uniform = torch.rand_like(features) * 2 - 1
+        uniform = own_rows(shared(torch.rand_like(features.repeat(world(), 1)))) * 2 - 1
         fooled = F.softplus(-fixed(self.discriminator, features)).mean()  # -log D(z), D the sigmoid of the output
         judged = (
             F.softplus(-self.discriminator(uniform)).mean() + F.softplus(self.discriminator(features.detach())).mean()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import gather_rows
 from recombine.core.types import Batch, Loader, Step
 from recombine.data.mixed import LoaderWrapper
 from recombine.patch.end_to_end.method import EndToEnd
@@ -86,8 +87,9 @@ class BiTuning(EndToEnd):
             head: Any = self.net.patch.head
             scorer = F.normalize(torch.cat([head.weight.flatten(1), head.bias[:, None]], 1), dim=1)[labels]
             queue_z = self.queue_z.clone()  # the keys of before this batch; of h those of this batch too
-            slots, last = enqueue(self.following, labels, self.queue_z.shape[1])
-            for store, value in ((self.queue_z, key_z), (self.queue_h, key_h)):
+            every_z, every_h, every_label = gather_rows(key_z, key_h, labels)
+            slots, last = enqueue(self.following, every_label, self.queue_z.shape[1])
+            for store, value in ((self.queue_z, every_z), (self.queue_h, every_h)):
                 store.copy_(torch.where(slots[:, :, None], value[last], store))
         scores_z = torch.einsum("bd,ckd->bck", z, queue_z)
         scores_y = torch.einsum("bd,ckd->bck", scorer, self.queue_h)

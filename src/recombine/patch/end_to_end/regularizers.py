@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recombine.core.distributed import all_reduce_sum
+from recombine.core.distributed import all_reduce_sum, gather_batch, shared
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Loader
 from recombine.engine.evaluate import evaluating
@@ -32,7 +32,7 @@ class BSS(EndToEnd):
 
     def penalty(self, batch: Batch, features: Tensor) -> Tensor:
         """Of this batch."""
-        return self.weight * torch.linalg.svdvals(features)[-self.smallest :].square().sum()
+        return self.weight * torch.linalg.svdvals(gather_batch(features))[-self.smallest :].square().sum()
 
 
 class LWF(EndToEnd):
@@ -119,7 +119,7 @@ class StochNorm(EndToEnd):
         if not norm.training:
             return by_batch
         shape = [1, by_batch.shape[1], *[1] * (by_batch.ndim - 2)]
-        return torch.where(torch.rand(shape, device=by_batch.device) < self.p, by_batch, self._kept.pop(norm))
+        return torch.where(shared(torch.rand(shape, device=by_batch.device)) < self.p, by_batch, self._kept.pop(norm))
 
 
 def source_logits(net: TaskNetwork, features: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recombine.core.distributed import shared
 from recombine.core.errors import ConfigError
 
 __all__ = [
@@ -81,7 +82,7 @@ class ChannelMask(nn.Module):
             return self.kept().to(self.scores.dtype) + (self.scores - self.scores.detach())
         if self.kind == "sigmoid":
             return self.scores.sigmoid()
-        noise = torch.rand_like(self.scores).logit(1e-6)
+        noise = shared(torch.rand_like(self.scores)).logit(1e-6)
         soft = ((self.scores + noise) / TEMPERATURE).sigmoid()
         return (soft > 0.5).to(soft.dtype) + (soft - soft.detach())
 
