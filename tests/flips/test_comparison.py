@@ -48,7 +48,7 @@ def test_rows_equal_plain_numpy(comparison):
         z_t, z_s = (comparison.logits(NAMES.index(row.cell[role])).numpy() for role in ("teacher", "student"))
         t, s = z_t.argmax(1), z_s.argmax(1)
         positive, negative = (t == labels) & (s != labels), (t != labels) & (s == labels)
-        q = np.bincount(labels[positive], minlength=10)
+        q, lost = (np.bincount(labels[flips], minlength=10) for flips in (positive, negative))
         p_t, p_s = scipy.special.softmax(z_t, 1), scipy.special.softmax(z_s, 1)
         sure = np.where(p_t.max(1) > p_s.max(1), t, s)
         expected = {
@@ -65,13 +65,17 @@ def test_rows_equal_plain_numpy(comparison):
             "positive_flips_per_class_mean": q.mean(),
             "positive_flips_per_class_std": q.std(),
             "entropy_positive": scipy.stats.entropy(q),
+            "negative_flips": lost.sum(),
+            "negative_flips_per_class_mean": lost.mean(),
+            "negative_flips_per_class_std": lost.std(),
+            "entropy_negative": scipy.stats.entropy(lost),
             "entropy_uniform": np.log(10),
         }
         best = max(expected["accuracy_teacher"], expected["accuracy_student"])
         expected["ensemble_gain"] = expected["ensemble_accuracy"] - best
         assert {name: row.metrics[name] for name in expected} == pytest.approx(expected)
         assert row.series["positive_flips_per_class"] == q.tolist()
-        assert row.series["negative_flips_per_class"] == np.bincount(labels[negative], minlength=10).tolist()
+        assert row.series["negative_flips_per_class"] == lost.tolist()
         assert row.series["images_per_class"] == np.bincount(labels).tolist()
         assert row.series["classes_taught_most"][0] == str(q.argmax())
         half = np.sort(q)[::-1].cumsum() >= q.sum() / 2

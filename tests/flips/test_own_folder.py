@@ -11,6 +11,7 @@ from recombine.core.errors import ConfigError
 from recombine.data import open_data
 from recombine.flips.candidates import choose_models, open_model
 from recombine.flips.outputs import RestrictedOutputs, match_outputs
+from tests.leaks import of_test, spoil
 
 NAMES = ["tench", "golden retriever", "church", "crane", "crane", "pier", "bee"]
 
@@ -79,7 +80,7 @@ def test_networks_of_more_classes_choose_among_those_of_the_data(place):
     data.close()
 
 
-def test_heads_are_fitted_where_asked(place):
+def test_heads_are_fitted_where_asked_to_training_images(place, monkeypatch):
     for name in ("net0", "net1"):
         model = zoo.build(name, weights_root=place / "weights")
         zoo.save(model, place / "weights" / f"{name}.safetensors", {})
@@ -91,4 +92,7 @@ def test_heads_are_fitted_where_asked(place):
     for node in choose_models(cfg, data).values():
         model = open_model(cfg, data, node)
         assert model.classes == 3 and (model(batch.images).argmax(1) == batch.labels).float().mean() > 0.9
+        with monkeypatch.context() as patched:
+            spoil(patched, of_test)
+            assert open_model(cfg, data, node).digest() == model.digest()
     data.close()

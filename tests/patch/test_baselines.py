@@ -121,7 +121,7 @@ def test_recalibrated_statistics_are_plain_averages_over_batches():
     """Of the batches' means and unbiased variances, each batch counted alike, whatever was there before."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3)
-    norm.running_mean.fill_(50.0), norm.running_var.fill_(70.0)
+    norm.running_mean.fill_(50.0), norm.running_var.fill_(70.0), norm.num_batches_tracked.fill_(5)
     batches = [torch.randn(8, 3, 4, 4) * (k + 1) + k for k in range(3)]
 
     class Images:
