@@ -55,7 +55,7 @@ def steps(out: Path, fake: bool) -> Iterator[Step]:
     """All steps; speeds and real runs of `fake` use the CPU, since a simulation has no speed."""
     python, rows = sys.executable, ["--rows", str(out / "rows")]
     command = [python, "-m", "recombine.cli.command"]
-    yield Step("machine", [*command, "doctor"], 120)
+    yield Step("machine", [*command, "doctor"], 300)
     tests = ["tests/accelerator"] if fake else ["-m", "gpu", "tests"]
     yield Step("tests", [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests], 600)
     yield Step("entries", [python, __file__, "--entries", "--out", str(out), *(["--fake"] if fake else [])], 600)

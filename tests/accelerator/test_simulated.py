@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from recombine import models
 from recombine.cli.entries import ENTRIES
@@ -20,8 +21,8 @@ SMALL = ["loader=torch", "loader.workers=0", "logger=none", "engine.max_steps=3"
 SMALL += ["engine.log_every=1000"]
 QUICK = {"localize_epochs": 1, "insert_epochs": 1, "epochs": 1, "min_steps": 4, "positions": "[1]", "repetitions": 1}
 """Settings of cloning methods that make them short, where they have them."""
-SINGLE = {("multi_teacher", "bi_kd"), ("multi_teacher", "ensemble")}
-"""Refused: they have one teacher."""
+SINGLE = {("multi_teacher", name) for name in ("bi_kd", "ensemble", "self_dist", "xe")}
+"""Refused: they have one teacher or none."""
 RULES = {
     "mixed devices": lambda x: x + torch.ones(3),
     "a mask of the CPU": lambda x: x.where(torch.ones(3, dtype=torch.bool), x),
@@ -88,18 +89,30 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(place: Path, entry: str, method: str | None, *more: str) -> list:
-    """Rows of a small run on the accelerator; no training step waited."""
+    """Rows of a small run on the accelerator; no training step waited, or left a parameter without a gradient."""
     roots = {"data": place, "weights": place / "weights", "cache": place / "cache", "output": place / f"out-{method}"}
     words = [word for word in RUNS[entry] if not word.startswith("method")] + [*SMALL, *more]
     words += [f"method={method}"] if method else []
     words += ["model.name=residual"] if entry == "patch" else []
+    words += ["method.modules=3"] if method == "delta_4" else []  # a module a stage, and this network has three
     cfg = composed(entry, *words, *(f"{name}_root={path}" for name, path in roots.items()))
     if entry == "pnc":
         words += [f"method.{name}={value}" for name, value in QUICK.items() if name in cfg.method]
         cfg = composed(entry, *words, *(f"{name}_root={path}" for name, path in roots.items()))
-    with simulated() as waits:
-        launch(ENTRIES[entry].recipe, cfg)
+    idle = set()
+
+    def look(optimizer, *_):
+        trained = [value for group in optimizer.param_groups for value in group["params"] if value.requires_grad]
+        idle.update(tuple(value.shape) for value in trained if value.grad is None)
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        with simulated() as waits:
+            launch(ENTRIES[entry].recipe, cfg)
+    finally:
+        hook.remove()
     assert not waits.counts, waits.report()
+    assert not idle, f"trained without a gradient: parameters of the shapes {idle}"
     return read_rows(roots["output"])
 
 

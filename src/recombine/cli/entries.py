@@ -32,6 +32,8 @@ class Entry:
     """Folder, below the config folder, of the groups (method, search) that this entry alone sees."""
     about: str = ""
     """One line for `recombine --help`."""
+    metric: str = ""
+    """What the report page says first of its runs."""
     files: str = ""
     """module:function of the files outside its folder that make a finished run another one, where these are not known
     beforehand; imports no torch."""
@@ -46,6 +48,7 @@ ENTRIES = {
             "prediction_flips/flips",
             "recombine.flips.settings:FlipsSettings",
             about="what one trained network knows that another does not",
+            metric="rho_pos",
             files="recombine.flips.candidates:list_checkpoints",
         ),
         Entry(
@@ -55,6 +58,7 @@ ENTRIES = {
             "recombine.pretrain.settings:PretrainSettings",
             "pretrain",
             about="train any network on any dataset",
+            metric="accuracy",
         ),
         Entry(
             "transfer",
@@ -63,6 +67,7 @@ ENTRIES = {
             "recombine.transfer.settings:TransferSettings",
             "transfer",
             about="move what a teacher knows into a student that keeps what it knew",
+            metric="transfer_delta",
         ),
         Entry(
             "multi_teacher",
@@ -71,6 +76,7 @@ ENTRIES = {
             "recombine.transfer.settings:MultiTeacherSettings",
             "transfer",
             about="the same from several teachers",
+            metric="transfer_delta",
         ),
         Entry(
             "pnc",
@@ -79,6 +85,7 @@ ENTRIES = {
             "recombine.pnc.settings:PncSettings",
             "pnc",
             about="copy what a network knows of some classes into another one",
+            metric="accuracy_average",
         ),
         Entry(
             "stitch",
@@ -87,6 +94,7 @@ ENTRIES = {
             "recombine.stitch.settings:StitchSettings",
             "stitch",
             about="join two networks and search for offspring that beat both",
+            metric="test_dominate_both_parents",
         ),
         Entry(
             "patch",
@@ -95,6 +103,7 @@ ENTRIES = {
             "recombine.patch.settings:PatchSettings",
             "patch",
             about="new tasks for a frozen network through a small removable patch",
+            metric="accuracy_patched",
         ),
     )
 }

@@ -74,5 +74,6 @@ def main() -> None:
     if options.out or not (options.readme or options.pictures or options.publish):
         out = options.out or Path("report.html")
         about = {entry.name: entry.about for entry in ENTRIES.values()}
-        write_atomically(out, page(rows, specs, options.title, about, links(options.rows, out.parent)))
+        first = {entry.name: entry.metric for entry in ENTRIES.values()}
+        write_atomically(out, page(rows, specs, options.title, about, links(options.rows, out.parent), first))
         print(f"{out}: {len(rows)} rows, {out.stat().st_size / 1e6:.1f} MB")

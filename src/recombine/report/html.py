@@ -38,10 +38,12 @@ def page(
     title: str = "Recombine: results",
     about: Mapping[str, str] | None = None,
     links: Mapping[str, Sequence[str]] | None = None,
+    first: Mapping[str, str] | None = None,
 ) -> str:
     """The report as one HTML document that loads nothing from anywhere.
 
-    `about` says in a sentence what each entry is for; `links` lists files of a run, such as its config and log.
+    `about` says in a sentence what each entry is for; `links` lists files of a run, such as its config and log;
+    `first` names the metric that is told first of an entry. Entries come in the order of `about`.
     Raises ConfigError if there are no rows.
     """
     rows = distinct(rows)
@@ -50,10 +52,12 @@ def page(
     environment = Environment(loader=FileSystemLoader(FILES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     about = {entry: (about or {}).get(entry, "") for entry in [*(about or {}), *sorted({row.entry for row in rows})]}
     entries = {entry: mine for entry in about if (mine := [row for row in rows if row.entry == entry])}
-    papers = [_paper(entry, mine, specs, about[entry]) for entry, mine in entries.items()]
+    rows = [row for mine in entries.values() for row in mine]
+    shown = {entry: _metrics(entry, specs, (first or {}).get(entry, "")) for entry in entries}
+    papers = [_paper(entry, mine, specs, about[entry], shown[entry]) for entry, mine in entries.items()]
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
     static = {name: Markup((FILES / file).read_text(encoding="utf-8")) for name, file in STATIC.items()}
-    headlines = {entry: [*_metrics([spec for spec in specs.values() if spec.entry == entry])] for entry in entries}
+    headlines = {entry: [*metrics] for entry, metrics in shown.items()}
     records = [_record(row) for row in rows]
     data = {"rows": records, "runs": _runs(rows, links or {}), "headlines": headlines, "thinned": _thin(records)}
     return environment.get_template("page.html.j2").render(
@@ -64,7 +68,9 @@ def page(
 STATIC = {"css": "page.css", "script": "page.js", "vega": "vega.js"}
 
 
-def _paper(entry: str, rows: Sequence[Row], specs: Mapping[str, TableSpec], about: str) -> dict[str, Any]:
+def _paper(
+    entry: str, rows: Sequence[Row], specs: Mapping[str, TableSpec], about: str, metrics: Mapping[str, MetricColumn]
+) -> dict[str, Any]:
     """What the page says of an entry: counts, data sets, its tables, or without one a table of everything."""
     names = dict.fromkeys(" ".join(settings(row).values()) for row in rows)
     mine = [spec for spec in specs.values() if spec.entry == entry]
@@ -72,20 +78,22 @@ def _paper(entry: str, rows: Sequence[Row], specs: Mapping[str, TableSpec], abou
     places = [(spec, dict(part)) for part in _parts(measured) for spec in mine or [everything(entry, rows)]]
     tables = [build(spec, rows, where) for spec, where in places if has_rows(spec, measured, where)]
     shown = [table for table in tables if len(table.frame) and (table.frame["status"] != "missing").any()]
-    found = {"facts": _facts(rows), "headline": _headline(mine, measured), "settings": [*filter(None, names)]}
+    found = {"facts": _facts(rows), "headline": _headline(metrics, measured), "settings": [*filter(None, names)]}
     return {"entry": entry, "about": about, "tables": shown, **found}
 
 
-def _metrics(specs: Iterable[TableSpec]) -> dict[str, MetricColumn]:
-    """The metrics of an entry's tables, those of most tables first."""
-    found = [(metric.metric or name, metric) for spec in specs for name, metric in spec.metrics.items()]
+def _metrics(entry: str, specs: Mapping[str, TableSpec], first: str) -> dict[str, MetricColumn]:
+    """The metrics of an entry's tables: `first`, then those of most tables."""
+    mine = [spec for spec in specs.values() if spec.entry == entry]
+    found = [(metric.metric or name, metric) for spec in mine for name, metric in spec.metrics.items()]
     often = Counter(name for name, _ in found)
-    return {name: metric for name, metric in sorted(found, key=lambda item: -often[item[0]])}
+    ordered = {name: metric for name, metric in sorted(found, key=lambda item: -often[item[0]])}
+    return ({first: ordered.get(first, MetricColumn(first.replace("_", " ")))} if first else {}) | ordered
 
 
-def _headline(specs: Iterable[TableSpec], rows: Sequence[Row]) -> str:
-    """The metric that most tables show: its median and range over rows."""
-    for name, metric in _metrics(specs).items():
+def _headline(metrics: Mapping[str, MetricColumn], rows: Sequence[Row]) -> str:
+    """The first metric that there is: its median and range over rows."""
+    for name, metric in metrics.items():
         values = [row.metrics[name] for row in rows if name in row.metrics]
         if values:
             low, middle, high = (format(value, metric.format) for value in (min(values), median(values), max(values)))

@@ -21,6 +21,8 @@ __all__ = ["first_rank", "show", "show_jobs", "show_problems", "show_rows"]
 MOST_ROWS = 20
 MOST_METRICS = 8
 """Of rows whose entry names no headline."""
+MOST_OF_JOB = 4
+"""Metrics of a job in the table of a multirun, so that its run fits beside them."""
 MOST_FILES = 6
 
 
@@ -143,7 +145,7 @@ def _show_results(jobs: Sequence[Mapping]) -> None:
     settings = [dict(word.partition("=")[::2] for word in shlex.split(job["command"]) if "=" in word) for job in jobs]
     differ = [key for one in settings[:1] for key in one if len({other.get(key) for other in settings}) > 1]
     headline: Sequence[str] = next((job["headline"] for job in jobs if job.get("headline")), [])
-    metrics = _chosen((key for job in jobs for key in job["metrics"]), headline[:MOST_METRICS])
+    metrics = _chosen((key for job in jobs for key in job["metrics"]), headline)[:MOST_OF_JOB]
     table = Table("job", *differ, "status")
     for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
