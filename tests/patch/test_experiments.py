@@ -14,7 +14,7 @@ from recombine.core.results import read_rows
 from recombine.core.settings import to_dict
 from recombine.data.settings import DatasetSettings
 from recombine.patch import recipe
-from recombine.patch.settings import END_TO_END, UNTRAINED, task_nodes
+from recombine.patch.settings import DENSE, END_TO_END, UNTRAINED, task_nodes
 from recombine.report.spec import load_specs, matches
 from recombine.run.launch import launch
 from tests import composing, sweeps
@@ -64,7 +64,7 @@ def cells(experiment, given):
                 found_rows = {adapted.adaptation, "none" if adapted.adaptation == "adda" else adapted.adaptation}
                 for task, adaptation in itertools.product(found, found_rows):
                     yield names | {"task": task} | ({"adaptation": adaptation} if zero_shot else {})
-        elif protocol.protocol in ("single", "segmentation"):
+        elif protocol.protocol in ("single", *DENSE):
             yield from ({**cell, "task": task} for task in found)
         else:
             yield {**cell, "tasks": "-".join(found)}
@@ -132,8 +132,8 @@ def jobs():
     for experiment in EXPERIMENTS:
         swept = [key for key in sweeps.choices("patch", experiment) if key not in ("seed", "tasks")]
         whole, table = sweeps.written("patch", experiment), experiment.startswith("table")
-        if whole.protocol == "segmentation":
-            continue  # needs masks: test_segmentation
+        if whole.protocol in DENSE:
+            continue  # needs masks or boxes: test_segmentation, test_detection
         same = {"table": table, "protocol": whole.protocol, "size": OmegaConf.select(whole, "model.size")}
         for key, value in [(None, None), *((k, v) for k in swept for v in sweeps.choices("patch", experiment)[k])]:
             job = first(experiment, **({key.replace(".", "__"): value} if key else {}))
