@@ -57,6 +57,16 @@ def options(entry, group):
     return CONFIG / (f"transfer/{group}" if group in ("method", "pair") else group)
 
 
+def option(entry, group, value):
+    """A file of a group, a method with the parts that it takes from other groups."""
+    node = yaml.safe_load((options(entry, group) / f"{value}.yaml").read_text())
+    for part in node.get("defaults", []) if group == "method" else []:
+        ((name, chosen),) = part.items()
+        file = CONFIG / "transfer" / name.strip("/") / f"{chosen}.yaml"
+        node["method"][name.strip("/")] = yaml.safe_load(file.read_text())
+    return node
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_names_settings_and_options_that_exist(experiment):
     """Its first job composes as a whole; of the others, what differs is checked by itself."""
@@ -73,7 +83,7 @@ def test_an_experiment_names_settings_and_options_that_exist(experiment):
                 OmegaConf.update(cfg, key, yaml.safe_load(value.replace("\\", "")), force_add=False)
                 assert validate(cfg, schema, rules=False) == []
             continue
-        nodes = {value: yaml.safe_load((options(entry, group) / f"{value}.yaml").read_text()) for value in values}
+        nodes = {value: option(entry, group, value) for value in values}
         for value, node in nodes.items():
             if group == "method":
                 assert METHOD.problems({**node["method"], **overridden.get("method", {})}, f"method={value}") == []
