@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from recombine import models
 from recombine.core.files import CONFIG_DIR
 from recombine.core.results import read_rows
 from scripts.campaigns.forks import fork
@@ -28,7 +29,8 @@ def of(entry, key, group, *words):
 
 
 PATCH = "tasks=[{name: low, dataset: digits, class_subset: [5,6,7]}, {name: few, dataset: digits, class_subset: [0,1]}]"
-TRAINED = ["model=cnn", "model.weights=null", "method=delta"]
+RESIDUAL = "model.name=residual"
+"""Has the blocks that modules need."""
 AVERAGED = "engine.ema_decay=0.9"
 FAST = "optimizer.lr=0.1"
 """Weights move by more than what two processes may differ by. (all_skips_random draws numbers for each evaluation.)"""
@@ -40,10 +42,10 @@ CASES = [
     *of("transfer", "loss", "transfer/loss", "method=distill", FAST),
     ("transfer", ["candidates=[second,third]"]),
     *(("multi_teacher", [f"combine={way}", FAST]) for way in ("sequential", "parallel", "soup")),
-    *(case for case in of("patch", "method", "patch/method") if "all_skips_random" not in case[1][0]),
-    *(("patch", [f"protocol={name}", "method=delta", PATCH]) for name in ("joint", "sequential")),
-    *of("patch", "regularizer", "patch/regularizer", "protocol=end_to_end", "method=delta"),
-    ("patch", ["protocol=scratch", "method=delta"]),
+    *(case for case in of("patch", "method", "patch/method", RESIDUAL) if "all_skips_random" not in case[1][0]),
+    *(("patch", [f"protocol={name}", "method=delta", PATCH, RESIDUAL]) for name in ("joint", "sequential")),
+    *of("patch", "regularizer", "patch/regularizer", "protocol=end_to_end", "method=delta", RESIDUAL),
+    ("patch", ["protocol=scratch", "method=delta", "model.name=resnet8"]),
     *of("stitch", "method", "stitch/method"),
     *of("stitch", "search", "stitch/search"),
     *of("pnc", "method", "pnc/method"),
@@ -54,6 +56,8 @@ CASES = [
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("processes")
     make_networks(place)
+    node = {"name": "resnet8", "width": 8, "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
+    models.save(models.build(node, classes=10), place / "weights/residual.safetensors", {})
     return place
 
 
