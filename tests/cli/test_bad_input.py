@@ -37,6 +37,7 @@ WRONG = [
     ("pnc", "stage_epochs=nan", "stage_epochs=nan"),
     ("patch", "tasks=[{}]", "name: cannot be resolved"),
     ("patch", "model.mean=abc", "model.mean=abc"),
+    ("patch", "task.test_fraction=0.1", "task.test_fraction=0.1: task has no default for test_fraction; +task.test_fr"),
     ("stitch", "retrain.batch_size=0", "retrain.batch_size=0: a whole number of at least 1"),
 ]
 

@@ -160,7 +160,7 @@ def test_joint_paint_chooses_by_the_concatenated_set_and_recalibrates_on_all_tas
         assert set(labels[:64].tolist()) == {0, 1, 2, 3, 4} and (labels.diff() < 0).any()
     whole = [each for each in opened if not each[2]]
     assert len(whole) == len(set(whole)), whole
-    assert len(list((tmp_path / "cache" / "predictions").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "predictions").glob("*.safetensors"))) == 1
 
 
 def test_seconds_of_a_task_are_its_own(tmp_path, base):
@@ -226,7 +226,7 @@ def test_training_from_a_kept_prefix_is_training_from_images(tmp_path, base):
     [
         (
             ["protocol=both"],
-            r"protocol=both: one of single, joint, sequential, end_to_end, scratch, zero_shot, segmentation is",
+            r"protocol=both: one of single, joint, sequential, end_to_end, .*, segmentation, detection is",
         ),
         (["tasks=[mnits]"], r"no dataset 'mnits'; did you mean 'mnist'"),
         (["tasks=[]"], r"tasks is empty"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -24,6 +25,7 @@ from recombine.cli import renamed
 from recombine.cli.entries import find_entry, owners_of
 from recombine.cli.search_path import use_groups
 from recombine.core.errors import did_you_mean
+from recombine.core.settings import declares
 from recombine.run.config import accepts
 
 __all__ = ["Composition", "compose_all"]
@@ -63,7 +65,7 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
     if entry is not None:
         use_groups(entry.groups)
     with initialize_config_dir(config_dir, version_base="1.3"):
-        composer = _Composer(config_name, sweep)
+        composer = _Composer(config_name, sweep, entry.settings if entry else None)
         places = [text for text in overrides if text.startswith("hydra.searchpath")]
         try:
             base = composer.start(places)
@@ -79,9 +81,8 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
 class _Composer:
     """Tries overrides one by one, groups before values; works inside `initialize_config_dir`."""
 
-    def __init__(self, config_name: str, sweep: bool) -> None:
-        self.config_name = config_name
-        self.sweep = sweep
+    def __init__(self, config_name: str, sweep: bool, settings: str | None) -> None:
+        self.config_name, self.sweep, self.settings = config_name, sweep, settings
         self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.accepted: list[str] = []
@@ -252,7 +253,7 @@ class _Composer:
         if not path:
             groups = [group for group in self.loader.list_groups("") if group != "hydra"]
             return f"unknown setting {key}: {did_you_mean(last, {*known, *groups})}"
-        if accepts(node, last):
+        if accepts(node, last) or (self.settings and declares(resolve_name(self.settings), f"{path}.{last}")):
             return f"{text}: {path} has no default for {last}; +{text} adds it"
         choice = f" (of {path}={chosen[path]})" if path in chosen else ""
         return f"unknown setting {key}{choice}: {did_you_mean(last, known)}"

@@ -29,6 +29,7 @@ __all__ = [
     "VOLATILE",
     "NodeRule",
     "Settings",
+    "declares",
     "find_problems",
     "given_settings",
     "read",
@@ -220,6 +221,13 @@ def _field(schema: type[Settings], names: list[str]) -> tuple[FieldInfo | None, 
         found, depth = model.model_fields[name], position
         model = _nested(found.annotation)
     return found, depth
+
+
+def declares(schema: type[Settings], path: str) -> bool:
+    """Whether a dotted path leads to a setting."""
+    names = path.split(".")
+    found, depth = _field(schema, names)
+    return found is not None and depth == len(names) - 1
 
 
 def _model(schema: type[Settings], names: list[str]) -> type[Settings]:
