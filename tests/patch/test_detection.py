@@ -109,8 +109,8 @@ def test_patch_and_heads_train_and_the_encoder_stays(name, tmp_path):
     ("override", "message"),
     [
         ("method=finetune", "protocol=detection trains heads with a patch"),
-        ("tasks=[digits]", "has one label for each image, and here boxes around objects is needed"),
-        ("tasks=[camvid]", "has a label for each pixel, and here boxes around objects is needed"),
+        ("tasks=[digits]", "has a label for each image, and here boxes around objects is needed"),
+        ("tasks=[camvid]", "has a label for every pixel, and here boxes around objects is needed"),
         ("model=resnet8", "classifies images, and the data have boxes around objects"),
         ("model.backbone_weights=null", "protocol=detection freezes the backbone"),
         ("model.backbone=vit_tiny_patch16_224", None),

@@ -62,7 +62,7 @@ def test_the_patch_and_the_head_train_and_the_backbone_stays(name):
     ("override", "message"),
     [
         ("method=finetune", "protocol=segmentation trains heads with a patch"),
-        ("tasks=[digits]", "has one label for each image, and here a label for each pixel is needed"),
+        ("tasks=[digits]", "has a label for each image, and here a label for every pixel is needed"),
         ("model=resnet8", "classifies images, and the data have a label for every pixel"),
         ("model.backbone_weights=null", "protocol=segmentation freezes the backbone"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recombine.core.errors import ConfigError
+from recombine.core.labels import LABELS
 from recombine.core.settings import find_problems
 from recombine.data.settings import DatasetSettings
 from recombine.data.sources import DATASETS, problems, splits_of
@@ -14,12 +15,6 @@ from recombine.data.sources import DATASETS, problems, splits_of
 __all__ = ["TASKS", "check", "check_node", "task_of"]
 
 TASKS = ("classification", "segmentation", "detection")
-LABELLED = {
-    "classification": "one label for each image",
-    "segmentation": "a label for each pixel",
-    "detection": "boxes around objects",
-}
-"""What data have, by what networks learn from them."""
 EXAMPLES = {"classification": "digits", "segmentation": "camvid", "detection": "voc_detection"}
 
 
@@ -35,9 +30,9 @@ def check(
     if settings.reader is not None:
         return []  # what it reads is its own affair
     if (task := task_of(settings)) not in tasks:
-        needed = " or ".join(LABELLED[each] for each in tasks)
+        needed = " or ".join(LABELS[each] for each in tasks)
         return [
-            f"{path}={settings.name} has {LABELLED[task]}, and here {needed} is needed, such as "
+            f"{path}={settings.name} has {LABELS[task]}, and here {needed} is needed, such as "
             f"{path}={EXAMPLES[tasks[0]]}"
         ]
     folder, root = settings.folder or settings.name, Path(data_root)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recombine.core.errors import ConfigError
+from recombine.core.labels import LABELS
 from recombine.core.settings import find_problems
 from recombine.models.architectures import option_problems
 from recombine.models.libraries import library_classes, no_weights, task_of, weights_problem
@@ -20,11 +21,6 @@ GIVES = {
     "classification": "classifies images",
     "segmentation": "classifies every pixel",
     "detection": "finds boxes of objects",
-}
-LABELS = {
-    "classification": "a label for each image",
-    "segmentation": "a label for every pixel",
-    "detection": "boxes around objects",
 }
 NETWORKS = {
     "segmentation": "model=any model.name=torchvision:lraspp_mobilenet_v3_large model.weights=null",

@@ -32,10 +32,10 @@ class Pyramid(nn.Module):
         self.body, self.fpn, self.out_channels = body, fpn, channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Float images [B, 3, H, W] -> maps float32 [B, channels, H / stride, W / stride] by name."""
+        """Float images [B, 3, H, W] -> maps [B, channels, H / stride, W / stride] by name."""
         maps = self.body(images)
         found = maps.items() if isinstance(maps, dict) else enumerate(maps)
-        return self.fpn(OrderedDict((str(name), value.float()) for name, value in found))
+        return self.fpn(OrderedDict((str(name), value) for name, value in found))
 
 
 class Detector(nn.Module):
@@ -43,6 +43,7 @@ class Detector(nn.Module):
 
     Deviation: images are square and padded before they come, so that torchvision's own resizing is left out; every
     image has `DETECTIONS` rows.
+    Deviation: where a timm backbone trains, its BatchNorms do; those of torchvision's detectors are always frozen.
     """
 
     encoder = "backbone.body"
