@@ -40,7 +40,7 @@ class Mask:
 
     def __call__(self, student: Tensor, candidates: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         """Weights [K, B]; `student` are logits [B, C] of the student in training."""
-        raise NotImplementedError(f"{type(self).__name__} gives no weights")
+        raise TypeError(f"{type(self).__name__} gives no weights")
 
 
 class Confidence(Mask):
