@@ -13,6 +13,7 @@ from recombine.core.types import Row
 from recombine.pnc import plots
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
+from recombine.pnc.verdicts import derive_verdicts
 from recombine.report.pivot import build
 from recombine.report.spec import load_specs
 
@@ -23,11 +24,12 @@ LAYERS = ["conv3", "conv4"]
 RATES = {"pnc": 0.8, "pnc_random": 0.7, "finetune": 0.82}
 
 
-def row(method, average, lost, seed=0, **cell):
+def row(method, average, lost, seed=0, kept=None, **cell):
     own = USUAL if method == "pnc" else NONE
     where = {"dataset": "mnist_high", "target": "cnn-mnist_high-s0", "source": "cnn-mnist_low-s1000", "clone": "0 1"}
     where |= {"classes": 2, "fraction": 0.3, "use_target_data": True, "method": method, **own, **cell}
     metrics = {"accuracy_average": average, "locality_drop": lost, "position": 2.0, "kept_filters": 50.0}
+    metrics |= {"select_average": average if kept is None else kept}
     metrics |= {"accuracy_original": average + 1, "accuracy_cloned": average - 1}
     return Row(where, metrics, entry="pnc", seed=seed, run=f"{method}-{seed}-{sorted(cell.items())}")
 
@@ -50,12 +52,22 @@ def test_claims_are_against_the_best_of_the_same_task_and_seed():
     assert found[0, 0.3]["gain_of_all_images"] == 2 and "gain_of_all_images" not in found[1, 0.3]
 
 
+def test_the_best_is_that_on_images_kept_for_selection_and_else_not_known():
+    clone, better = row("pnc", 90.0, 2.0), row("finetune", 84.0, 8.0, kept=80.0)
+    other = row("lwf", 86.0, 4.0, kept=79.0)
+    (found,) = derive_claims([clone, other, better, row("pnc_random", 88.0, 2.0)])
+    assert found.metrics["gain_over_tuning"] == 6 and found.metrics["locality_gain"] == 75, "finetune, not lwf"
+    del other.metrics["select_average"]
+    (found,) = derive_claims([clone, better, other, row("pnc_random", 88.0, 2.0)])
+    assert {"gain_over_tuning", "locality_gain"}.isdisjoint(found.metrics) and found.metrics["gain_over_random"] == 2
+
+
 def test_ablations_are_no_part_of_the_claims_and_nothing_lost_is_no_gain():
     ablations = [
         row("pnc", 10.0, 50.0, **other) for other in ({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"})
     ]
     (found,) = derive_claims([row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0), *ablations])
-    assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0}
+    assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0, "lost_below_half": -2.0}
     old = row("pnc", 70.0, 1.0)
     (found,) = derive_claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])
     assert found.cell["classes"] == 2
@@ -154,3 +166,26 @@ def test_curves_over_filters_and_images():
     np.testing.assert_allclose(curves_of(axes)["lwf: mean"].get_data(), [[0.1, 0.3, 1.0], [81.0, 83.0, 90.0]])
     with pytest.raises(ConfigError, match="nothing to plot"):
         plots.data_curve(images[:1])
+
+
+def test_verdicts_are_over_pairs_of_networks_with_an_interval_by_hand():
+    def pair(k, method, average, **more):
+        made = row(method, average, 2.0, seed=k, target=f"cnn-mnist_high-s{k}", source=f"cnn-mnist_low-s100{k}")
+        return replace(made, metrics=made.metrics | more)
+
+    def probed(gain):
+        return {"gain_over_probe": -gain, "gain_over_probe_low": -gain - 1, "gain_over_probe_high": -gain + 1}
+
+    rows = [pair(k, "pnc", 80.0 + gain, **probed(gain)) for k, gain in enumerate([6.5, 7.0, 7.5])]
+    rows += [pair(k, "finetune", 80.0) for k in range(3)] + [pair(k, "pnc_random", 87.0) for k in range(3)]
+    rows += [pair(k, "pnc_reinitialised", 87.0) for k in range(2)]
+    found = {r.cell["claim"][0]: r for r in derive_verdicts(rows)}
+    half = 4.302653 * 0.5 / 3**0.5
+    assert found["1"].cell["verdict"] == "holds" and found["1"].metrics["effect"] == pytest.approx(7)
+    assert found["1"].metrics["effect_low"] == pytest.approx(7 - half, abs=1e-5)
+    assert found["5"].cell["verdict"] == "contradicted"
+    assert found["5"].metrics["effect_high"] == pytest.approx(-7 + (half**2 + 1) ** 0.5, abs=1e-5)
+    assert found["3"].cell["verdict"] == "contradicted" and found["3"].metrics["effect"] == -1
+    assert [found[k].cell["verdict"] for k in "467"] == ["not tested", "not tested", "not shown"]
+    table = build(load_specs(TABLES)["pnc/verdicts"], rows)
+    assert len(table.rows) == 7 and not any("warning" in note for note in table.notes)

@@ -8,15 +8,23 @@ from dataclasses import replace
 
 from recombine.core.types import Row
 from recombine.pnc.gains import gain, unpack
+from recombine.pnc.method_settings import CloningSettings, PositionSearchSettings
 from recombine.report.registry import register_derived
 
-__all__ = ["derive_claims", "is_default", "name_pairs"]
+__all__ = ["compare_clones", "derive_claims", "is_default", "name_pairs"]
 
 TUNING = ("finetune", "lwf", "ewc", "lwf_source")
 COMPARED = {"tuning": TUNING, "continual": ("lwf", "ewc"), "random": ("pnc_random",), "whole": ("pnc_whole",)}
 COMPARED |= {"reinitialised": ("pnc_reinitialised",)}
 """What a clone is compared with, the best of each."""
+CHOSEN_BY = "select_average"
+"""Average accuracy on the images kept for selection, by which the best of several is chosen."""
 HITS = ("hits_original", "hits_cloned")
+SETTINGS = (
+    *("keep_ratio", "adapter", "align", "residual", "scope", "mask_kind", "mask_start", "surrogate", "joint"),
+    *("use_complement", "bn_recalibrate", "last_stage"),
+)
+"""Settings of a clone that rows hold, but for those that what it is compared with changes."""
 TASK = ("dataset", "target", "source", "clone", "fraction", "use_target_data")
 """Cell keys in which a clone and what it is compared with must agree."""
 
@@ -25,46 +33,64 @@ def is_default(row: Row) -> bool:
     """Whether a row has the method's default settings; keys that old rows lack are ignored."""
     cell = row.cell
     head = "rows" if cell.get("use_target_data", True) else "concat"
-    default = {"keep_ratio": 0.5, "head": head, "positions": "all", "adapter": "conv1x1_bn", "residual": "none"}
+    default = {key: CloningSettings.model_fields[key].default for key in SETTINGS}
+    default |= {"head": head, "positions": "all", "search": PositionSearchSettings().metric}
     return all(cell.get(key, "none") in (value, "none") for key, value in default.items())
 
 
-def derive_claims(rows: Sequence[Row]) -> list[Row]:
+def compare_clones(rows: Sequence[Row]) -> list[Row]:
     """Clones beside what they are compared with, one row for each clone with default settings.
 
-    gain_over_tuning: average accuracy above the best of TUNING in the same run's seed and data, in points;
+    gain_over_tuning: average accuracy above the best of TUNING in the same run's seed and data, in points; the best on
+    the images kept for selection, and where rows do not hold that the gain is not known;
     gain_over_continual: the same of CONTINUAL; gain_over_random, _whole, _reinitialised: above the clone of filters by
     chance, of the whole source, of a source with random weights; each with its 95 % interval over the test images, if
     the rows hold which ones were answered right. locality_gain: 100 (1 - lost / lost by the best of TUNING), if that
-    one lost anything; gain_of_all_images: what the same clone gains from all training images.
+    one lost anything; lost_below_half: half of what that one lost, minus what the clone lost, in points;
+    gain_of_all_images: what the same clone gains from all training images.
     """
     found: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         if row.status == "ok" and is_default(row) and "accuracy_average" in row.metrics:
             key = (*(str(row.cell.get(name)) for name in TASK), row.seed)
             found.setdefault(key, {}).setdefault(str(row.cell["method"]), row)
-    return [_claim(key, methods, found) for key, methods in found.items() if "pnc" in methods]
+    return [_compare(key, methods, found) for key, methods in found.items() if "pnc" in methods]
 
 
-def _claim(key: tuple, methods: dict[str, Row], found: dict[tuple, dict[str, Row]]) -> Row:
+def derive_claims(rows: Sequence[Row]) -> list[Row]:
+    """The same, where a pair of networks of each seed is one pair."""
+    return name_pairs(compare_clones(rows))
+
+
+def _compare(key: tuple, methods: dict[str, Row], found: dict[tuple, dict[str, Row]]) -> Row:
     clone = methods["pnc"]
     names = ("accuracy_average", *(f"gain_over_probe{end}" for end in ("", "_low", "_high")))
     metrics = {name: clone.metrics[name] for name in names if name in clone.metrics}
     for name, others in COMPARED.items():
         there = [methods[other] for other in others if other in methods]
         if there:
-            best = max(there, key=lambda row: row.metrics["accuracy_average"])
+            best = _best(there)
+            if best is None:
+                continue
             metrics |= _gain(f"gain_over_{name}", clone, best)
             if name == "tuning" and best.metrics["locality_drop"] > 0:
                 lost = clone.metrics["locality_drop"] / best.metrics["locality_drop"]
                 metrics["locality_gain"] = 100 * (1 - lost)
+            if name == "tuning":
+                metrics["lost_below_half"] = best.metrics["locality_drop"] / 2 - clone.metrics["locality_drop"]
     place = TASK.index("fraction")
     whole = found.get((*key[:place], "1.0", *key[place + 1 :]), {}).get("pnc")
     if whole is not None and whole is not clone:
         metrics["gain_of_all_images"] = whole.metrics["accuracy_average"] - clone.metrics["accuracy_average"]
     classes = clone.cell.get("classes", len(str(clone.cell["clone"]).split()))
-    (named,) = name_pairs([clone])
-    return replace(named, cell={**named.cell, "classes": classes}, metrics=metrics, series={})
+    return replace(clone, cell={**clone.cell, "classes": classes}, metrics=metrics, series={})
+
+
+def _best(rows: Sequence[Row]) -> Row | None:
+    """The best by average accuracy on the images kept for selection, never on test images; None where one lacks it."""
+    if len(rows) > 1 and not all(CHOSEN_BY in row.metrics for row in rows):
+        return None
+    return max(rows, key=lambda row: row.metrics.get(CHOSEN_BY, 0.0))
 
 
 def name_pairs(rows: Sequence[Row]) -> list[Row]:

@@ -20,12 +20,12 @@ from recombine.pnc.data import CloneData, first_outputs, sample_batch
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.gains import gain, pack
 from recombine.pnc.local.similarity import fit_coefficients, similarity
-from recombine.pnc.metrics import accuracy, count_bytes, hits, joint_metrics, percent, source_metrics
+from recombine.pnc.metrics import accuracy, count_bytes, hits, joint_metrics, mean_accuracy, percent, source_metrics
 from recombine.run.console import show
 
 __all__ = [
-    *("evaluate_alone", "evaluate_joint", "evaluate_module", "list_masks", "measure_bytes", "similarity_by_class"),
-    "suffix",
+    *("evaluate_alone", "evaluate_joint", "evaluate_kept", "evaluate_module", "list_masks", "measure_bytes"),
+    *("similarity_by_class", "suffix"),
 ]
 
 
@@ -105,13 +105,19 @@ def evaluate_joint(
     return metrics, series
 
 
+def evaluate_kept(net: nn.Module, pairs: Sequence[CloneData], evaluator: CloneEvaluator) -> float:
+    """Mean accuracy on old and on new classes, of the images kept for selection."""
+    old, new = _predict(net, pairs, evaluator, "select")
+    return mean_accuracy(old, _concatenate(new))
+
+
 def _predict(
-    net: nn.Module, pairs: Sequence[CloneData], evaluator: CloneEvaluator
+    net: nn.Module, pairs: Sequence[CloneData], evaluator: CloneEvaluator, split: str = "test"
 ) -> tuple[Predictions, list[Predictions]]:
-    """Of the target's own test images, and of each source's."""
+    """Of the target's own images, and of each source's."""
     starts = first_outputs(pairs)
-    new = [evaluator.predict_cloned(net, pair, "test", start) for pair, start in zip(pairs, starts, strict=True)]
-    return evaluator.predict_target(net, pairs[0], "test"), new
+    new = [evaluator.predict_cloned(net, pair, split, start) for pair, start in zip(pairs, starts, strict=True)]
+    return evaluator.predict_target(net, pairs[0], split), new
 
 
 def _flops_ratio(net: nn.Module, target: Model) -> float:

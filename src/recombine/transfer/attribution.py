@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 from recombine.core.paired import mean_over_checkpoints
 from recombine.core.types import Row
 from recombine.models.registry import PRETRAINED
+from recombine.report.evidence import Evidence, interval_metrics
 from recombine.report.registry import register_derived
 
 __all__ = ["derive_attribution", "derive_claims"]
@@ -21,8 +22,6 @@ EQUAL = 0.5
 """Teachers whose mean accuracy differs by less than this many points are equal to their students."""
 DISCORDANT = {"gain_over_xe": "differs_from_xe", "gain_over_self_dist": "differs_from_self_dist"}
 MEANS = ("accuracy_before", "accuracy_gap", "transfer_delta_xe", "transfer_rate_strict", "transfer_rate_strict_xe")
-AT_LEAST = 3
-"""Independently trained networks that a verdict needs."""
 
 
 class Group(NamedTuple):
@@ -93,37 +92,12 @@ def derive_attribution(rows: Sequence[Row]) -> list[Row]:
     for group in groups(rows):
         metrics = {name: group.mean(name) for name in MEANS}
         for name in ("transfer_delta", *DISCORDANT):
-            metrics |= _as_metrics(name, group.interval(name))
+            metrics |= interval_metrics(name, group.interval(name))
         metrics |= {"networks": len({student for student, _ in group.pairs}), "steps": group.mean("steps")}
         cell = {**group.where, "student": group.student, "teacher": f"{group.teacher} ({group.side})"}
         known = {name: value for name, value in metrics.items() if np.isfinite(value)}
         made.append(Row(cell={**cell, "method": group.method}, metrics=known, entry="transfer", run="derived"))
     return made
-
-
-def _as_metrics(name: str, interval: tuple[float, float, float] | None) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True)) if interval else {}
-
-
-class Evidence(NamedTuple):
-    """An effect that a claim says is positive, or negative, with its interval."""
-
-    text: str
-    sign: int
-    """1: the claim says that it is above 0. -1: below."""
-    interval: tuple[float, float, float] | None
-    networks: int
-    margin: float = 0.0
-    """By how much it may miss 0 all the same."""
-
-    @property
-    def verdict(self) -> str:
-        """holds or contradicted where the interval leaves out 0 (or its margin), else not shown; or not tested."""
-        if self.interval is None or self.networks < AT_LEAST:
-            return "not tested"
-        _, low, high = (self.sign * value for value in self.interval)
-        low, high = min(low, high), max(low, high)
-        return "holds" if low > -self.margin else "contradicted" if high < -self.margin else "not shown"
 
 
 def derive_claims(rows: Sequence[Row]) -> list[Row]:
@@ -135,7 +109,7 @@ def derive_claims(rows: Sequence[Row]) -> list[Row]:
     for (where, student), mine in by_student.items():
         for evidence in _claims(mine):
             cell = {**dict(where), "student": student, "claim": evidence.text, "verdict": evidence.verdict}
-            metrics = _as_metrics("effect", evidence.interval) if evidence.verdict != "not tested" else {}
+            metrics = interval_metrics("effect", evidence.interval) if evidence.verdict != "not tested" else {}
             metrics = {**metrics, "networks": float(evidence.networks)}
             made.append(Row(cell=cell, metrics=metrics, entry="transfer", run="derived"))
     return made
