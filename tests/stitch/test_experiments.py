@@ -22,7 +22,7 @@ register_papers()
 FOLDER = sweeps.CONFIG / "experiment" / "stitch"
 EXPERIMENTS = sweeps.experiments("stitch")
 TABLES = load_specs(sweeps.CONFIG / "table" / "stitch")
-OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn"}
+OWN = {"resnet8-mnist-s0": "resnet8", "cnn-mnist-s0": "cnn", "lab-part1": "resnet8", "lab-part2": "resnet8"}
 """Networks that the user trains, and what they are."""
 
 
