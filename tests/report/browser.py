@@ -83,12 +83,18 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def click(self, selector: str) -> None:
-        """Click the middle of the first element with the mouse."""
+    def hover(self, selector: str) -> tuple[float, float]:
+        """Move the mouse to the middle of the first element; where that is."""
         node = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{node}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
         box = self.run(f"{node}.getBoundingClientRect().toJSON()")
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
+
+    def click(self, selector: str) -> None:
+        """Click the middle of the first element with the mouse."""
+        x, y = self.hover(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -43,7 +43,7 @@ class Layout:
         return f"{metric}_published" in self.frame
 
     def headers(self) -> list[str]:
-        headers = [self.spec.labels.get(key, key) for key in self.row_keys]
+        headers = [self.spec.labels.get(key, key) for key in self.row_keys] + [self.spec.runs] * bool(self.spec.runs)
         for value in self.columns:
             for name, metric in self.metrics.items():
                 many = not value or len(self.metrics) > 1
@@ -62,24 +62,28 @@ class Layout:
         return [value for key, value in zip(self.spec.rows, place, strict=True) if key in self.row_keys]
 
     def _values(self, place: tuple[str, ...]) -> list[str]:
-        texts = []
+        several = self.seeds.nunique() > 1 and not self.spec.runs
+        texts = [self._runs(place)] if self.spec.runs else []
         for value in self.columns:
             cell = self.cells.get((*place, *value))
             for name, metric in self.metrics.items():
-                several = self.seeds.nunique() > 1
                 texts += _texts(cell, name, metric, published=self._published(name), count=several)
         return texts
+
+    def _runs(self, place: tuple[str, ...]) -> str:
+        """The most seeds that a value of the row is of."""
+        cells = [cell for key, cell in self.cells.items() if key[: len(place)] == place]
+        counts = [cell.get(f"{name}_n") for cell in cells for name in self.metrics]
+        return str(max((int(n) for n in counts if not pd.isna(n)), default=0))
 
     def notes(self) -> list[str]:
         notes = [", ".join(f"{self.spec.labels.get(key, key)}: {value}" for key, value in self.fixed.items())]
         notes += dict.fromkeys(metric.note for metric in self.metrics.values())
         if len(self.seeds) and self.seeds.max() > 1:
-            same = self.seeds.nunique() == 1
+            count = "" if self.spec.runs else "; n stands with each value"
+            count = f"; n = {self.seeds.max()}" if self.seeds.nunique() == 1 and not self.spec.runs else count
             means = any(metric.quantile is None for metric in self.metrics.values())
-            notes.append(
-                (STD_NOTE if means else "over seeds")
-                + (f"; n = {self.seeds.max()}" if same else "; n stands with each value")
-            )
+            notes.append((STD_NOTE if means else "over seeds") + count)
         if any(self._published(name) for name in self.metrics):
             notes.append(f"published: {self.spec.source or 'source not stated'}; difference = ours - published")
         return [note for note in notes if note]

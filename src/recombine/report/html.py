@@ -116,9 +116,11 @@ def _facts(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _record(row: Row) -> dict[str, Any]:
-    """A row as the page's script reads it: with curves, numbers to five digits."""
+    """A row as the page's script reads it: with curves, numbers to five digits and lists (genes) as text."""
     axes = {len(row.series[axis]) for axis in AXES if row.series.get(axis)}
-    curves = {key: _short(values) for key, values in row.series.items() if len(values) in axes and _numbers(values)}
+    series = {key: values for key, values in row.series.items() if len(values) in axes}
+    curves = {key: _short(values) for key, values in series.items() if _numbers(values)}
+    curves |= {key: [" ".join(map(str, one)) for one in values] for key, values in series.items() if _lists(values)}
     return {
         **{"entry": row.entry, "run": row.run, "group": row.group, "seed": row.seed, "status": row.status},
         **{"error": row.error or "", "cell": row.cell, "metrics": {k: _round(v) for k, v in row.metrics.items()}},
@@ -138,6 +140,10 @@ def _thin(records: Sequence[dict[str, Any]]) -> bool:
                 if len(values) == count and not name.startswith(("front_", "reference_")):
                     series[name] = [values[place] for place in places]
     return total > POINTS
+
+
+def _lists(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, list) for value in values)
 
 
 def _numbers(values: Sequence[Any]) -> bool:

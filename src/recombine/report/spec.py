@@ -110,6 +110,8 @@ class TableSpec:
     """Cell keys that are averaged over on purpose; a cell whose rows differ in any other has no value."""
     labels: dict[str, str] = field(default_factory=dict)
     """Headings of cell keys."""
+    runs: str = ""
+    """Heading of a column with the most seeds of a row, in place of the number beside each value."""
     pairs: list[str] = field(default_factory=list)
     """Two cell keys: every ordered pair of different values seen under either of them is expected."""
     expected: list[dict[str, Any]] = field(default_factory=list)

@@ -133,8 +133,7 @@ function details(row, span) {
   return make("tr", {}, cell);
 }
 
-const fold = (title, lines) =>
-  make("details", {}, make("summary", { textContent: title }), make("pre", { textContent: lines.join("\n") || "nothing" }));
+const fold = (title, lines) => make("details", {}, make("summary", { textContent: title }), make("pre", { textContent: lines.join("\n") || "nothing" }));
 
 function sortBy(name) {
   state.sort = [name, state.sort[0] === name ? -state.sort[1] : 1];
@@ -146,7 +145,7 @@ function sortBy(name) {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const KINDS = {
   curves: (rows) => series(rows, ["epoch", "requests"]).length && { x: present(rows, ["epoch", "requests"]), y: series(rows, ["epoch", "requests"]) },
-  fronts: (rows) => series(rows, ["front_cost"]).length && { x: ["cost"], y: series(rows, ["front_cost"]).map((name) => name.slice(6)).filter((name) => name !== "cost") },
+  fronts: (rows) => series(rows, ["front_cost"]).length && { x: ["cost"], y: series(rows, ["front_cost"]).map((name) => name.slice(6)).filter((name) => !["cost", "on", "output"].includes(name)) },
   deltas: (rows) => metricNames(rows).length && { x: metricNames(rows), y: cellNames(rows) },
   points: (rows) => metricNames(rows).length > 1 && { x: metricNames(rows), y: metricNames(rows).slice(1).concat(metricNames(rows)[0]) },
   "heat map": (rows) => cellNames(rows).length > 1 && { x: cellNames(rows), y: cellNames(rows) },
@@ -184,7 +183,7 @@ function offerAxes() {
   const gain = x.find((name) => /delta|gain|harmonic|average/.test(name));
   fill("chart-x", x, kind === "heat map" && x.includes("student") ? "student" : ((kind === "deltas" && gain) || x[0]));
   fill("chart-y", y, y.includes(wanted) ? wanted : (y.find((name) => name.startsWith("test_accuracy") || name === "accuracy") ?? y[0]));
-  fill("chart-color", unique(metric), kind === "curves" || kind === "fronts" ? "run" : metric[0]);
+  fill("chart-color", unique(metric), { curves: "run", fronts: metric.includes("search") ? "search" : "run" }[kind] ?? metric[0]);
   $("chart-color").parentElement.firstChild.textContent = kind === "heat map" ? "value " : "color ";
   draw();
 }
@@ -203,10 +202,10 @@ function spec(kind, rows, x, y, color) {
   const zoom = [{ name: "zoom", select: "interval", bind: "scales" }];
   const pick = color === "none" ? [] : [{ name: "pick", select: { type: "point", fields: ["color"] }, bind: "legend" }];
   const faded = color === "none" ? {} : { opacity: { condition: { param: "pick", value: 1 }, value: 0.12 } };
-  const about = [{ field: "run", title: "run" }, ...Object.keys(rows[0] ?? {}).filter((key) => !["run", "color", "order"].includes(key)).map((field) => ({ field, title: field }))];
+  const about = [{ field: "run", title: "run" }, ...Object.keys(rows[0] ?? {}).filter((key) => !["run", "color", "order", "cost"].includes(key)).map((field) => ({ field, title: { x, y }[field] ?? field }))];
   const values = { data: { values: rows }, width: "container", height: 380 };
   if (kind === "curves") return { ...values, params: [...zoom, ...pick], mark: { type: "line", point: true }, encoding: { x: number("x", x), y: number("y", y), detail: { field: "run" }, tooltip: about, ...paint, ...faded } };
-  if (kind === "fronts") return { ...values, params: [...zoom, ...pick], mark: { type: "point", size: 50 }, encoding: { x: number("x", x), y: number("y", y), shape: { field: "of", title: "network" }, tooltip: about, ...paint, ...faded } };
+  if (kind === "fronts") return { ...values, params: [...zoom, ...pick], mark: { type: "point", size: 50 }, encoding: { x: number("cost", x), y: number("y", y), shape: { field: "network" }, tooltip: [...about.slice(1), about[0]], ...paint, ...faded } };
   if (kind === "points") return { ...values, params: [...zoom, ...pick], mark: { type: "point", filled: true, size: 60 }, encoding: { x: number("x", x), y: number("y", y), tooltip: about, ...paint, ...faded } };
   if (kind === "heat map") {
     const place = { x: { ...name("x"), title: x, axis: { labelAngle: -40 } }, y: { ...name("y"), title: y } };
@@ -229,9 +228,12 @@ function points(kind, rows, x, y, color) {
   if (kind === "heat map") return rows.map((row) => ({ x: text(value(row, x)), y: text(value(row, y)), value: row.metrics[color] })).filter((one) => one.value !== undefined);
   if (kind === "deltas") return rows.map((row) => ({ ...about(row), x: row.metrics[x], y: text(value(row, y)) })).filter((one) => one.x !== undefined);
   if (kind === "points") return rows.map((row) => ({ ...about(row), x: row.metrics[x], y: row.metrics[y] })).filter((one) => one.x !== undefined && one.y !== undefined);
-  const over = (row, axis, name, more) => (row.series[axis] ?? []).map((at, place) => ({ ...about(row), ...more, x: at, y: row.series[name]?.[place] }));
-  if (kind === "curves") return rows.flatMap((row) => over(row, x, y, {})).filter((one) => one.y !== undefined && one.y !== null);
-  return rows.flatMap((row) => [...over(row, "front_cost", `front_${y}`, { of: "offspring" }), ...over(row, "reference_cost", `reference_${y}`, { of: "parents" })]);
+  if (kind === "curves") return rows.flatMap((row) => (row.series[x] ?? []).map((at, place) => ({ ...about(row), x: at, y: row.series[y]?.[place] }))).filter((one) => one.y !== undefined && one.y !== null);
+  const networks = (row, side) => (row.series[`${side}_cost`] ?? []).map((cost, place) => {
+    const get = (name) => row.series[`${side}_${name}`]?.[place];
+    return { network: get("on") ? "offspring" : "parents", "stitches on": get("on") || "none", output: ["A", "B", "A + B"][get("output")], "multiply-adds": cost.toLocaleString("en"), "search accuracy": get("search_accuracy"), "test accuracy": get("test_accuracy"), ...about(row), cost, y: get(y) };
+  });
+  return rows.flatMap((row) => [...networks(row, "front"), ...networks(row, "reference")]);
 }
 
 async function draw() {
@@ -241,7 +243,7 @@ async function draw() {
   if (chosen.length) rows = chosen;
   const overlay = kind === "curves" || kind === "fronts";
   if (overlay) rows = rows.filter((row) => row.series[kind === "curves" ? x : "front_cost"]);
-  const few = overlay && !chosen.length ? rows.slice(0, MOST_CURVES) : rows;
+  const few = kind === "curves" && !chosen.length ? rows.slice(0, MOST_CURVES) : rows;
   const values = kind ? points(kind, few, x, y, color) : [];
   const hidden = rows.length - few.length;
   $("chart-note").textContent = !values.length
