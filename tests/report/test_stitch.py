@@ -37,7 +37,8 @@ def columns(prefix, points):
 
 def row(points, search="nsga2", seed=0, status="ok", series=None, **cell):
     facts = {"a": "one", "b": "two", "dataset": "cifar10", "search": search, "method": "stitch"}
-    facts |= {"performance": "accuracy", "population": 32, "budget": 100, "max_matches": "all", **cell}
+    facts |= {"performance": "accuracy", "population": 32, "budget": 100, "max_matches": "all"}
+    facts |= {"granularity": "op", "bn_images": 0, **cell}
     known = columns("front", points) | columns("reference", REFERENCES) if status == "ok" else {}
     known |= {"front_on": [[0]] * len(points)} | (series or {}) if status == "ok" else {}
     metrics = {"requests": 100.0, "evaluations": 70.0 + seed, "answered": 30.0 - seed}
@@ -91,12 +92,13 @@ def test_the_table_of_searches_has_quantiles_over_seeds():
     table = build(pick(load_specs(TABLES), "stitch/searches"), rows)
     everything = [(p[0], p[2]) for p in REFERENCES] + [(v - d, 200) for v in values for d in (0, 20)]
     volumes = {d: [hypervolume([(v - d, 200)], everything) for v in values] for d in (0, 20)}
-    lines = {line[0]: line[1:4] for line in table.rows}
+    lines = {line[0]: line[2:5] for line in table.rows}
     for name, d, star in (("nsga2", 0, " ★"), ("random", 20, "")):
-        low, median, high = np.quantile(volumes[d], [0.1, 0.5, 0.9])
+        low, median, high = np.quantile(volumes[d], [0, 0.5, 1])
         assert lines[name] == [f"{low:.4f}", f"{median:.4f}{star}", f"{high:.4f}"]
     assert "★" not in "".join(lines["references"]) and len(set(lines["references"])) == 1
-    assert "over seeds; n = 5" in table.notes and sum("Mann-Whitney" in note for note in table.notes) == 1
+    assert table.headers[1] == "seeds" and {line[1] for line in table.rows} == {"5"}
+    assert "over seeds" in table.notes and sum("Mann-Whitney" in note for note in table.notes) == 1
     assert not any("warning" in note for note in table.notes)
     assert r"$\star$" in latex(table)
     assert table.frame.set_index("search")["search_median_star"].to_dict() == {

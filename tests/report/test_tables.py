@@ -130,6 +130,9 @@ def test_missing_seeds_are_listed_one_by_one():
 def test_different_numbers_of_seeds_are_shown():
     table = build(spec(), [row("a", 90, 0), row("a", 92, 1), row("b", 80)])
     assert [line[1] for line in table.rows] == ["91.00 ± 1.41 (n = 2)", "80.00 (n = 1)"]
+    once = build(spec(runs="seeds"), [row("a", 90, 0), row("a", 92, 1), row("b", 80)])
+    assert once.headers[1] == "seeds" and once.rows == [["a", "2", "91.00 ± 1.41"], ["b", "1", "80.00"]]
+    assert not any("n =" in note or "n stands" in note for note in once.notes)
 
 
 def test_what_is_not_one_measurement_is_not_averaged_unless_asked():
