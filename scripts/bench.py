@@ -18,7 +18,19 @@ from recombine.core.types import Row
 from recombine.run import provenance
 from recombine.run.console import show_rows
 
-SECTIONS = ("engine", "accelerator", "loader", "flips", "library", "transfer", "patch", "pnc", "stitch", "report")
+SECTIONS = (
+    "engine",
+    "accelerator",
+    "loader",
+    "flips",
+    "library",
+    "transfer",
+    "patch",
+    "pnc",
+    "stitch",
+    "races",
+    "report",
+)
 
 
 def arguments() -> argparse.Namespace:

@@ -27,36 +27,30 @@ from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.execution_plan import ExecutionPlan
-from recombine.stitch.layers import set_affine
 from recombine.stitch.matching import match
 from recombine.stitch.offspring import export
 from recombine.stitch.parents import Parent
-from recombine.stitch.pareto import hypervolume
 from recombine.stitch.search.ga import FamilialGa
 from recombine.stitch.search.population import initial_population
-from recombine.stitch.search.space import Budget, Evaluations, Space, references
+from recombine.stitch.search.space import Budget, Evaluations, Space
 from recombine.stitch.stitch_init import initialise
 from recombine.stitch.stitches import matching_problem
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
 from recombine.stitch.training import StitchTraining
 from recombine.stitch.vertices import Operand
 
-__all__ = ["measure"]
+__all__ = ["PARENTS", "join", "measure", "model", "open_images", "silent_run"]
 
 MODELS = Path(__file__).parents[2] / "config" / "model"
 PARENTS = ("resnet20", "resnet8_mlcommons")
 OFFSPRING, IMAGES, BATCH = 32, 64, 32
 REQUESTS, POPULATION = 160, 32
-COURSE, RACED = 300, 1000
-"""Requests and images of races."""
 
 
 def measure() -> Iterator[Row]:
     """Offspring of two CIFAR-10 networks of RECOMBINE_DATA on its images; without it random weights and noise."""
-    with tempfile.TemporaryDirectory() as folder, closing(_data(folder)) as data:
-        device = the_device()
-        where = {"dir": Path(folder), "id": "b", "group": "b", "entry": "bench", "cache": Path(folder), "seed": 0}
-        run = Run(**where, device=device, tracker=Tracker.silent(), signals=StopSignals())
+    with tempfile.TemporaryDirectory() as folder, closing(open_images(folder)) as data:
+        run = silent_run(folder)
         net = _supernetwork(data)
         search = data.loader("test", BATCH, train=False, indices=data.indices("test")[:IMAGES])
         together, alone = (
@@ -66,7 +60,6 @@ def measure() -> Iterator[Row]:
         yield from _offspring(net, together, alone, files)
         yield from _searches(net, together, alone, files)
         yield _training(net, next(data.loader("train", BATCH, train=True).epoch(0)))
-        yield from _races(data, run)
 
 
 def _offspring(
@@ -204,53 +197,13 @@ def _training(net: Supernetwork, batch: Batch) -> Row:
     )
 
 
-@torch.no_grad()
-def _planted() -> Supernetwork:
-    """Two copies of ResNet-20, one damaged near its output and one near its input, and stitches that change nothing.
-
-    What takes features of the first and layers of the second is the intact network, better than both and the ensemble.
-    """
-    parents, generator = [], torch.Generator().manual_seed(0)
-    for damaged, scale in (("layer3", 0.4), ("layer1", 0.4)):
-        model = _model(PARENTS[0])
-        for name, value in model.net.named_parameters():
-            if name.startswith(damaged):
-                value += scale * value.std() * torch.randn(value.shape, generator=generator).to(value.device)
-        parents.append(Parent(model, "block"))
-    net = _join((parents[0], parents[1]))
-    for gene, stitch in enumerate(net.stitches):
-        set_affine(stitch, torch.eye(net.channels(gene)), torch.zeros(net.channels(gene)))
-    return net.to(the_device())
+def silent_run(folder: str) -> Run:
+    """A run that tells nobody."""
+    where = {"dir": Path(folder), "id": "b", "group": "b", "entry": "bench", "cache": Path(folder), "seed": 0}
+    return Run(**where, device=the_device(), tracker=Tracker.silent(), signals=StopSignals())
 
 
-def _races(data: Data, run: Run) -> Iterator[Row]:
-    """A GA that drops poor networks early against one that shows all images to all, where good offspring exist."""
-    net, device = _planted(), the_device()
-    loader = data.loader("test", 200, train=False, indices=data.indices("test")[:RACED])
-    evaluators = [OffspringEvaluator(net, loader, run, precision="fp32", racing_alpha=alpha) for alpha in (0.01, 0)]
-    requests, images, fronts = [], [], []
-    for evaluator in evaluators:
-        search = FamilialGa(Space(net.alphabet), Budget(COURSE), population=POPULATION)
-        start = now(device)
-        members = search.run(evaluator).members
-        requests.append(now(device) - start)
-        images.append(sum(score.images for score in evaluator.memo.values()))
-        fronts.append(members.objectives)
-    corner = evaluators[1](references(len(net.genotype))).objectives.max(0)
-    volumes = [hypervolume(points, corner) / corner[1] for points in fronts]
-    case = "GA with planted offspring, races"
-    for what, unit, (ours, plain) in (
-        ("time", f"{clock(device)} for {COURSE} requests and {RACED} images", [1e3 * seconds for seconds in requests]),
-        ("images seen", f"against {COURSE} networks one by one", (images[0], COURSE * RACED)),
-        ("images seen, memo alone", f"against {COURSE} networks one by one", (images[1], COURSE * RACED)),
-    ):
-        yield Row({"case": f"{case}: {what}", "unit": unit}, {"speed": plain / ours, "ours": ours, "plain": plain})
-    ours, plain = volumes
-    gain = {"speed": ours / plain, "ours": ours, "plain": plain}
-    yield Row({"case": f"{case}: hypervolume found", "unit": "accuracy x cost of the ensemble"}, gain)
-
-
-def _data(folder: str) -> Data:
+def open_images(folder: str) -> Data:
     """CIFAR-10 of RECOMBINE_DATA, else noise of its shape."""
     root = os.environ.get("RECOMBINE_DATA")
     node = {"name": "cifar10", "download": False} if root else {"name": "fake", "classes": 10}
@@ -258,14 +211,14 @@ def _data(folder: str) -> Data:
     return open_data(node, loader={"kind": "torch", "workers": 0}, **where)
 
 
-def _model(name: str) -> models.Model:
+def model(name: str) -> models.Model:
     """A parent; without RECOMBINE_DATA with random weights."""
     root, node = os.environ.get("RECOMBINE_DATA"), yaml.safe_load((MODELS / f"{name}.yaml").read_text())
     weights = {"weights_root": Path(root) / "weights" / "cifar10"} if root else {}
     return models.build(node if root else {**node, "weights": None}, classes=10, **weights).to(the_device()).eval()
 
 
-def _join(parents: tuple[Parent, Parent]) -> Supernetwork:
+def join(parents: tuple[Parent, Parent]) -> Supernetwork:
     """With all their pairs."""
     found = match(matching_problem(parents)).pairs.tolist()
     torch.manual_seed(0)
@@ -274,7 +227,7 @@ def _join(parents: tuple[Parent, Parent]) -> Supernetwork:
 
 def _supernetwork(data: Data) -> Supernetwork:
     """Both parents with all their pairs, the stitches at their least squares optimum."""
-    a, b = (Parent(_model(name)) for name in PARENTS)
-    net = _join((a, b)).to(the_device())
+    a, b = (Parent(model(name)) for name in PARENTS)
+    net = join((a, b)).to(the_device())
     initialise(net, "lstsq", data.loader("train", BATCH, train=True), 4 * BATCH)
     return net
