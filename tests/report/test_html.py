@@ -207,7 +207,9 @@ def test_the_mouse_on_a_network_of_a_front_shows_its_genes_its_cost_and_both_acc
     for place in range(1, count + 1):
         browser.hover(f"#chart svg .mark-symbol.role-mark path:nth-of-type({place})")
         browser.run(wait)
-        cells = browser.run("[...document.querySelectorAll('#vg-tooltip-element td')].map(cell => cell.innerText.trim())")
+        cells = browser.run(
+            "[...document.querySelectorAll('#vg-tooltip-element td')].map(cell => cell.innerText.trim())"
+        )
         found = dict(zip(cells[::2], cells[1::2], strict=True))
         names = ("stitches on", "output", "multiply-adds", "search accuracy", "test accuracy")
         shown.add(tuple(found[name] for name in names))

@@ -105,11 +105,11 @@ def jobs():
 @pytest.mark.parametrize("experiment", list(jobs()))
 def test_two_steps(tmp_path, experiment):
     whole = config(experiment)
-    for node in map(to_dict, (whole.a, whole.b)):
+    for seed, node in enumerate(map(to_dict, (whole.a, whole.b))):
         name = node["name"].removeprefix("timm:")
         given = {**node, "name": OWN.get(name, name), "weights": None}
         given |= {"architecture": node["name"]} if name != node["name"] else {}
-        models.save(models.build(given, classes=3), tmp_path / "weights" / f"{name}.safetensors", {})
+        models.save(models.build(given, classes=3, seed=seed), tmp_path / "weights" / f"{name}.safetensors", {})
     few = 60 if whole.get("search_data") else 200  # a tenth of a fifth of them is searched on
     sizes = ["dataset.classes=3", f"dataset.samples={few}", f"dataset.image_size={whole.a.size or 32}"]
     more = ["dataset=fake", "dataset.fraction=1", *sizes, "loader=torch", "loader.workers=0"]

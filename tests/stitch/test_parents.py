@@ -170,12 +170,43 @@ def test_attention_is_no_map(normalised):
     assert [node.meta["shape"] for node in ends] == [(1, 5, 24)] * 4, "two residual sums a block"
 
 
+def small_densenet(seed: int, growth: int) -> Model:
+    torch.manual_seed(seed)
+    return wrapped(torchvision.models.DenseNet(growth, (2, 3), num_init_features=8, num_classes=5), 32)
+
+
+def timm_net(seed: int, name: str, size: int = 32, **options) -> Model:
+    torch.manual_seed(seed)
+    return wrapped(timm.create_model(name, num_classes=5, **options), size)
+
+
+DEIT = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2}
+"""With a token for distillation and two heads."""
+NHWC = {"depths": (1, 1, 1, 1), "conv_mlp": False}
+PAIRS = {
+    "ViT op": (50, lambda: (tokens(0, embed_dim=24, num_heads=2), tokens(1, embed_dim=36, num_heads=3))),
+    "ViT block": (4, lambda: (tokens(0, embed_dim=24, num_heads=2), tokens(1, embed_dim=36, num_heads=3))),
+    "DeiT block": (4, lambda: (timm_net(0, "deit_tiny_distilled_patch16_224", **DEIT),) * 2),
+    "MobileNet and MnasNet block": (
+        6,
+        lambda: (timm_net(0, "mobilenetv3_small_050"), timm_net(1, "mnasnet_050")),
+    ),
+    "DenseNet op": (49, lambda: (small_densenet(0, 4), small_densenet(1, 8))),
+    "NHWC op": (
+        82,
+        lambda: tuple(timm_net(k, "convnext_atto", dims=(8, 16, 16, 8 + 8 * k), **NHWC) for k in range(2)),
+    ),
+}
+"""Two parents of random weights, and how many pairs of their nodes are joined."""
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("granularity", ["op", "block"])
-def test_transformers_are_joined(joined, granularity):
+@pytest.mark.parametrize("kind", PAIRS)
+def test_parents_of_every_kind_are_joined(joined, kind):
     """Without stitches the supernetwork is its parents; masks that attention takes by default are no images."""
-    net = joined(tokens(0, embed_dim=24, num_heads=2), tokens(1, embed_dim=36, num_heads=3), granularity)
-    assert len(net.pairs) == {"op": 50, "block": 4}[granularity]
+    pairs, make = PAIRS[kind]
+    net = joined(*make(), kind.split()[-1])
+    assert len(net.pairs) == pairs
     images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     for genotype, parent in zip(references(len(net.genotype)), net.parents, strict=False):
         net.set_genotype(genotype)

@@ -118,9 +118,14 @@ def _run(folder):
     return Run(**where, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
-@pytest.mark.parametrize("search", ["nsga2", "gomea", "lk_gomea"])
-def test_every_other_search_runs(tmp_path, weights, search):
-    rows = launched(tmp_path, weights, f"search={search}", "method=stitch", "engine=debug", "num_saved=0", FEW)
+@pytest.mark.parametrize(
+    ("search", "method"), [("nsga2", "stitch"), ("gomea", "stitch_joint"), ("lk_gomea", "stitch_distill")]
+)
+def test_every_other_search_runs_with_stitches_trained_in_every_way(tmp_path, weights, search, method):
+    more = ["method.sampled_offspring=2"] if method != "stitch" else []  # most stitches are in none of them
+    rows = launched(
+        tmp_path, weights, f"search={search}", f"method={method}", *more, "engine=debug", "num_saved=0", FEW
+    )
     assert rows[0].metrics["requests"] <= 60 and rows[0].status == "ok"
 
 

@@ -52,9 +52,13 @@ class JointTraining(Method):
         net.ensemble.share.requires_grad_(learn_share)
 
     def forward(self, batch: Batch) -> Step:
-        """The loss of a batch; labels are read by `labels` alone."""
+        """The loss of a batch; labels are read by `labels` alone.
+
+        What no sampled offspring has gets a gradient of 0, so that processes that sample others have the same ones.
+        """
         sampled = sample_offspring(len(self.net.genotype), self.genotypes, self.stitches)
         loss = self._features(batch, sampled) if self.loss == "joint_features" else self._outputs(batch, sampled)
+        loss = loss + 0 * torch.stack([value.sum() for value in self.parameters() if value.requires_grad]).sum()
         return Step(loss, {"loss": loss.detach()})
 
     def _outputs(self, batch: Batch, sampled: np.ndarray) -> Tensor:
