@@ -22,6 +22,8 @@ TINY = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine
 TINY += ["engine.save_every_steps=2"]
 PAIR = ["model@student=any", "student.name=first", "dataset=digits", "method=kl_dp", "batch_size=256"]
 LOW = "{name:low,dataset:digits,class_subset:[5,6,7]}"
+CROSS = ["model@a=any", "a.name=first", "model@b=any", "b.name=second", "dataset=digits", "budget=24"]
+CROSS += ["search.population=8", "num_saved=1", "matching.max_matches=3"]
 RUNS = {
     "pretrain": ["model=cnn", "dataset=digits"],
     "pretrain with FFCV": ["model=cnn", "dataset=digits", "loader=ffcv"],
@@ -29,10 +31,8 @@ RUNS = {
     "transfer": [*PAIR, "model@teacher=any", "teacher.name=second"],
     "multi_teacher": [*PAIR, "teachers=[second,third]"],
     "patch": ["model=any", "model.name=first", "dataset=digits", f"tasks=[{LOW}]", "method=fc"],
-    "stitch": [
-        *("model@a=any", "a.name=first", "model@b=any", "b.name=second", "dataset=digits", "budget=24"),
-        *("search.population=8", "num_saved=1", "matching.max_matches=3"),
-    ],
+    "stitch": CROSS,
+    "stitch with training": [*CROSS, "method=stitch_distill"],
     "pnc": [
         *("model@target=any", "target.name=high", "model@source=any", "source.name=low", "similarity=null"),
         *("lime.num_fit=40", "method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4"),
@@ -49,8 +49,14 @@ PHASES = {
     "batches": "recombine.data.loading:BatchLoader.read",
     "rename": "os:replace",
     "rows": "recombine.run.launch:write_rows",
+    "search": "recombine.stitch.evaluator:append_records",
+    "race": "recombine.stitch.racing:Heat.drop",
 }
 """What a process is about to do when it is killed."""
+SHORT = {"pretrain": ("training",), "stitch with training": ("training", "search", "race")}
+"""Runs and phases of the short form."""
+KILLS = 2
+"""How often a run is killed in the same phase before it may end."""
 
 
 def make_networks(folder: Path) -> None:
@@ -136,22 +142,26 @@ def hook(target: str, count: int, act: Callable[[], None]) -> None:
 
 
 def try_kills(folder: Path, full: bool) -> Iterator[Case]:
-    """Kill each run as each phase begins, for the first and a later time, then let it end."""
+    """Kill each run as each phase begins, for the first and a later time, once more when it is repeated; let it end."""
     make_networks(folder)
-    for name in RUNS if full else ["pretrain"]:
+    for name in RUNS if full else SHORT:
         if run_entry(name, folder, f"{name} whole"):
             yield Case(name, "unbroken", "traceback")
             continue
         whole = outcome(folder / f"{name} whole")
-        for phase, target in list(PHASES.items())[: None if full else 1]:
+        for phase in PHASES if full else SHORT[name]:
             for count in (1, 2, 5) if full else (2,):
                 place = f"{name} {phase} {count}"
-                code = run_entry(
-                    name, folder, place, lambda t=target, c=count: hook(t, c, lambda: os.kill(os.getpid(), 9))
-                )
-                if code == 0:
+
+                def kill(target: str = PHASES[phase], count: int = count) -> None:
+                    hook(target, count, lambda: os.kill(os.getpid(), 9))
+
+                codes = [run_entry(name, folder, place, kill)]
+                if codes == [0]:
                     break  # the phase does not come so often
-                again = run_entry(name, folder, place) if code == -9 else 1
+                while codes[-1] == -9 and len(codes) < KILLS:
+                    codes.append(run_entry(name, folder, place, kill))
+                again = run_entry(name, folder, place) if codes[-1] in (0, -9) else 1
                 ended = not again and _same(outcome(folder / place), whole)
                 verdict = "same" if ended else "different" if not again else "traceback"
                 yield Case(name, f"{phase} {count}", verdict)
