@@ -70,6 +70,7 @@ def check_job(cfg):
     nodes = [to_dict(cfg.dataset), *(source.data for source in list_sources(to_dict(cfg)))]
     cell = recipe.cell(cfg)
     assert cell["method"] == cfg.method.name
+    nodes = nodes[: 1 if cell["method"] == "compose" else None]  # its source_data are images, no network's data
     assert {DatasetSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
     known = [label for node in nodes for label in node["class_subset"]]
     assert len(known) == len({*known}) and cfg.lime.num_fit > 2 * cfg.lime.grid**2
@@ -166,7 +167,7 @@ def first_jobs():
             small = experiment.endswith("mnist_high")
             if position == 0 or (small and method not in seen):
                 quick = experiment == "table1_mnist_high" and method in ("ewc", "joint_full", "pnc_fixed")
-                quick |= experiment in ("figure2_mnist_high", "table6_cifar100_high_2")
+                quick |= experiment in ("figure2_mnist_high", "table6_cifar100_high_2", "compose_cifar10_high")
                 marks = () if quick else pytest.mark.slow
                 yield pytest.param(experiment, method, marks=marks, id=f"{experiment}-{method}")
             seen.add(method)
@@ -198,18 +199,24 @@ def test_two_steps(tmp_path, experiment, method):
     for name in (whole.target.name, *names):
         network = "cnn" if experiment.startswith("table6") else name.partition("-")[0]  # one training for each source
         node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text())
-        models.save(models.build({**node, "size": side}, classes=5), tmp_path / f"{name}.safetensors", {})
+        own = name == whole.target.name
+        known = [f"class {label}" for label in (range(5, 10) if own else range(5))]
+        model = models.build({**node, "size": side}, classes=5, seed=int(not own))
+        if own and method == "compose":  # so that a network without training gives the class at all
+            list(model.parameters())[-1].data -= 100
+        models.save(model, tmp_path / f"{name}.safetensors", {"class_names": known})
     data = fake_data(names, side, several=bool(whole.sources))
     swept = {
         key: values[0]
         for key, values in sweeps.choices("pnc", experiment).items()
-        if key not in ("clone", "dataset.fraction")
+        if key not in ("clone", "dataset.fraction", "method.networks")
     }
     chosen = [f"{key}={value}" for key, value in (swept | {"method": method}).items()]
     roots = [f"weights_root={tmp_path}", *(f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output"))]
-    launch(recipe, composed("pnc", f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data))
+    one = ["clone=[0]"] if method == "compose" else []
+    launch(recipe, composed("pnc", f"experiment=pnc/{experiment}", *chosen, *roots, *QUICK, *data, *one))
     (row,) = read_rows(tmp_path / "output")
-    assert row.status == "ok" and row.cell["method"] == method and row.cell["classes"] == 2 * len(names)
+    assert row.status == "ok" and row.cell["method"] == method and row.cell["classes"] == (1 if one else 2 * len(names))
     if len(names) > 1:
         columns = [key for key in TABLES["table6"].metrics if not key.startswith("accuracy_cloned_")]
         columns += [f"accuracy_cloned_{number}" for number in range(1, len(names) + 1)]

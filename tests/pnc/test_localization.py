@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -61,6 +62,17 @@ def test_every_position_learns_or_all_take_the_largest_ones_scores(parts):
     Insertion(net, NEIGHBOURHOOD, None, target_samples=0, loss="match", **SECOND)
     assert all(p.requires_grad for branch in net.branches for p in branch.adapter.parameters())
     assert not any(mask.scores.requires_grad for branch in net.branches for mask in branch.channel_masks)
+
+
+def test_residual_streams_are_masked_where_the_method_says_so(parts):
+    size = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3}
+    source = models.build({"name": "resnet18_cifar", "weights": None, **size}, classes=5, seed=1)
+    task = replace(parts.task, source=source)
+    layers = [
+        {group.name for branch in build_candidates(task, method).branches for group in branch.groups}
+        for method in (CloningSettings(), CloningSettings(residual="stage"))
+    ]
+    assert layers[0] < layers[1]
 
 
 def test_images_of_other_classes_stand_beside_those_to_clone(parts):

@@ -12,7 +12,7 @@ from recombine.models.libraries import hub_problem
 from recombine.models.serialization import is_kind, read_card
 from recombine.models.settings import DescriptionSettings
 
-__all__ = ["SUFFIXES", "check_description", "description", "find", "stem"]
+__all__ = ["SUFFIXES", "check_description", "description", "find", "list_checkpoints", "stem"]
 
 SUFFIXES = (".safetensors", ".th", ".pt", ".pth", ".bin")
 HASH = re.compile(r"-[0-9a-f]{8}$")
@@ -37,6 +37,11 @@ def find(name: str, root: Path) -> Path | None:
             f"choose with model.weights={hashed[0].name}"
         )
     return hashed[0] if hashed else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The files in a folder whose names end as those of checkpoints do."""
+    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
 def description(path: Path) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> 
             f"source could be cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
         )
     if method.positions == "last":
-        maskable = [position for position in there if channel_groups(source, after=position.source.node)]
+        streams = method.residual == "stage"
+        maskable = [each for each in there if channel_groups(source, after=each.source.node, streams=streams)]
         return [*maskable[-1:], probe]
     candidates = known[1:] if method.positions is None else method.positions
     if wrong := sorted(set(candidates) - set(known)):
@@ -64,6 +65,7 @@ def _build_branch(
         "adapter": "conv1x1" if probe else method.adapter,
         "head": head,
         "recalibrated": method.bn_recalibrate,
+        "residual": method.residual,
     }
     branch = Branch(position, graphs[1], task.data.outputs, find_linear_head(graphs[0]), **kinds)
     if method.scope == "global":

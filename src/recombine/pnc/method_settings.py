@@ -7,10 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from recombine.core.errors import ConfigError
+from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.settings import Settings
 from recombine.data.augment_settings import problems_of
 from recombine.engine.settings import OptimizerNode, ScheduleNode
+from recombine.models import weight_files
 from recombine.pnc.clone.cards import read_cards
 
 __all__ = [
@@ -162,6 +163,8 @@ class ComposeSettings(CloningSettings):
     """How rows call it."""
     zoo: str = "weights"
     """Folder of checkpoints; the card of each names its classes, or the data set it was trained on."""
+    networks: Annotated[list[str], Field(min_length=1, examples=[["cnn-digits_low-s1000"]])] | None = None
+    """Names of the networks of the folder that may give classes; null: all."""
     max_parameters: Count | None = None
     """Most weights that all clones may add; null: any number."""
 
@@ -173,9 +176,12 @@ class ComposeSettings(CloningSettings):
     def check(self, path: str) -> list[str]:
         """A folder without checkpoints, and what needs images of all classes of each source."""
         found = super().check(path)
-        if not any(Path(self.zoo).glob("*.safetensors")):
+        there = [weight_files.stem(file) for file in weight_files.list_checkpoints(Path(self.zoo))]
+        if not there:
+            found.append(f"{path}.zoo={self.zoo}: there is no checkpoint in it; give {path}.zoo=<folder>")
+        if absent := [name for name in self.networks or () if there and name not in there]:
             found.append(
-                f"{path}.zoo={self.zoo}: there is no checkpoint (*.safetensors) in it; give {path}.zoo=<folder>"
+                f"{path}.networks: {self.zoo} has no {', '.join(absent)}; {did_you_mean(absent[0], there, show=99)}"
             )
         if self.use_complement:
             found.append(f"{path}.use_complement=true needs images of all classes of each source; leave it out")

@@ -12,7 +12,7 @@ from recombine import data as datasets
 from recombine.core.errors import ConfigError
 from recombine.core.settings import to_dict
 from recombine.core.types import Row
-from recombine.models import Model
+from recombine.models import Model, weight_files
 from recombine.models.freeze import digest
 from recombine.models.serialization import tensor_bytes
 from recombine.pnc.baselines import consolidate, ensemble, finetune, train_from_scratch
@@ -114,7 +114,8 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "positions": positions if isinstance(positions, str) else " ".join(map(str, positions)),
         "search": method["search"]["metric"] if "search" in method else "none",
     }
-    return names | ({"calibrate_epochs": config["calibrate_epochs"]} if len(sources) > 1 else {})
+    names |= {"calibrate_epochs": config["calibrate_epochs"]} if len(sources) > 1 else {}
+    return names | ({"networks": " ".join(method["networks"] or ["all"])} if "networks" in method else {})
 
 
 def files(cfg: DictConfig) -> list[Path]:
@@ -182,7 +183,7 @@ def compose_tasks(
     """The networks of a folder that give the wanted classes, each with its method, and why (`compose`)."""
 
     def open_task(name: str, part: CloneData) -> CloneTask:
-        source = build_frozen(str(Path(method.zoo) / f"{name}.safetensors"), settings.weights_root, run)
+        source = build_frozen(str(weight_files.find(name, Path(method.zoo))), settings.weights_root, run)
         source.name = name  # two files may hold networks of one name
         return CloneTask(target, source, part, CloneTrainer.from_settings(settings, run), evaluator)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ from rich.table import Table
 
 from recombine.core.errors import ConfigError
 from recombine.data import Data
+from recombine.models import weight_files
+from recombine.models.factory import stored_names
 from recombine.models.freeze import digest
-from recombine.models.serialization import is_kind, read_card
+from recombine.models.registry import config_names
+from recombine.models.resolve import from_config
+from recombine.models.serialization import kind_of, read_card
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.cloning import Cloning
@@ -22,6 +26,10 @@ from recombine.pnc.search import predict_hits
 from recombine.run.console import show
 
 __all__ = ["Offer", "choose_offers", "compose", "find_offers", "index_zoo"]
+
+
+OpenTask = Callable[[str, CloneData], CloneTask]
+"""Opens a network of the folder, by its name, for some of the wanted classes."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +45,33 @@ class Offer:
     """Weights that the target would carry: cloned layers, adapter and new rows."""
 
 
-def index_zoo(folder: Path, open_data: Callable[[Any], Data]) -> dict[str, list[str]]:
+def index_zoo(
+    folder: Path, open_data: Callable[[Any], Data], networks: Sequence[str] | None = None
+) -> dict[str, list[str]]:
     """The class names of each checkpoint in a folder, by the network's name; those that name no classes are left out.
 
-    A checkpoint's card has them, or names the data set it was trained on, which then has to be there.
+    A checkpoint's card has them, or names the data set it was trained on, which then has to be there. Those without a
+    card whose name is one of config/model and that have ImageNet's 1000 classes have its names. With `networks`, of
+    these names alone.
     """
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if is_kind(path, "student"):
-            card = read_card(path, "student")
+    for path in weight_files.list_checkpoints(folder):
+        name = weight_files.stem(path)
+        if networks is None or name in networks:
             try:
-                found[path.stem] = card.get("class_names") or open_data(card["config"]["dataset"]).class_names
+                if names := _name_classes(path, open_data):
+                    found[name] = names
             except (ConfigError, KeyError):
                 continue
     return found
+
+
+def _name_classes(path: Path, open_data: Callable[[Any], Data]) -> list[str] | None:
+    if path.suffix != ".safetensors" or kind_of(path) is None:
+        name = weight_files.stem(path)
+        return stored_names(None, from_config(name).classes or 0) if name in config_names() else None
+    card = read_card(path, "student")
+    return card.get("class_names") or open_data(card["config"]["dataset"]).class_names
 
 
 def find_offers(task: CloneTask, method: ComposeSettings) -> Iterator[Offer]:
@@ -122,8 +143,48 @@ def describe(offers: Sequence[Offer], chosen: dict[str, Offer]) -> Table:
     return shown
 
 
+def _ask(
+    known: Mapping[str, list[str]],
+    task: OpenTask,
+    data: CloneData,
+    method: ComposeSettings,
+) -> tuple[list[Offer], list[str]]:
+    """What every network that knows a wanted class offers; and of those that cannot be cloned from, why."""
+    offers: list[Offer] = []
+    unfit: list[str] = []
+    for network, classes in known.items():
+        wanted = [name for name in data.class_names if name in classes]
+        if not wanted:
+            continue
+        try:
+            made = task(network, data.take(wanted, [classes.index(name) for name in wanted]))
+            if digest(made.source) == digest(made.target):
+                raise ConfigError("it is the target itself")
+            offers += find_offers(made, method)
+        except ConfigError as error:
+            unfit.append(f"{network} is left out: {error}")
+    for text in unfit:
+        print(text)
+    return offers, unfit
+
+
+def _why_not(left: Sequence[str], offers: Sequence[Offer], method: ComposeSettings) -> str:
+    """Why nobody gives the classes that are `left`."""
+    unknown = [name for name in left if not any(offer.recalls.get(name) for offer in offers)]
+    if unknown:
+        return (
+            f"no network in method.zoo={method.zoo} answers any kept image of {', '.join(unknown)} right beside the "
+            f"target's classes; leave them out of clone=, or keep more images (source_data.fraction=, select_fraction=)"
+        )
+    least = min(offer.parameters for offer in offers)
+    return (
+        f"method.max_parameters={method.max_parameters} leaves no network for {', '.join(left)}; "
+        f"the smallest clone has {least:,.0f} weights"
+    )
+
+
 def compose(
-    task: Callable[[str, CloneData], CloneTask], data: CloneData, method: ComposeSettings
+    task: OpenTask, data: CloneData, method: ComposeSettings
 ) -> tuple[list[CloneTask], list[CloningSettings], dict[str, list]]:
     """Tasks of the chosen networks with the method at the chosen positions, and series that say why.
 
@@ -131,28 +192,18 @@ def compose(
     none knows a wanted class, or none fits the budget.
     """
     names = data.class_names
-    known = index_zoo(Path(method.zoo), data.open_data)
-    offers: list[Offer] = []
-    for network, classes in known.items():
-        wanted = [name for name in names if name in classes]
-        if wanted:
-            made = task(network, data.take(wanted, [classes.index(name) for name in wanted]))
-            if digest(made.source) != digest(made.target):
-                offers += find_offers(made, method)
+    known = index_zoo(Path(method.zoo), data.open_data, method.networks)
+    offers, unfit = _ask(known, task, data, method)
     absent = [name for name in names if not any(name in offer.recalls for offer in offers)]
     if absent:
         raise ConfigError(
             f"no network in method.zoo={method.zoo} knows {', '.join(absent)}; its networks know "
-            + "; ".join(f"{name}: {', '.join(map(str, classes[:12]))}" for name, classes in known.items())
+            + "; ".join([f"{name}: {', '.join(map(str, classes[:12]))}" for name, classes in known.items()] + unfit)
         )
     chosen = choose_offers(offers, method.max_parameters)
-    if len(chosen) < len(names):
-        least = min(offer.parameters for offer in offers)
-        raise ConfigError(
-            f"method.max_parameters={method.max_parameters} leaves no network for "
-            f"{', '.join(name for name in names if name not in chosen)}; the smallest clone has {least:,.0f} weights"
-        )
-    used = list({id(offer): offer for offer in chosen.values()}.values())
+    if left := [name for name in names if name not in chosen]:
+        raise ConfigError(_why_not(left, offers, method))
+    used = list({id(chosen[name]): chosen[name] for name in names}.values())
     show(describe(offers, chosen))
     tasks: list[CloneTask] = []
     methods: list[CloningSettings] = []
