@@ -1,6 +1,7 @@
 """Kills, full disks, wrong settings and damaged files: `python scripts/chaos.py [--full] [--only kills disk ...]`.
 
 kills      a process is killed as a phase of a run begins; repeated, it ends with rows and weights of an unbroken run
+stops      a process is asked to stop (SIGTERM) as a phase begins; it ends in time, its state saved; repeated, as above
 disk       a durable write fails; that is told in a sentence, or the file is not needed; repeated, the run ends the same
 settings   settings of each entry, as it declares them, get values of a wrong kind or out of bounds, in commands that
            work without: all refused before a run begins
@@ -33,6 +34,7 @@ PARTS = {
     "files": "files:try_files",
     "disk": "runs:try_disk",
     "kills": "runs:try_kills",
+    "stops": "runs:try_stops",
 }
 """Of a campaign, the module below scripts/campaigns and the function; imported as they are needed."""
 

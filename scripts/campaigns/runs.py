@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from recombine.core.errors import RecombineError
 from . import Case
 from .forks import fork
 
-__all__ = ["RUNS", "TINY", "make_networks", "roots", "run_entry", "start", "try_disk", "try_kills"]
+__all__ = ["RUNS", "TINY", "make_networks", "roots", "run_entry", "start", "try_disk", "try_kills", "try_stops"]
 
 TINY = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "engine.max_steps=6", "engine.epochs=2"]
 TINY += ["engine.save_every_steps=2"]
@@ -55,8 +57,10 @@ PHASES = {
 """What a process is about to do when it is killed."""
 SHORT = {"pretrain": ("training",), "stitch with training": ("training", "search", "race")}
 """Runs and phases of the short form."""
-KILLS = 2
-"""How often a run is killed in the same phase before it may end."""
+BREAKS = 2
+"""How often a run is killed or stopped in the same phase before it may end."""
+IN_TIME = 30
+"""Seconds from a signal to the end of a process that saves its state."""
 
 
 def make_networks(folder: Path) -> None:
@@ -143,6 +147,15 @@ def hook(target: str, count: int, act: Callable[[], None]) -> None:
 
 def try_kills(folder: Path, full: bool) -> Iterator[Case]:
     """Kill each run as each phase begins, for the first and a later time, once more when it is repeated; let it end."""
+    yield from _break_off(folder, full, signal.SIGKILL, -signal.SIGKILL)
+
+
+def try_stops(folder: Path, full: bool) -> Iterator[Case]:
+    """Ask each run to stop as each phase begins: its state is saved in time; repeated, it is stopped once more."""
+    yield from _break_off(folder, full, signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+def _break_off(folder: Path, full: bool, number: signal.Signals, code: int) -> Iterator[Case]:
     make_networks(folder)
     for name in RUNS if full else SHORT:
         if run_entry(name, folder, f"{name} whole"):
@@ -152,19 +165,31 @@ def try_kills(folder: Path, full: bool) -> Iterator[Case]:
         for phase in PHASES if full else SHORT[name]:
             for count in (1, 2, 5) if full else (2,):
                 place = f"{name} {phase} {count}"
-
-                def kill(target: str = PHASES[phase], count: int = count) -> None:
-                    hook(target, count, lambda: os.kill(os.getpid(), 9))
-
-                codes = [run_entry(name, folder, place, kill)]
-                if codes == [0]:
+                ends = [_signalled(name, folder, place, (phase, count), number)]
+                if ends[0][1] is None:
                     break  # the phase does not come so often
-                while codes[-1] == -9 and len(codes) < KILLS:
-                    codes.append(run_entry(name, folder, place, kill))
-                again = run_entry(name, folder, place) if codes[-1] in (0, -9) else 1
-                ended = not again and _same(outcome(folder / place), whole)
-                verdict = "same" if ended else "different" if not again else "traceback"
-                yield Case(name, f"{phase} {count}", verdict)
+                while ends[-1][0] == code and len(ends) < BREAKS:
+                    ends.append(_signalled(name, folder, place, (phase, count), number))
+                again = run_entry(name, folder, place) if ends[-1][0] in (0, code) else 1
+                verdict = "same" if _same(outcome(folder / place), whole) else "different"
+                verdict = "late" if any((seconds or 0) > IN_TIME for _, seconds in ends) else verdict
+                yield Case(name, f"{phase} {count}", "traceback" if again else verdict)
+
+
+def _signalled(
+    name: str, folder: Path, place: str, when: tuple[str, int], number: signal.Signals
+) -> tuple[int, float | None]:
+    """Exit code of a run that gets a signal as a phase begins, and seconds from it to the end; None: no such phase."""
+    phase, count = when
+    sent = folder / place / "sent"
+    sent.unlink(missing_ok=True)
+
+    def send() -> None:
+        sent.touch()
+        os.kill(os.getpid(), number)
+
+    code = run_entry(name, folder, place, lambda: hook(PHASES[phase], count, send))
+    return code, time.time() - sent.stat().st_mtime if sent.exists() else None
 
 
 def try_disk(folder: Path, full: bool) -> Iterator[Case]:

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.campaigns import GOOD
 from scripts.campaigns.files import try_files
-from scripts.campaigns.runs import try_disk, try_kills
+from scripts.campaigns.runs import try_disk, try_kills, try_stops
 from scripts.campaigns.settings import try_settings
 from scripts.campaigns.tools import try_tools
 from scripts.mutate import read_mutants
@@ -18,7 +18,7 @@ from scripts.mutate import read_mutants
         try_files,
         try_settings,
         try_tools,
-        *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills)),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in (try_disk, try_kills, try_stops)),
     ],
 )
 def test_nothing_goes_wrong_unseen(tmp_path, campaign):

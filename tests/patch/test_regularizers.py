@@ -205,13 +205,20 @@ def test_stochastic_normalization_of_one_layer(network, p):
     weight, bias = (value.detach().double().numpy()[None, :, None, None] for value in (norm.weight, norm.bias))
     batch_mean, batch_var = (f((0, 2, 3), keepdims=True) for f in (x.astype(float).mean, x.astype(float).var))
     torch.manual_seed(3)
-    found = norm(torch.from_numpy(x)).detach().numpy()
+    images = torch.from_numpy(x).requires_grad_()
+    output = norm(images)
+    output.square().sum().backward()
+    found = output.detach().numpy()
     running = weight * (x - mean) / np.sqrt(var + norm.eps) + bias
     by_batch = weight * (x - batch_mean) / np.sqrt(batch_var + norm.eps) + bias
     torch.manual_seed(3)
     chosen = (torch.rand(1, norm.num_features, 1, 1) < p).numpy()
     assert {0.0: 0, 1.0: 1}.get(p, chosen.mean()) == chosen.mean() and (p != 0.5 or 0 < chosen.mean() < 1)
     np.testing.assert_allclose(found, np.where(chosen, by_batch, running), rtol=1e-3, atol=1e-4)
+    slope = 2 * running * weight / np.sqrt(var + norm.eps)  # of the statistics as they were
+    if not chosen.all():
+        left = np.broadcast_to(~chosen, x.shape)
+        np.testing.assert_allclose(images.grad.numpy()[left], slope[left], rtol=1e-3, atol=1e-4)
     unbiased = batch_var.squeeze() * 96 / 95
     np.testing.assert_allclose(norm.running_var.numpy(), 0.9 * var.squeeze() + 0.1 * unbiased, rtol=1e-3)
 

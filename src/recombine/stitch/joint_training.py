@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recombine.core.distributed import shared
 from recombine.core.types import Batch, Step
 from recombine.engine.method import Method
 from recombine.stitch.search.space import references
@@ -22,7 +23,7 @@ __all__ = ["JointTraining", "sample_offspring"]
 def sample_offspring(length: int, count: int, stitches: float) -> np.ndarray:
     """Genotypes int8 [count, length] with 1 + Poisson(stitches - 1) stitches on, and an output that the first reaches.
 
-    From torch's global generator, which a run keeps when it is interrupted.
+    From torch's global generator, which a run keeps when it is interrupted; of several processes, from the first's.
     """
     switches = length - 1
     more = torch.poisson(torch.full((count,), max(stitches - 1, 0.0))).long().tolist()
@@ -31,7 +32,7 @@ def sample_offspring(length: int, count: int, stitches: float) -> np.ndarray:
         on = torch.randperm(switches)[: 1 + extra].numpy()
         genotype[on] = 1
         genotype[-1] = (on[0] % 2, 2)[int(torch.randint(2, ()))]
-    return genotypes
+    return shared(torch.from_numpy(genotypes)).numpy()
 
 
 class JointTraining(Method):
@@ -54,7 +55,7 @@ class JointTraining(Method):
     def forward(self, batch: Batch) -> Step:
         """The loss of a batch; labels are read by `labels` alone.
 
-        What no sampled offspring has gets a gradient of 0, so that processes that sample others have the same ones.
+        What no sampled offspring has gets a gradient of 0.
         """
         sampled = sample_offspring(len(self.net.genotype), self.genotypes, self.stitches)
         loss = self._features(batch, sampled) if self.loss == "joint_features" else self._outputs(batch, sampled)

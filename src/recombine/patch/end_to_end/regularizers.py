@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum, gather_batch, shared
@@ -112,7 +113,9 @@ class StochNorm(EndToEnd):
     def _by_running_statistics(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if norm.training:
             norm.eval()
-            self._kept[norm] = norm.forward(*inputs)
+            # of copies: the batch changes the statistics themselves before the gradient is computed by them
+            running = {name: value.clone() for name, value in norm.named_buffers()}
+            self._kept[norm] = functional_call(norm, running, inputs)
             norm.train()
 
     def _mix(self, norm: nn.Module, inputs: tuple[Tensor, ...], by_batch: Tensor) -> Tensor:
