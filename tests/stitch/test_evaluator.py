@@ -22,6 +22,7 @@ from recombine.stitch.pareto import front
 from recombine.stitch.racing import NetworkScores, Rivals
 from recombine.stitch.search.random import RandomSearch
 from recombine.stitch.search.space import Budget, Space, references
+from recombine.stitch.tasks import Classification
 from tests.stitch.test_training import Images
 
 
@@ -264,20 +265,20 @@ def test_an_interrupted_race_takes_the_same_course(course, run):
 
 
 def test_a_rival_is_the_best_that_costs_no_more():
-    rivals = Rivals(0.01)
+    rivals = Rivals(0.01, Classification().differences)
     assert rivals.best([5]).tolist() == [-1]
-    rivals.add(np.array([[-0.9, 30.0], [-0.8, 10.0], [-0.7, 20.0]]), torch.zeros(3, 4))
+    rivals.add(np.array([[-0.9, 30.0], [-0.8, 10.0], [-0.7, 20.0]]), torch.zeros(3, 4, 1))
     assert rivals.objectives.tolist() == [[-0.9, 30.0], [-0.8, 10.0]]
     assert rivals.best([5, 10, 29, 30, 99]).tolist() == [-1, 1, 1, 0, 0]
 
 
 def test_equal_networks_are_dropped_no_more_often_than_alpha():
     """Networks that are right as often as their rival, on other images: z > 3.03 in at most 1 % of the comparisons."""
-    rivals = Rivals(0.01)
+    rivals = Rivals(0.01, Classification().differences)
     generator = torch.Generator().manual_seed(0)
-    rivals.add(np.array([[-0.5, 1.0]]), (torch.rand(1, 64, generator=generator) < 0.5).float())
-    _, dropped = rivals.compare((torch.rand(20_000, 64, generator=generator) < 0.5).float(), np.zeros(20_000, int))
-    expected = (rivals.scores[0] - (torch.rand(20_000, 64, generator=generator) < 0.5).float()).double()
+    rivals.add(np.array([[-0.5, 1.0]]), (torch.rand(1, 64, 1, generator=generator) < 0.5).float())
+    _, dropped = rivals.compare((torch.rand(20_000, 64, 1, generator=generator) < 0.5).float(), np.zeros(20_000, int))
+    expected = (rivals.scores[0][:, 0] - (torch.rand(20_000, 64, generator=generator) < 0.5).float()).double()
     z = expected.sum(1) / expected.square().sum(1).sqrt()
     assert (
         dropped.mean() == pytest.approx(float((z > rivals.limit).double().mean()), abs=0.003) and dropped.mean() < 0.01

@@ -11,18 +11,19 @@ from scipy.stats import binomtest
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
-from recombine.engine.evaluate import Predictions
-from recombine.stitch.comparison import REFERENCES, MeasuredNetworks, compare_to_references, mcnemar
+from recombine.stitch.comparison import REFERENCES, MeasuredNetworks, compare_to_references
+from recombine.stitch.measuring import NetworkAnswers
 from recombine.stitch.metrics import BINS, network_metrics, temperature
 from recombine.stitch.run_search import SearchMonitor
+from recombine.stitch.tasks import Classification, mcnemar
 
 
-def predictions(seed: int, sharp: float = 1.0, count: int = 200) -> Predictions:
+def predictions(seed: int, sharp: float = 1.0, count: int = 200) -> NetworkAnswers:
     """Logits that are right by chance and `sharp` times as sure as they should be."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, 5, generator=generator)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    return Predictions(logits * sharp, labels, torch.arange(count))
+    return NetworkAnswers(logits * sharp, labels, Classification().count(logits[None], labels)[0])
 
 
 def test_temperature_is_the_best_of_a_grid():
@@ -36,7 +37,7 @@ def test_temperature_is_the_best_of_a_grid():
 
 def test_network_metrics_are_torchmetrics():
     search, test = predictions(1, 2.0), predictions(2, 2.0)
-    facts = network_metrics(search, test)
+    facts = network_metrics(search, test, Classification())
     for purpose, one in (("search", search), ("test", test)):
         metric = MulticlassCalibrationError(5, n_bins=BINS)
         assert facts[f"{purpose}_ece"] == pytest.approx(100 * float(metric(one.logits.softmax(1), one.labels)))
@@ -56,7 +57,8 @@ def networks(points, outputs, on=None):
     on = [[0]] * len(points) if on is None else on
     columns = {"search_accuracy": accuracy, "test_accuracy": test, "cost": cost, "output": outputs, "on": on}
     answers = {name: np.array([np.arange(1000) < 10 * value for value in columns[f"{name}_accuracy"]]) for name in SETS}
-    return MeasuredNetworks(columns, answers)
+    counts = {name: answer[..., None] for name, answer in answers.items()}
+    return MeasuredNetworks(columns, counts, Classification())
 
 
 SETS = ("search", "test")

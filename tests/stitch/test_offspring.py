@@ -13,7 +13,7 @@ from torch import nn
 from recombine import stitch
 from recombine.core.errors import ConfigError
 from recombine.stitch.ensemble import OutputEnsemble
-from recombine.stitch.evaluator import predict_networks
+from recombine.stitch.measuring import predict_networks
 from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.search.space import references
 from tests.stitch.test_evaluator import Labelled

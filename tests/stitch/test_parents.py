@@ -122,9 +122,16 @@ def test_what_cannot_be_traced_is_told_in_one_sentence_with_the_operation(net, o
         Parent(wrapped(net()))
 
 
-def test_what_is_no_classifier_is_refused():
-    with pytest.raises(ConfigError, match="choose a classifier"):
-        Parent(wrapped(nn.Sequential(nn.Conv2d(3, 4, 3))))
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), "gives maps of 30 x 30 px for images of 32; .* resize its logits"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2)), "gives no logits .* choose a network that labels images"),
+    ],
+)
+def test_what_gives_no_logits_is_refused(net, message):
+    with pytest.raises(ConfigError, match=message):
+        Parent(wrapped(net))
 
 
 def test_candidates_are_all_operations_but_the_last_or_the_ends_of_blocks(model):

@@ -84,7 +84,7 @@ def describe_offspring(card: Mapping[str, Any]) -> tuple[str, str, str, str]:
         card["name"],
         parents,
         str(card["parents"][0]["classes"]),
-        format_number(card.get("metrics", {}).get("test_accuracy")),
+        format_number(card.get("metrics", {}).get(f"test_{'miou' if card.get('task') else 'accuracy'}")),
     )
 
 

@@ -18,7 +18,7 @@ from recombine.cli.predict_masks import output_paths, predict_masks, shares_tabl
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding, decode, shown
-from recombine.models.dense import is_dense
+from recombine.models.dense import labels_pixels
 from recombine.models.detection import Detector
 from recombine.models.model import Model, unwrap
 from recombine.patch import PatchedNetwork
@@ -37,7 +37,7 @@ def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
     if options.task not in (None, "auto", *names):
         raise ConfigError(f"--task {options.task}: one of auto, {', '.join(names)} is needed")
     check_output(model, options)
-    if is_dense(model.net):
+    if isinstance(model.net, Detector) or labels_pixels(model):
         label_places(patched, files, decoding, names, options)
         return
     with open_device(options.device) as (device, _, _):
@@ -52,7 +52,7 @@ def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
 
 def check_output(model: Model, options: argparse.Namespace) -> None:
     """Raise ConfigError for a folder of masks or pictures that this network does not give."""
-    gives = "boxes" if isinstance(model.net, Detector) else "masks" if is_dense(model.net) else "classes"
+    gives = "boxes" if isinstance(model.net, Detector) else "masks" if labels_pixels(model) else "classes"
     for name, given in (("masks", options.masks), ("boxes", options.boxes)):
         if given and gives != name:
             what = {"classes": "classifies whole images", "masks": "labels pixels", "boxes": "finds objects"}[gives]

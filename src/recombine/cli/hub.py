@@ -11,8 +11,8 @@ from pathlib import Path
 
 from recombine.cli.networks import BASE, NamedNetwork
 from recombine.core.errors import ConfigError, RecombineError
+from recombine.models.dense import labels_pixels
 from recombine.models.export import Equality
-from recombine.models.segmentation import Segmenter
 from recombine.version import __version__
 
 __all__ = ["model_card", "push"]
@@ -24,7 +24,7 @@ def model_card(found: NamedNetwork, task: str, size: int, files: Mapping[Path, E
     what = model.name if task == BASE else f"{model.name} with the patch {task}"
     count = sum(value.numel() for value in (found.cloned if task == BASE else model).parameters())
     library = "timm" if model.architecture.startswith("timm:") else "pytorch"
-    kind = "image-segmentation" if isinstance(model.net, Segmenter) else "image-classification"
+    kind = "image-segmentation" if labels_pixels(model) else "image-classification"
     lines = ["---", f"library_name: {library}", f"pipeline_tag: {kind}"]
     lines += [f"tags: [{kind}, recombine]", "---", "", f"# {what}", ""]
     lines += [f"{len(names)} classes, {count:,} parameters, images of {size} x {size} pixels."]

@@ -48,7 +48,8 @@ def check_model(
     name = node if isinstance(node, str) else str(node.get("name"))
     hint = training_hint(name, str(weights_root))
     problems = check(node, weights_root=weights_root, classes=classes, frozen=frozen, task=task)
-    return [text.replace("model.", f"{path}.") + hint for text in problems]
+    group = "model=" if path == "model" else f"model@{path}="
+    return [text.replace("model=", group).replace("model.", f"{path}.") + hint for text in problems]
 
 
 def check(

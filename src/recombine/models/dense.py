@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models.detection import Detector
+from recombine.models.model import Model
 from recombine.models.segmentation import Segmenter
 
-__all__ = ["DenseNet", "encoder_of", "head_state", "is_dense", "load_encoder", "set_encoder", "share_encoder"]
+__all__ = [
+    *("DenseNet", "encoder_of", "head_parameters", "head_state", "is_dense", "labels_pixels", "load_encoder"),
+    *("set_encoder", "share_encoder"),
+]
 
 DenseNet = Segmenter | Detector
 
@@ -20,6 +24,11 @@ DenseNet = Segmenter | Detector
 def is_dense(net: nn.Module) -> TypeGuard[DenseNet]:
     """Whether a network has an encoder and heads on its maps."""
     return isinstance(net, Segmenter | Detector)
+
+
+def labels_pixels(model: Model) -> bool:
+    """Whether a model gives logits of every pixel: a segmentation network, or what was made of two of them."""
+    return isinstance(model.net, Segmenter) or model.options.get("task") == "segmentation"
 
 
 def encoder_of(net: DenseNet) -> nn.Module:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.stats import binom
 
 from recombine.report.significance import holm
 from recombine.stitch.pareto import dominates, hypervolume
 
+if TYPE_CHECKING:  # tables are made of rows without torch
+    from recombine.stitch.tasks import Task
+
 __all__ = [
     *("ALPHA", "REFERENCES", "Columns", "MeasuredNetworks"),
-    *("compare_to_references", "count_dominance", "mcnemar"),
+    *("compare_to_references", "count_dominance", "score_of"),
 ]
 
 Columns = dict[str, list]
@@ -24,25 +26,24 @@ PURPOSES = ("search", "test")
 ALPHA = 0.05
 """Of the tests, after Holm's correction."""
 MAX_LOSS = 0.3
-"""Points of accuracy that a cheaper ensemble may lose against the ensemble of both parents."""
+"""Points of accuracy or mIoU that a cheaper ensemble may lose against the ensemble of both parents."""
 
 
 class MeasuredNetworks(NamedTuple):
     """Networks with their metrics, and with their answers to every image."""
 
     columns: Columns
-    """`on` (stitches), `output`, `cost` in multiply-adds, `search_accuracy` and `test_accuracy` in percent, others."""
-    correct: Mapping[str, np.ndarray]
-    """bool [n, N] by `search` and `test`: which images each network gets right."""
+    """`on` (stitches), `output`, `cost` in multiply-adds, `search_accuracy` and `test_accuracy` (or `search_miou` and
+    `test_miou`) in percent, others."""
+    counts: Mapping[str, np.ndarray]
+    """[n, N, K] by `search` and `test`: what each network answers to each image, see `Task`."""
+    task: Task
+    """How they are scored."""
 
 
-def mcnemar(correct: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Exact one-sided p-values that networks (bool [n, N]) are no more accurate than a reference (bool [N]): [n].
-
-    Of the images that only one of both gets right, half would be the network's if both were equally accurate.
-    """
-    gained, lost = (correct & ~reference).sum(1), (~correct & reference).sum(1)
-    return binom.sf(gained - 1, gained + lost, 0.5)
+def score_of(columns: Mapping[str, object], prefix: str = "") -> str:
+    """Whether networks (columns under `prefix`) were scored by accuracy or by miou."""
+    return "miou" if f"{prefix}search_miou" in columns else "accuracy"
 
 
 def compare_to_references(
@@ -50,9 +51,9 @@ def compare_to_references(
 ) -> tuple[dict[str, float], dict[str, list]]:
     """A front compared to both parents and their ensemble (`references`, in this order): metrics, and series.
 
-    Beside `count_dominance`: `*_dominate_*_significant`, offspring that are cheaper and more accurate by McNemar's
-    test, with Holm's correction for all offspring that are cheaper. Hypervolumes are percent of the box from (accuracy
-    of the worst reference, cost of the ensemble) to (100 %, 0), references included.
+    Beside `count_dominance`: `*_dominate_*_significant`, offspring that are cheaper and better by McNemar's test (of
+    mIoU, by a bootstrap over images), with Holm's correction for all offspring that are cheaper. Hypervolumes are
+    percent of the box from (score of the worst reference, cost of the ensemble) to (100 %, 0), references included.
     """
     metrics = count_dominance(front.columns, references.columns)
     offspring = _offspring(front.columns)
@@ -60,12 +61,11 @@ def compare_to_references(
     for purpose in PURPOSES:
         points, parents = (_points(side.columns, purpose, references.columns) for side in (front, references))
         for k, name in enumerate(REFERENCES):
-            correct, reference = front.correct[purpose], references.correct[purpose][k]
-            p_values = mcnemar(correct, reference)
+            p_values = front.task.p_values(front.counts[purpose], references.counts[purpose][k])
             cheaper = offspring & (points[:, 1] < parents[k, 1])
             surely = holm(p_values[cheaper].tolist()) <= ALPHA if cheaper.any() else np.zeros(0)
             metrics[f"{purpose}_dominate_{name}_significant"] = float(surely.sum())
-            series[f"front_{purpose}_gain_{name}"] = (100 * (correct.mean(1) - reference.mean())).tolist()
+            series[f"front_{purpose}_gain_{name}"] = (100 * (parents[k, 0] - points[:, 0])).tolist()
             series[f"front_{purpose}_p_{name}"] = p_values.tolist()
         corner = parents.max(0)
         for name, side in (("", np.concatenate([points, parents])), ("_references", parents)):
@@ -94,27 +94,28 @@ def _offspring(front: Columns) -> np.ndarray:
 
 
 def _points(columns: Columns, purpose: str, references: Columns) -> np.ndarray:
-    """Minus accuracy 0..1 and cost as a fraction of the ensemble's, both minimised, float64 [n, 2]."""
+    """Minus the score 0..1 and cost as a fraction of the ensemble's, both minimised, float64 [n, 2]."""
     cost = np.asarray(columns["cost"], float) / references["cost"][-1]
-    return np.stack([-np.asarray(columns[f"{purpose}_accuracy"], float) / 100, cost], 1)
+    return np.stack([-np.asarray(columns[f"{purpose}_{score_of(columns)}"], float) / 100, cost], 1)
 
 
 def _chosen(front: Columns, references: Columns) -> dict[str, float]:
-    """The most accurate offspring on the search images, and the cheapest that is about as good as the ensemble."""
+    """The best offspring on the search images, and the cheapest that is about as good as the ensemble."""
     offspring = [k for k, on in enumerate(front["on"]) if on]
     if not offspring:
         return {}
     ensemble_cost = references["cost"][-1]
-    best = max(offspring, key=lambda k: front["search_accuracy"][k])
+    score = score_of(front)
+    best = max(offspring, key=lambda k: front[f"search_{score}"][k])
     metrics = {
-        "chosen_accuracy": float(front["test_accuracy"][best]),
-        "chosen_gap": float(front["search_accuracy"][best] - front["test_accuracy"][best]),
+        f"chosen_{score}": float(front[f"test_{score}"][best]),
+        "chosen_gap": float(front[f"search_{score}"][best] - front[f"test_{score}"][best]),
         "chosen_cost": 100 * float(front["cost"][best]) / ensemble_cost,
     }
-    enough = references["search_accuracy"][-1] - MAX_LOSS
-    ensembles = [k for k in offspring if front["output"][k] == 2 and front["search_accuracy"][k] >= enough]
+    enough = references[f"search_{score}"][-1] - MAX_LOSS
+    ensembles = [k for k in offspring if front["output"][k] == 2 and front[f"search_{score}"][k] >= enough]
     if ensembles:
         cheapest = min(ensembles, key=lambda k: front["cost"][k])
         metrics["cheap_ensemble_cost"] = 100 * front["cost"][cheapest] / ensemble_cost
-        metrics["cheap_ensemble_accuracy"] = float(front["test_accuracy"][cheapest])
+        metrics[f"cheap_ensemble_{score}"] = float(front[f"test_{score}"][cheapest])
     return metrics

@@ -30,7 +30,7 @@ class OutputEnsemble(nn.Module):
         return self.mean == "logits" and float(self.share) == 0
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[B, C] and [B, C] -> [B, C]."""
+        """[B, C, ...] of both -> the same shape."""
         weight = self.share.sigmoid()
         if self.mean == "logits":
             return weight * a + (1 - weight) * b

@@ -6,19 +6,19 @@ import logging
 import math
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recombine.core.distributed import all_reduce_sum, maximum
 from recombine.core.errors import Interrupted
 from recombine.core.files import append_records, read_records, write_records
 from recombine.core.types import Loader
-from recombine.engine.evaluate import Predictions, autocast, evaluating, predict, resolve
+from recombine.engine.evaluate import autocast, evaluating, resolve
 from recombine.models.freeze import digest
 from recombine.run.run import Run
 from recombine.stitch.pareto import front
@@ -26,8 +26,9 @@ from recombine.stitch.racing import Answers, Heat, NetworkScores, Rivals, in_sta
 from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.search.space import Evaluations
 from recombine.stitch.supernetwork import Supernetwork
+from recombine.stitch.tasks import Classification
 
-__all__ = ["NetworkScores", "OffspringEvaluator", "predict_networks"]
+__all__ = ["NetworkScores", "OffspringEvaluator"]
 
 log = logging.getLogger(__name__)
 TOO_LARGE = NetworkScores(0.0, math.inf, math.inf, 0)
@@ -56,7 +57,9 @@ class OffspringEvaluator:
         max_cost: int | None = None,
         max_parameters: int | None = None,
     ) -> None:
-        """`eval_batch_networks`: networks in one pass, which bounds the memory; `file`: keeps the memo.
+        """`performance`: loss, or else the score of the networks' task is the first objective.
+
+        `eval_batch_networks`: networks in one pass, which bounds the memory; `file`: keeps the memo.
 
         `calibration`: batches of images (uint8 [B, 3, H, W]) on which BatchNorms behind stitches estimate their
         statistics. `racing_alpha`: networks are dropped early as `Rivals` describes it; 0: all see all images.
@@ -69,7 +72,8 @@ class OffspringEvaluator:
         with closing(loader.epoch(0)) as batches:
             images = [(net.preprocess.fit(batch.images).clone(), batch.labels.clone()) for batch in batches]
         self.samples = int(all_reduce_sum(torch.tensor(sum(len(labels) for _, labels in images))))
-        self.rivals = Rivals(racing_alpha) if racing_alpha else None
+        differences = Classification().differences if performance == "loss" else net.task.differences
+        self.rivals = Rivals(racing_alpha, differences) if racing_alpha else None
         self.stages = in_stages(images) if self.rivals else [images]
         """Batches of images and labels; after each stage but the last, networks may be dropped."""
         self.memo: dict[bytes, NetworkScores] = {}
@@ -79,12 +83,13 @@ class OffspringEvaluator:
             header = {"format": 2, "network": digest(net), "data": loader.digest}
             header |= {"precision": resolve(precision, run.device)}
             header |= {"racing": [racing_alpha, performance]} if racing_alpha else {}
+            header |= {"score": net.task.score} if net.task.pixels else {}
             if calibration:
                 header["calibration"] = zlib.crc32(torch.cat(list(calibration)).cpu().numpy().tobytes())
             self._read_memo(file, header)
 
     def __call__(self, genotypes: np.ndarray) -> Evaluations:
-        """int8 [n, 2m + 1] -> objectives (both to be minimised), accuracy and active genes of each."""
+        """int8 [n, 2m + 1] -> objectives (both to be minimised), score and active genes of each."""
         active = np.stack([self.net.active(genotype) for genotype in genotypes])
         phenotypes = np.where(active, genotypes, 0).astype(np.int8)
         keys = [phenotype.tobytes() for phenotype in phenotypes]
@@ -119,7 +124,7 @@ class OffspringEvaluator:
         """One pass over the images, each process over its part; the host waits for the device once a stage."""
         if not genotypes:
             return []
-        plan, answers = self.net.plan(genotypes), Answers()
+        plan, answers = self.net.plan(genotypes), Answers(self.net.task)
         heat = Heat(self.rivals, self.performance, genotypes, list(map(self.net.cost, genotypes)), race)
         with evaluating(self.net):
             with autocast(self.precision, self.run.device):
@@ -180,33 +185,3 @@ def _whole_passes(records: list[dict]) -> list[dict]:
     missing = [number for number in range(len(sizes)) if number not in sizes]
     end = min([*broken, *missing], default=len(sizes))
     return [record for record in records if record["pass"] < end]
-
-
-def predict_networks(
-    net: Supernetwork,
-    genotypes: np.ndarray,
-    loader: Loader,
-    *,
-    precision: str,
-    eval_batch_networks: int,
-    calibration: Sequence[Tensor] = (),
-) -> Iterator[Predictions]:
-    """The predictions of the network of each genotype [n, L], `eval_batch_networks` of them in one pass."""
-    for start in range(0, len(genotypes), eval_batch_networks):
-        group = genotypes[start : start + eval_batch_networks]
-        found = predict(_NetworkBatch(net, group, calibration), loader, precision=precision)
-        for logits in found.logits.unflatten(1, (len(group), -1)).unbind(1):
-            yield found._replace(logits=logits)
-
-
-class _NetworkBatch(nn.Module):
-    """Logits [B, G C] of several genotypes."""
-
-    def __init__(self, net: Supernetwork, genotypes: np.ndarray, calibration: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.net, self.plan = net, net.plan(genotypes)
-        with evaluating(net):
-            self.instead = recalibrate(net, self.plan, calibration).layers if calibration else {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat(self.net.logits(self.plan, images, self.instead), 1)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from recombine.core.errors import ConfigError
+from recombine.core.labels import LABELS
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader
 from recombine.data import Data, open_data
@@ -16,8 +17,9 @@ from recombine.data.splits import stratified
 from recombine.models import Model
 from recombine.run.config import DictConfig
 from recombine.run.run import Run
+from recombine.stitch.supernetwork import Supernetwork
 
-__all__ = ["ImageSplits", "check_classes", "first_images", "open_images"]
+__all__ = ["ImageSplits", "check_classes", "check_labels", "first_images", "open_images"]
 
 SPLIT = "test"
 """What offspring are searched on and results are reported on: images that neither parents nor stitches were trained on.
@@ -116,3 +118,20 @@ def check_classes(models: Sequence[Model], images: ImageSplits) -> None:
                     f"{model.name} has {model.classes} classes and {data.name} {data.classes}; both parents and all "
                     f"images have to be of one task"
                 )
+
+
+def check_labels(net: Supernetwork, images: ImageSplits) -> None:
+    """Raise ConfigError unless images or pixels have labels, as the parents give logits."""
+    task = "segmentation" if net.task.pixels else "classification"
+    for data in images.sets:
+        if data.task != task:
+            gives = f"{net.parents[0].name} and {net.parents[1].name} give {LABELS[task]}"
+            raise ConfigError(
+                f"{gives}, and {data.name} has {LABELS[data.task]}; take other parents or another dataset"
+            )
+    model = net.parents[0].model
+    if net.task.pixels and model.canvas != model.size:
+        raise ConfigError(
+            f"{model.name} crops its images (crop_pct={model.crop_pct}), and masks are of whole images: set "
+            f"a.crop_pct=1 b.crop_pct=1"
+        )

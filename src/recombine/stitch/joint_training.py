@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recombine.core.distributed import shared
+from recombine.core.distributed import divisor, shared
+from recombine.core.labels import IGNORE
 from recombine.core.types import Batch, Step
-from recombine.engine.method import Method
+from recombine.engine.method import Method, cross_entropy
 from recombine.stitch.search.space import references
 from recombine.stitch.supernetwork import Supernetwork
 from recombine.stitch.training import TINY, spread
 
-__all__ = ["JointTraining", "sample_offspring"]
+__all__ = ["JointTraining", "divergence", "sample_offspring"]
 
 
 def sample_offspring(length: int, count: int, stitches: float) -> np.ndarray:
@@ -33,6 +34,18 @@ def sample_offspring(length: int, count: int, stitches: float) -> np.ndarray:
         genotype[on] = 1
         genotype[-1] = (on[0] % 2, 2)[int(torch.randint(2, ()))]
     return shared(torch.from_numpy(genotypes)).numpy()
+
+
+def divergence(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """KL(target || logits) of logarithms of probabilities `target`, mean over images or over pixels that have a class.
+
+    Pixels without one are mostly padding.
+    """
+    if labels.ndim == 1:
+        return F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean")
+    each = F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="none").sum(1)
+    known = labels != IGNORE
+    return (each * known).sum() / divisor(known.sum())
 
 
 class JointTraining(Method):
@@ -53,7 +66,7 @@ class JointTraining(Method):
         net.ensemble.share.requires_grad_(learn_share)
 
     def forward(self, batch: Batch) -> Step:
-        """The loss of a batch; labels are read by `labels` alone.
+        """The loss of a batch; labels are read by `labels` alone, and which pixels have one by `distill`.
 
         What no sampled offspring has gets a gradient of 0.
         """
@@ -67,10 +80,9 @@ class JointTraining(Method):
         ensemble = references(len(self.net.genotype))[-1:]
         *logits, teacher = self.net.logits(self.net.plan([*sampled, *ensemble]), batch.images)
         if self.loss == "labels":
-            return torch.stack([F.cross_entropy(each, batch.labels) for each in logits]).mean()
+            return torch.stack([cross_entropy(each, batch.labels) for each in logits]).mean()
         target = teacher.detach().log_softmax(1)
-        each = [F.kl_div(one.log_softmax(1), target, log_target=True, reduction="batchmean") for one in logits]
-        return torch.stack(each).mean()
+        return torch.stack([divergence(each, target, batch.labels) for each in logits]).mean()
 
     def _features(self, batch: Batch, sampled: np.ndarray) -> Tensor:
         """Of what stitches give in their offspring."""

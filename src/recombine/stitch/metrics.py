@@ -1,6 +1,8 @@
-"""Metrics of offspring beside their objectives: accuracy, loss and calibration."""
+"""Metrics of offspring beside their objectives: score, loss and calibration."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -8,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from recombine.engine.evaluate import Predictions
+from recombine.stitch.tasks import Task
+
+if TYPE_CHECKING:
+    from recombine.stitch.measuring import NetworkAnswers
 
 __all__ = ["BINS", "network_metrics", "temperature"]
 
@@ -26,15 +31,17 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     return float(np.exp(found.x))
 
 
-def network_metrics(search: Predictions, test: Predictions) -> dict[str, float]:
-    """Of one network: accuracy (percent), loss and calibration error (percent) on both sets.
+def network_metrics(search: NetworkAnswers, test: NetworkAnswers, task: Task) -> dict[str, float]:
+    """Of one network: score (percent), loss and calibration error (percent) on both sets.
 
     `*_scaled` after temperature scaling; the temperature comes from the search images.
     """
     scale = temperature(search.logits, search.labels)
     metrics = {"temperature": scale}
     for purpose, found in (("search", search), ("test", test)):
-        metrics[f"{purpose}_accuracy"] = 100 * float((found.logits.argmax(1) == found.labels).double().mean())
+        sums = found.counts.double().sum(0)
+        metrics[f"{purpose}_{task.score}"] = 100 * float(task.value(sums, len(found.counts)))
+        metrics |= {f"{purpose}_{key}": value for key, value in task.details(sums).items()}
         for name, logits in (("", found.logits), ("_scaled", found.logits / scale)):
             metrics[f"{purpose}_loss{name}"] = float(F.cross_entropy(logits.double(), found.labels))
             error = multiclass_calibration_error(logits.softmax(1), found.labels, logits.shape[1], n_bins=BINS)

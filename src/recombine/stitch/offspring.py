@@ -60,13 +60,14 @@ def export(
         outputs = [graph.call_module("ensemble", tuple(outputs))]
     graph.output(outputs[0] if merged else tuple(outputs))
     parents = [parent.model for parent in net.parents]
+    about = {"parents": [model.name for model in parents], "output": int(genotype[-1])}
     model = Model(
         deepcopy(fx.GraphModule(root, graph)),
         deepcopy(net.preprocess),
         name=name,
         classes=parents[0].classes,
         architecture="offspring",
-        options={"parents": [model.name for model in parents], "output": int(genotype[-1]), "stitches": len(places)},
+        options={**about, "stitches": len(places), **net.task.about},
         tag=f"stitched from {parents[0].tag} and {parents[1].tag}",
     ).eval()
     if calibration:
@@ -120,7 +121,7 @@ def save(
         pair = net.pairs[gene // 2]
         on.append({"into": "ab"[gene % 2], "a": pair.a.name, "b": pair.b.name})
     parents = [{**parent.model.description(), "digest": digest(parent.model)} for parent in net.parents]
-    card = {"name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **details}
+    card = {"name": name, "parents": parents, "on": on, "output": int(genotype[-1]), **net.task.about, **details}
     weights = (trained or export(net, genotype)).net.state_dict()
     if genotype[-1] == ENSEMBLE and not net.ensemble.plain:
         card["ensemble"] = net.ensemble.mean

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from recombine.core.errors import ConfigError
 from recombine.models import Model
@@ -14,7 +16,12 @@ from recombine.models.blocks import ADDITIONS, ancestors
 from recombine.models.graph import trace
 from recombine.stitch.axes import find_layouts
 
-__all__ = ["Parent"]
+__all__ = ["Parent", "logits_of"]
+
+
+def logits_of(answer: Any) -> Any:
+    """The logits among what a network gives: segmentation networks give dicts, with others for training."""
+    return answer.get("out") if isinstance(answer, Mapping) else answer
 
 
 class Parent:
@@ -24,16 +31,19 @@ class Parent:
         """`granularity`: op takes every operation's value (the paper), block the ends of residual and dense blocks.
 
         Raises ConfigError for networks that cannot be traced, whose graph computes something else than they do, or
-        whose output is not a single tensor.
+        that give no logits of images or pixels.
         """
         self.model, self.name = model, model.name
         self.net = deepcopy(model.net).eval().requires_grad_(False)
         self.traced = trace(self.net, model.size, operations=True)
         self.graph = self.traced.graph
         self.input = next(node for node in self.graph.nodes if node.op == "placeholder")
-        self.output = next(node for node in self.graph.nodes if node.op == "output").args[0]
-        if not isinstance(self.output, Node) or len(self.output.meta.get("shape", ())) != 2:
-            raise ConfigError(f"{self.name} gives no single tensor of logits [images, classes]; choose a classifier")
+        given = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        self.outputs: list[Node] = []
+        """All values that the network gives: the logits, and what it is trained with beside them."""
+        map_arg(given, self.outputs.append)
+        self.output = logits_of(given)
+        self._check_logits()
         self._layouts = find_layouts(self.graph, dict(self.net.named_modules()))
         self._check_graph()
         self.ends = self._block_ends()
@@ -41,14 +51,33 @@ class Parent:
         self.nodes = tuple(self._candidates(granularity))
         """The nodes that may be joined with nodes of another parent, in the order of their execution."""
 
+    @property
+    def dense(self) -> bool:
+        """Whether it gives logits of every pixel."""
+        return len(self.output.meta["shape"]) == 4
+
+    def _check_logits(self) -> None:
+        """They have to be of images, or of the pixels of images of this size."""
+        shape: tuple[int, ...] = self.output.meta.get("shape", ()) if isinstance(self.output, Node) else ()
+        if len(shape) == 4 and shape[2:] != (self.model.size, self.model.size):
+            raise ConfigError(
+                f"{self.name} gives maps of {shape[2]} x {shape[3]} px for images of {self.model.size}; a network that "
+                f"labels pixels has to resize its logits to its images"
+            )
+        if len(shape) not in (2, 4):
+            raise ConfigError(
+                f"{self.name} gives no logits [images, classes] or [images, classes, height, width], alone or as 'out' "
+                f"of a dict; choose a network that labels images or their pixels"
+            )
+
     def _check_graph(self) -> None:
         """The graph has to compute what the network computes."""
         like = next(self.net.parameters())
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(0)
             images = torch.randn(2, 3, self.model.size, self.model.size).to(like)
-            logits = torch.fx.GraphModule(self.net, self.graph)(images)
-            if not torch.equal(logits, deepcopy(self.model.net).eval()(images)):
+            logits = logits_of(torch.fx.GraphModule(self.net, self.graph)(images))
+            if not torch.equal(logits, logits_of(deepcopy(self.model.net).eval()(images))):
                 raise ConfigError(
                     f"{self.name} computes in a way that its graph does not show (values changed in place behind "
                     f"views, or randomness); it cannot be stitched"
@@ -59,12 +88,12 @@ class Parent:
         for node in self.graph.nodes:
             if depends_on_images.intersection(node.all_input_nodes):
                 depends_on_images.add(node)
-        required = ancestors([self.output])
+        required = ancestors(self.outputs)
         return [
             node
             for node in self.graph.nodes
             if node in depends_on_images & required
-            and node not in (self.input, self.output)
+            and node not in (self.input, *self.outputs)
             and node.op != "output"
             and (granularity == "op" or node in self.ends)
             and self.layout(node) is not None

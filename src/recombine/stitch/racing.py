@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum
 from recombine.stitch.pareto import front
+from recombine.stitch.tasks import Task
 
 __all__ = ["FIRST_IMAGES", "Answers", "Heat", "NetworkScores", "Rivals", "in_stages"]
 
@@ -20,14 +20,14 @@ FIRST_IMAGES = 32
 """Images after which networks are compared for the first time; then after twice as many, and so on."""
 
 Batches = list[tuple[Tensor, Tensor]]
-"""Images uint8 [B, 3, H, W] and labels [B]."""
+"""Images uint8 [B, 3, H, W] and labels [B, ...]."""
 
 
 class NetworkScores(NamedTuple):
     """Results of one network on the search images."""
 
     accuracy: float
-    """Fraction of correct predictions, 0..1; 0 if the logits are not finite."""
+    """The score of the task, 0..1: accuracy or mIoU; 0 if the logits are not finite."""
     loss: float
     """Mean cross entropy."""
     cost: float
@@ -36,10 +36,10 @@ class NetworkScores(NamedTuple):
     """Images that it has seen; if not all, it was dropped early, and accuracy and loss are estimates."""
 
     def objectives(self, performance: str) -> tuple[float, float]:
-        """Both minimised: minus accuracy or loss, and the cost; infinite for what was not run."""
+        """Both minimised: minus the score or the loss, and the cost; infinite for what was not run."""
         if not self.images:
             return math.inf, math.inf
-        return -self.accuracy if performance == "accuracy" else self.loss, float(self.cost)
+        return self.loss if performance == "loss" else -self.accuracy, float(self.cost)
 
 
 def in_stages(batches: Batches) -> list[Batches]:
@@ -58,33 +58,32 @@ def in_stages(batches: Batches) -> list[Batches]:
 class Answers:
     """What the networks of a pass score on the images they have seen."""
 
-    def __init__(self) -> None:
-        self.right: list[Tensor] = []
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.counts: list[Tensor] = []
         self.losses: list[Tensor] = []
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Of one batch: [G, B, C] and [B]."""
-        self.right.append(logits.argmax(2) == labels)
-        self.losses.append(
-            F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none").float()
-        )
+        """Of one batch: [G, B, C, ...] and [B, ...]."""
+        self.counts.append(self.task.count(logits, labels))
+        self.losses.append(self.task.losses(logits, labels))
 
     def keep(self, mask: np.ndarray) -> None:
         """Go on with some of the networks, bool [G]."""
         chosen = torch.from_numpy(np.flatnonzero(mask)).to(self.losses[0].device)
-        self.right, self.losses = [torch.cat(self.right, 1)[chosen]], [torch.cat(self.losses, 1)[chosen]]
+        self.counts, self.losses = [torch.cat(self.counts, 1)[chosen]], [torch.cat(self.losses, 1)[chosen]]
 
     def by_image(self, performance: str) -> Tensor:
-        """Scores of which more is better, float32 [G, n]: 1 for a right answer, or minus the loss."""
-        return torch.cat(self.right, 1).float() if performance == "accuracy" else -torch.cat(self.losses, 1)
+        """What is compared, float32 [G, n, K]: the counts of the task, or minus the loss."""
+        return -torch.cat(self.losses, 1)[..., None] if performance == "loss" else torch.cat(self.counts, 1)
 
     def means(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Accuracy and mean loss of each network over all processes, and the number of images."""
-        right, losses = torch.cat(self.right, 1), torch.cat(self.losses, 1)
-        totals = torch.stack([right.double().sum(1), losses.double().sum(1)]).cpu()
-        count = int(all_reduce_sum(torch.tensor(right.shape[1])))
-        accuracy, loss = (all_reduce_sum(totals) / count).numpy()
-        return accuracy, loss, count
+        """Score and mean loss of each network over all processes, and the number of images."""
+        counts, losses = torch.cat(self.counts, 1), torch.cat(self.losses, 1)
+        totals = torch.cat([counts.double().sum(1), losses.double().sum(1, keepdim=True)], 1).cpu()
+        count = int(all_reduce_sum(torch.tensor(losses.shape[1])))
+        *sums, loss = all_reduce_sum(totals).unbind(1)
+        return self.task.value(torch.stack(sums, 1), count).numpy(), (loss / count).numpy(), count
 
 
 class Rivals:
@@ -93,17 +92,18 @@ class Rivals:
     A network is dropped if it is worse than the best rival that costs no more: of the differences d of their scores on
     the images seen so far, sum d / sqrt(sum d^2) is above sqrt(2 log 1 / alpha). If neither were better, the sign of
     each d would be a fair coin, and that would happen with a probability of at most alpha (Hoeffding, 1963). With right
-    and wrong answers as scores this is McNemar's test.
+    and wrong answers as scores this is McNemar's test. What d is of a mIoU, `Task.differences` says.
     """
 
-    def __init__(self, alpha: float) -> None:
-        self.limit = math.sqrt(2 * math.log(1 / alpha))
+    def __init__(self, alpha: float, differences: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """`differences` of two networks each, [G, n, K] and [G, n, K] -> [G, n]: how much better the second are."""
+        self.limit, self.differences = math.sqrt(2 * math.log(1 / alpha)), differences
         self.objectives = np.empty((0, 2))
         self.scores: list[Tensor] = []
-        """float32 [N] of each: this process' images, in their order."""
+        """float32 [N, K] of each: this process' images, in their order."""
 
     def add(self, objectives: np.ndarray, scores: Tensor) -> None:
-        """Networks that were measured on all images: objectives [n, 2], both minimised, and scores [n, N]."""
+        """Networks that were measured on all images: objectives [n, 2], both minimised, and scores [n, N, K]."""
         everything, known = np.concatenate([self.objectives, objectives]), [*self.scores, *scores]
         kept = front(everything)
         self.objectives, self.scores = everything[kept], [known[k] for k in kept]
@@ -114,13 +114,13 @@ class Rivals:
         return np.where(affordable.any(1), affordable.argmax(1), -1) if len(self.scores) else np.full(len(costs), -1)
 
     def compare(self, scores: Tensor, rivals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Networks (scores [G, n] of the first n images) against one rival each (-1: none).
+        """Networks (scores [G, n, K] of the first n images) against one rival each (-1: none).
 
         How much better each rival is on average, and whether that is sure: float64 and bool [G], over all processes.
         """
         seen = scores.shape[1]
         others = torch.stack([self.scores[k][:seen] if k >= 0 else own for k, own in zip(rivals, scores, strict=True)])
-        ahead = (others - scores).double()
+        ahead = self.differences(scores, others)
         sums = torch.stack([ahead.sum(1), ahead.square().sum(1), torch.full_like(ahead[:, 0], seen)]).cpu()
         total, squares, count = all_reduce_sum(sums).numpy()
         return total / count, total > self.limit * np.sqrt(squares)
@@ -152,8 +152,8 @@ class Heat:
         for k in np.flatnonzero(dropped):
             place = int(self.left[k])
             estimate = float(self.rivals.objectives[self.rival[place], 0] + ahead[k])
-            by_accuracy = self.performance == "accuracy"
-            known = (max(-estimate, 0.0), float(loss[k])) if by_accuracy else (float(accuracy[k]), estimate)
+            by_loss = self.performance == "loss"
+            known = (float(accuracy[k]), estimate) if by_loss else (max(-estimate, 0.0), float(loss[k]))
             self.found[place] = NetworkScores(*known, self.costs[place], seen)
         self.left = self.left[~dropped]
         return dropped

@@ -21,16 +21,15 @@ from recombine.report.plots import save_plots
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
-from recombine.stitch.comparison import REFERENCES, Columns, MeasuredNetworks, compare_to_references
-from recombine.stitch.evaluator import OffspringEvaluator, predict_networks
-from recombine.stitch.images import check_classes, first_images, open_images
+from recombine.stitch.comparison import REFERENCES, Columns, compare_to_references, score_of
+from recombine.stitch.evaluator import OffspringEvaluator
+from recombine.stitch.images import ImageSplits, check_classes, check_labels, first_images, open_images
 from recombine.stitch.loading import load_parents
-from recombine.stitch.metrics import network_metrics
+from recombine.stitch.measuring import evaluate_networks, hybrid_metrics
 from recombine.stitch.plots import PLOTS
 from recombine.stitch.retraining import RetrainedOffspring, retrain
 from recombine.stitch.run_search import search
-from recombine.stitch.search.population import single_stitches
-from recombine.stitch.search.space import ENSEMBLE, references
+from recombine.stitch.search.space import references
 from recombine.stitch.settings import MatchingSettings, StitchSettings
 from recombine.stitch.stitches import join, train_stitches
 from recombine.stitch.supernetwork import Supernetwork
@@ -94,7 +93,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
         loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
         train = images.training_loader(a, cfg.batch_size)
-        net, metrics = make_supernetwork(cfg, stitch_run, (a, b), train)
+        net, metrics = make_supernetwork(cfg, stitch_run, (a, b), images, train)
         calibration = first_images(train, cfg.bn_images)
         series = stitch_errors(net, loaders["search"], cfg.engine.eval_precision)
         genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
@@ -118,7 +117,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     finally:
         images.close()
     series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
-    series |= {"saved": saved, "retrained_test_accuracy": [one and one.metrics["test_accuracy"] for one in retrained]}
+    key = f"test_{net.task.score}"
+    series |= {"saved": saved, f"retrained_{key}": [one and one.metrics[key] for one in retrained]}
     metrics["stitch_error"] = float(np.median(series["stitch_errors"]))
     row = Row(cell(cfg), metrics, series)
     if run.main:
@@ -127,11 +127,12 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
 
 
 def make_supernetwork(
-    cfg: DictConfig, run: Run, parents: tuple[Model, Model], train: Loader
+    cfg: DictConfig, run: Run, parents: tuple[Model, Model], images: ImageSplits, train: Loader
 ) -> tuple[Supernetwork, dict[str, float]]:
     """The parents joined by trained stitches, and metrics of both."""
     matching = MatchingSettings.of(to_dict(cfg.matching), "matching")
     net, metrics = join(parents, matching, run, channels_last=cfg.engine.channels_last, ensemble=cfg.ensemble)
+    check_labels(net, images)
     return net, metrics | train_stitches(net, train, cfg, run)
 
 
@@ -166,53 +167,16 @@ def stitch_errors(net: Supernetwork, loader: Loader, precision: str) -> Columns:
     return {"pair_nodes": names, "stitch_errors": [round(error, 6) for error in errors.tolist()]}
 
 
-def evaluate_networks(
-    net: Supernetwork,
-    genotypes: np.ndarray,
-    loaders: Mapping[str, Loader],
-    cfg: DictConfig,
-    calibration: Sequence[Tensor] = (),
-) -> MeasuredNetworks:
-    """Genes, cost, accuracy and calibration of networks, and their answers, on both sets of images."""
-    options: dict[str, Any] = {"precision": cfg.engine.eval_precision, "eval_batch_networks": cfg.eval_batch_networks}
-    options |= {"calibration": calibration}
-    search, test = (predict_networks(net, genotypes, loaders[purpose], **options) for purpose in ("search", "test"))
-    rows, answers = [], []
-    for genotype, on_search, on_test in zip(genotypes, search, test, strict=True):
-        phenotype = net.phenotype(genotype)
-        genes = {"on": np.flatnonzero(phenotype[:-1]).tolist(), "output": int(phenotype[-1])}
-        rows.append(genes | {"cost": net.cost(genotype)} | network_metrics(on_search, on_test))
-        answers.append([(found.logits.argmax(1) == found.labels).numpy() for found in (on_search, on_test)])
-    correct = {
-        purpose: np.stack(given) for purpose, given in zip(("search", "test"), zip(*answers, strict=True), strict=True)
-    }
-    return MeasuredNetworks({key: [row[key] for row in rows] for key in rows[0]}, correct)
-
-
 def is_sweep(cfg: DictConfig) -> bool:
     """Whether all single stitches are measured, not searched: on all images."""
     return cfg.search._target_.endswith(".SingleStitchSweep")
 
 
-def hybrid_metrics(
-    net: Supernetwork, loader: Loader, cfg: DictConfig, calibration: Sequence[Tensor]
-) -> dict[str, float]:
-    """Mean and worst accuracy (percent) on the test images of the 2m networks that pass from one parent to the other.
-
-    They have one output and one stitch: A's features below it and B's layers above, or the other way.
-    """
-    genotypes = [genotype for genotype in single_stitches(len(net.genotype)) if genotype[-1] != ENSEMBLE]
-    options: dict[str, Any] = {"precision": cfg.engine.eval_precision, "eval_batch_networks": cfg.eval_batch_networks}
-    found = predict_networks(net, np.stack(genotypes), loader, **options, calibration=calibration)
-    accuracy = [100 * float((one.logits.argmax(1) == one.labels).double().mean()) for one in found]
-    return {"hybrid_accuracy": float(np.mean(accuracy)), "hybrid_accuracy_worst": min(accuracy)}
-
-
 def reference_metrics(parents: Columns) -> dict[str, float]:
-    """Accuracy and cost of both parents and their ensemble."""
+    """Score and cost of both parents and their ensemble."""
     return {
         f"{key}_{name}": float(parents[key][k])
-        for key in ("search_accuracy", "test_accuracy", "test_ece", "cost")
+        for key in (f"search_{score_of(parents)}", f"test_{score_of(parents)}", "test_ece", "cost")
         for k, name in enumerate(REFERENCES)
     }
 
@@ -227,7 +191,7 @@ def retraining_gains(front: Columns, retrained: Sequence[RetrainedOffspring | No
     pairs = [(k, one.metrics) for k, one in enumerate(retrained) if one is not None]
     return {
         f"retrained_{key}_gain": float(np.mean([metrics[key] - front[key][k] for k, metrics in pairs]))
-        for key in ("search_accuracy", "test_accuracy", "test_loss")
+        for key in (f"search_{score_of(front)}", f"test_{score_of(front)}", "test_loss")
         if pairs
     }
 

@@ -11,18 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Loader, Step
 from recombine.engine.engine import Engine
-from recombine.engine.evaluate import predict
-from recombine.engine.method import Method
+from recombine.engine.method import Method, cross_entropy
 from recombine.models import Model
 from recombine.run.config import DictConfig, build
 from recombine.run.run import Run
 from recombine.stitch.ensemble import OutputEnsemble
 from recombine.stitch.images import ImageSplits
+from recombine.stitch.measuring import predict_network
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
 from recombine.stitch.supernetwork import Supernetwork
@@ -47,7 +46,7 @@ class Branches(nn.Module):
         self.model, self.ensemble = model, ensemble or OutputEnsemble()
 
     def branch_logits(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 [B, 3, H, W] -> logits [B, C] of each output."""
+        """uint8 [B, 3, H, W] -> logits [B, C, ...] of each output."""
         return self.model.net(self.model.preprocess(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class Retraining(Method):
     def forward(self, batch: Batch) -> Step:
         """The loss over all outputs."""
         logits = self.net.branch_logits(batch.images)
-        loss = F.cross_entropy(torch.cat(logits).float(), batch.labels.repeat(len(logits)))
+        loss = cross_entropy(torch.cat(logits).float(), torch.cat([batch.labels] * len(logits)))
         return Step(loss, {"loss": loss.detach()})
 
 
@@ -110,9 +109,10 @@ def retrain(
         optimizer, schedule = build(cfg.retrain.optimizer), build(cfg.retrain.schedule)
         Engine(options, run).fit(method, train, optimizer, schedule, name=f"retrain/{k}")
         search, test = (
-            predict(branches, loaders[purpose], precision=cfg.engine.eval_precision) for purpose in ("search", "test")
+            predict_network(branches, loaders[purpose], net.task, precision=cfg.engine.eval_precision)
+            for purpose in ("search", "test")
         )
-        retrained.append(RetrainedOffspring(branches.model, network_metrics(search, test)))
+        retrained.append(RetrainedOffspring(branches.model, network_metrics(search, test, net.task)))
     return retrained
 
 

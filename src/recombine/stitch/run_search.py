@@ -50,7 +50,7 @@ class SearchMonitor:
         self.requests, self.log_lines, self.started = 0, 0, time.perf_counter()
         self.corner = evaluator(references(len(evaluator.net.genotype))).objectives.max(0)
         """The worst of both parents and their ensemble in both objectives: the reference point of hypervolumes."""
-        best = -1.0 if evaluator.performance == "accuracy" else 0.0
+        best = 0.0 if evaluator.performance == "loss" else -1.0
         self.box = float((self.corner[0] - best) * self.corner[1])
         """The largest hypervolume there could be; 0 where parents and ensemble all make no mistake."""
         self.curve: dict[str, list[float]] = {}
@@ -80,7 +80,7 @@ class SearchMonitor:
             "hypervolume": 100 * hypervolume(members.objectives, self.corner) / self.box
             if self.box and not empty
             else 0.0,
-            "accuracy": 0.0 if empty else 100 * float(members.accuracy.max()),
+            self.evaluator.net.task.score: 0.0 if empty else 100 * float(members.accuracy.max()),
             "stitches": 0.0 if empty else float(np.median(switches.sum(1))),
             "active_stitches": 0.0 if empty else float(np.median((switches & active).sum(1))),
         }
@@ -93,14 +93,14 @@ class SearchMonitor:
             self.display.line(record)
 
     def single_stitches(self) -> dict[str, list[float]]:
-        """Of a sweep, percent accuracy of all networks with one stitch on the search images, if the budget was enough.
+        """Of a sweep, percent score of all networks with one stitch on the search images, if the budget was enough.
 
         Four families of m networks, each in the order of the pairs.
         """
         genotypes = single_stitches(len(self.evaluator.net.genotype))
         if not self.sweep or self.requests < len(genotypes):
             return {}
-        return {"single_stitch_accuracy": (100 * self.evaluator(genotypes).accuracy).tolist()}
+        return {f"single_stitch_{self.evaluator.net.task.score}": (100 * self.evaluator(genotypes).accuracy).tolist()}
 
     def totals(self) -> dict[str, float]:
         """Requests, unique networks, memo hits in percent of the requests (`answered`), and seconds.

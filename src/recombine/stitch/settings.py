@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recombine.core.builds import Builds, Node
+from recombine.core.labels import LABELS
 from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
+from recombine.data.checks import task_of
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import OptimizerNode, ScheduleNode, TrainingSettings
 from recombine.models.checks import check_model
-from recombine.models.serialization import kind_of
+from recombine.models.serialization import kind_of, read_card
 from recombine.models.settings import ModelSettings
 
 __all__ = ["MatchingSettings", "RetrainSettings", "StitchMethodSettings", "StitchSearchSettings", "StitchSettings"]
 
+TASKS = ("classification", "segmentation")
+"""What parents may be trained for."""
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Population = Annotated[int, Field(ge=4, examples=[128])]
@@ -187,8 +191,9 @@ class StitchSettings(TrainingSettings):
     expected_stitches: Annotated[float, Field(gt=0)] = 2.0
     """Stitches that are on in an individual of the stratified sample a search starts with, on average; 6.2 in the
     paper."""
-    performance: Literal["accuracy", "loss"] = "accuracy"
-    """First objective, beside the cost: accuracy, or loss, which rewards calibration too."""
+    performance: Literal["accuracy", "miou", "loss"] = "accuracy"
+    """First objective, beside the cost: accuracy, miou where pixels have labels, or loss, which rewards calibration
+    too."""
     racing_alpha: Annotated[float, Field(ge=0, lt=1, examples=[0.01])] = 0.01
     """Networks are dropped before they have seen all search images where they are worse than a cheaper one, at this
     probability of an error in each comparison; 0: all networks see all images."""
@@ -204,11 +209,26 @@ class StitchSettings(TrainingSettings):
     """Training of these with labels."""
 
     def check(self, path: str) -> list[str]:
-        """Absent files and weights of both parents and of the data."""
-        problems = check_data(self.dataset, self.data_root)
-        if self.search_data is not None:
-            problems += check_data(self.search_data, self.data_root, path="search_data")
+        """Absent files and weights of both parents and of the data, and what is of another task than the data."""
+        task = task_of(self.dataset)
+        problems = check_data(self.dataset, self.data_root, tasks=TASKS)
+        if self.search_data is not None and not problems:
+            problems += check_data(self.search_data, self.data_root, path="search_data", tasks=(task,))
         for name, model in (("a", self.a), ("b", self.b)):
-            if kind_of(model.name) != "offspring":
-                problems += check_model(model, self.weights_root, frozen=True, path=name)
+            if kind_of(model.name) == "offspring":
+                problems += self._other_task(name, read_card(model.name, "offspring").get("task", TASKS[0]))
+            else:
+                known = task if task in TASKS else TASKS[0]
+                problems += check_model(model, self.weights_root, frozen=True, path=name, task=known)
+        score = "miou" if task == "segmentation" else "accuracy"
+        if task in TASKS and self.performance not in (score, "loss"):
+            what = f"performance={self.performance}, and dataset={self.dataset.name} has {LABELS[task]}"
+            problems.append(f"{what}; set performance={score} or performance=loss")
         return problems
+
+    def _other_task(self, name: str, own: str) -> list[str]:
+        """An offspring of networks that were made for other labels."""
+        if own == task_of(self.dataset):
+            return []
+        gives = f"{name}.name={getattr(self, name).name} is made for {LABELS[own]}"
+        return [f"{gives}, and dataset={self.dataset.name} has {LABELS[task_of(self.dataset)]}; take others"]

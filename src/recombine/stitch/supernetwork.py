@@ -25,6 +25,7 @@ from recombine.stitch.ensemble import Mean, OutputEnsemble
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.layers import CHANNEL_AXIS, affine_part, make_stitch
 from recombine.stitch.parents import Parent
+from recombine.stitch.tasks import Task, for_task
 from recombine.stitch.vertices import ENSEMBLE, STITCH, Operand, Vertex, VertexGraph
 
 __all__ = ["Renormalise", "StitchPoint", "Supernetwork"]
@@ -55,6 +56,18 @@ class Renormalise(nn.Module):
         return images if self.same else torch.addcmul(self.offset, images, self.scale)
 
 
+def _common_task(parents: tuple[Parent, Parent]) -> Task:
+    """How both parents are scored; ConfigError unless they give logits alike."""
+    a, b = (tuple(parent.output.meta["shape"]) for parent in parents)
+    if len(a) == len(b) and a[1] != b[1]:
+        names = " and ".join(parent.name for parent in parents)
+        raise ConfigError(f"{names} tell {a[1]} and {b[1]} classes apart; both parents have to be of one task")
+    if a != b:
+        gives = " and ".join(f"{p.name} {'labels pixels' if p.dense else 'labels images'}" for p in parents)
+        raise ConfigError(f"{gives}; both parents have to be of one task")
+    return for_task("segmentation" if parents[0].dense else "classification", a[1])
+
+
 class Supernetwork(nn.Module):
     """Both parents with the stitches of all pairs; `genotype` selects what `forward` computes, at first the ensemble.
 
@@ -71,6 +84,7 @@ class Supernetwork(nn.Module):
         self.preprocess = parents[0].model.preprocess
         self.nets = nn.ModuleList(parent.net for parent in parents)
         a, b = (parent.model for parent in parents)
+        self.task = _common_task(parents)
         self.renormalise = Renormalise(a.mean, a.std, b.mean, b.std)
         self.stitches = nn.ModuleList(
             make_stitch(self.layout(gene ^ 1), self.shape(gene ^ 1), self.layout(gene), self.shape(gene))
@@ -121,7 +135,7 @@ class Supernetwork(nn.Module):
 
     def _build_graph(self) -> tuple[VertexGraph, list[int]]:
         """The graph of all vertices, and the vertex of each gene's node."""
-        required = [ancestors([parent.output]) for parent in self.parents]
+        required = [ancestors(parent.outputs) for parent in self.parents]
         nodes = [
             (side, node)
             for side, parent in enumerate(self.parents)
@@ -200,7 +214,7 @@ class Supernetwork(nn.Module):
         self._plan = self.plan([self.genotype])
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> logits [B, C] of the chosen network."""
+        """uint8 [B, 3, H, W] -> logits [B, C, ...] of the chosen network."""
         return self.logits(self._plan, images)[0]
 
     def plan(self, genotypes: Iterable[np.ndarray]) -> ExecutionPlan:
@@ -210,7 +224,7 @@ class Supernetwork(nn.Module):
     def logits(
         self, plan: ExecutionPlan, images: Tensor, instead: Mapping[int, Callable[..., Any]] = MappingProxyType({})
     ) -> list[Tensor]:
-        """uint8 [B, 3, H, W] -> logits [B, C] of each genotype of a plan; `instead` computes the steps it has."""
+        """uint8 [B, 3, H, W] -> logits [B, C, ...] of each genotype of a plan; `instead` computes the steps it has."""
         results = plan.run(self.compute, self.preprocess(images), instead)
         return [(outputs[0] if len(outputs) == 1 else self.ensemble(*outputs)).float() for outputs in results]
 

@@ -32,9 +32,9 @@ class Evaluations(NamedTuple):
     """Results of n genotypes, in their order."""
 
     objectives: np.ndarray
-    """float64 [n, 2], both minimised: minus accuracy or loss, then multiply-adds. Not finite where one failed."""
+    """float64 [n, 2], both minimised: minus the score or the loss, then multiply-adds. Not finite where one failed."""
     accuracy: np.ndarray
-    """float64 [n] in 0..1, which steering is about."""
+    """The score of the task, float64 [n] in 0..1, which steering is about: accuracy or mIoU."""
     active: np.ndarray
     """bool [n, L]: the genes that have an effect in that genotype; the last always has."""
     measured: np.ndarray
