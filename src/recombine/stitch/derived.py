@@ -10,7 +10,7 @@ import numpy as np
 
 from recombine.core.types import Row
 from recombine.report.registry import register_derived
-from recombine.stitch.comparison import count_dominance
+from recombine.stitch.comparison import count_dominance, score_of
 from recombine.stitch.pareto import front, normalized_hypervolumes
 
 __all__ = ["dominance", "hypervolumes", "networks"]
@@ -23,9 +23,9 @@ NETWORKS = ("A", "B", "ensemble")
 def hypervolumes(rows: Sequence[Row], above: float = 0.0) -> list[Row]:
     """Rows of stitching with the normalised hypervolumes of their fronts, on axes common to all runs of the parents.
 
-    `normalized_hypervolume_search` and `_test`, each on the images of that name, of the networks whose accuracy is
-    above `above` percent on the search images. For each seed there is one more row whose `search` is `references`: both
-    parents and their ensemble, taken as a front. Rows without a front stay unchanged.
+    `normalized_hypervolume_search` and `_test`, each on the images of that name, of the networks whose score (accuracy
+    or mIoU) is above `above` percent on the search images. For each seed there is one more row whose `search` is
+    `references`: both parents and their ensemble, taken as a front. Rows without a front stay unchanged.
     """
     derived = [row for row in rows if not _has_front(row)]
     for group in _group_by_task(rows):
@@ -74,14 +74,15 @@ def networks(rows: Sequence[Row]) -> list[Row]:
         for row in group:
             offspring = [k for k, on in enumerate(row.series["front_on"]) if on]
             if offspring:
-                chosen = max(offspring, key=lambda k: row.series["front_search_accuracy"][k])
+                column = row.series[f"front_search_{score_of(row.series, 'front_')}"]
+                chosen = max(offspring, key=column.__getitem__)
                 derived.append(_network(row, row.cell, f"offspring of {row.cell['search']}", "front", chosen))
     return derived
 
 
 def _network(row: Row, cell: Mapping[str, Any], name: str, columns: str, place: int) -> Row:
     """One network of a run as a row."""
-    keys = ("accuracy", "ece", "ece_scaled", "loss", "loss_scaled")
+    keys = (score_of(row.series, f"{columns}_"), "ece", "ece_scaled", "loss", "loss_scaled")
     metrics = {key: float(row.series[f"{columns}_test_{key}"][place]) for key in keys}
     metrics["temperature"] = float(row.series[f"{columns}_temperature"][place])
     run = row.run if columns == "front" else "references"
@@ -102,9 +103,10 @@ def _group_by_task(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _points(row: Row, columns: str, purpose: str, above: float = -np.inf) -> np.ndarray:
-    """The front of the networks of a run, float64 [f, 2]: minus accuracy, multiply-adds, both minimised."""
-    known = np.array(row.series[f"{columns}_search_accuracy"], float) > above
-    points = np.stack([-np.array(row.series[f"{columns}_{purpose}_accuracy"], float), row.series[f"{columns}_cost"]], 1)
+    """The front of the networks of a run, float64 [f, 2]: minus the score, multiply-adds, both minimised."""
+    score = score_of(row.series, f"{columns}_")
+    known = np.array(row.series[f"{columns}_search_{score}"], float) > above
+    points = np.stack([-np.array(row.series[f"{columns}_{purpose}_{score}"], float), row.series[f"{columns}_cost"]], 1)
     return points[known][front(points[known])]
 
 

@@ -14,6 +14,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.report.registry import Plot, register_plots
 from recombine.report.style import BLUE, GREY, INK, ORANGE, RED, SERIES, measured, styled
+from recombine.stitch.comparison import score_of
 from recombine.stitch.pareto import front
 
 __all__ = ["fronts", "single_stitches", "stitch_errors", "switches"]
@@ -27,6 +28,7 @@ NAMES = {
     "single_stitch_sweep": "single stitches",
 }
 """Names of the searches, in the order in which they are shown."""
+SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
 FACETS = ("method", "performance", "max_matches", "budget")
 """Parts of the cell that separate panels of the same parents; those that differ are in the titles."""
 MARGIN_BELOW = 0.6
@@ -65,8 +67,9 @@ def fronts(rows: Sequence[Row]) -> Figure:
             _fronts(axes, group, purpose, colours)
             axes.set_title(f"{purpose} images" if axes is pair[1] else f"{title}\n{purpose} images", size=9.5)
         pair[0].set_ylabel("multiply-adds of an image")
+    scores = {score_of(row.series, "front_") for row in found}
     for axes in panels[-1]:
-        axes.set_xlabel("accuracy (%)")
+        axes.set_xlabel(" or ".join(sorted(SCORES[score] for score in scores)) + " (%)")
     handles = [panels[0, 0].plot([], [], color=colour, marker="o", markersize=4)[0] for colour in colours.values()]
     figure.legend(handles, [NAMES.get(s, s) for s in colours], loc="outside upper left", ncols=len(handles))
     return figure
@@ -101,8 +104,9 @@ def _fronts(axes: Axes, rows: Sequence[Row], purpose: str, colours: Mapping[str,
 
 
 def _points(row: Row, columns: str, purpose: str) -> np.ndarray:
-    """Accuracy in percent and multiply-adds of the networks of a run, float64 [n, 2]."""
-    return np.stack([row.series[f"{columns}_{purpose}_accuracy"], row.series[f"{columns}_cost"]], 1).astype(float)
+    """Score in percent and multiply-adds of the networks of a run, float64 [n, 2]."""
+    score = score_of(row.series, f"{columns}_")
+    return np.stack([row.series[f"{columns}_{purpose}_{score}"], row.series[f"{columns}_cost"]], 1).astype(float)
 
 
 @styled
@@ -141,19 +145,20 @@ def mean_curve(rows: Sequence[Row], name: str) -> tuple[np.ndarray, np.ndarray]:
 @styled
 def single_stitches(rows: Sequence[Row]) -> Figure:
     """Accuracy of all networks with a single stitch by the position of its pair, and of the networks that receive."""
-    found = measured(rows, series=["single_stitch_accuracy", "reference_search_accuracy"])
+    score = "miou" if all("single_stitch_miou" in row.series for row in rows) else "accuracy"
+    found = measured(rows, series=[f"single_stitch_{score}", f"reference_search_{score}"])
     groups = facets(found, FACETS[:-1])
     figure = Figure(figsize=(9.2, 0.8 + 3.2 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
     for pair, (title, (row, *_)) in zip(panels, groups.items(), strict=True):
-        shared_a, shared_b, into_b, into_a = np.reshape(row.series["single_stitch_accuracy"], (4, -1))
-        a, b, both = row.series["reference_search_accuracy"]
+        shared_a, shared_b, into_b, into_a = np.reshape(row.series[f"single_stitch_{score}"], (4, -1))
+        a, b, both = row.series[f"reference_search_{score}"]
         _families(pair[0], {"A": (a, BLUE), "B": (b, RED)}, {"A takes B's features": into_a, "B takes A's": into_b})
         _families(pair[1], {"A + B": (both, INK)}, {"A takes B's features": shared_b, "B takes A's": shared_a})
         for axes, what in zip(pair, ("one network", "ensembles"), strict=True):
             axes.set_title(what if axes is pair[1] else f"{title}\n{what}", size=9.5)
             _places(axes, row)
-        pair[0].set_ylabel("accuracy on search images (%)")
+        pair[0].set_ylabel(f"{SCORES[score]} on search images (%)")
     return figure
 
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
+from recombine.engine.pictures import save_predictions
 from recombine.models import Model
 from recombine.report.plots import save_plots
 from recombine.run.console import show
@@ -27,7 +28,7 @@ from recombine.stitch.images import ImageSplits, check_classes, check_labels, fi
 from recombine.stitch.loading import load_parents
 from recombine.stitch.measuring import evaluate_networks, hybrid_metrics
 from recombine.stitch.plots import PLOTS
-from recombine.stitch.retraining import RetrainedOffspring, retrain
+from recombine.stitch.retraining import Branches, RetrainedOffspring, retrain
 from recombine.stitch.run_search import search
 from recombine.stitch.search.space import references
 from recombine.stitch.settings import MatchingSettings, StitchSettings
@@ -46,10 +47,8 @@ HEADLINE = (
     "search_dominate_both_parents",
     "test_dominate_both_parents",
     "offspring",
-    "chosen_accuracy",
-    "test_accuracy_a",
-    "test_accuracy_b",
-    "test_accuracy_ensemble",
+    *("chosen_accuracy", "test_accuracy_a", "test_accuracy_b", "test_accuracy_ensemble"),
+    *("chosen_miou", "test_miou_a", "test_miou_b", "test_miou_ensemble"),
     "chosen_cost",
     "hybrid_accuracy",
     "hybrid_accuracy_worst",
@@ -108,6 +107,11 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)
         chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
         metrics |= retraining_gains(chosen, retrained)
+        if net.task.pixels and saved:
+            best: nn.Module = offspring.export(net, genotypes[saved[0]], calibration=calibration)
+            if retrained[0]:
+                best = Branches(retrained[0].model, net.ensemble)
+            save_predictions(best, loaders["test"], images.data.class_names, run)
         if run.main:
             table = pd.DataFrame(front.columns).to_csv(index_label="network", float_format="%.6g")
             write_atomically(run.dir / "front.csv", table)

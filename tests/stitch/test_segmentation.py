@@ -1,0 +1,314 @@
+"""Pairs of networks that label pixels: scores of masks, supernetworks of maps, and the whole entry on road scenes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_jaccard_index
+
+from recombine import models, stitch
+from recombine.cli import predict
+from recombine.core.errors import ConfigError
+from recombine.core.labels import IGNORE
+from recombine.core.results import read_rows
+from recombine.core.types import Batch
+from recombine.models import Model
+from recombine.models.dense import labels_pixels
+from recombine.models.model import Preprocess
+from recombine.run.launch import check, launch
+from recombine.stitch import recipe
+from recombine.stitch.evaluator import OffspringEvaluator
+from recombine.stitch.joint_training import JointTraining, divergence
+from recombine.stitch.measuring import predict_networks
+from recombine.stitch.metrics import network_metrics
+from recombine.stitch.offspring import export
+from recombine.stitch.parents import Parent
+from recombine.stitch.retraining import Branches, Retraining
+from recombine.stitch.search.space import references
+from recombine.stitch.tasks import Segmentation
+from tests import composing
+from tests.networks import shaken
+from tests.stitch.test_evaluator import random_genotypes, run, scores  # noqa: F401
+from tests.stitch.test_training import Images
+
+CLASSES, SIDE = 3, 32
+NODE = {"architecture": "lraspp", "weights": None, "size": SIDE, "mean": [0.5] * 3, "std": [0.25] * 3}
+
+
+class Masked(Images):
+    """Images with a mask each, a third of whose pixels have no class."""
+
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            yield batch._replace(labels=masks(len(self.images))[batch.index])
+
+
+def masks(count: int, classes: int = CLASSES, side: int = SIDE) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, classes, (count, side, side), generator=generator)
+    return labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, IGNORE)
+
+
+@pytest.fixture(scope="module")
+def parents() -> list[Model]:
+    backbones = ("mobilenetv2_035", "mobilenetv3_small_050")
+    nodes = [{**NODE, "name": name, "backbone": name} for name in backbones]
+    return [shaken(models.build(node, classes=CLASSES, seed=seed)) for seed, node in enumerate(nodes)]
+
+
+@pytest.fixture(scope="module")
+def net(joined, parents):
+    return joined(*parents, max_matches=12)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (10, 3, SIDE, SIDE), generator=generator).to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def drawn(networks: int = 4, images: int = 12, classes: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [G, B, C, H, W] and masks of which the later networks know more; class 4 neither occurs nor is said."""
+    generator = torch.Generator().manual_seed(0)
+    labels = masks(images, classes - 1, 8)
+    logits = torch.randn(networks, images, classes, 8, 8, generator=generator)
+    known = F.one_hot(labels.clamp(max=classes - 1), classes).movedim(-1, 1)
+    logits += torch.linspace(0.5, 1.5, networks).view(-1, 1, 1, 1, 1) * known
+    logits[:, :, classes - 1] = -9
+    return logits, labels
+
+
+def miou(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """torchmetrics' of all images together."""
+    return float(multiclass_jaccard_index(logits, labels, logits.shape[1], ignore_index=IGNORE))
+
+
+def test_miou_is_torchmetrics_of_any_set_of_images():
+    logits, labels = drawn()
+    task = Segmentation(5)
+    counts = torch.cat([task.count(logits[:, part], labels[part]) for part in (slice(5), slice(5, 12))], 1).double()
+    for chosen in (slice(None), slice(0, 1), [3, 3, 3, 9]):
+        found = task.value(counts[:, chosen].sum(1), 1)
+        assert found.tolist() == pytest.approx([miou(one[chosen], labels[chosen]) for one in logits], abs=1e-6)
+    right = (logits[0].argmax(1) == labels).sum() / (labels != IGNORE).sum()
+    assert task.details(counts[0].sum(0))["pixel_accuracy"] == pytest.approx(100 * float(right))
+
+
+def test_losses_are_means_over_pixels_that_have_a_class():
+    logits, labels = drawn(2)
+    labels[4] = IGNORE
+    found = Segmentation(5).losses(logits, labels)
+    for network, of_images in zip(logits, found, strict=True):
+        for k, one in enumerate(of_images):
+            expected = 0.0 if k == 4 else float(F.cross_entropy(network[k][None], labels[k][None], ignore_index=IGNORE))
+            assert float(one) == pytest.approx(expected, rel=1e-5)
+
+
+def test_differences_are_of_miou_and_turn_with_what_is_exchanged():
+    logits, labels = drawn()
+    task = Segmentation(5)
+    counts = task.count(logits, labels)
+    a, b = counts[:1], counts[1:2]
+    ahead = task.differences(a, b)
+    gain = task.value(b.double().sum(1), 12) - task.value(a.double().sum(1), 12)
+    assert float(ahead.mean()) == pytest.approx(float(gain), rel=0.02) and abs(float(gain)) > 0.01
+    turned = torch.zeros(12, dtype=torch.bool)
+    turned[[1, 5, 6]] = True
+    exchanged = [torch.where(turned[:, None], x, y) for x, y in ((b, a), (a, b))]
+    torch.testing.assert_close(task.differences(*exchanged), torch.where(turned, -ahead, ahead))
+
+
+def test_p_values_are_of_a_bootstrap_over_images():
+    logits, labels = drawn()
+    counts = Segmentation(5).count(logits, labels).numpy()
+    worse, equal, better = Segmentation(5).p_values(counts[[0, 1, 3]], counts[1])
+    assert equal == 1 and worse > 0.9 and better < 0.001
+    close = counts[1].copy()
+    close[:6] = counts[0, :6]  # half of the images by a worse network
+    rng, times = np.random.default_rng(5), 600
+    lost = 0
+    for _ in range(times):
+        index = rng.integers(0, 12, 12)
+        one, other = (
+            miou(torch.cat([logits[a, i][None] for i, a in zip(index, of, strict=True)]), labels[index])
+            for of in (np.where(index < 6, 0, 1), np.ones(12, int))
+        )
+        lost += one <= other
+    assert float(Segmentation(5).p_values(close[None], counts[1])[0]) == pytest.approx(lost / times, abs=0.06)
+
+
+def test_distillation_leaves_out_pixels_without_a_class():
+    logits, labels = drawn(2)
+    target = logits[1].log_softmax(1)
+    found = divergence(logits[0], target, labels)
+    changed = torch.where((labels == IGNORE)[:, None], torch.randn(5)[:, None, None], logits[0])
+    assert float(divergence(changed, target, labels)) == pytest.approx(float(found), rel=1e-6)
+    each = [
+        F.kl_div(logits[0, b, :, y, x].log_softmax(0), target[b, :, y, x], log_target=True, reduction="sum")
+        for b, y, x in (labels != IGNORE).nonzero().tolist()
+    ]
+    assert float(found) == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+@torch.no_grad()
+def test_without_stitches_the_parents_and_their_mean_are_exact(net, parents, pictures):
+    outputs = [parent(pictures) for parent in parents]
+    assert outputs[0].shape == (10, CLASSES, SIDE, SIDE) and net.task.score == "miou"
+    for genotype, expected in zip(references(len(net.genotype)), [*outputs, sum(outputs) / 2], strict=True):
+        net.set_genotype(genotype)
+        assert torch.equal(net(pictures), expected) or genotype[-1] == 2
+        torch.testing.assert_close(net(pictures), expected)
+
+
+@torch.no_grad()
+def test_a_file_gives_the_masks_of_the_supernetwork(net, pictures, tmp_path):
+    genotype = random_genotypes(net, 1)[0]
+    net.set_genotype(genotype)
+    assert torch.equal(export(net, genotype)(pictures), net(pictures))
+    again = stitch.load(stitch.save(net, genotype, tmp_path / "0.safetensors"))
+    assert torch.equal(again(pictures), net(pictures)) and labels_pixels(again)
+
+
+class TwoOutputs(nn.Module):
+    """A dict of logits, as torchvision's segmentation networks give it, with its second output for training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, width, 3, 2, 1), nn.Conv2d(width, width, 3, 2, 1)
+        self.head, self.aux = nn.Conv2d(width, CLASSES, 1), nn.Conv2d(width, CLASSES, 1)
+
+    def forward(self, images):
+        low = self.stem(images).relu()
+        high = self.body(low).relu()
+        size = images.shape[-2:]
+        return {"out": F.interpolate(self.head(high), size), "aux": F.interpolate(self.aux(low), size)}
+
+
+@torch.no_grad()
+def test_of_a_dict_the_logits_are_out(joined, pictures):
+    torch.manual_seed(0)
+    about = {"classes": CLASSES, "architecture": "test"}
+    like = [Preprocess(SIDE, [0.5] * 3, [0.5] * 3) for _ in range(2)]
+    pair = [Model(TwoOutputs(4 + k).eval(), one, name=f"n{k}", **about) for k, one in enumerate(like)]
+    net = joined(*pair)
+    for genotype, model in zip(references(len(net.genotype)), pair, strict=False):
+        net.set_genotype(genotype)
+        assert torch.equal(net(pictures), model.net(model.preprocess(pictures))["out"])
+    names = {node.name for node in Parent(pair[0]).nodes}
+    assert {"stem", "head", "aux"} <= names and not {"interpolate", "interpolate_1"} & names
+
+
+def test_parents_of_different_tasks_are_refused(joined, model, parents):
+    with pytest.raises(ConfigError, match="labels pixels and resnet8 labels images; both parents have to be of one"):
+        joined(parents[0], model("resnet8", 0, size=SIDE))
+    other = models.build({**NODE, "name": "four", "backbone": "mobilenetv2_035"}, classes=4)
+    with pytest.raises(ConfigError, match="3 and 4 classes apart"):
+        joined(parents[0], other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("racing_alpha", [0.0, 0.5])
+def test_networks_score_what_each_scores_alone(net, pictures, run, racing_alpha):  # noqa: F811
+    loader, genotypes = Masked(pictures, 4), random_genotypes(net, 4)
+    options = {"precision": "fp32", "performance": "miou", "eval_batch_networks": 3, "racing_alpha": racing_alpha}
+    evaluator = OffspringEvaluator(net, loader, run, **options)
+    found = evaluator(genotypes)
+    answers = predict_networks(net, genotypes, loader, precision="fp32", eval_batch_networks=2)
+    for k, (genotype, answer) in enumerate(zip(genotypes, answers, strict=True)):
+        net.set_genotype(genotype)
+        alone = miou(net(pictures), masks(10))
+        assert found.objectives[k].tolist() == pytest.approx([-alone, net.cost(genotype)], rel=1e-5)
+        facts = network_metrics(answer, answer, net.task)
+        assert facts["test_miou"] == pytest.approx(100 * alone, rel=1e-5)
+        assert facts["test_loss"] == pytest.approx(
+            scores(evaluator, genotype).loss, rel=0.1
+        )  # of a quarter of the pixels
+
+
+@pytest.mark.parametrize("loss", ["distill", "labels"])
+def test_what_trains_reads_masks(net, pictures, loss):
+    method = JointTraining(net, loss, 2, 1.5, False)
+    step = method(Batch(pictures[:2], masks(2), torch.arange(2)))
+    step.loss.backward()
+    assert torch.isfinite(step.loss) and all(p.grad is not None for p in net.stitches.parameters())
+    net.zero_grad()
+    genotype = references(len(net.genotype))[2]
+    genotype[0] = 1
+    again = Retraining(Branches(export(net, genotype, merged=False), net.ensemble), "stitches")
+    branches = again.net.branch_logits(pictures[:2])
+    expected = torch.stack([F.cross_entropy(each, masks(2), ignore_index=IGNORE) for each in branches]).mean()
+    torch.testing.assert_close(again(Batch(pictures[:2], masks(2), torch.arange(2))).loss, expected)
+
+
+# ------------------------------------------------------------------------------------------------ the entry
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder with both parents of the experiment, smaller and of random weights, for 11 classes."""
+    folder = tmp_path_factory.mktemp("parents")
+    for seed, (short, backbone) in enumerate({"tv": "mobilenetv2_035", "tf": "mobilenetv3_small_050"}.items()):
+        node = {**NODE, "name": f"lraspp_mobilenetv2_{short}-camvid-s0", "backbone": backbone, "size": 64}
+        models.save(shaken(models.build(node, classes=11, seed=seed)), folder / f"{node['name']}.safetensors", {})
+    models.save(models.build("resnet8", classes=11), folder / "classifier.safetensors", {})
+    return folder
+
+
+def composed(folder, weights, data_root, *overrides):
+    roots = {"data": data_root / "camvid_small", "weights": weights, "cache": folder / "c", "output": folder / "o"}
+    given = [f"{name}_root={path}" for name, path in roots.items()]
+    quick = ["loader.workers=0", "logger=none", "device=cpu", "search=random", "seed=0"]
+    return composing.composed("stitch", "experiment=stitch/camvid_segmentation", *given, *quick, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset=digits", "classifies every pixel, and the data have a label for each image"),
+        ("a.name=classifier", "model resnet8 classifies images, and the data have a label for every pixel"),
+        (
+            "performance=accuracy",
+            "performance=accuracy, and dataset=camvid has a label for every pixel; set performance=",
+        ),
+        ("dataset@search_data=digits", "search_data=digits has a label for each image"),
+        ("dataset=voc_detection", "has boxes around objects, and here a label for each image or a label for every"),
+    ],
+)
+def test_what_does_not_fit_is_said_first(tmp_path, weights, data_root, override, message):
+    problems = check(recipe, composed(tmp_path, weights, data_root, override))
+    assert any(re.search(message, text) for text in problems), problems
+
+
+@pytest.mark.slow
+def test_a_search_for_offspring_that_label_pixels(tmp_path, weights, data_root, monkeypatch, capsys):
+    few = ["budget=8", "search.population=4", "matching.max_matches=3", "matching.granularity=op"]
+    few += ["method=stitch_distill", "engine.max_steps=2", "batch_size=2", "num_saved=1"]
+    few += ["method.init_images=4", "dataset.fraction=0.3", "racing_alpha=0.01"]
+    launch(recipe, composed(tmp_path, weights, data_root, *few))
+    (row,) = read_rows(tmp_path / "o")
+    assert row.status == "ok" and row.cell["performance"] == "miou" and row.metrics["requests"] == 8
+    assert row.metrics["test_miou_a"] == row.series["reference_test_miou"][0]
+    (folder,) = (tmp_path / "o" / "stitch").iterdir()
+    assert {file.name for file in (folder / "plots").iterdir()} >= {"fronts.png", "stitch_errors.png"}
+    assert len(list((folder / "pictures").iterdir())) == 6
+    file = folder / "offspring" / "0.safetensors"
+    card = stitch.read_card(file)
+    assert card["metrics"]["test_miou"] == row.series["front_test_miou"][row.series["saved"][0]]
+    image = data_root / "camvid_small" / "test" / "0001TP_008550.jpg"
+    words = ["--model", str(file), "--masks", str(tmp_path / "masks"), "--device", "cpu", str(image)]
+    monkeypatch.setattr("sys.argv", ["predict.py", *words])
+    predict.main()
+    mask = np.asarray(Image.open(tmp_path / "masks" / f"{image.stem}.png"))
+    assert mask.shape == Image.open(image).size[::-1] and mask.max() < 11
