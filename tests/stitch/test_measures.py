@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from recombine.stitch.comparison import REFERENCES, MeasuredNetworks, compare_to_references
-from recombine.stitch.measuring import NetworkAnswers
-from recombine.stitch.metrics import BINS, network_metrics, temperature
+from recombine.stitch.metrics import BINS, NetworkAnswers, network_metrics, temperature
 from recombine.stitch.run_search import SearchMonitor
 from recombine.stitch.tasks import Classification, mcnemar
 

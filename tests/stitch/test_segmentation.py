@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -23,14 +24,18 @@ from recombine.models.dense import labels_pixels
 from recombine.models.model import Preprocess
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
+from recombine.stitch.cost import node_costs
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.joint_training import JointTraining, divergence
+from recombine.stitch.matching import MatchingProblem, match
 from recombine.stitch.measuring import predict_networks
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
 from recombine.stitch.parents import Parent
 from recombine.stitch.retraining import Branches, Retraining
 from recombine.stitch.search.space import references
+from recombine.stitch.settings import MatchingSettings
+from recombine.stitch.stitches import matching_problem
 from recombine.stitch.tasks import Segmentation
 from tests import composing
 from tests.networks import shaken
@@ -312,3 +317,48 @@ def test_a_search_for_offspring_that_label_pixels(tmp_path, weights, data_root, 
     predict.main()
     mask = np.asarray(Image.open(tmp_path / "masks" / f"{image.stem}.png"))
     assert mask.shape == Image.open(image).size[::-1] and mask.max() < 11
+
+
+@pytest.mark.slow
+def test_two_steps_of_the_papers_pair(tmp_path):
+    """DeepLabV3 on MobileNetV3 and ResNet-50 with random weights, on noise of 65 px."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 12)):
+        for kind, shape, top in (("images", (65, 65, 3), 256), ("masks", (65, 65), 3)):
+            (tmp_path / f"data/{split}/{kind}").mkdir(parents=True)
+            for k in range(count):
+                noise = rng.integers(0, top, shape, dtype=np.uint8)
+                Image.fromarray(noise).save(tmp_path / f"data/{split}/{kind}/{k}.png")
+    (tmp_path / "data/classes.txt").write_text("a\nb\nc\n")
+    words = [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
+    for side, name in zip("ab", ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50"), strict=True):
+        node = {"name": name, "architecture": f"torchvision:{name}", "weights": None, "size": 65}
+        models.save(models.build(node, classes=3), tmp_path / "weights" / f"{name}.safetensors", {})
+        words += [f"{side}.name={name}", f"{side}.size=65"]
+    words += ["dataset=masks", "loader.workers=0", "logger=none", "device=cpu", "search=ga_familial", "seed=0"]
+    words += ["search_fraction=0.5", "batch_size=2", "engine.max_steps=2", "budget=8", "search.population=4"]
+    words += ["matching.max_matches=5", "num_saved=0"]
+    launch(recipe, composing.composed("stitch", "experiment=stitch/voc_segmentation", *words))
+    (row,) = read_rows(tmp_path / "output")
+    assert row.status == "ok" and row.metrics["requests"] == 8 and row.metrics["pairs"] == 5
+    assert row.cell["method"] == "stitch" and 0 <= row.metrics["test_miou_a"] <= 100
+
+
+@pytest.mark.slow
+def test_the_papers_voc_pair_matches_like_the_authors(data_root):
+    """Both outputs taken, as the authors do: the nodes that fit, how many of them match, and what the networks cost."""
+    names = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50")
+    pair = []
+    for name in names:
+        net = torchvision.models.get_model(name, weights=None, weights_backbone=None, aux_loss=True, num_classes=21)
+        about = {"name": name, "classes": 21, "architecture": "test"}
+        pair.append(Parent(Model(net.eval(), Preprocess(520, [0.5] * 3, [0.5] * 3), **about)))
+    problem = matching_problem(tuple(pair))
+    with np.load(data_root / "matching" / "voc.npz") as arrays:
+        theirs = MatchingProblem(**arrays)
+    # theirs have pairs of the images, of the answers, and of the two outputs of each
+    assert problem.compatible.sum() + 2 + 4 == theirs.compatible.sum() == 6270
+    found, of_authors = match(problem, MatchingSettings()), match(theirs, MatchingSettings())
+    assert found.proven and len(of_authors.pairs) == 62 and len(found.pairs) == 58
+    costs = [sum(node_costs(parent).values()) for parent in pair]
+    assert costs == pytest.approx([10_452_592_616, 178_722_179_754], rel=5e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +13,14 @@ from recombine.core.types import Loader
 from recombine.engine.evaluate import evaluating, run_over
 from recombine.run.config import DictConfig
 from recombine.stitch.comparison import MeasuredNetworks
-from recombine.stitch.metrics import network_metrics
+from recombine.stitch.metrics import NetworkAnswers, network_metrics
 from recombine.stitch.recalibration import recalibrate
 from recombine.stitch.search.population import single_stitches
 from recombine.stitch.search.space import ENSEMBLE
 from recombine.stitch.supernetwork import Supernetwork
 from recombine.stitch.tasks import Task
 
-__all__ = ["NetworkAnswers", "evaluate_networks", "hybrid_metrics", "predict_network", "predict_networks"]
-
-
-class NetworkAnswers(NamedTuple):
-    """What a network answers to the images of a loader, on the CPU, in the order of their positions."""
-
-    logits: Tensor
-    """float32 [n, C], of which calibration is measured: of all images, or of some pixels of each."""
-    labels: Tensor
-    """int64 [n]."""
-    counts: Tensor
-    """float32 [N, K], see `Task`."""
+__all__ = ["evaluate_networks", "hybrid_metrics", "predict_network", "predict_networks"]
 
 
 def predict_network(net: nn.Module, loader: Loader, task: Task, *, precision: str) -> NetworkAnswers:

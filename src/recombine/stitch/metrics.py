@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -12,13 +12,21 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from recombine.stitch.tasks import Task
 
-if TYPE_CHECKING:
-    from recombine.stitch.measuring import NetworkAnswers
-
-__all__ = ["BINS", "network_metrics", "temperature"]
+__all__ = ["BINS", "NetworkAnswers", "network_metrics", "temperature"]
 
 BINS = 15
 """Of the expected calibration error."""
+
+
+class NetworkAnswers(NamedTuple):
+    """What a network answers to the images of a loader, on the CPU, in the order of their positions."""
+
+    logits: Tensor
+    """float32 [n, C], of which calibration is measured: of all images, or of some pixels of each."""
+    labels: Tensor
+    """int64 [n]."""
+    counts: Tensor
+    """float32 [N, K], see `Task`."""
 
 
 def temperature(logits: Tensor, labels: Tensor) -> float:
