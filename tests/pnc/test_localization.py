@@ -16,7 +16,7 @@ from recombine.pnc.branches import build_candidates
 from recombine.pnc.clone.masks import budget_penalty, order_scores, set_keep_ratio
 from recombine.pnc.clone.positions import clones_layers
 from recombine.pnc.cloning import Cloning, share_scores
-from recombine.pnc.importance import taylor_scores
+from recombine.pnc.importance import gradient_scores
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors
 from recombine.pnc.local.surrogates import LimeModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
@@ -171,19 +171,21 @@ def test_filters_are_ordered_by_what_their_loss_would_do_to_the_outputs(parts):
     """Taylor scores against the derivative by multipliers that are put in the masks' place, one image at a time."""
     net = candidates(parts, positions=[1]).eval()
     (branch,), masks = net.positions, list(net.positions[0].channel_masks)
-    images = next(parts.data.cloned_loader(6, 16, train=False).epoch(0)).images
-    once = SimpleNamespace(epoch=lambda _: (SimpleNamespace(images=images) for _ in range(1)))
-    found = taylor_scores(net, once)[0]
-    expected = [torch.zeros(len(mask.scores)) for mask in masks]
+    batch = next(parts.data.cloned_loader(6, 16, train=False).epoch(0))
+    images, once = batch.images, SimpleNamespace(epoch=lambda _: (batch for _ in range(1)))
+    found, speaking = (gradient_scores(net, once, kind)[0] for kind in ("taylor", "relevance"))
+    expected, relevance = ([torch.zeros(len(mask.scores)) for mask in masks] for _ in range(2))
     ones = [torch.ones(len(mask.scores), requires_grad=True) for mask in masks]
     for mask, one in zip(masks, ones, strict=True):
         mask.multipliers = lambda one=one: one
-    for image in parts.source.preprocess(images):
+    for image, label in zip(parts.source.preprocess(images), batch.labels, strict=True):
         (value, *_), _ = net.forward_source(image[None])
-        for logit in branch.upper(value)[1][0, parts.data.outputs]:
-            for total, slope in zip(expected, torch.autograd.grad(logit, ones, retain_graph=True), strict=True):
+        for k, logit in enumerate(branch.upper(value)[1][0, parts.data.outputs]):
+            slopes = torch.autograd.grad(logit, ones, retain_graph=True)
+            for total, own, slope in zip(expected, relevance, slopes, strict=True):
                 total += slope.square()
-    for ours, theirs in zip(found, expected, strict=True):
+                own += slope * (k == label)
+    for ours, theirs in zip([*found, *speaking], [*expected, *relevance], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     order_scores(masks, found)
     set_keep_ratio(masks, 0.25)
@@ -225,7 +227,7 @@ def test_a_start_by_least_squares_follows_the_sources_features(parts):
 
 RUNS = {
     "together": ["mask_kind=sigmoid", "scope=global", "use_complement=true", "bn_recalibrate=true", "insert_loss=both"],
-    "taylor": ["mask=taylor", "final_epochs=1", "adapter_init=lstsq", "search.train=1"],
+    "relevance": ["mask=relevance", "final_epochs=1", "adapter_init=lstsq", "search.train=1"],
     "once": ["mask_kind=gumbel", "mask_start=taylor", "per_position=false", "adapter_init=lstsq", "adapter=bottleneck"],
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
-from recombine.pnc import plots
+from recombine.pnc import kept_plots, plots
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
 from recombine.pnc.verdicts import derive_verdicts
@@ -189,3 +189,21 @@ def test_verdicts_are_over_pairs_of_networks_with_an_interval_by_hand():
     assert [found[k].cell["verdict"] for k in "467"] == ["not tested", "not tested", "not shown"]
     table = build(load_specs(TABLES)["pnc/verdicts"], rows)
     assert len(table.rows) == 7 and not any("warning" in note for note in table.notes)
+
+
+def test_choices_of_filters_over_what_is_kept_have_standard_errors():
+    def kept(method, ratio, seed, value):
+        made = row(method, value, 1.0, seed, keep_ratio=ratio, positions="1")
+        return replace(made, metrics=made.metrics | {"similarity_cloned": value / 100, "module_balanced": value / 2})
+
+    rows = [kept("pnc_random", ratio, k, 50 + 3 * k) for ratio in (0.1, 0.3, 0.5) for k in range(2)]
+    rows += [kept("pnc_whole", 1.0, k, 60 + 4 * k) for k in range(2)]
+    figure = kept_plots.choice_curve([*rows, row("pnc_random", 0.0, 1.0, keep_ratio=0.5)])
+    after = figure.axes[2]
+    line, star = after.containers
+    np.testing.assert_allclose(line.lines[0].get_xydata(), [[10, 51.5], [30, 51.5], [50, 51.5]])
+    np.testing.assert_allclose(star.lines[0].get_xydata(), [[100, 62]])
+    ends = [segment[:, 1] for segment in line.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[50, 53]] * 3)  # 51.5 +- 4.5 ** 0.5 / 2 ** 0.5
+    with pytest.raises(ConfigError, match="nothing to plot"):
+        kept_plots.choice_curve(rows[:4])

@@ -22,7 +22,7 @@ from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
-from recombine.pnc.importance import filter_norms, taylor_scores
+from recombine.pnc.importance import filter_norms, gradient_scores
 from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.search import score_positions, score_similarity, select_position
@@ -131,11 +131,13 @@ class Cloning:
             generator = torch.Generator().manual_seed(self.trainer.seed)
             for mask in self.masks:
                 mask.scores.data.copy_(torch.rand(len(mask.scores), generator=generator))
-        elif order in ("magnitude", "taylor"):
+        elif order in ("taylor", "relevance"):
             loader = self.data.cloned_loader(self.trainer.eval_batch_size, net.source.canvas, train=False)
-            taylor = taylor_scores(net, loader) if order == "taylor" else None
-            for k, branch in enumerate(net.branches):
-                order_scores(branch.channel_masks, taylor[k] if taylor else filter_norms(net.source.net, branch))
+            for branch, scores in zip(net.branches, gradient_scores(net, loader, order), strict=True):
+                order_scores(branch.channel_masks, scores)
+        elif order == "magnitude":
+            for branch in net.branches:
+                order_scores(branch.channel_masks, filter_norms(net.source.net, branch))
         set_keep_ratio(self.masks, 1.0 if method.mask in ("learned", "ones") else method.keep_ratio)
 
     def _fit_local_models(self) -> LocalModels:

@@ -65,11 +65,12 @@ class CloningSettings(PncMethodSettings):
     """Fraction of the filters of each maskable layer that stays."""
     anneal: bool = True
     """Lower the budget along a cubic over 70 % of the first stage."""
-    mask: Literal["learned", "ones", "random", "magnitude", "taylor"] = "learned"
+    mask: Literal["learned", "ones", "random", "magnitude", "taylor", "relevance"] = "learned"
     """ones: the whole source. magnitude: filters of the largest L1 norm. taylor: those without which the cloned outputs
-    would change most, to first order. All but learned skip the first stage."""
-    mask_start: Literal["ones", "taylor"] = "ones"
-    """Where learned masks start: all filters alike, or in the order of taylor."""
+    would change most, to first order. relevance: those that speak most for each image's own class. All but learned
+    skip the first stage."""
+    mask_start: Literal["ones", "taylor", "relevance"] = "ones"
+    """Where learned masks start: all filters alike, or in the order of taylor or relevance."""
     residual: Literal["none", "stage"] = "none"
     """stage: filters of residual streams can go too, one mask for all layers that write to the stream of a stage."""
     mask_kind: Literal["topk_ste", "sigmoid", "gumbel"] = "topk_ste"
