@@ -18,6 +18,7 @@ from recombine.cli.search_path import initialize_entry
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import digest
 from recombine.pnc import recipe
+from recombine.pnc.biases import BIASES
 from recombine.pnc.data import select_outputs
 from recombine.run.launch import check
 from tests.pnc.parts import SHORT, composed, launched, open_parts
@@ -125,6 +126,12 @@ def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, w
     row = launched(tmp_path, weights, *SHORT, "use_target_data=false")
     assert row.metrics["logit_shift"] == 0 and row.cell["use_target_data"] is False and row.cell["head"] == "concat"
     assert row.metrics["samples_original"] == 0 < row.metrics["samples_cloned"]
+    place, without = BIASES.index(row.metrics["bias"]), BIASES.index(0)
+    for name in ("original", "cloned"):
+        curve = row.series[f"bias_{name}"]
+        assert curve[without] == row.metrics[f"accuracy_{name}"]
+        assert curve[place] == row.metrics[f"accuracy_{name}_biased"]
+    assert row.series["bias_original"] == sorted(row.series["bias_original"], reverse=True)
 
 
 BASELINES = ["direct_ensemble", "probe", "probe_source", "finetune", "lwf", "lwf_source", "ewc", "joint_full"]

@@ -13,6 +13,7 @@ from recombine import models as zoo
 from recombine.engine.evaluate import Predictions, evaluating
 from recombine.models import Model
 from recombine.models.overview import flops
+from recombine.pnc.biases import bias_curve, describe_bias
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone_task import CloneTask
@@ -82,6 +83,7 @@ def evaluate_joint(
     """Accuracies of a network in the joint label space of all sources on the test images, and its operations.
 
     Also series that say which images are answered right (`gains.pack`), so that rows can be compared image by image.
+    Without images of the target's own classes also with a bias on all new logits, chosen on images kept for selection.
     With `probe`, another network of these classes, also what is gained over it. Of several sources also each by
     itself, and what is left when the first is detached, whose outputs then go.
     """
@@ -90,6 +92,11 @@ def evaluate_joint(
     metrics = joint_metrics(old, _concatenate(new), alone) | {"flops_ratio": _flops_ratio(net, target)}
     right = [hits(old).numpy(), hits(_concatenate(new)).numpy()]
     series: dict[str, list] = {"hits_original": [pack(right[0])], "hits_cloned": [pack(right[1])]}
+    if not pairs[0].use_target_data:
+        kept = _predict(net, pairs, evaluator, "select")
+        curves = [bias_curve(mine, _concatenate(theirs), starts[0]) for mine, theirs in (kept, (old, new))]
+        found, curve = describe_bias(*curves)
+        metrics, series = metrics | found, series | curve
     if probe is not None:
         theirs, others = _predict(probe, pairs, evaluator)
         beside = [hits(theirs).numpy(), hits(_concatenate(others)).numpy()]
