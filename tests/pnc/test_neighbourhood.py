@@ -103,6 +103,14 @@ def test_blanking_equals_its_slow_twin(height, width, grid, samples):
     assert torch.equal(blanked[::3], images)
 
 
+def test_a_patch_is_filled_with_its_own_mean_colour():
+    image = torch.arange(16.0).view(1, 1, 4, 4) * torch.tensor([1.0, 2, 3]).view(1, 3, 1, 1)
+    (filled,) = blank(image, torch.tensor([[[True, False, True, True]]]), "patch_mean")
+    expected = image[0].clone()
+    expected[:, :2, 2:] = torch.tensor([4.5, 9, 13.5])[:, None, None]  # of 2, 3, 6 and 7
+    assert torch.equal(filled, expected)
+
+
 @pytest.mark.parametrize("side, grid, sizes", [(28, 4, [7] * 4), (32, 8, [4] * 8), (14, 4, [4, 3, 4, 3])])
 def test_patches_are_as_even_as_possible(side, grid, sizes):
     """Shown one by one, the patches of a white image cover it, each with its own rows and columns."""

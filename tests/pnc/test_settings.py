@@ -80,7 +80,7 @@ def test_settings_load_no_torch():
 def test_a_wrong_command_is_answered_at_once_and_without_torch(tmp_path, weights):
     """Every mistake is reported together: of the method, its search, the neighbourhood, the data and the sources."""
     wrong = {
-        "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude, taylor is needed",
+        "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude, taylor, relevance is needed",
         "method.search.train=0": "method.search.train=0: a whole number of at least 1",
         "+method.keep_rato=0.5": "unknown setting method.keep_rato: did you mean 'keep_ratio'",
         "lime.num_fit=10": "lime.num_fit=10: at least 34 are needed",

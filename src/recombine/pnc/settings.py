@@ -38,6 +38,8 @@ class LimeSettings(Settings):
     """Blanked images to which the linear model of each image is fitted; at least 2 (Np + 1)."""
     num_train: Count = 2
     """Blanked images of each image in a training step, drawn anew."""
+    fill: Literal["mean", "patch_mean"] = "mean"
+    """What stands in place of a blanked patch: the mean colour of the network's images; the patch's own, as in LIME."""
     kernel: Literal["lime", "uniform"] = "lime"
     """How blanked images are weighted: by LIME's kernel, or all alike."""
     sigma: Positive = 0.25

@@ -72,11 +72,11 @@ class _CloneStage(Method):
         branches = list(enumerate(self.net.branches))
         learning = tuple(k for k, each in branches if any(mask.scores.requires_grad for mask in each.channel_masks))
         if self.surrogates is None:
-            every, logits = self.net.forward_source(blank(whole, vectors))
+            every, logits = self.net.forward_source(blank(whole, vectors, neighbourhood.fill))
             values = [every[k] for k in learning]
             goals = neighbourhood.outputs(logits, columns).unflatten(0, vectors.shape[:2])
         else:
-            values = self.net.forward_entries(blank(whole, vectors), learning)
+            values = self.net.forward_entries(blank(whole, vectors, neighbourhood.fill), learning)
             goals = predict_linear(self.surrogates(index, whole), vectors)
         total = images.new_zeros((), dtype=torch.float32)
         for k, value in zip(learning, values, strict=True):
@@ -201,8 +201,11 @@ class Insertion(_CloneStage):
         """Mean squared distance of the new logits to the source's, on samples and their blanked neighbours, [P]."""
         address, net = (self.seed, self.epoch, Purpose.INSERT), self.net
         vectors = draw_vectors(address, index, 1 + NEIGHBOURS, self.neighbourhood.patches)  # the first blanks nothing
-        goals = net.forward_source(blank(net.source.preprocess(images), vectors))[1][:, self.columns]
-        logits = net.forward_normalized(blank(net.target.preprocess(images), vectors))[:, :, -len(self.columns) :]
+        whole, theirs = (
+            blank(model.preprocess(images), vectors, self.neighbourhood.fill) for model in (net.target, net.source)
+        )
+        goals = net.forward_source(theirs)[1][:, self.columns]
+        logits = net.forward_normalized(whole)[:, :, -len(self.columns) :]
         return (logits - goals[:, None]).square().mean((0, 2))
 
     def forgetting(self, images: Tensor, logits: Tensor) -> Tensor:

@@ -95,10 +95,11 @@ def draw_vectors(address: tuple[int, int, Purpose], index: Tensor, count: int, p
     return vectors
 
 
-def blank(images: Tensor, vectors: Tensor) -> Tensor:
-    """Normalised images [B, 3, H, W] with the patches where b_j = 0 set to 0: [B * K, 3, H, W] for bool [B, K, Np].
+def blank(images: Tensor, vectors: Tensor, fill: str = "mean") -> Tensor:
+    """Normalised images [B, 3, H, W] with the patches where b_j = 0 filled: [B * K, 3, H, W] for bool [B, K, Np].
 
-    Patches are numbered row by row. Zero is the mean colour that the network's preprocessing subtracts. Row y belongs
+    Patches are numbered row by row. `fill`: mean is 0, the mean colour that the network's preprocessing subtracts;
+    patch_mean the mean colour of each patch, as LIME does. Row y belongs
     to patch row floor(y grid / H), so patches differ by at most a pixel where the grid does not divide the side.
     Ours: LIME and Zest blank super-pixels. ConfigError if the grid is finer than the pixels.
     """
@@ -108,7 +109,13 @@ def blank(images: Tensor, vectors: Tensor) -> Tensor:
         raise ConfigError(f"lime.grid={grid}: images of {height} x {width} px allow lime.grid={most} at most")
     rows, columns = (torch.arange(side, device=images.device) * grid // side for side in (height, width))
     shown = vectors.unflatten(-1, (grid, grid))[:, :, rows[:, None], columns]
-    return (images[:, None] * shown[:, :, None]).flatten(0, 1)
+    if fill == "mean":
+        return (images[:, None] * shown[:, :, None]).flatten(0, 1)
+    place = (rows[:, None] * grid + columns).flatten()
+    inside = torch.nn.functional.one_hot(place, grid**2).to(images.dtype)
+    means = images.flatten(2) @ (inside / inside.sum(0))
+    filled = means[:, :, place].view_as(images)
+    return torch.where(shown[:, :, None], images[:, None], filled[:, None]).flatten(0, 1)
 
 
 def fit_ridge(vectors: Tensor, weights: Tensor, outputs: Tensor, alpha: float) -> Tensor:

@@ -42,7 +42,7 @@ def fit_linear_models(
     rows, width = max(1, chunk // count), min(chunk, count)
     thetas = []
     for batch, drawn in zip(images.split(rows), vectors.split(rows), strict=True):
-        parts = [(net(blank(batch, part)), part.shape[:2]) for part in drawn.split(width, 1)]
+        parts = [(net(blank(batch, part, settings.fill)), part.shape[:2]) for part in drawn.split(width, 1)]
         outputs = torch.cat([settings.outputs(logits, selected).unflatten(0, shape) for logits, shape in parts], 1)
         thetas.append(fit_ridge(drawn, settings.weights(drawn), outputs, settings.alpha))
     return torch.cat(thetas)
