@@ -177,6 +177,12 @@ def test_without_stitches_the_parents_and_their_mean_are_exact(net, parents, pic
         torch.testing.assert_close(net(pictures), expected)
 
 
+def test_ends_of_blocks_are_found_below_a_head_of_two_maps(net):
+    """MobileNetV2 has ten sums; the head adds logits of two sizes, whose parts lie around seven of these."""
+    found = [node for node in net.parents[0].ends if node.meta["shape"][1] != CLASSES]
+    assert len(found) == 10
+
+
 @torch.no_grad()
 def test_a_file_gives_the_masks_of_the_supernetwork(net, pictures, tmp_path):
     genotype = random_genotypes(net, 1)[0]

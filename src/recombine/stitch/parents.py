@@ -104,8 +104,12 @@ class Parent:
         return ends | {node for node in self.graph.nodes if self._is_residual(node)}
 
     def _is_residual(self, node: Node) -> bool:
-        """Whether a node adds tokens to what they were computed from: the end of attention or of its MLP."""
-        if node.target not in ADDITIONS or self.layout(node) not in ("BNC", "NHWC"):
+        """Whether a node adds tokens to what they were computed from: the end of attention or of its MLP.
+
+        Or maps, in a network that labels pixels: its head adds maps of two sizes, and all blocks are between these.
+        """
+        layouts = ("BNC", "NHWC", "NCHW") if self.dense else ("BNC", "NHWC")
+        if node.target not in ADDITIONS or self.layout(node) not in layouts:
             return False
         operands = [arg for arg in node.args if isinstance(arg, Node) and self.layout(arg) == self.layout(node)]
         return len(operands) == 2 and any(operands[k] in ancestors([operands[1 - k]]) for k in (0, 1))
