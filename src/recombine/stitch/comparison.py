@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # tables are made of rows without torch
 
 __all__ = [
     *("ALPHA", "REFERENCES", "Columns", "MeasuredNetworks"),
-    *("compare_to_references", "count_dominance", "score_of"),
+    *("compare_to_references", "count_dominance", "count_surely", "score_of"),
 ]
 
 Columns = dict[str, list]
@@ -56,21 +56,37 @@ def compare_to_references(
     percent of the box from (score of the worst reference, cost of the ensemble) to (100 %, 0), references included.
     """
     metrics = count_dominance(front.columns, references.columns)
-    offspring = _offspring(front.columns)
     series: dict[str, list] = {}
     for purpose in PURPOSES:
         points, parents = (_points(side.columns, purpose, references.columns) for side in (front, references))
         for k, name in enumerate(REFERENCES):
-            p_values = front.task.p_values(front.counts[purpose], references.counts[purpose][k])
-            cheaper = offspring & (points[:, 1] < parents[k, 1])
-            surely = holm(p_values[cheaper].tolist()) <= ALPHA if cheaper.any() else np.zeros(0)
-            metrics[f"{purpose}_dominate_{name}_significant"] = float(surely.sum())
             series[f"front_{purpose}_gain_{name}"] = (100 * (parents[k, 0] - points[:, 0])).tolist()
-            series[f"front_{purpose}_p_{name}"] = p_values.tolist()
+            series[f"front_{purpose}_p_{name}"] = front.task.p_values(
+                front.counts[purpose], references.counts[purpose][k]
+            ).tolist()
         corner = parents.max(0)
         for name, side in (("", np.concatenate([points, parents])), ("_references", parents)):
             metrics[f"{purpose}_hypervolume{name}"] = 100 * hypervolume(side, corner) / (1 + corner[0])
-    return metrics, series
+    named = {key.removeprefix("front_"): values for key, values in series.items()}
+    return metrics | count_surely(front.columns | named, references.columns), series
+
+
+def count_surely(front: Columns, references: Columns) -> dict[str, float]:
+    """Offspring that are cheaper and surely more accurate than a reference, and than any, by the front's p-values.
+
+    Nothing where the front has none.
+    """
+    offspring, metrics = _offspring(front), {}
+    for purpose in PURPOSES if f"{PURPOSES[0]}_p_{REFERENCES[0]}" in front else ():
+        points, parents = (_points(columns, purpose, references) for columns in (front, references))
+        better = np.zeros((len(offspring), len(REFERENCES)), bool)
+        for k, name in enumerate(REFERENCES):
+            cheaper = np.flatnonzero(offspring & (points[:, 1] < parents[k, 1]))
+            p_values = np.asarray(front[f"{purpose}_p_{name}"])[cheaper].tolist()
+            better[cheaper, k] = holm(p_values) <= ALPHA if p_values else False
+            metrics[f"{purpose}_dominate_{name}_significant"] = float(better[:, k].sum())
+        metrics[f"{purpose}_dominate_any_significant"] = float(better.any(1).sum())
+    return metrics
 
 
 def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
@@ -83,6 +99,7 @@ def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
     for purpose in PURPOSES:
         points, parents = (_points(columns, purpose, references) for columns in (front, references))
         dominated = dominates(points, parents) & offspring[:, None]
+        metrics[f"{purpose}_dominate_any"] = float(dominated.any(1).sum())
         metrics[f"{purpose}_dominate_both_parents"] = float(dominated[:, :2].all(1).sum())
         metrics |= {f"{purpose}_dominate_{name}": float(dominated[:, k].sum()) for k, name in enumerate(REFERENCES)}
     return metrics | _chosen(front, references)

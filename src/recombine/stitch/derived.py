@@ -10,7 +10,7 @@ import numpy as np
 
 from recombine.core.types import Row
 from recombine.report.registry import register_derived
-from recombine.stitch.comparison import count_dominance, score_of
+from recombine.stitch.comparison import count_dominance, count_surely, score_of
 from recombine.stitch.pareto import front, normalized_hypervolumes
 
 __all__ = ["dominance", "hypervolumes", "networks"]
@@ -20,19 +20,20 @@ NETWORKS = ("A", "B", "ensemble")
 """Both parents and their ensemble, in the order of the columns `reference_*`."""
 
 
-def hypervolumes(rows: Sequence[Row], above: float = 0.0) -> list[Row]:
+def hypervolumes(rows: Sequence[Row], above: float | str = 0.0) -> list[Row]:
     """Rows of stitching with the normalised hypervolumes of their fronts, on axes common to all runs of the parents.
 
     `normalized_hypervolume_search` and `_test`, each on the images of that name, of the networks whose score (accuracy
-    or mIoU) is above `above` percent on the search images. For each seed there is one more row whose `search` is
-    `references`: both parents and their ensemble, taken as a front. Rows without a front stay unchanged.
+    or mIoU) is above `above` percent on the search images, or with `parents` no lower there than the worse parent's.
+    For each seed there is one more row whose `search` is `references`: both parents and their ensemble, taken as a
+    front. Rows without a front stay unchanged.
     """
     derived = [row for row in rows if not _has_front(row)]
     for group in _group_by_task(rows):
         by_seed = {row.seed: row for row in group}
         metrics: list[dict[str, float]] = [{} for _ in (*group, *by_seed)]
         for purpose in PURPOSES:
-            fronts = [_points(row, "front", purpose, above) for row in group]
+            fronts = [_points(row, "front", purpose, _floor(row, above)) for row in group]
             references = [_points(row, "reference", purpose) for row in by_seed.values()]
             volumes = normalized_hypervolumes([*fronts, *references], np.concatenate(references))
             for of_row, volume in zip(metrics, volumes.tolist(), strict=True):
@@ -56,7 +57,7 @@ def _recounted(row: Row) -> dict[str, float]:
         for prefix in ("front_", "reference_")
     )
     kept = {key: value for key, value in row.metrics.items() if not key.startswith(("chosen_", "cheap_ensemble_"))}
-    return kept | count_dominance(front_, references)
+    return kept | count_dominance(front_, references) | count_surely(front_, references)
 
 
 def networks(rows: Sequence[Row]) -> list[Row]:
@@ -100,6 +101,12 @@ def _group_by_task(rows: Sequence[Row]) -> list[list[Row]]:
         rest = sorted((key, str(value)) for key, value in row.cell.items() if key not in ("search", "population"))
         found.setdefault(tuple(rest), []).append(row)
     return list(found.values())
+
+
+def _floor(row: Row, above: float | str) -> float:
+    """The score on the search images above which a network counts."""
+    worse = min(row.series[f"reference_search_{score_of(row.series, 'reference_')}"][:2])
+    return float(np.nextafter(worse, -np.inf)) if above == "parents" else float(above)
 
 
 def _points(row: Row, columns: str, purpose: str, above: float = -np.inf) -> np.ndarray:
