@@ -1,6 +1,7 @@
 """A wrong command is answered, and a finished run shown, before torch is imported, which takes seconds."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,16 @@ def test_every_entry_and_tool_is_helped_and_corrected_without_torch(tmp_path):
     assert done.stderr.count("unknown setting nothing") == len(ENTRIES)
     assert done.stdout.count("Groups, chosen by group=option") == len(ENTRIES)
     assert {path.stem for path in (ROOT / "scripts").glob("*.py")}.issuperset(command.TOOLS)  # the same in a clone
+
+
+@pytest.mark.parametrize("words", ["-m recombine.cli.command flips --help", "main_pretrain.py --help"])
+def test_a_reader_that_goes_early_hears_no_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, *words.split()]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_finished_run_is_shown_without_torch(fit, monkeypatch):

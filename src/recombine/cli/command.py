@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from recombine.cli.entries import ENTRIES
-from recombine.core.errors import ConfigError, RecombineError, did_you_mean
+from recombine.core.errors import ConfigError, RecombineError, did_you_mean, reader_is_gone
 
 __all__ = ["main"]
 
@@ -53,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, sys.argv[1:] = given[0], given[1:]
     try:
-        return start(name)
+        code = start(name)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return reader_is_gone()
     except RecombineError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

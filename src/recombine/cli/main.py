@@ -31,7 +31,7 @@ from recombine.cli.help import PROGRAM, print_help, program, register_help, star
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
-from recombine.core.errors import ConfigError, RecombineError, WriteError, exit_code_of
+from recombine.core.errors import ConfigError, RecombineError, WriteError, exit_code_of, reader_is_gone
 from recombine.core.files import CONFIG_DIR, append_records, config_files, read_records, use_config_dirs, writing
 from recombine.run.config import entry_name, run_folder, validate
 from recombine.run.console import first_rank, show_jobs, show_problems
@@ -96,6 +96,8 @@ def main(entry: str | Entry) -> None:
     except WriteError as error:  # by Hydra's own files
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(reader_is_gone())
     except KeyboardInterrupt:
         sys.exit(130)
 

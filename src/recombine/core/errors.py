@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 __all__ = [
     *("ConfigError", "DamagedError", "Diverged", "Interrupted", "LockedError", "NotFinite", "Pruned", "RecombineError"),
-    *("WriteError", "did_you_mean", "exit_code_of"),
+    *("WriteError", "did_you_mean", "exit_code_of", "reader_is_gone"),
 ]
 
 
@@ -98,3 +99,9 @@ def exit_code_of(error: BaseException | None) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0 if error is None else 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def reader_is_gone() -> int:
+    """Exit code for BrokenPipeError, as in `... --help | head -1`, after which Python may say no more to that reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 141  # as a shell tells SIGPIPE
