@@ -9,6 +9,7 @@ screen as tmux has it, drawn by the browser.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import shutil
 import subprocess
@@ -133,8 +134,10 @@ def draw(browser: Browser, folder: Path, file: Path) -> None:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True, color_system="truecolor")
     console.print(screen, soft_wrap=True)
     html = console.export_html(theme=MONOKAI, inline_styles=True)
+    html = re.sub("[\u2801-\u28ff]", r"<b>\g<0></b>", html)  # dots of curves come from a font of another width
     font = "font:15px/1.2 'DejaVu Sans Mono',FreeMono,monospace!important"
-    style = f"<style>html{{overflow:hidden}} body{{margin:12px}} pre{{{font}}}</style>"
+    dots = "display:inline-block;width:calc(1ch/.8);font-size:.8em;font-weight:400"
+    style = f"<style>html{{overflow:hidden}} body{{margin:12px}} pre{{{font}}} b{{{dots}}}</style>"
     (folder / "screen.html").write_text(html.replace("</head>", f"{style}</head>"), encoding="utf-8")
     browser.open(folder / "screen.html", 9 * COLUMNS + 30, 18 * len(screen.plain.splitlines()) + 30)
     save(browser, file)
