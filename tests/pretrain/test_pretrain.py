@@ -1,6 +1,8 @@
 """main_pretrain.py from a composed config to its row and its checkpoint, on handwritten digits."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -43,13 +45,18 @@ def rows_in(folder):
 def trained(tmp_path_factory):
     """One short training: its folder, its row and the checkpoint."""
     folder = tmp_path_factory.mktemp("pretrain")
-    launch(recipe, compose_config(folder))
+    shown = StringIO()
+    with redirect_stdout(shown):
+        launch(recipe, compose_config(folder))
+    (folder / "shown").write_text(shown.getvalue(), encoding="utf-8")
     (row,) = rows_in(folder)
     return folder, row, folder / "weights" / "cnn-digits-s0.safetensors"
 
 
-def test_charts_say_which_images_were_evaluated(trained):
+def test_charts_and_the_terminal_say_which_images_were_evaluated(trained):
     folder, row, _ = trained
+    shown = (folder / "shown").read_text(encoding="utf-8")
+    assert "test accuracy" in shown and "val accuracy" not in shown
     lines = (folder / "output" / "pretrain" / row.run / "metrics.jsonl").read_text().splitlines()
     names = {name for line in lines for name in json.loads(line)}
     assert "test/accuracy" in names and not [name for name in names if name.startswith("val/")]

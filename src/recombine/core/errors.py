@@ -102,6 +102,6 @@ def exit_code_of(error: BaseException | None) -> int:
 
 
 def reader_is_gone() -> int:
-    """Exit code for BrokenPipeError, as in `... --help | head -1`, after which Python may say no more to that reader."""
+    """Exit code for BrokenPipeError, as in `... --help | head -1`, after which no more may be said."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 141  # as a shell tells SIGPIPE

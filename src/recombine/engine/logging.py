@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -179,9 +180,10 @@ class MetricLogger:
         self._record(step).update({"lr": lr, **means})
 
     def evaluated(self, step: int, metrics: Mapping[str, float], section: str) -> None:
-        """Add the metrics measured after `step`; charts have them in `section`: test, of test images, or val."""
-        self._record(step).update({f"val/{name}": value for name, value in metrics.items()})
-        self._log(step, {f"{section}/{name}": value for name, value in metrics.items()})
+        """Add the metrics measured after `step`, in `section`: test, of test images, or val."""
+        measured = {f"{section}/{name}": value for name, value in metrics.items()}
+        self._record(step).update(measured)
+        self._log(step, measured)
 
     def report(self) -> None:
         """Show the epochs that were not shown yet."""
@@ -222,11 +224,10 @@ class MetricLogger:
 
 def line_of(name: str, record: Mapping[str, float], width: int = WIDTH) -> str:
     """An epoch in one line: what was measured before what was trained; of what does not fit, `...` is left."""
-    first = ("epoch", "val/", "train/loss", "images/s")
+    first = ("epoch", "val/", "test/", "train/loss", "images/s")
     order = sorted(record, key=lambda key: [not key.startswith(start) for start in first])
-    parts = [
-        f"{key.removeprefix('train/').replace('val/', 'val ')} {_number(record[key])}" for key in order if key != "step"
-    ]
+    names = {key: re.sub("^(val|test)/", r"\1 ", key.removeprefix("train/")) for key in order}
+    parts = [f"{names[key]} {_number(record[key])}" for key in order if key != "step"]
     line = f"{name}:"
     for part in parts:
         if len(line) + len(part) + 2 > width - 4:

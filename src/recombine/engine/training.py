@@ -41,7 +41,7 @@ class Fit(NamedTuple):
     metrics: dict[str, float]
     """Those of the evaluation of these weights; empty without one."""
     history: list[dict[str, float]]
-    """One record per epoch: epoch, step, lr, train/..., and val/... where evaluated."""
+    """One record per epoch: epoch, step, lr, train/..., and val/... or test/... where evaluated."""
     steps: int
     seconds: float
     """Spent training, evaluations and checkpoints left out, over all sessions."""

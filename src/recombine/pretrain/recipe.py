@@ -212,18 +212,18 @@ def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
     """What was measured after the last epoch, the best epoch's accuracy, mIoU or mAP beside it, and the curves."""
     epochs = [record for record in fit.history if "train/loss" in record]
     name = next(name for name in reversed(RESULTS.values()) if name in fit.metrics)
-    reached = [record[f"val/{name}"] for record in fit.history if f"val/{name}" in record]
+    measured = [record.get(f"test/{name}", record.get(f"val/{name}")) for record in fit.history]
     summary = zoo.summary(model)
     return Row(
         cell=cell(cfg),
         metrics={
             **fit.metrics,
-            f"{name}_best": max(reached),
+            f"{name}_best": max(value for value in measured if value is not None),
             **{name: summary[name] for name in ("parameters", "trainable", "macs")},
         },
         series={
             "epoch": [record["epoch"] for record in epochs],
             "train_loss": [record["train/loss"] for record in epochs],
-            name: [record.get(f"val/{name}") for record in epochs],
+            name: [value for record, value in zip(fit.history, measured, strict=True) if "train/loss" in record],
         },
     )
