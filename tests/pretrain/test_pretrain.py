@@ -1,8 +1,7 @@
 """main_pretrain.py from a composed config to its row and its checkpoint, on handwritten digits."""
 
 import json
-from contextlib import redirect_stdout
-from io import StringIO
+import logging
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,13 @@ def rows_in(folder):
 def trained(tmp_path_factory):
     """One short training: its folder, its row and the checkpoint."""
     folder = tmp_path_factory.mktemp("pretrain")
-    shown = StringIO()
-    with redirect_stdout(shown):
-        launch(recipe, compose_config(folder))
-    (folder / "shown").write_text(shown.getvalue(), encoding="utf-8")
+    progress, shown = logging.getLogger("recombine.engine.logging"), logging.FileHandler(folder / "shown")
+    progress.addHandler(shown)
+    progress.setLevel(logging.INFO)
+    launch(recipe, compose_config(folder))
+    progress.removeHandler(shown)
+    progress.setLevel(logging.NOTSET)
+    shown.close()
     (row,) = rows_in(folder)
     return folder, row, folder / "weights" / "cnn-digits-s0.safetensors"
 
