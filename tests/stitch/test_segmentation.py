@@ -270,7 +270,7 @@ def test_what_trains_reads_masks(net, pictures, loss):
 def weights(tmp_path_factory):
     """A folder with both parents of the experiment, smaller and of random weights, for 11 classes."""
     folder = tmp_path_factory.mktemp("parents")
-    for seed, (short, backbone) in enumerate({"tv": "mobilenetv2_035", "tf": "mobilenetv3_small_050"}.items()):
+    for seed, (short, backbone) in enumerate({"tv": "mobilenetv2_035", "050": "mobilenetv3_small_050"}.items()):
         node = {**NODE, "name": f"lraspp_mobilenetv2_{short}-camvid-s0", "backbone": backbone, "size": 64}
         models.save(shaken(models.build(node, classes=11, seed=seed)), folder / f"{node['name']}.safetensors", {})
     models.save(models.build("resnet8", classes=11), folder / "classifier.safetensors", {})
