@@ -21,6 +21,7 @@ from recombine.core.results import read_rows
 from recombine.core.types import Batch
 from recombine.models import Model
 from recombine.models.dense import labels_pixels
+from recombine.models.export import export_network
 from recombine.models.model import Preprocess
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
@@ -302,6 +303,17 @@ def test_what_does_not_fit_is_said_first(tmp_path, weights, data_root, override,
     assert any(re.search(message, text) for text in problems), problems
 
 
+def test_parents_of_other_classes_are_refused_before_anything_is_matched(tmp_path, weights, data_root):
+    models.save(
+        models.build({**NODE, "name": "few", "backbone": "mobilenetv2_035"}, classes=3),
+        tmp_path / "few.safetensors",
+        {},
+    )
+    with pytest.raises(ConfigError, match=r"few has 3 classes and camvid.* 11; both parents and all images"):
+        launch(recipe, composed(tmp_path, weights, data_root, f"b.name={tmp_path / 'few.safetensors'}", "b.size=64"))
+    assert not list(tmp_path.rglob("matching.json"))
+
+
 @pytest.mark.slow
 def test_a_search_for_offspring_that_label_pixels(tmp_path, weights, data_root, monkeypatch, capsys):
     few = ["budget=8", "search.population=4", "matching.max_matches=3", "matching.granularity=op"]
@@ -317,6 +329,8 @@ def test_a_search_for_offspring_that_label_pixels(tmp_path, weights, data_root, 
     file = folder / "offspring" / "0.safetensors"
     card = stitch.read_card(file)
     assert card["metrics"]["test_miou"] == row.series["front_test_miou"][row.series["saved"][0]]
+    same = export_network(stitch.load(file), tmp_path / "offspring.pt2", 64, {})
+    assert same.agreement == 100 and same.difference < 1e-5
     image = data_root / "camvid_small" / "test" / "0001TP_008550.jpg"
     words = ["--model", str(file), "--masks", str(tmp_path / "masks"), "--device", "cpu", str(image)]
     monkeypatch.setattr("sys.argv", ["predict.py", *words])
