@@ -11,6 +11,7 @@ import pytest
 from recombine.core.errors import ConfigError
 from recombine.core.types import Row
 from recombine.pnc import kept_plots, plots
+from recombine.pnc.choices import derive_choices
 from recombine.pnc.claims import HITS, derive_claims
 from recombine.pnc.gains import gain, pack
 from recombine.pnc.verdicts import derive_verdicts
@@ -207,3 +208,19 @@ def test_choices_of_filters_over_what_is_kept_have_standard_errors():
     np.testing.assert_allclose(ends, [[50, 53]] * 3)  # 51.5 +- 4.5 ** 0.5 / 2 ** 0.5
     with pytest.raises(ConfigError, match="nothing to plot"):
         kept_plots.choice_curve(rows[:4])
+
+
+def test_what_was_chosen_stands_between_the_best_and_the_worst_by_hand():
+    right = {"all": 0.8, "one": 0.7, "two": 0.9, "three": 0.75}
+    random = np.random.default_rng(1)
+    hits = {name: [random.random(count) < rate for count in (400, 200)] for name, rate in right.items()}
+    rows = []
+    for name, both in hits.items():
+        made = row("compose", 50 * sum(each.mean() for each in both), 1.0, networks=name, clone="a + b")
+        rows.append(replace(made, series={k: [pack(h)] for k, h in zip(HITS, both, strict=True)}))
+    (found,) = derive_choices([*rows, row("compose", 5.0, 1.0, networks="one", clone="a + c"), row("pnc", 99.0, 1.0)])
+    assert found.metrics["choices"] == 3 and found.metrics["best_by_hand"] == rows[2].metrics["accuracy_average"]
+    for kind, other in (("best", "two"), ("worst", "one")):
+        expected = gain("gain", hits["all"], hits[other])
+        assert [found.metrics[f"gain_over_{kind}{end}"] for end in ("", "_low", "_high")] == list(expected.values())
+    assert len(build(load_specs(TABLES)["pnc/choices"], rows).rows) == 1

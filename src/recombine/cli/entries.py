@@ -12,7 +12,7 @@ __all__ = ["ENTRIES", "Entry", "find_entry", "owners_of", "register_papers"]
 PAPERS = (
     *("recombine.flips.plots", "recombine.pretrain.plots", "recombine.transfer.plots", "recombine.pnc.plots"),
     *("recombine.pnc.claims", "recombine.patch.plots", "recombine.stitch.plots", "recombine.stitch.derived"),
-    *("recombine.transfer.attribution", "recombine.pnc.verdicts", "recombine.pnc.kept_plots"),
+    *("recombine.transfer.attribution", "recombine.pnc.verdicts", "recombine.pnc.kept_plots", "recombine.pnc.choices"),
 )
 """Modules whose import adds a paper's plots and derived rows to the report."""
 

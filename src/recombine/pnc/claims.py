@@ -11,7 +11,7 @@ from recombine.pnc.gains import gain, unpack
 from recombine.pnc.method_settings import CloningSettings, PositionSearchSettings
 from recombine.report.registry import register_derived
 
-__all__ = ["compare_clones", "derive_claims", "is_default", "name_pairs"]
+__all__ = ["compare_clones", "derive_claims", "gain_over", "is_default", "name_pairs"]
 
 TUNING = ("finetune", "lwf", "ewc", "lwf_source")
 COMPARED = {"tuning": TUNING, "continual": ("lwf", "ewc"), "random": ("pnc_random",), "whole": ("pnc_whole",)}
@@ -72,7 +72,7 @@ def _compare(key: tuple, methods: dict[str, Row], found: dict[tuple, dict[str, R
             best = _best(there)
             if best is None:
                 continue
-            metrics |= _gain(f"gain_over_{name}", clone, best)
+            metrics |= gain_over(f"gain_over_{name}", clone, best)
             if name == "tuning" and best.metrics["locality_drop"] > 0:
                 lost = clone.metrics["locality_drop"] / best.metrics["locality_drop"]
                 metrics["locality_gain"] = 100 * (1 - lost)
@@ -102,7 +102,7 @@ def name_pairs(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _gain(name: str, clone: Row, other: Row) -> dict[str, float]:
+def gain_over(name: str, clone: Row, other: Row) -> dict[str, float]:
     """What a clone gains over another row, with the interval over images if both say which ones they got right."""
     hits = [[unpack(text) for key in HITS for text in row.series.get(key, ())] for row in (clone, other)]
     if len(hits[0]) == len(hits[1]) == len(HITS) and all(len(a) == len(b) for a, b in zip(*hits, strict=True)):
