@@ -26,6 +26,7 @@ from recombine.models.model import Preprocess
 from recombine.run.launch import check, launch
 from recombine.stitch import recipe
 from recombine.stitch.cost import node_costs
+from recombine.stitch.ensemble import OutputEnsemble
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.joint_training import JointTraining, divergence
 from recombine.stitch.matching import MatchingProblem, match
@@ -33,6 +34,7 @@ from recombine.stitch.measuring import predict_networks
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
 from recombine.stitch.parents import Parent
+from recombine.stitch.recalibration import _BatchNorm
 from recombine.stitch.retraining import Branches, Retraining
 from recombine.stitch.search.space import references
 from recombine.stitch.settings import MatchingSettings
@@ -176,6 +178,20 @@ def test_without_stitches_the_parents_and_their_mean_are_exact(net, parents, pic
         net.set_genotype(genotype)
         assert torch.equal(net(pictures), expected) or genotype[-1] == 2
         torch.testing.assert_close(net(pictures), expected)
+
+
+def test_statistics_need_two_values():
+    """Of heads that average over the image and normalise that, as DeepLabV3's does."""
+    layer = _BatchNorm(("mean", "variance"), None, None, 1e-5)
+    with pytest.raises(ConfigError, match="set bn_images to a multiple of batch_size"):
+        layer.estimate(torch.randn(1, 4, 1, 1))
+    assert layer.estimate(torch.randn(2, 4, 1, 1)).shape == (2, 4, 1, 1)
+
+
+def test_probabilities_of_pixels_are_averaged():
+    a, b = (torch.randn(2, CLASSES, 4, 4, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    expected = (a.softmax(1) + b.softmax(1)) / 2
+    torch.testing.assert_close(OutputEnsemble("probs")(a, b).exp(), expected)
 
 
 def test_ends_of_blocks_are_found_below_a_head_of_two_maps(net):

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from recombine.core.distributed import all_reduce_sum, world
+from recombine.core.errors import ConfigError
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.supernetwork import Supernetwork
 
@@ -43,6 +44,11 @@ class _BatchNorm:
     def estimate(self, value: Tensor, *_: Any) -> Tensor:
         """Normalise by the batch [B, C, ...], and add its mean and unbiased variance to the sums."""
         rows = value.float().movedim(1, -1).flatten(0, -2)
+        if len(rows) < 2:
+            raise ConfigError(
+                "bn_images: one image has no statistics where maps are one pixel; set bn_images to a multiple of "
+                "batch_size (two at least in each process)"
+            )
         self.mean, self.variance = self.mean + rows.mean(0), self.variance + rows.var(0)
         self.batches += 1
         return F.batch_norm(value, None, None, self.weight, self.bias, True, 0.0, self.eps)
