@@ -19,12 +19,13 @@ from recombine.models.graph import trace, traced
 from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.patch.delta import Delta
 from recombine.patch.patched import TaskNetwork
+from recombine.patch.routing import Experts
 
 __all__ = ["measure"]
 
 SIDE, CLASSES = 224, 20
-SMALL, EPOCHS, VIEWS = 112, 50, 8
-"""Of the whole training: pixels a side, epochs (the paper's), and the views of an image that are kept."""
+SMALL, EPOCHS, VIEWS, EXPERTS = 112, 50, 8, 5
+"""Of the others: pixels a side, epochs (the paper's), views of an image that are kept, patches on one network."""
 
 
 def measure() -> Iterator[Row]:
@@ -46,7 +47,23 @@ def measure() -> Iterator[Row]:
         yield compare(f"{name}, training one module on the kept prefix", ours, baseline, unit, rounds=3)
         ours, baseline = partial(_forward_seconds, patched, images), partial(_forward_seconds, net, images)
         yield compare(f"{name}, patched pass against the base's", ours, baseline, unit, rounds=3)
+    yield _all_experts(device)
     yield _whole_training(device)
+
+
+def _all_experts(device: torch.device) -> Row:
+    """What a network and five patches on it answer for the same images: in one pass, against each by itself."""
+    torch.manual_seed(0)
+    net = build({"name": "torchvision:resnet18", "weights": None, "size": SMALL}, classes=CLASSES).to(device).eval()
+    patched = [TaskNetwork(net, Delta(traced(net), CLASSES, modules=1)).to(device) for _ in range(EXPERTS)]
+    images = torch.randint(256, (16, 3, SMALL, SMALL), dtype=torch.uint8, device=device)
+    together = partial(_forward_seconds, Experts(net, patched), images)
+
+    def alone() -> float:
+        return sum(_forward_seconds(each, images) for each in (net, *patched))
+
+    case = f"resnet18 at {SMALL} px and {EXPERTS} patches of one module, in one pass, against each alone"
+    return compare(case, together, alone, f"{clock(device)} per 16 images", rounds=5)
 
 
 def _whole_training(device: torch.device) -> Row:

@@ -1,8 +1,12 @@
-"""What a person sees at the end of a run."""
+"""What a person sees at the end of a run, and of runs side by side."""
+
+import logging
+import sys
 
 import pytest
 from rich.table import Table
 
+from recombine.cli.job_output import named_lines
 from recombine.core.types import Row
 from recombine.run.console import show, show_problems, show_rows
 
@@ -42,3 +46,26 @@ def test_the_headline_is_printed_with_its_intervals_and_the_rest_counted(capsys,
         [" parameters ", "         1,234,567 "],
     ]
     assert "and 3 more metrics in" in told and "file     outputs/run/student.safetensors" in told
+
+
+def test_every_line_of_a_job_says_whose_it_is(capsys):
+    handler = logging.StreamHandler(sys.stdout)
+    logging.root.addHandler(handler)
+    before = sys.stdout
+    try:
+        with named_lines("[job 3] "):
+            assert not sys.stdout.isatty()
+            print("one\ntwo")
+            print("three", end=" ")
+            print("four", file=sys.stderr)
+            logging.root.error("five")
+            print("six", end="")
+        print("seven")
+        logging.root.error("eight")
+    finally:
+        logging.root.removeHandler(handler)
+    assert sys.stdout is before
+    seen = capsys.readouterr()
+    assert seen.err == "[job 3] four\n"
+    lines = ["[job 3] one", "[job 3] two", "[job 3] three five", "[job 3] six", "seven", "eight"]
+    assert seen.out.splitlines() == lines

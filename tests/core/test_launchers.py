@@ -41,6 +41,7 @@ def test_a_sweep_through_each_launcher_is_completed_by_repeating_it(fit, launche
     code, text = finish(fit.start(*words))
     rows = read_rows(fit.folder / "outputs")
     assert code == 1 and "multirun: 6 of 12 jobs succeeded" in text and len(rows) == 12
+    assert launcher != "joblib" or all(f"[job {number}] folder   outputs" in text for number in range(0, 12, 2))
     assert sum(row.status == "failed" and "thirteen" in row.error for row in rows) == 6
     code, text = finish(fit.start(*[word.replace("13", "12") for word in words]))
     assert code == 0 and "multirun: 12 of 12 jobs succeeded" in text

@@ -10,6 +10,7 @@ import shlex
 import sys
 import traceback
 from argparse import Namespace
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,6 +29,7 @@ from recombine.cli.downloads import download
 from recombine.cli.dry_run import last_metrics, plan, show_plan, show_search
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import PROGRAM, print_help, program, register_help, started_as
+from recombine.cli.job_output import named_lines
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
 from recombine.cli.slots import register_places, take_place
@@ -156,8 +158,15 @@ def _job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace) -> flo
     """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
-    if sweeping and context.launcher._target_.rpartition(".")[2] in SHARING:
+    launcher = context.launcher._target_.rpartition(".")[2] if sweeping else ""
+    if launcher in SHARING:
         take_place()  # a GPU, before CUDA starts
+    with named_lines(f"[job {context.job.num}] ") if launcher == "JoblibLauncher" else nullcontext():
+        return _run_job(entry, cfg, typed, arguments, context)
+
+
+def _run_job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace, context: Any) -> float | None:
+    sweeping = context.mode == RunMode.MULTIRUN
     use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
     code, message, objective = 0, "", None
