@@ -29,11 +29,11 @@ NAMES = {
 }
 """Names of the searches, in the order in which they are shown."""
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
-FACETS = ("method", "performance", "max_matches", "budget")
+FACETS = ("method", "performance", "max_matches", "granularity", "bn_images", "budget")
 """Parts of the cell that separate panels of the same parents; those that differ are in the titles."""
 MARGIN_BELOW = 0.6
 """How far below the worst parent the accuracy axis starts, as a fraction of the range above it."""
-NAMED_PAIRS = 40
+NAMED_PAIRS = 20
 """Largest number of pairs that are labelled with their nodes' names."""
 
 
