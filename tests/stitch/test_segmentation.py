@@ -310,6 +310,7 @@ def composed(folder, weights, data_root, *overrides):
             "performance=accuracy",
             "performance=accuracy, and dataset=camvid has a label for every pixel; set performance=",
         ),
+        ("a.crop_pct=0.875", "a.crop_pct=0.875: masks and boxes are of whole images; set a.crop_pct=1"),
         ("dataset@search_data=digits", "search_data=digits has a label for each image"),
         ("dataset=voc_detection", "has boxes around objects, and here a label for each image or a label for every"),
     ],

@@ -71,6 +71,8 @@ def check(
     except ConfigError as error:
         return error.problems
     problems = option_problems(spec.architecture, spec.options)
+    if task != "classification" and spec.crop_pct not in (None, 1):
+        problems.append(f"model.crop_pct={spec.crop_pct}: masks and boxes are of whole images; set model.crop_pct=1")
     try:
         spec, file = locate(model, root)
         problems = problems or _other_task(spec, task) or option_problems(spec.architecture, spec.options)
