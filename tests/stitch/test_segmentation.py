@@ -34,7 +34,7 @@ from recombine.stitch.measuring import predict_networks
 from recombine.stitch.metrics import network_metrics
 from recombine.stitch.offspring import export
 from recombine.stitch.parents import Parent
-from recombine.stitch.recalibration import _BatchNorm
+from recombine.stitch.recalibration import _BatchNorm, recalibrate
 from recombine.stitch.retraining import Branches, Retraining
 from recombine.stitch.search.space import references
 from recombine.stitch.settings import MatchingSettings
@@ -186,6 +186,19 @@ def test_statistics_need_two_values():
     with pytest.raises(ConfigError, match="set bn_images to a multiple of batch_size"):
         layer.estimate(torch.randn(1, 4, 1, 1))
     assert layer.estimate(torch.randn(2, 4, 1, 1)).shape == (2, 4, 1, 1)
+
+
+@torch.no_grad()
+def test_statistics_of_layers_with_an_activation_inside_are_estimated(net, pictures):
+    """timm's, which call batch_norm by the names of its arguments."""
+    genotype = references(len(net.genotype))[2]
+    genotype[:2] = 1
+    batches = [pictures[:6], pictures[4:]]
+    model, plain = export(net, genotype, calibration=batches), export(net, genotype)
+    found = recalibrate(net, net.plan([genotype]), batches)
+    torch.testing.assert_close(net.logits(net.plan([genotype]), pictures, found.layers)[0], model(pictures))
+    changed = [name for name, value in model.net.named_buffers() if not torch.equal(value, plain.net.get_buffer(name))]
+    assert len(changed) == len(found.buffers) > 20
 
 
 def test_probabilities_of_pixels_are_averaged():

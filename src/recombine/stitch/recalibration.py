@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ from recombine.stitch.supernetwork import Supernetwork
 
 __all__ = ["Statistics", "recalibrate"]
 
+CALL = signature(F.batch_norm)
+BUFFERS = ("running_mean", "running_var", "weight", "bias")
+"""What a call of `F.batch_norm` is given beside its input."""
 Layer = Callable[..., Tensor]
 """What a step computes from the values that it reads."""
 
@@ -97,7 +101,11 @@ def _batch_norms(net: Supernetwork, plan: ExecutionPlan) -> Iterator[tuple[int, 
             if layer.track_running_stats and calls[side, node.target] == 1:
                 names = (f"{prefix}.{node.target}.running_mean", f"{prefix}.{node.target}.running_var")
                 yield step, _BatchNorm(names, layer.weight, layer.bias, layer.eps)
-        elif node.target is F.batch_norm and all(isinstance(arg, Node) for arg in node.args[:5]):
-            mean, variance, weight, bias = (str(arg.target) for arg in node.args[1:5])  # type: ignore[union-attr]
-            affine = (root.get_parameter(weight), root.get_parameter(bias))
-            yield step, _BatchNorm((f"{prefix}.{mean}", f"{prefix}.{variance}"), *affine, float(node.args[7]))  # type: ignore[arg-type]
+        elif node.target is F.batch_norm:
+            given: dict[str, Any] = CALL.bind(*node.args, **node.kwargs).arguments
+            parts = [given.get(name) for name in BUFFERS]
+            if all(isinstance(part, Node) for part in parts):
+                mean, variance, weight, bias = (str(part.target) for part in parts if part is not None)
+                affine = (root.get_parameter(weight), root.get_parameter(bias))
+                eps = float(given.get("eps", 1e-5))
+                yield step, _BatchNorm((f"{prefix}.{mean}", f"{prefix}.{variance}"), *affine, eps)
