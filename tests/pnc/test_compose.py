@@ -66,6 +66,10 @@ def test_what_no_network_knows_and_what_is_too_dear(tmp_path, weights, zoo):
     models.save(middle, tmp_path / "few/middle.safetensors", {"class_names": NAMES["middle"]})
     with pytest.raises(ConfigError, match=r"no network in method.zoo=.*few knows 1; its networks know middle: 2, 3, 4"):
         launched(tmp_path, weights, *WHOLE, f"method.zoo={tmp_path / 'few'}")
+    (tmp_path / "nameless").mkdir()
+    models.save(middle, tmp_path / "nameless/middle.safetensors", {})
+    with pytest.raises(ConfigError, match="knows 1, 4; its networks know no classes by name"):
+        launched(tmp_path, weights, *WHOLE, f"method.zoo={tmp_path / 'nameless'}")
 
 
 OFFERS = st.lists(

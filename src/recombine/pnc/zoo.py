@@ -196,9 +196,10 @@ def compose(
     offers, unfit = _ask(known, task, data, method)
     absent = [name for name in names if not any(name in offer.recalls for offer in offers)]
     if absent:
+        told = [f"{name}: {', '.join(map(str, classes[:12]))}" for name, classes in known.items()] + unfit
         raise ConfigError(
             f"no network in method.zoo={method.zoo} knows {', '.join(absent)}; its networks know "
-            + "; ".join([f"{name}: {', '.join(map(str, classes[:12]))}" for name, classes in known.items()] + unfit)
+            + ("; ".join(told) or "no classes by name, as those do that recombine pretrain leaves")
         )
     chosen = choose_offers(offers, method.max_parameters)
     if left := [name for name in names if name not in chosen]:
