@@ -132,3 +132,10 @@ def test_a_large_picture_gets_a_palette(tmp_path, monkeypatch, flip_rows):
     plain = save(figures.heat_map(flip_rows), tmp_path / "plain.png").stat().st_size
     monkeypatch.setattr("recombine.report.style.PNG_LIMIT", 1000)
     assert save(figures.heat_map(flip_rows), tmp_path / "small.png").stat().st_size < plain
+
+
+def test_names_are_in_the_order_of_their_numbers():
+    ordered = [["resnet8", "resnet20"], ["0.05", "0.1", "0.5", "1.0"], ["-3 to -1", "-1 to 1"], ["v1.2", "v1.10"]]
+    ordered += [["-1.5", "-0.5", "0"], ["0.05-0.1", "0.1-0.2"], ["20", "100", "none"]]
+    for names in ordered:
+        assert sorted(names[::-1], key=natural) == names

@@ -17,9 +17,9 @@ STD_NOTE = "mean ± sample standard deviation (ddof 1) over seeds"
 
 
 def natural(text: str) -> list[tuple[int, Any]]:
-    """Sort key under which resnet8 comes before resnet20, and the bin -3 to -1 before -1 to 1."""
-    parts = re.split(r"((?<!\S)-\d+|\d+)", str(text))
-    return [(0, int(part)) if place % 2 else (1, part) for place, part in enumerate(parts)]
+    """Sort key under which resnet8 comes before resnet20, the bin -3 to -1 before -1 to 1, and 0.05 before 0.1."""
+    parts = re.split(r"((?<![\w.])-?\d+\.\d+(?![\w.])|(?<!\S)-\d+|\d+)", str(text))
+    return [(0, float(part)) if place % 2 else (1, part) for place, part in enumerate(parts)]
 
 
 class Layout:
