@@ -6,6 +6,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,13 @@ def test_each_class_comes_from_the_network_that_gives_it_best(tmp_path, weights,
     (path,) = (tmp_path / "o").rglob("clone.safetensors")
     cloned = pnc.attach(target, path)
     assert {*cloned.class_names} == {*"5678914"}
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    full, (*others, last) = dict(zip(cloned.class_names, cloned(images).T, strict=True)), cloned.list()
+    for name in others:
+        cloned.detach(name)
+    left = dict(zip(cloned.class_names, cloned(images).T, strict=True))
+    assert {*left} == {*"56789", *cloned.list()[last]["class_names"]}
+    assert all(torch.equal(logits, full[name]) for name, logits in left.items())
     assert digest(cloned.restore()) == before
 
 

@@ -30,8 +30,8 @@ CHOICES = {
 WHOLE = "pnc_whole"
 PANELS = {
     "similarity_cloned": "similarity to the source",
-    "module_balanced": "balanced accuracy of the module (%)",
-    "accuracy_average": "average accuracy after insertion (%)",
+    "module_balanced": "module, balanced (%)",
+    "accuracy_average": "average after insertion (%)",
 }
 
 
