@@ -12,6 +12,7 @@ from recombine.models.cuts import Cut
 from recombine.pnc.clone.adapters import ADAPTERS, LeastSquares, make_adapter
 from recombine.pnc.clone.positions import Position
 
+SHAPES = [((6, 4, 4), (8, 4, 4)), ((8, 8, 8), (4, 3, 3)), ((5,), (7,)), ((5,), (7, 3, 3)), ((5, 3, 3), (7,))]
 LEARNED = [kind for kind in ADAPTERS if kind != "none"]
 
 
@@ -36,7 +37,7 @@ def pairs(*shapes, count=3, batch=9):
 
 
 @pytest.mark.parametrize("kind", LEARNED)
-@pytest.mark.parametrize(("target", "source"), [((6, 4, 4), (8, 4, 4)), ((8, 8, 8), (4, 3, 3)), ((5,), (7,))])
+@pytest.mark.parametrize(("target", "source"), SHAPES)
 def test_every_kind_goes_between_any_shapes(kind, target, source):
     assert adapter_of(kind, target, source)(torch.randn(3, *target)).shape == (3, *source)
 

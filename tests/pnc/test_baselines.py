@@ -11,10 +11,17 @@ from scipy.stats import bootstrap
 from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
+from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import Predictions
 from recombine.models.overview import flops, summary
-from recombine.pnc.baselines import ElasticWeightConsolidation, cross_entropy, estimate_fisher
+from recombine.pnc.baselines import (
+    ElasticWeightConsolidation,
+    LinearProbe,
+    add_outputs,
+    cross_entropy,
+    estimate_fisher,
+)
 from recombine.pnc.gains import gain, pack, unpack
 from recombine.pnc.method_settings import EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.metrics import count_bytes, source_metrics
@@ -89,6 +96,17 @@ def test_the_fisher_information_of_a_linear_model_is_known(digits):
     odds = np.exp(x @ net.weight.detach().double().numpy().T)
     error = odds / odds.sum(1, keepdims=True) - np.eye(3)[y]
     np.testing.assert_allclose(found.numpy(), (error[:, :, None] * x[:, None]).__pow__(2).mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "torchvision:squeezenet1_1"])
+def test_new_outputs_leave_the_old_ones_as_they_are(name):
+    node = {"name": name, "weights": None, "size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
+    target = zoo.build(node, classes=4, seed=0).eval()
+    images = torch.randint(0, 256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    tuned, probe = add_outputs(target, 2, seed=1).eval(), LinearProbe(target, target, "both", 2)
+    assert tuned(images).shape == (3, 6) and torch.equal(probe(images)[:, :4], target(images))
+    torch.testing.assert_close(tuned(images)[:, :4], target(images))
+    torch.testing.assert_close(probe(images)[:, 4:], probe.fc(target.features(images).repeat(1, 2)))
 
 
 def test_weights_are_held_by_half_their_stiffness_and_new_rows_are_free(build):

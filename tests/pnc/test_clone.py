@@ -20,11 +20,12 @@ from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.cloned_network import ClonedNetwork
 from recombine.pnc.clone.masks import ChannelMask, anneal_keep_ratio, set_keep_ratio
 from recombine.pnc.clone.part import Clone
-from recombine.pnc.clone.positions import find_positions
+from recombine.pnc.clone.positions import Position, clones_layers, find_positions, find_probe
 from tests.networks import shaken
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
 NAMES = ["cat", "dog", "frog"]
+SQUEEZE = "torchvision:squeezenet1_1"
 graph = lru_cache(traced)  # cuts are places of one graph of a network
 
 
@@ -41,11 +42,12 @@ def images():
 
 
 def branch_of(target, source, number, outputs=(1, 3), keep=1.0, align="scale", **kinds):
-    """A branch with masks that are no prefix of the filters."""
+    """A branch at a position, or the one of this number, with masks that are no prefix of the filters."""
     there = {position.number: position for position in find_positions(graph(target), graph(source), align)}
+    place = number if isinstance(number, Position) else there[number]
     torch.manual_seed(3)
     kinds = {"adapter": "conv1x1_bn", "head": "rows", **kinds}
-    branch = Branch(there[number], graph(source), list(outputs), find_linear_head(graph(target)), **kinds)
+    branch = Branch(place, graph(source), list(outputs), find_linear_head(graph(target)), **kinds)
     for mask in branch.channel_masks:
         mask.scores.data.uniform_()
     set_keep_ratio(branch.channel_masks, keep)
@@ -98,18 +100,20 @@ def test_a_network_joined_to_itself_without_adapter_starts_as_the_direct_ensembl
 
 
 PAIRS = [("resnet20", "resnet20"), ("resnet18_cifar", "mobilenetv2_cifar"), ("mobilenetv2_cifar", "resnet18_cifar")]
-PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("lenet5", "cnn")]
+PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("lenet5", "cnn"), ("cnn", "lenet5")]
+PAIRS += [(SQUEEZE, "cnn"), ("resnet20", SQUEEZE)]
 PAIRS += [pytest.param("resnet50_cifar", "resnet18_cifar", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("target", "source"), PAIRS)
 def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_the_same(target, source, images):
-    size = 32 if target == "lenet5" else 16
+    size = 32 if {target, source} & {"lenet5", SQUEEZE} else 16
     host, guest = network(target, 3, size=size), network(source, 5, seed=1, size=size)
     there = find_positions(graph(host), graph(guest))
-    assert len(there) >= 3 and there[-1].target.shape == (features_node(graph(host)).meta["shape"][1],)
-    for position in (there[1], there[len(there) // 2], there[-1]):
-        branch = branch_of(host, guest, position.number, keep=0.5)
+    probe = find_probe(graph(host), graph(guest))
+    assert len(there) >= 3 and probe.target.shape == features_node(graph(host)).meta["shape"][1:]
+    for position in (there[1], there[len(there) // 2], probe):
+        branch = branch_of(host, guest, position, keep=0.5)
         net = Candidates(host, guest, (graph(host), graph(guest)), [branch]).eval()
         clone = Clone(branch, ["car", "van"])
         cloned = ClonedNetwork(host, NAMES).attach(clone, "clone")
@@ -293,7 +297,31 @@ def test_files_that_do_not_fit_are_refused(tmp_path, pair):
         pnc.attach(target, path)
 
 
-def test_a_network_without_linear_classifier_is_refused():
-    squeeze = zoo.build({"name": "torchvision:squeezenet1_1", "weights": None, "classes": 3, **SETTINGS}, classes=3)
-    with pytest.raises(ConfigError, match="cloning needs a linear classifier"):
-        find_linear_head(graph(squeeze))
+@pytest.mark.parametrize(("target", "source"), [("lenet5", "cnn"), ("cnn", "lenet5"), ("cnn", SQUEEZE)])
+def test_new_rows_at_the_probes_place_are_an_affine_map_of_what_enters_the_targets_classifier(target, source, images):
+    """Whatever the images, and though the source has layers of its own there: no layer of it is cloned."""
+    host, guest = network(target, 3), network(source, 5, seed=1)
+    assert not clones_layers(graph(guest), find_probe(graph(host), graph(guest)))
+    branch = branch_of(host, guest, find_probe(graph(host), graph(guest)), adapter="conv1x1")
+    torch.nn.init.normal_(branch.head.fc.weight)
+    shape = features_node(graph(host)).meta["shape"][1:]
+    a, b = torch.randn(2, 4, *shape)
+    at_a, at_b, between = (branch(value, value.flatten(1)) for value in (a, b, 0.3 * a + 0.7 * b))
+    torch.testing.assert_close(between, 0.3 * at_a + 0.7 * at_b, rtol=1e-4, atol=1e-4)
+
+
+class Spread(torch.nn.Sequential):
+    """Maps, a convolution to the classes and the mean of what it says; `side` pixels of its kernel."""
+
+    def __init__(self, side):
+        layers = [torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 5, side)]
+        super().__init__(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+def test_a_convolution_of_one_pixel_is_a_linear_classifier_of_the_mean(images):
+    net = Spread(1).eval()
+    found, maps = find_linear_head(traced(net, 32)), net[1](net[0](images.float()))
+    said = torch.nn.functional.linear(maps.mean((2, 3)), found.weight, found.bias)
+    torch.testing.assert_close(said, net(images.float()), rtol=1e-4, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"ends in a convolution of \[3, 3\] pixels; cloning needs a linear"):
+        find_linear_head(traced(Spread(3).eval(), 32))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from recombine.core.types import Batch, Loader, Step
 from recombine.engine.method import Method, Supervised
 from recombine.models import Model
 from recombine.models.graph import traced
+from recombine.pnc.clone.adapters import pool
 from recombine.pnc.clone.branch import find_linear_head
 from recombine.pnc.clone.candidates import build_taps
 from recombine.pnc.clone_task import CloneTask
@@ -124,7 +126,7 @@ class LinearProbe(nn.Module):
         seen = [] if self.features == "source" else [features]
         if self.features != "target":
             seen.append(self._taps[1](self.source.preprocess(images))[0])
-        return torch.cat([logits.float(), self.fc(torch.cat(seen, 1)).float()], 1)
+        return torch.cat([logits.float(), self.fc(torch.cat([pool(each) for each in seen], 1)).float()], 1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, width: int, use_target_data: bool) -> Tensor:
@@ -171,15 +173,17 @@ def add_outputs(target: Model, count: int, seed: int) -> Model:
     """A trainable copy of the target with `count` random new rows of its classifier."""
     net = deepcopy(target).requires_grad_(True)
     graph = traced(net)
-    old = find_linear_head(graph)
-    new = nn.Linear(old.in_features, old.out_features + count, bias=old.bias is not None)
+    width = find_linear_head(graph).out_features
+    old: Any = graph.net.get_submodule(graph.head)
+    layer: Any = partial(nn.Conv2d, kernel_size=1) if isinstance(old, nn.Conv2d) else nn.Linear
+    new = layer(old.weight.shape[1], width + count, bias=old.bias is not None)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         new.reset_parameters()
     new = new.to(old.weight.device)
-    new.weight.data[: old.out_features] = old.weight.data
+    new.weight.data[:width] = old.weight.data
     if old.bias is not None:
-        new.bias.data[: old.out_features] = old.bias.data
+        new.bias.data[:width] = old.bias.data
     parent, _, child = graph.head.rpartition(".")
     setattr(net.net.get_submodule(parent), child, new)
     return net

@@ -13,7 +13,7 @@ from recombine.models.graph import Traced, trace
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.masks import share_budget
-from recombine.pnc.clone.positions import Position, clones_layers, find_positions
+from recombine.pnc.clone.positions import Position, clones_layers, find_positions, find_probe
 from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.method_settings import CloningSettings
 
@@ -35,7 +35,7 @@ def build_candidates(task: CloneTask, method: CloningSettings) -> Candidates:
 
 def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
     """The candidates, and the probe's."""
-    probe = find_positions(target, source)[-1]
+    probe = find_probe(target, source)
     there = [position for position in find_positions(target, source, method.align) if clones_layers(source, position)]
     known = sorted({position.number for position in there})
     if not known[1:] and method.positions is None:

@@ -13,11 +13,16 @@ from recombine.core.distributed import all_reduce_sum
 from recombine.core.errors import ConfigError
 from recombine.pnc.clone.positions import Position
 
-__all__ = ["ADAPTERS", "LeastSquares", "make_adapter"]
+__all__ = ["ADAPTERS", "LeastSquares", "make_adapter", "pool"]
 
 ADAPTERS = ("conv1x1_bn", "conv1x1", "conv3x3_bn", "bottleneck", "none")
 NARROWING = 4
 """A bottleneck has so many times fewer channels than the narrower side."""
+
+
+def pool(value: Tensor) -> Tensor:
+    """Features [B, C]: of maps [B, C, H, W] their means."""
+    return value.flatten(2).mean(2) if value.ndim > 2 else value
 
 
 class Resized(nn.Module):
@@ -36,8 +41,8 @@ def make_adapter(position: Position, kind: str) -> nn.Module:
     """From the target's features at a position to the source's.
 
     Starts near the identity where both have as many channels, else as PyTorch starts such a layer. Feature vectors get
-    a linear layer whatever the kind. A bottleneck is two 1x1 convolutions; Ours: no adapter has a
-    non-linearity.
+    a linear layer whatever the kind; where the other side has maps, these count by their means. A bottleneck is two 1x1
+    convolutions; Ours: no adapter has a non-linearity.
     """
     (inputs, *size), (outputs, *new_size) = position.target.shape, position.source.shape
     if kind == "none":
@@ -47,8 +52,11 @@ def make_adapter(position: Position, kind: str) -> nn.Module:
                 f"{list(position.target.shape)} and {list(position.source.shape)}: method.adapter=conv1x1_bn"
             )
         return nn.Identity()
-    if not size:
-        return _near_identity(nn.Linear(inputs, outputs))
+    if not size or not new_size:
+        before = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if size else []
+        after = [nn.Unflatten(1, (outputs, 1, 1)), Resized(new_size)] if new_size else []
+        linear = _near_identity(nn.Linear(inputs, outputs))
+        return nn.Sequential(*before, linear, *after) if before or after else linear
     layers: list[nn.Module] = [] if size == new_size else [Resized(new_size)]
     if kind == "bottleneck":
         narrow = max(1, min(inputs, outputs) // NARROWING)
@@ -86,9 +94,11 @@ class LeastSquares:
     @torch.no_grad()
     def add(self, target: Tensor, source: Tensor) -> None:
         """One batch: features [B, C_t, ...] of the target and [B, C_s, ...] of the source at their cuts."""
-        for resized in self.resized:
-            target = resized(target)
-        if target.ndim == 4:
+        if target.ndim != source.ndim:
+            target, source = pool(target), pool(source)
+        elif target.ndim == 4:
+            for resized in self.resized:
+                target = resized(target)
             layer = self.layers[0]
             target = F.unfold(target, layer.kernel_size, padding=layer.padding).mT.flatten(0, 1)
             source = source.flatten(2).mT.flatten(0, 1)

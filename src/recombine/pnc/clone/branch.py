@@ -16,12 +16,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recombine.core.errors import ConfigError
 from recombine.models.channels import channel_groups, gated, without_channels
 from recombine.models.graph import Traced, segment
-from recombine.pnc.clone.adapters import make_adapter
+from recombine.pnc.clone.adapters import make_adapter, pool
 from recombine.pnc.clone.batchnorm import copy_buffers, find_batchnorms
 from recombine.pnc.clone.masks import ChannelMask
 from recombine.pnc.clone.positions import Position
 
-__all__ = ["HEADS", "Branch", "FullHead", "RowsHead", "features_node", "find_linear_head", "join_logits"]
+__all__ = [
+    *("HEADS", "Branch", "FullHead", "RowsHead"),
+    *("features_node", "find_linear_head", "join_logits", "logits_node"),
+]
 
 
 class RowsHead(nn.Module):
@@ -41,8 +44,8 @@ class RowsHead(nn.Module):
         return fc
 
     def forward(self, target: Tensor, features: Tensor, logits: Tensor) -> Tensor:
-        """Features [B, C_t] and [B, C_s] -> logits of the cloned classes [B, n]."""
-        return self.fc(torch.cat([target, features], 1))
+        """Features [B, C_t] and [B, C_s], or maps of them -> logits of the cloned classes [B, n]."""
+        return self.fc(torch.cat([pool(target), pool(features)], 1))
 
     @torch.no_grad()
     def narrow(self, kept: Tensor) -> None:
@@ -153,7 +156,7 @@ class Branch(nn.Module):
         root: Any = nn.Module()
         root.source, root.channel_masks = source.net, self.channel_masks
         graph, new = gated(source, self.groups, "source.", "channel_masks")
-        outputs = [new[features_node(source)], new[source.node(source.head)]]
+        outputs = [new[features_node(source)], new[logits_node(source)]]
         # in a tuple: what is in it must not be registered as a part of this module
         self._upper = (segment(root, graph, [new[self.position.source.node]], outputs),)
 
@@ -198,12 +201,27 @@ def features_node(traced: Traced) -> Node:
     return traced.node(traced.head).all_input_nodes[0]
 
 
+def logits_node(traced: Traced) -> Node:
+    """What the network returns: its classifier's value, or the mean over space of that."""
+    return next(node for node in traced.graph.nodes if node.op == "output").all_input_nodes[0]
+
+
 def find_linear_head(traced: Traced) -> nn.Linear:
-    """The classifier; ConfigError if it is no linear layer."""
-    head = traced.net.get_submodule(traced.head)
-    if not isinstance(head, nn.Linear):
+    """The classifier as a linear layer; ConfigError if it is none.
+
+    A convolution of one pixel over the last maps is what it does to each pixel, or to the means of the maps where no
+    activation comes before the mean of its outputs (SqueezeNet has one, so that rows on the means only start near it).
+    """
+    head: Any = traced.net.get_submodule(traced.head)
+    if isinstance(head, nn.Linear):
+        return head
+    if head.kernel_size != (1, 1) or head.groups != 1:
         raise ConfigError(
-            f"{type(traced.net).__name__} ends in a {type(head).__name__}; cloning needs a linear classifier, as "
-            f"ResNets, MobileNets and networks of plain convolutions have"
+            f"{type(traced.net).__name__} ends in a convolution of {list(head.kernel_size)} pixels; cloning needs a "
+            f"linear classifier, or a convolution of one pixel, as ResNets, MobileNets and SqueezeNets have"
         )
-    return head
+    linear = nn.Linear(head.in_channels, head.out_channels, bias=head.bias is not None, device="meta")
+    linear.weight = nn.Parameter(head.weight.detach().flatten(1), requires_grad=False)
+    if head.bias is not None:
+        linear.bias = nn.Parameter(head.bias.detach(), requires_grad=False)
+    return linear

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recombine.models import Model
 from recombine.models.graph import Traced, segment
-from recombine.pnc.clone.branch import Branch, features_node, join_logits
+from recombine.pnc.clone.branch import Branch, features_node, join_logits, logits_node
 
 __all__ = ["Candidates", "build_taps"]
 
@@ -22,7 +22,7 @@ def build_taps(traced: Traced, branches: Sequence[Branch], side: str) -> nn.Modu
     """
     image = next(node for node in traced.graph.nodes if node.op == "placeholder")
     places = [getattr(branch.position, side).node for branch in branches]
-    return segment(traced.net, traced.graph, [image], [*places, features_node(traced), traced.node(traced.head)])
+    return segment(traced.net, traced.graph, [image], [*places, features_node(traced), logits_node(traced)])
 
 
 class Candidates(nn.Module):

@@ -13,7 +13,7 @@ from recombine.core.errors import ConfigError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
-from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits
+from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits, logits_node
 from recombine.pnc.clone.cards import read_cards
 from recombine.pnc.clone.part import Clone
 from recombine.pnc.clone.positions import list_cuts
@@ -120,7 +120,7 @@ class ClonedNetwork(nn.Module):
         image = next(node for node in graph.nodes if node.op == "placeholder")
         there = {place.name: place.node for place in list_cuts(self.traced)}
         tapped = [there[clone.position.target.name] for clone in self.clones.values()]
-        outputs = [*tapped, features_node(self.traced), self.traced.node(self.traced.head)]
+        outputs = [*tapped, features_node(self.traced), logits_node(self.traced)]
         self._taps = (segment(self.traced.net, graph, [image], outputs),)
 
     def _apply(self, function: Any, recurse: bool = True) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recombine.models.graph import segment
-from recombine.pnc.clone.branch import Branch, RowsHead, features_node
+from recombine.pnc.clone.branch import Branch, RowsHead, features_node, logits_node
 from recombine.pnc.clone.positions import Position
 
 __all__ = ["Clone"]
@@ -34,7 +34,7 @@ class Clone(nn.Module):
         self.kinds = branch.kinds
         self.card = {**self._describe(), **(card or {})}
         """Its classes and where it sits; in files also its target, its source and what it scored."""
-        values = [features_node(source), source.node(source.head)]
+        values = [features_node(source), logits_node(source)]
         # a graph module holds what its graph calls: the layers above the cut, and of them the filters that are kept
         self.module = segment(branch.extract(), source.graph, [branch.position.source.node], values)
         self.adapter, self.head = deepcopy(branch.adapter), deepcopy(branch.head)

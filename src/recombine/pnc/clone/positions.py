@@ -10,7 +10,7 @@ from recombine.models.blocks import ancestors
 from recombine.models.cuts import Cut, cuts
 from recombine.models.graph import Traced
 
-__all__ = ["Position", "clones_layers", "find_positions", "list_cuts"]
+__all__ = ["Position", "clones_layers", "find_positions", "find_probe", "list_cuts"]
 
 
 class Position(NamedTuple):
@@ -71,6 +71,12 @@ def find_positions(target: Traced, source: Traced, align: str = "scale") -> tupl
             f"other; choose two convolutional networks"
         )
     return tuple(found)
+
+
+def find_probe(target: Traced, source: Traced) -> Position:
+    """From what enters the target's classifier to what enters the source's: nothing between them is cloned."""
+    exits, others = list_cuts(target), list_cuts(source)
+    return Position(len(exits) - 1, exits[-1], others[-1], len(others) - 1)
 
 
 def _match_scale(before: Sequence[Cut], cut: Cut, others: Sequence[Cut], entries: Sequence[int]) -> int:
