@@ -19,7 +19,7 @@ from recombine import models, patch
 from recombine.cli import export
 from recombine.cli.hub import push
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.models.export import export_network
+from recombine.models.export import compare_objects, export_network
 from recombine.models.graph import traced
 from recombine.patch.delta import Delta
 from recombine.patch.dense.serialization import save_dense
@@ -108,6 +108,56 @@ def test_a_patched_segmentation_network_is_one_file(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "masks.labels.json").read_text()) == NAMES
     card = (tmp_path / "card.md").read_text()
     assert "pipeline_tag: image-segmentation" in card and "3 classes" in card and "64 x 64 pixels" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_patched_detector_is_one_file(tmp_path, monkeypatch, suffix):
+    node = {"name": "small", "architecture": "faster_rcnn", "backbone": "mobilenetv2_035", "weights": None, **SIZE}
+    node |= {"size": 64, "channels": 16, "hidden": 32, "rois": 16, "anchor": 3}
+    base, model = (shaken(models.build(node, classes=classes)) for classes in (5, 3))
+    models.save(base, tmp_path / "base.safetensors", {"class_names": list("vwxyz")})
+    model.net.backbone.body.load_state_dict(base.net.backbone.body.state_dict())
+    patch_encoder(model, partial(Delta, modules="all"), "task", 0)
+    file = save_dense(model.eval(), tmp_path / "boxes.safetensors", name="boxes", class_names=NAMES)
+    (tmp_path / "images").mkdir()
+    wide = torch.randint(0, 256, (48, 64, 3), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    Image.fromarray(wide.numpy()).save(tmp_path / "images" / "0.png")
+    words = ["--model", tmp_path / "base.safetensors", "--patch", file, "--model-card", tmp_path / "card.md"]
+    run(monkeypatch, *words, "--images", tmp_path / "images", tmp_path / f"boxes{suffix}")
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    image[0, :, 8:56] = wide.permute(2, 0, 1)
+    with torch.no_grad():
+        expected = model(image)
+    assert (expected[0, :, 5] >= 0).sum() > 3
+    torch.testing.assert_close(outputs(tmp_path / f"boxes{suffix}", image), expected, rtol=1e-3, atol=1e-3)
+    card = (tmp_path / "card.md").read_text()
+    assert "pipeline_tag: object-detection" in card and "| 5 images |" in card and "[1, 100, 6]" in card
+
+
+@pytest.mark.parametrize(
+    ("row", "agreement", "difference"),
+    [
+        ([4, 8, 20, 30, 0.9, 1], 100, 0),
+        ([4, 8, 20, 30.03, 0.9, 1], 100, 0.03 / 64),
+        ([4, 8, 20, 30, 0.9005, 1], 100, 0.0005),
+        ([4, 8, 20, 30, 0.9, 2], 50, 0),
+        ([4, 8, 22, 30, 0.9, 1], 50, 0),
+        ([-1, -1, -1, -1, -1, -1], 200 / 3, 0),
+    ],
+)
+def test_objects_of_two_networks_are_compared_in_both_directions(row, agreement, difference):
+    other, rows = [30, 30, 60, 60, 0.5, 0], torch.full((2, 1, 3, 6), -1.0)
+    rows[0, 0, :2] = torch.tensor([[4, 8, 20, 30, 0.9, 1], other])
+    rows[1, 0, 1:] = torch.tensor([row, other])
+    same = compare_objects(lambda images: rows[0], lambda images: rows[1], torch.zeros(1, 3, 64, 64))
+    assert same == pytest.approx((1, difference, agreement), abs=1e-6)
+
+
+def test_a_detector_that_finds_nothing_cannot_be_compared():
+    nothing = torch.full((1, 3, 6), -1.0)
+    with pytest.raises(ConfigError, match="no object to compare in noise: --images names pictures"):
+        compare_objects(lambda images: nothing, lambda images: nothing, torch.zeros(2, 3, 8, 8))
 
 
 class Drawn(nn.Module):

@@ -13,7 +13,6 @@ from recombine.cli.networks import NamedNetwork
 from recombine.core.errors import ConfigError
 from recombine.data.pixels import Decoding
 from recombine.models.detection import DETECTIONS, Detector
-from recombine.models.export import export_network
 from recombine.models.model import Model, Preprocess
 from recombine.patch import PatchedNetwork
 
@@ -73,5 +72,3 @@ def test_what_does_not_fit_is_said(model, tmp_path, monkeypatch, capsys):
         run(monkeypatch, capsys, "--boxes", tmp_path, tmp_path / "a.png")
     with pytest.raises(ConfigError, match=r"--score 2.0: a number from 0 to 1"):
         run(monkeypatch, capsys, "--score", 2, tmp_path / "a.png")
-    with pytest.raises(ConfigError, match="detectors are not exported"):
-        export_network(model, tmp_path / "white.onnx", 64, {})

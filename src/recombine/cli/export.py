@@ -7,7 +7,8 @@ recombine export --model outputs/stitch/my-run/offspring/0.safetensors --images 
 recombine export --model student.safetensors student.pt2 --model-card README.md --push-to-hub me/student
 
 A .pt2 file runs with torch alone, a .onnx file with any ONNX runtime. Both take uint8 images [B, 3, S, S] of the
-network's own size, prepare them inside, give logits, and hold the class names.
+network's own size, prepare them inside, give logits, and hold the class names. Those of detectors take one image and
+give objects [1, 100, 6]: left, top, right, bottom, score, label (-1: nothing).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from recombine.cli.classify import read
 from recombine.cli.hub import model_card, push
@@ -18,6 +18,9 @@ from recombine.cli.networks import BASE, NamedNetwork, open_network
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
+from recombine.data.crop import fit_whole
+from recombine.data.pixels import decode, shown
+from recombine.models.dense import is_dense
 from recombine.models.export import Equality, OneTask, export_network
 
 __all__ = ["export"]
@@ -30,21 +33,29 @@ def export(images: Sequence[Path], options: argparse.Namespace) -> None:
     """Write each file that the options of `recombine export` name, and show how it compares on noise and `images`."""
     found = open_network(options)
     network, task = choose_task(found, options.task)
-    pixels = torch.cat([read(file, found.model, found.decoding) for file in images[:IMAGES]]) if images else None
     whole = network if task == BASE else found.patched.task(task)
     size = getattr(whole, "preprocess", found.model.preprocess).size  # a segmentation patch has a size of its own
+    pixels = torch.cat([see(file, found, size) for file in images[:IMAGES]]) if images else None
     written: dict[Path, Equality] = {}
-    shown = Table("file", "bytes", "images compared", "largest difference", "same class (%)")
+    table = Table("file", "bytes", "images compared", "largest difference", "same class or object (%)")
     for file in options.files:
         card = {"class_names": found.names[task], "size": size, "model": found.model.name, "task": task}
         equality = export_network(network, file, size, card, pixels)
         write_labels(file, card)
         numbers = f"{equality.images}", f"{equality.difference:.1e}", f"{equality.agreement:.2f}"
-        shown.add_row(str(file), f"{file.stat().st_size:,}", *numbers)
+        table.add_row(str(file), f"{file.stat().st_size:,}", *numbers)
         written[file] = equality
-    open_console().print(shown)
+    open_console().print(table)
     if options.model_card or options.push_to_hub:
         publish(options, model_card(found, task, size, written), list(written))
+
+
+def see(file: Path, found: NamedNetwork, size: int) -> Tensor:
+    """An image as evaluation sees it: uint8 [1, 3, size, size]."""
+    if not is_dense(found.model.net):
+        return read(file, found.model, found.decoding)
+    square, _ = fit_whole(decode(file.read_bytes(), shown(str(file)), found.decoding), size)
+    return torch.from_numpy(square).permute(2, 0, 1)[None]
 
 
 def publish(options: argparse.Namespace, card: str, files: list[Path]) -> None:

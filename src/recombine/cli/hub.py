@@ -12,10 +12,20 @@ from pathlib import Path
 from recombine.cli.networks import BASE, NamedNetwork
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.dense import labels_pixels
+from recombine.models.detection import DETECTIONS, Detector
 from recombine.models.export import Equality
 from recombine.version import __version__
 
 __all__ = ["model_card", "push"]
+
+GIVES = {
+    "image-classification": "gives logits",
+    "image-segmentation": "gives logits of every pixel",
+    "object-detection": (
+        f"gives objects `[1, {DETECTIONS}, 6]`, best first: left, top, right, bottom, score, label (-1: nothing)"
+    ),
+}
+"""What networks give, by the hub's names of tasks."""
 
 
 def model_card(found: NamedNetwork, task: str, size: int, files: Mapping[Path, Equality]) -> str:
@@ -25,31 +35,32 @@ def model_card(found: NamedNetwork, task: str, size: int, files: Mapping[Path, E
     count = sum(value.numel() for value in (found.cloned if task == BASE else model).parameters())
     library = "timm" if model.architecture.startswith("timm:") else "pytorch"
     kind = "image-segmentation" if labels_pixels(model) else "image-classification"
+    kind = "object-detection" if isinstance(model.net, Detector) else kind
+    batch = "1" if kind == "object-detection" else "B"
     lines = ["---", f"library_name: {library}", f"pipeline_tag: {kind}"]
     lines += [f"tags: [{kind}, recombine]", "---", "", f"# {what}", ""]
     lines += [f"{len(names)} classes, {count:,} parameters, images of {size} x {size} pixels."]
-    lines += [f"Architecture: `{model.architecture}`.", "", "| file | compared on | largest difference | same class |"]
+    lines += [f"Architecture: `{model.architecture}`.", "", "| file | compared on | largest difference | same |"]
     lines += ["|---|---:|---:|---:|"]
     lines += [
-        f"| `{file.name}` | {same.images} images | {same.difference:.1e} of the largest logit "
-        f"| {same.agreement:.2f} % |"
+        f"| `{file.name}` | {same.images} images | {same.difference:.1e} of the largest | {same.agreement:.2f} % |"
         for file, same in files.items()
     ]
-    what = "logits of every pixel" if kind == "image-segmentation" else "logits"
-    lines += ["", f"Every file takes uint8 images `[B, 3, S, S]`, prepares them inside and gives {what}.", ""]
-    lines += ["```python"]
-    lines += ["import torch", "", *_usage(files), "```", "", "## Classes", "", ", ".join(names), ""]
+    lines += ["", f"Every file takes uint8 images `[{batch}, 3, S, S]`, prepares them inside and {GIVES[kind]}.", ""]
+    lines += ["```python", "import torch", "", *_usage(files, kind), "```", "", "## Classes", "", ", ".join(names), ""]
     lines += ["## Made by", "", f"`recombine export {shlex.join(sys.argv[1:])}` (Recombine {__version__})", ""]
     return "\n".join(lines)
 
 
-def _usage(files: Mapping[Path, Equality]) -> list[str]:
+def _usage(files: Mapping[Path, Equality], kind: str) -> list[str]:
+    gives = "objects" if kind == "object-detection" else "logits"
     program = next((file.name for file in files if file.suffix == ".pt2"), None)
     if program:
-        return [f'network = torch.export.load("{program}").module()', "logits = network(images)"]
+        first = ["import torchvision  # has operators of the program", ""] if gives == "objects" else []
+        return [*first, f'network = torch.export.load("{program}").module()', f"{gives} = network(images)"]
     name = next(iter(files)).name
     lines = ["import onnxruntime", "", f'session = onnxruntime.InferenceSession("{name}")']
-    return [*lines, '(logits,) = session.run(None, {"images": images.numpy()})']
+    return [*lines, f'({gives},) = session.run(None, {{"images": images.numpy()}})']
 
 
 def push(repository: str, files: Sequence[Path], card: str) -> str:

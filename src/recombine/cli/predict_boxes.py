@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from recombine.core.files import replacing
-from recombine.data.crop import cut, whole_square
+from recombine.data.crop import fit_whole
 from recombine.data.pixels import Decoding, decode, shown
 from recombine.engine.pictures import draw_boxes
 
@@ -46,11 +46,10 @@ def predict_boxes(
 def predict_image(model: Any, image: np.ndarray) -> np.ndarray:
     """Objects [n, 6] of an image uint8 [H, W, 3], in its pixels, best first; it is seen whole as in training."""
     height, width = image.shape[:2]
-    (square,) = whole_square(np.array([height]), np.array([width]))
-    seen = torch.from_numpy(cut(image, square, model.canvas).copy()).permute(2, 0, 1)[None]
-    rows = model(seen.to(next(model.parameters()).device))[0].cpu().numpy()
+    seen, (top, left, side) = fit_whole(image, model.canvas)
+    pixels = torch.from_numpy(seen).permute(2, 0, 1)[None]
+    rows = model(pixels.to(next(model.parameters()).device))[0].cpu().numpy()
     rows = rows[rows[:, 5] >= 0]
-    top, left, side, _, _ = square
     rows[:, :4] = rows[:, :4] * (side / model.canvas) + [left, top, left, top]
     rows[:, :4] = np.clip(rows[:, :4], 0, [width, height, width, height])
     return rows[np.argsort(-rows[:, 4], kind="stable")]

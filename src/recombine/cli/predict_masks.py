@@ -14,7 +14,7 @@ from torch import nn
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import replacing
-from recombine.data.crop import cut, whole_square
+from recombine.data.crop import fit_whole
 from recombine.data.pixels import Decoding, decode, shown
 from recombine.engine.pictures import colour
 
@@ -58,11 +58,10 @@ def predict_masks(
 def predict_mask(model: Any, image: np.ndarray) -> np.ndarray:
     """The class of each pixel, uint8 [H, W], of an image uint8 [H, W, 3], which is seen whole as in training."""
     height, width = image.shape[:2]
-    (square,) = whole_square(np.array([height]), np.array([width]))
-    seen = torch.from_numpy(cut(image, square, model.canvas).copy()).permute(2, 0, 1)[None]
-    logits = model(seen.to(next(model.parameters()).device))[0].permute(1, 2, 0).cpu().numpy()
-    top, left, side, _, _ = square
-    large = cv2.resize(logits, (int(side), int(side)), interpolation=cv2.INTER_LINEAR)
+    seen, (top, left, side) = fit_whole(image, model.canvas)
+    pixels = torch.from_numpy(seen).permute(2, 0, 1)[None]
+    logits = model(pixels.to(next(model.parameters()).device))[0].permute(1, 2, 0).cpu().numpy()
+    large = cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR)
     inside = large.reshape(side, side, -1)[-top : height - top, -left : width - left]
     return inside.argmax(2).astype(np.uint8)
 

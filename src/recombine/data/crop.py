@@ -9,7 +9,7 @@ import numpy as np
 
 from recombine.core.counter_rng import uniform
 
-__all__ = ["center_square", "cut", "random_rectangles", "scaled_squares", "whole_square"]
+__all__ = ["center_square", "cut", "fit_whole", "random_rectangles", "scaled_squares", "whole_square"]
 
 TRIES = 10
 
@@ -24,6 +24,14 @@ def whole_square(heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """The smallest centred square around each whole image, which reaches beyond it: int64 [n, 5]."""
     side = np.maximum(heights, widths)
     return np.stack([(heights - side) // 2, (widths - side) // 2, side, side, 0 * side], axis=1).astype(np.int64)
+
+
+def fit_whole(image: np.ndarray, size: int) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """The whole of uint8 [H, W, 3] in a square [size, size, 3], as evaluation sees it; its top, left and side."""
+    height, width = image.shape[:2]
+    (square,) = whole_square(np.array([height]), np.array([width]))
+    top, left, side, _, _ = square.tolist()
+    return cut(image, square, size).copy(), (top, left, side)
 
 
 def scaled_squares(

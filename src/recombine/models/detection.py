@@ -14,6 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from recombine.core.errors import ConfigError
+from recombine.models.find_objects import find_objects
 
 __all__ = ["DETECTIONS", "Detector", "Pyramid", "faster_rcnn", "torchvision_detector"]
 
@@ -58,6 +59,8 @@ class Detector(nn.Module):
         """Float images [B, 3, H, W] -> [B, DETECTIONS, 6]: left, top, right, bottom, score, label (-1: nothing)."""
         listed = _listed(images)
         maps = self._maps(images)
+        if torch.compiler.is_exporting():  # torchvision's branches depend on the image
+            return find_objects(self.rpn, self.roi_heads, images, maps, DETECTIONS)[None]
         with torch.autocast(images.device.type, enabled=False):
             proposals, _ = self.rpn(listed, maps)
             found, _ = self.roi_heads(maps, proposals, listed.image_sizes)
