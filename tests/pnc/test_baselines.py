@@ -15,6 +15,7 @@ from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.engine.evaluate import Predictions
 from recombine.models.overview import flops, summary
+from recombine.pnc.baseline_settings import EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.baselines import (
     ElasticWeightConsolidation,
     LinearProbe,
@@ -23,7 +24,6 @@ from recombine.pnc.baselines import (
     estimate_fisher,
 )
 from recombine.pnc.gains import gain, pack, unpack
-from recombine.pnc.method_settings import EwcSettings, FineTuningSettings, FromScratchSettings
 from recombine.pnc.metrics import count_bytes, source_metrics
 from recombine.pnc.stages import distillation
 

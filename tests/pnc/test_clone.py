@@ -202,10 +202,11 @@ def test_a_head_of_all_classes_answers_alone_and_goes_without_a_trace(tmp_path, 
         ClonedNetwork(target, NAMES).attach(other, "b").attach(clone, "a")
 
 
+@pytest.mark.parametrize("kinds", [{}, {"granularity": "weight"}, {"mask_input": True}], ids=str)
 @pytest.mark.parametrize("reference", [False, True])
-def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
+def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference, kinds):
     target, source = pair
-    clone = Clone(branch_of(target, source, 2, keep=0.5), ["car", "van"])
+    clone = Clone(branch_of(target, source, 2, keep=0.5, **kinds), ["car", "van"])
     wanted = ClonedNetwork(target, NAMES).attach(clone, "clone")
     expected = wanted(images)
     wanted.restore()
@@ -219,6 +220,7 @@ def test_a_file_brings_the_clone_back(tmp_path, pair, images, reference):
     assert card["class_names"] == ["car", "van"] and card["source"]["name"] == source.name
     whole = serialization.save_clone(clone, tmp_path / "w.safetensors", name="c", target=target, source=source)
     assert not reference or path.stat().st_size < whole.stat().st_size / 2
+    assert {key: card[key] for key in kinds} == kinds
 
 
 def test_a_file_brings_back_a_clone_whose_residual_streams_are_masked(tmp_path, images):

@@ -227,8 +227,9 @@ def test_a_start_by_least_squares_follows_the_sources_features(parts):
 
 RUNS = {
     "together": ["mask_kind=sigmoid", "scope=global", "use_complement=true", "bn_recalibrate=true", "insert_loss=both"],
-    "relevance": ["mask=relevance", "final_epochs=1", "adapter_init=lstsq", "search.train=1"],
+    "relevance": ["mask=relevance", "final_epochs=1", "adapter_init=lstsq", "search.train=1", "mask_input=true"],
     "once": ["mask_kind=gumbel", "mask_start=taylor", "per_position=false", "adapter_init=lstsq", "adapter=bottleneck"],
+    "weights": ["granularity=weight", "mask_start=taylor", "scope=global"],
 }
 
 

@@ -143,6 +143,65 @@ def test_however_it_was_learned_the_masked_source_is_the_extracted_one(name, kin
         torch.testing.assert_close(Clone(branch, ["a", "b"]).module(value)[1], masked, rtol=0, atol=1e-10)
 
 
+def weighed(name, keep=0.5, **kinds):
+    """A branch in float64 with random scores, at the second position, and a value that enters it."""
+    graph = double(name)
+    there = find_positions(graph, graph)[1]
+    kinds = {"adapter": "conv1x1_bn", "head": "concat", **kinds}
+    branch = Branch(there, graph, [1, 3], find_linear_head(graph), **kinds).double().eval()
+    for mask in branch.channel_masks:
+        mask.scores.data.uniform_()
+    set_keep_ratio(branch.channel_masks, keep)
+    return branch, torch.randn(2, *there.source.shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20", "mobilenetv2_cifar"])
+def test_single_weights_go_in_every_layer_above_the_cut(name):
+    """Masked in place, and by weights that are zero: the same; what is masked has no effect and is not counted."""
+    branch, value = weighed(name, granularity="weight")
+    (source,), whole = branch.source, dict(double(name).net.named_parameters())
+    masks = dict(zip((f"{group.name}.weight" for group in branch.groups), branch.kept_channels(), strict=True))
+    assert all(abs(int(mask.sum()) - len(mask) / 2) <= 1 for mask in masks.values())
+    with torch.no_grad():
+        clone = Clone(branch, ["a", "b"])
+        torch.testing.assert_close(clone.module(value)[1], branch.upper(value)[1], rtol=0, atol=1e-10)
+        for key, zeroed in clone.module.named_parameters():
+            kept = masks.get(key, torch.ones(zeroed.numel(), dtype=torch.bool)).view_as(zeroed)
+            assert torch.equal(zeroed, whole[key] * kept)
+    kernels = {
+        key for key, each in clone.module.named_parameters() if each.ndim > 1 and not key.startswith(source.head)
+    }
+    assert masks.keys() == kernels
+    removed = sum(int((~mask).sum()) for mask in masks.values())
+    total = sum(each.numel() for each in clone.module.parameters())
+    assert removed and clone.count_parameters()["module_parameters"] == total - removed
+    set_keep_ratio(branch.channel_masks, 1.0)
+    with torch.no_grad():
+        assert torch.equal(branch.upper(value)[1], weighed(name, keep=1.0)[0].upper(value)[1])
+    branch.upper(value)[1].sum().backward()
+    assert all(mask.scores.grad.count_nonzero() for mask in branch.channel_masks)
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("cnn", "conv1x1_bn"), ("cnn", "bottleneck"), ("lenet5", "conv1x1")])
+def test_channels_at_the_entry_go_with_outputs_of_the_adapter(name, adapter):
+    branch, value = weighed(name, mask_input=True, adapter=adapter)
+    kept = branch.channel_masks[0].kept()
+    assert branch.groups[0].name == "input" and 0 < int(kept.sum()) < len(kept) == value.shape[1]
+    with torch.no_grad():
+        changed = value + 9 * torch.randn_like(value) * ~kept.view(-1, 1, 1)
+        assert torch.equal(branch.upper(changed)[1], branch.upper(value)[1])
+        seen = torch.randn(2, *branch.position.target.shape, dtype=torch.float64)
+        clone = Clone(branch, ["a", "b"])
+        assert clone.adapter(seen).shape[1] == int(kept.sum())
+        found = clone(seen, torch.zeros(2, 1, dtype=torch.float64))
+    torch.testing.assert_close(found, branch(seen, None).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_where_a_sum_reads_what_enters_all_channels_stay():
+    assert weighed("resnet20", mask_input=True)[0].input is None
+    assert weighed("resnet20", mask_input=True)[0].groups == weighed("resnet20")[0].groups
+
+
 class Batches:
     """The same three batches in every epoch."""
 

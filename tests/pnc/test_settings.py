@@ -9,16 +9,16 @@ from typing import get_args
 import pytest
 
 from recombine.core.settings import Settings, find_problems, schema_of, to_dict
-from recombine.pnc import method_settings
+from recombine.pnc import baseline_settings, method_settings
+from recombine.pnc.baseline_settings import TrainedSettings
 from recombine.pnc.clone.adapters import ADAPTERS
-from recombine.pnc.clone.branch import HEADS
+from recombine.pnc.clone.branch import GRANULARITIES, HEADS
 from recombine.pnc.clone.masks import MASK_KINDS
 from recombine.pnc.method_settings import (
     CloningSettings,
     ComposeSettings,
     FromFileSettings,
     PncMethodSettings,
-    TrainedSettings,
 )
 from recombine.pnc.recipe import BASELINES
 from recombine.pnc.settings import PncSettings
@@ -60,7 +60,9 @@ def test_every_choice_is_built_by_something():
     choices = {name: field.annotation for name, field in CloningSettings.model_fields.items()}
     assert set(get_args(choices["adapter"])) == set(ADAPTERS) and set(get_args(choices["mask_kind"])) == set(MASK_KINDS)
     assert set(get_args(get_args(choices["head"])[0])) == set(HEADS)
-    methods = {getattr(method_settings, name) for name in method_settings.__all__ if name.endswith("Settings")}
+    assert set(get_args(choices["granularity"])) == set(GRANULARITIES)
+    modules = (method_settings, baseline_settings)
+    methods = {getattr(module, name) for module in modules for name in module.__all__ if name.endswith("Settings")}
     trained = {each for each in methods if issubclass(each, PncMethodSettings)}
     assert trained == {
         PncMethodSettings,
@@ -73,7 +75,7 @@ def test_every_choice_is_built_by_something():
 
 
 def test_settings_load_no_torch():
-    code = "import sys, recombine.pnc.settings, recombine.pnc.method_settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, recombine.pnc.settings, recombine.pnc.baseline_settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_not
 from typing import Any
@@ -25,7 +25,7 @@ from recombine.models.blocks import ADDITIONS, ancestors
 from recombine.models.cuts import depthwise
 from recombine.models.graph import Traced
 
-__all__ = ["ChannelGroup", "channel_groups", "gated", "without_channels"]
+__all__ = ["ChannelGroup", "channel_groups", "gated", "input_group", "keep_outputs", "without_channels"]
 
 STATISTICS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
@@ -68,11 +68,20 @@ def channel_groups(traced: Traced, after: Node | None = None, *, streams: bool =
     for node in traced.graph.nodes:
         if node not in above or node is head or not layers.plain(node) or str(node.target) in taken:
             continue
-        group = _group(layers, node) or (_stream(layers, node, above) if streams else None)
+        group = _group(layers, node, (str(node.target),)) or (_stream(layers, node, above) if streams else None)
         if group is not None:
             found.append(group)
             taken.update(group.producers)
     return tuple(found)
+
+
+def input_group(traced: Traced, cut: Node) -> ChannelGroup | None:
+    """The channels of the value at a cut as a group, if plain layers alone read them; its producers lie above the cut.
+
+    Without the other channels the part above the cut takes a narrower value.
+    """
+    found = _group(_Layers(traced), cut, ())
+    return found and replace(found, name="input")
 
 
 def gated(traced: Traced, groups: Sequence[ChannelGroup], prefix: str, gates: str) -> tuple[fx.Graph, dict[Node, Node]]:
@@ -103,7 +112,7 @@ def without_channels(traced: Traced, groups: Sequence[ChannelGroup], kept: Seque
         if not mask.any():
             raise ConfigError(f"all {group.channels} filters of {group.name} are switched off; keep at least one")
         for name in group.producers:
-            _keep_outputs(net.get_submodule(name), mask)
+            keep_outputs(net.get_submodule(name), mask)
         for name, spread in group.consumers:
             _keep_inputs(net.get_submodule(name), mask.repeat_interleave(spread))
     return net
@@ -170,10 +179,10 @@ def _spread(operation, shape: tuple[int, ...]) -> int:
     return many.shape[1] // channels if same else 0
 
 
-def _group(layers: _Layers, first: Node) -> ChannelGroup | None:
-    """The group that begins at a layer, if its channels stay apart until plain layers read them."""
+def _group(layers: _Layers, first: Node, makers: tuple[str, ...]) -> ChannelGroup | None:
+    """The group that begins at a layer, its maker, if its channels stay apart until plain layers read them."""
     node = gate = first
-    spread, producers = 1, [str(first.target)]
+    spread, producers = 1, [*makers]
     while not (node.users and all(layers.plain(user) for user in node.users)):
         if len(node.users) != 1:
             return None
@@ -232,7 +241,8 @@ def _apart(layers: _Layers, node: Node, producers: dict[str, None]) -> bool:
     return layers.spread(node) == 1
 
 
-def _keep_outputs(module: nn.Module, mask: Tensor) -> None:
+def keep_outputs(module: nn.Module, mask: Tensor) -> None:
+    """Leave a layer, in place, only the output channels of a bool mask."""
     for key in ("weight", "bias", "running_mean", "running_var"):
         _keep(module, key, mask)
     count = int(mask.sum())

@@ -22,18 +22,18 @@ from recombine.core.types import Batch, Loader, Step
 from recombine.engine.method import Method, Supervised
 from recombine.models import Model
 from recombine.models.graph import traced
-from recombine.pnc.clone.adapters import pool
-from recombine.pnc.clone.branch import find_linear_head
-from recombine.pnc.clone.candidates import build_taps
-from recombine.pnc.clone_task import CloneTask
-from recombine.pnc.data import repeat_for_steps
-from recombine.pnc.method_settings import (
+from recombine.pnc.baseline_settings import (
     DirectEnsembleSettings,
     EwcSettings,
     FineTuningSettings,
     FromScratchSettings,
     TrainedSettings,
 )
+from recombine.pnc.clone.adapters import pool
+from recombine.pnc.clone.branch import find_linear_head
+from recombine.pnc.clone.candidates import build_taps
+from recombine.pnc.clone_task import CloneTask
+from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.metrics import mean_accuracy
 from recombine.pnc.networks import build_untrained
 from recombine.pnc.stages import distillation

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from recombine.core.errors import ConfigError
-from recombine.models.channels import channel_groups
 from recombine.models.graph import Traced, trace
-from recombine.pnc.clone.branch import Branch, find_linear_head
+from recombine.pnc.clone.branch import GRANULARITIES, Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.masks import share_budget
 from recombine.pnc.clone.positions import Position, clones_layers, find_positions, find_probe
@@ -44,8 +43,8 @@ def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> 
             f"source could be cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
         )
     if method.positions == "last":
-        streams = method.residual == "stage"
-        maskable = [each for each in there if channel_groups(source, after=each.source.node, streams=streams)]
+        find, streams = GRANULARITIES[method.granularity].groups, method.residual == "stage"
+        maskable = [each for each in there if find(source, after=each.source.node, streams=streams)]
         return [*maskable[-1:], probe]
     candidates = known[1:] if method.positions is None else method.positions
     if wrong := sorted(set(candidates) - set(known)):
@@ -66,6 +65,8 @@ def _build_branch(
         "head": head,
         "recalibrated": method.bn_recalibrate,
         "residual": method.residual,
+        "granularity": method.granularity,
+        "mask_input": method.mask_input and not probe,
     }
     branch = Branch(position, graphs[1], task.data.outputs, find_linear_head(graphs[0]), **kinds)
     if method.scope == "global":

@@ -52,7 +52,7 @@ def evaluate_alone(
 
 
 def measure_bytes(target: Model, source: Model, clone: Clone) -> dict[str, float]:
-    """Bytes of both whole networks, and of what a clone learned: adapter, head and one bit a filter."""
+    """Bytes of both whole networks, and of what a clone learned: adapter, head and one bit a filter (or weight)."""
     bits = sum(len(mask) for mask in clone.masks)
     return {
         "target_bytes": count_bytes(target.net),
@@ -62,8 +62,13 @@ def measure_bytes(target: Model, source: Model, clone: Clone) -> dict[str, float
 
 
 def list_masks(net: Candidates, branch: int) -> dict[str, list]:
-    """Which filters of which layers are kept, as hexadecimal numbers with a bit a filter, the first one highest."""
+    """Which filters of which layers are kept, as hexadecimal numbers with a bit a filter, the first one highest.
+
+    Masks of single weights stand in the clone file alone.
+    """
     selected = net.branches[branch]
+    if selected.kinds["granularity"] == "weight":
+        return {}
     bits = ["".join(str(int(kept)) for kept in mask.tolist()) for mask in selected.kept_channels()]
     numbers = [f"{int(text, 2):0{(len(text) + 3) // 4}x}" for text in bits]
     return {"mask_layers": [group.name for group in selected.groups], "masks": numbers}

@@ -1,27 +1,43 @@
-"""What of the source matters for the cloned classes, before anything is learned: one score for each filter."""
+"""What of the source matters for the cloned classes before anything is learned: a score for each filter or weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, vmap
 
 from recombine.core.distributed import all_reduce_sum
 from recombine.core.types import Loader
+from recombine.engine.evaluate import evaluating
+from recombine.models.channels import ChannelGroup
+from recombine.models.single_weights import WeightGroup
 from recombine.pnc.clone.branch import Branch
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.masks import ChannelMask
 
 __all__ = ["filter_norms", "gradient_scores"]
 
+MAX_GRADIENTS = 2**26
+"""Derivatives of single images held in memory, in numbers."""
+
 
 def filter_norms(source: nn.Module, branch: Branch) -> list[Tensor]:
-    """Mean absolute weight of each filter, [C] of each mask; of a stream, in the first layer that writes to it."""
-    layers: list[Any] = [source.get_submodule(group.name) for group in branch.groups]
-    return [layer.weight.detach().flatten(1).abs().mean(1) for layer in layers]
+    """Mean absolute weight of each filter, [C] of each mask, or of each weight itself.
+
+    Of a stream it is that in the first layer that writes to it; of what enters the module that in its readers.
+    """
+    return [_norms(source, group) for group in branch.groups]
+
+
+def _norms(source: nn.Module, group: ChannelGroup | WeightGroup) -> Tensor:
+    if group.name == "input":
+        readers: list[Any] = [source.get_submodule(name) for name, _ in group.consumers]
+        columns = [reader.weight.detach().movedim(1, 0).reshape(group.channels, -1) for reader in readers]
+        return torch.cat(columns, 1).abs().mean(1)
+    layer: Any = source.get_submodule(group.name)
+    return layer.weight.detach().reshape(group.channels, -1).abs().mean(1)
 
 
 def gradient_scores(net: Candidates, loader: Loader, kind: str) -> list[list[Tensor]]:
@@ -33,7 +49,7 @@ def gradient_scores(net: Candidates, loader: Loader, kind: str) -> list[list[Ten
     propagation gives it in a network of ReLUs without biases (LRP-0; Bach et al., PLOS ONE 2015).
     """
     totals = [[torch.zeros_like(mask.scores) for mask in branch.channel_masks] for branch in net.branches]
-    with closing(loader.epoch(0)) as batches:
+    with evaluating(net), closing(loader.epoch(0)) as batches:
         for batch in batches:
             values, _ = net.forward_source(net.source.preprocess(batch.images))
             for branch, value, total in zip(net.branches, values, totals, strict=True):
@@ -44,30 +60,24 @@ def gradient_scores(net: Candidates, loader: Loader, kind: str) -> list[list[Ten
 
 def _add_derivatives(branch: Branch, value: Tensor, totals: list[Tensor], labels: Tensor | None) -> None:
     """Add those of the source's values [B, ...] at the entry of a branch; with `labels`, of each one's own output."""
-    with _seen(branch.channel_masks) as seen, torch.enable_grad():
-        logits = branch.upper(value.detach().requires_grad_())[1][:, branch.columns].float()
-    seeds = logits.unbind(1) if labels is None else (logits.gather(1, labels[:, None]),)
-    for outputs in seeds:
-        gradients = torch.autograd.grad(outputs.sum(), [given for _, given in seen], retain_graph=True)
-        slopes = [torch.zeros(len(value), len(total), device=total.device) for total in totals]
-        for (place, given), gradient in zip(seen, gradients, strict=True):
-            # m_j multiplies whole maps, so that its derivative is the sum of gradient times value over all of them
-            slopes[place] += (gradient * given.detach()).unflatten(1, (len(totals[place]), -1)).flatten(2).sum(2)
+    scores = [mask.scores.detach() for mask in branch.channel_masks]
+    keys = [f"channel_masks.{place}.scores" for place in range(len(scores))]
+
+    def outputs(given: list[Tensor], one: Tensor) -> Tensor:
+        # the derivative by a score is that by its multiplier, which is 1 as long as all are on
+        logits = functional_call(branch.masked, dict(zip(keys, given, strict=True)), (one[None],))[1]
+        return logits[0, branch.columns].float()
+
+    def own(given: list[Tensor], one: Tensor, label: Tensor) -> Tensor:
+        return outputs(given, one).gather(0, label[None]).sum()
+
+    rows = max(1, MAX_GRADIENTS // (len(branch.columns) * sum(map(len, scores))))
+    for place in range(0, len(value), rows):
+        part = value.detach()[place : place + rows]
+        if labels is None:
+            slopes = [each.square().sum((0, 1)) for each in vmap(jacrev(outputs), (None, 0))(scores, part)]
+        else:
+            found = vmap(grad(own), (None, 0, 0))(scores, part, labels[place : place + rows])
+            slopes = [each.sum(0) for each in found]
         for total, slope in zip(totals, slopes, strict=True):
-            total += (slope.square() if labels is None else slope).sum(0)
-
-
-@contextmanager
-def _seen(channel_masks: Sequence[ChannelMask]) -> Iterator[list[tuple[int, Tensor]]]:
-    """What each mask, by its place, gives in the forward passes within; that of a residual stream several times."""
-    seen: list[tuple[int, Tensor]] = []
-
-    def note(place: int) -> Any:
-        return lambda mask, inputs, value: seen.append((place, value))
-
-    hooks = [mask.register_forward_hook(note(place)) for place, mask in enumerate(channel_masks)]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+            total += slope

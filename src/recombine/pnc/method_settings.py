@@ -1,4 +1,4 @@
-"""Settings of every method of cloning, and of what it is compared with. No torch here."""
+"""Settings of every way to clone. No torch here."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ from pydantic import Field
 
 from recombine.core.errors import ConfigError, did_you_mean
 from recombine.core.settings import Settings
-from recombine.data.augment_settings import problems_of
-from recombine.engine.settings import OptimizerNode, ScheduleNode
 from recombine.models import weight_files
 from recombine.pnc.clone.cards import read_cards
 
-__all__ = [
-    *(
-        "CloningSettings",
-        "ComposeSettings",
-        "DirectEnsembleSettings",
-        "EwcSettings",
-        "FineTuningSettings",
-        "FromFileSettings",
-    ),
-    *("FromScratchSettings", "PncMethodSettings", "PositionSearchSettings", "TrainedSettings"),
-]
+__all__ = ["CloningSettings", "ComposeSettings", "FromFileSettings", "PncMethodSettings", "PositionSearchSettings"]
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
@@ -62,7 +50,7 @@ class CloningSettings(PncMethodSettings):
     name: str = "pnc"
     """How rows call it."""
     keep_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Fraction of the filters of each maskable layer that stays."""
+    """Fraction of the filters (or weights) of each maskable layer that stays."""
     anneal: bool = True
     """Lower the budget along a cubic over 70 % of the first stage."""
     mask: Literal["learned", "ones", "random", "magnitude", "taylor", "relevance"] = "learned"
@@ -71,6 +59,11 @@ class CloningSettings(PncMethodSettings):
     skip the first stage."""
     mask_start: Literal["ones", "taylor", "relevance"] = "ones"
     """Where learned masks start: all filters alike, or in the order of taylor or relevance."""
+    granularity: Literal["filter", "weight"] = "filter"
+    """What a mask switches off: filters as a whole, or single weights of them, which stay in place as zeros."""
+    mask_input: bool = False
+    """Channels at which the source is entered can go too, with outputs of the adapter, where plain layers alone
+    read them."""
     residual: Literal["none", "stage"] = "none"
     """stage: filters of residual streams can go too, one mask for all layers that write to the stream of a stage."""
     mask_kind: Literal["topk_ste", "sigmoid", "gumbel"] = "topk_ste"
@@ -149,6 +142,26 @@ class CloningSettings(PncMethodSettings):
                 f"{path}.adapter_init=lstsq: there is nothing to start with {path}.adapter=none; give "
                 f"{path}.adapter_init=identity"
             )
+        return found + self._check_units(path)
+
+    def _check_units(self, path: str) -> list[str]:
+        """What masks cannot switch off together."""
+        found = []
+        if self.granularity == "weight":
+            others = {"residual": "none", "mask_input": False}
+            found += [
+                f"{path}.{key}={str(getattr(self, key)).lower()}: single weights go in all layers, and none loses a "
+                f"channel; leave it out, or give {path}.granularity=filter"
+                for key, default in others.items()
+                if getattr(self, key) != default
+            ]
+        if self.mask_input and self.adapter == "none":
+            found.append(f"{path}.mask_input=true takes outputs of the adapter away; give {path}.adapter=conv1x1_bn")
+        if self.mask_input and not self.per_position:
+            found.append(
+                f"{path}.mask_input=true: what enters the module differs from position to position; "
+                f"give {path}.per_position=true"
+            )
         return found
 
     def check_sources(self, path: str) -> list[str]:
@@ -187,79 +200,6 @@ class ComposeSettings(CloningSettings):
         if self.use_complement:
             found.append(f"{path}.use_complement=true needs images of all classes of each source; leave it out")
         return found
-
-
-class DirectEnsembleSettings(PncMethodSettings):
-    """argmax over the target's logits and the source's of the cloned classes; nothing is trained."""
-
-    name: str = "direct_ensemble"
-    """How rows call it."""
-    softmax: bool = False
-    """Take the softmax over each network's own outputs first."""
-
-
-class TrainedSettings(PncMethodSettings):
-    """A network that is trained for each of its learning rates; images kept for selection decide."""
-
-    epochs: NotNegative = 20
-    """Epochs over the images in use."""
-    min_steps: Steps = 600
-    """Updates at least: as many as both stages of a clone together."""
-    optimizer: OptimizerNode
-    """Its own, as such networks are tuned; a clone takes the run's."""
-    lr_factors: Annotated[list[Positive], Field(min_length=1, examples=[[1.0, 0.1]])] = Field([1.0, 0.1])
-    """Factors of the optimizer's lr to try; the best mean of old and new accuracy on images kept for selection wins."""
-
-
-class FineTuningSettings(TrainedSettings):
-    """The target with new outputs: all of it trained, with `keep_weight` Learning without Forgetting, or a probe."""
-
-    name: str = "lwf"
-    """How rows call it."""
-    features: Literal["target", "source", "both"] | None = None
-    """null: all of the target is trained. target, source, both: new outputs alone, on features that stay as they are,
-    a linear probe."""
-    keep_weight: NotNegative = 1.0
-    """Weight of T^2 KL to the target on its own outputs; 0 is plain fine-tuning."""
-    source_weight: NotNegative = 0.0
-    """Weight of T^2 KL to the source on the cloned classes."""
-    temperature: Positive = 2.0
-    """T of the distillation."""
-
-
-class EwcSettings(TrainedSettings):
-    """Elastic weight consolidation: the target with new outputs, each weight held by its Fisher information.
-
-    The Fisher information is of the target's own images in use, also with use_target_data=false: EWC brings it along
-    from the training of the target, and none of these images trains.
-    """
-
-    name: str = "ewc"
-    """How rows call it."""
-    strengths: Annotated[list[NotNegative], Field(min_length=1)] = Field([100, 1000, 10000])
-    """Lambdas to try, each with each learning rate."""
-
-
-class FromScratchSettings(TrainedSettings):
-    """A new network of the target's architecture, trained on old and new classes together.
-
-    It sees images of the target's own classes whatever use_target_data says: without them there is nothing to join.
-    """
-
-    name: str = "joint_full"
-    """How rows call it."""
-    whole: bool = True
-    """Train on all images; false: on those that clones train on."""
-    min_steps: Steps = 0
-    """Updates at least."""
-    augment: str = "none"
-    """A preset's name, as in dataset.augment: how the networks themselves were trained."""
-    schedule: ScheduleNode
-    """The learning rate over the training."""
-
-    def check(self, path: str) -> list[str]:
-        """An augmentation that does not exist."""
-        return problems_of(self.augment, f"{path}.augment")
 
 
 class FromFileSettings(PncMethodSettings):

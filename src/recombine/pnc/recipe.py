@@ -15,6 +15,12 @@ from recombine.core.types import Row
 from recombine.models import Model, weight_files
 from recombine.models.freeze import digest
 from recombine.models.serialization import tensor_bytes
+from recombine.pnc.baseline_settings import (
+    DirectEnsembleSettings,
+    EwcSettings,
+    FineTuningSettings,
+    FromScratchSettings,
+)
 from recombine.pnc.baselines import consolidate, ensemble, finetune, train_from_scratch
 from recombine.pnc.calibration import calibrate
 from recombine.pnc.clone.cloned_network import ClonedNetwork
@@ -28,11 +34,7 @@ from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import (
     CloningSettings,
     ComposeSettings,
-    DirectEnsembleSettings,
-    EwcSettings,
-    FineTuningSettings,
     FromFileSettings,
-    FromScratchSettings,
     PncMethodSettings,
 )
 from recombine.pnc.networks import build_frozen, build_source_networks, build_target
@@ -85,7 +87,7 @@ COMPARED: tuple[str, ...] = (
     "bn_recalibrate",
     "adapter",
 )
-COMPARED += ("align", "joint", "last_stage", "mask_start", "residual", "source_weights")
+COMPARED += ("align", "joint", "last_stage", "mask_start", "residual", "source_weights", "granularity", "mask_input")
 """Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
 

@@ -5,24 +5,26 @@ The paper's full text was not at hand: layers, masks and heads are our reading (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recombine.core.errors import ConfigError
-from recombine.models.channels import channel_groups, gated, without_channels
+from recombine.models.channels import channel_groups, gated, input_group, keep_outputs, without_channels
 from recombine.models.graph import Traced, segment
+from recombine.models.single_weights import gated_weights, weight_groups, without_weights
 from recombine.pnc.clone.adapters import make_adapter, pool
 from recombine.pnc.clone.batchnorm import copy_buffers, find_batchnorms
-from recombine.pnc.clone.masks import ChannelMask
+from recombine.pnc.clone.masks import ChannelMask, WeightMask
 from recombine.pnc.clone.positions import Position
 
 __all__ = [
-    *("HEADS", "Branch", "FullHead", "RowsHead"),
+    *("GRANULARITIES", "HEADS", "Branch", "FullHead", "RowsHead"),
     *("features_node", "find_linear_head", "join_logits", "logits_node"),
 ]
 
@@ -107,6 +109,21 @@ def join_logits(target: Tensor, new: Tensor, head: nn.Module) -> Tensor:
     return new if isinstance(head, FullHead) else torch.cat([target, new], 1)
 
 
+class Granularity(NamedTuple):
+    """What a mask switches off: how it is found, put into the graph, and taken out."""
+
+    groups: Callable[..., Sequence[Any]]
+    mask: Callable[[int], ChannelMask]
+    gated: Callable[..., tuple[fx.Graph, dict[Node, Node]]]
+    without: Callable[..., nn.Module]
+
+
+GRANULARITIES = {
+    "filter": Granularity(channel_groups, ChannelMask, gated, without_channels),
+    "weight": Granularity(weight_groups, WeightMask, gated_weights, without_weights),
+}
+
+
 class Branch(nn.Module):
     """Features of the target at one position in, logits of the cloned classes out.
 
@@ -124,12 +141,15 @@ class Branch(nn.Module):
         head: str,
         recalibrated: bool = False,
         residual: str = "none",
+        granularity: str = "filter",
+        mask_input: bool = False,
     ) -> None:
         """`outputs`: the source's outputs that are cloned, in the order of the new logits; `target_head`: the target's
         classifier.
 
         `recalibrated`: BatchNorm statistics are the branch's own, to be estimated by `recalibrate`. `residual`: stage
-        masks the residual stream of each stage above the position too.
+        masks the residual stream of each stage above the position too. `granularity`: what a mask switches off, one of
+        `GRANULARITIES`. `mask_input`: channels of the source's value at the position go too, where they can.
         """
         super().__init__()
         self.position, self.outputs = position, list(outputs)
@@ -137,16 +157,16 @@ class Branch(nn.Module):
         """`outputs` where the network is: indexing by a list would make the host wait for the device."""
         self.register_buffer("columns", torch.tensor(self.outputs), persistent=False)
         self.kinds = {"adapter": adapter, "head": head, "recalibrated": recalibrated, "residual": residual}
+        self.kinds |= {"granularity": granularity, "mask_input": mask_input}
         source = copy_buffers(source) if recalibrated else source
-        self.groups = channel_groups(source, after=position.source.node, streams=residual == "stage")
-        masks = nn.ModuleList(ChannelMask(group.channels) for group in self.groups)
+        self.granularity = GRANULARITIES[granularity]
+        self.input = input_group(source, position.source.node) if mask_input else None
+        above = self.granularity.groups(source, after=position.source.node, streams=residual == "stage")
+        self.groups = [*([self.input] if self.input else []), *above]
+        masks = nn.ModuleList(self.granularity.mask(group.channels) for group in self.groups)
         self.channel_masks: Sequence[ChannelMask] = masks  # type: ignore[assignment]
         self.adapter = make_adapter(position, adapter)
-        rows = find_linear_head(source)
-        cloned = nn.Linear(rows.in_features, len(self.outputs))
-        cloned.weight.data.copy_(rows.weight.data[self.outputs])
-        cloned.bias.data.copy_(rows.bias.data[self.outputs] if rows.bias is not None else 0)
-        self.head = HEADS[head](cloned, target_head)
+        self.head = HEADS[head](_copy_rows(source, self.outputs), target_head)
         self.source = (source,)  # in a tuple: it is shared, and no part of this module
         self._cut()
 
@@ -155,15 +175,23 @@ class Branch(nn.Module):
         (source,) = self.source
         root: Any = nn.Module()
         root.source, root.channel_masks = source.net, self.channel_masks
-        graph, new = gated(source, self.groups, "source.", "channel_masks")
+        graph, new = self.granularity.gated(source, self.groups, "source.", "channel_masks")
         outputs = [new[features_node(source)], new[logits_node(source)]]
+        entry = new[self.position.source.node]
+        if self.input and self.position.source.node in self.input.gates:
+            (entry,) = entry.all_input_nodes  # what enters is not masked yet
         # in a tuple: what is in it must not be registered as a part of this module
-        self._upper = (segment(root, graph, [new[self.position.source.node]], outputs),)
+        self._upper = (segment(root, graph, [entry], outputs),)
 
     def _apply(self, function: Any, recurse: bool = True) -> Any:
         moved = super()._apply(function, recurse)
         self._cut()  # constants of the graph are copied references, which a move to another device can replace
         return moved
+
+    @property
+    def masked(self) -> nn.Module:
+        """The masked source above the position, its masks under the names `channel_masks.<i>`; see `upper`."""
+        return self._upper[0]
 
     def upper(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """From the source's value at the position to its features [B, C_s] and its logits of all classes [B, S]."""
@@ -179,7 +207,7 @@ class Branch(nn.Module):
         return find_batchnorms(self._upper[0])
 
     def kept_channels(self) -> list[Tensor]:
-        """Which filters of each group are kept, bool [C] each."""
+        """Which filters of each group are kept, or which weights, bool [C] each."""
         return [mask.kept() for mask in self.channel_masks]
 
     def kept_features(self) -> Tensor | None:
@@ -191,9 +219,27 @@ class Branch(nn.Module):
                 return mask.kept().repeat_interleave(spread)
         return None
 
+    def extract_adapter(self) -> nn.Module:
+        """A copy of the adapter that makes only the channels that are kept."""
+        adapter = deepcopy(self.adapter)
+        if self.input:
+            layers = [part for part in adapter.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+            for layer in (*layers[-1:], *find_batchnorms(adapter)):
+                keep_outputs(layer, self.channel_masks[0].kept())
+        return adapter
+
     def extract(self) -> nn.Module:
-        """The source without the masked filters; its layers below the cut are whole."""
-        return without_channels(self.source[0], self.groups, self.kept_channels())
+        """The source without what is masked; its layers below the cut are whole."""
+        return self.granularity.without(self.source[0], self.groups, self.kept_channels())
+
+
+def _copy_rows(source: Traced, outputs: Sequence[int]) -> nn.Linear:
+    """The rows of the source's classifier for some of its outputs."""
+    rows = find_linear_head(source)
+    cloned = nn.Linear(rows.in_features, len(outputs))
+    cloned.weight.data.copy_(rows.weight.data[outputs])
+    cloned.bias.data.copy_(rows.bias.data[outputs] if rows.bias is not None else 0)
+    return cloned
 
 
 def features_node(traced: Traced) -> Node:

@@ -18,6 +18,7 @@ from recombine.core.errors import ConfigError
 __all__ = [
     "MASK_KINDS",
     "ChannelMask",
+    "WeightMask",
     "anneal_keep_ratio",
     "budget_penalty",
     "harden",
@@ -89,6 +90,14 @@ class ChannelMask(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """[B, C, ...] -> the same with masked channels 0."""
         return value * self.multipliers().to(value.dtype).view(1, -1, *[1] * (value.ndim - 2))
+
+
+class WeightMask(ChannelMask):
+    """The same of the single weights of a layer, in the order in which they are stored."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Weights of any shape -> the same with masked ones 0."""
+        return value * self.multipliers().to(value.dtype).view_as(value)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Clone(nn.Module):
         values = [features_node(source), logits_node(source)]
         # a graph module holds what its graph calls: the layers above the cut, and of them the filters that are kept
         self.module = segment(branch.extract(), source.graph, [branch.position.source.node], values)
-        self.adapter, self.head = deepcopy(branch.adapter), deepcopy(branch.head)
+        self.adapter, self.head = branch.extract_adapter(), deepcopy(branch.head)
         kept = branch.kept_features()
         if kept is not None and isinstance(self.head, RowsHead):
             self.head.narrow(kept)
@@ -54,7 +54,9 @@ class Clone(nn.Module):
         return self.scale * self.head(target_features, features, logits[:, self.columns]).float() + self.bias
 
     def count_parameters(self) -> dict[str, float]:
-        """Weights of the cloned layers, and those that were learned."""
+        """Weights of the cloned layers, those that are masked left out, and those that were learned."""
         added = sum(p.numel() for part in (self.adapter, self.head) for p in part.parameters())
         module = sum(p.numel() for p in self.module.parameters())
+        if self.kinds["granularity"] == "weight":
+            module -= sum(int((~mask).sum()) for mask in self.masks)
         return {"module_parameters": float(module), "added_parameters": float(added)}

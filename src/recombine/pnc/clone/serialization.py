@@ -30,6 +30,8 @@ __all__ = [
     *("read_clones", "save_clone", "to_reference", "to_whole", "write_clones"),
 ]
 
+KINDS = ("adapter", "head", "recalibrated", "residual", "granularity", "mask_input")
+"""Of a branch, as its card has them; files of earlier versions have the first ones alone."""
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What a reference holds of the source's layers if their BatchNorm statistics are the clone's own."""
 
@@ -181,7 +183,7 @@ def _build(clone: StoredClone, target: nn.Module, source: Model | None, size: in
     host, graph = traced(target, size or card["target_size"]), trace(net, origin["size"])
     number, entry = card["position"], card["source_position"]
     position = Position(number, list_cuts(host)[number], list_cuts(graph)[entry], entry)
-    kinds = {key: card[key] for key in ("adapter", "head", "recalibrated", "residual") if key in card}
+    kinds = {key: card[key] for key in KINDS if key in card}
     branch = Branch(position, graph, card["outputs"], find_linear_head(host), **kinds)
     for k, mask in enumerate(branch.channel_masks):
         mask.fix(tensors[f"mask.{k}"])
