@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from recombine.core.builds import load_target
 from recombine.core.errors import ConfigError
+from recombine.flips.heads import find_heads
 from recombine.models import Model, build, small
 from recombine.models.architectures import BUILT_IN
 from recombine.models.cifar_resnet import CifarResNet, PadShortcut
@@ -125,22 +126,32 @@ def test_every_built_in_config_builds_and_learns(name):
     assert model.eval().features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).ndim == 2
 
 
-class ConvolutionalHead(nn.Module):
-    """A classifier that is a convolution, its scores averaged over space."""
+class PositionWise(nn.Module):
+    """A classifier of every position, its scores averaged: a convolution of maps, or a linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 4, 1)
+        self.kind, self.conv = kind, nn.Conv2d(3, 6, 3, 2, 1)
+        self.head = nn.Conv2d(6, 4, 1) if kind == "maps" else nn.Linear(6, 4)
+
+    def before(self, x):
+        maps = torch.relu(self.conv(x))
+        if self.kind == "maps":
+            return maps
+        return maps.movedim(1, 3) if self.kind == "channels last" else maps.flatten(2).mT
 
     def forward(self, x):
-        return self.head(torch.relu(self.conv(x))).mean((2, 3))
+        scores = self.head(self.before(x))
+        return scores.mean((2, 3)) if self.kind == "maps" else scores.flatten(1, -2).mean(1)
 
 
-def test_features_of_a_map_are_its_mean():
+@pytest.mark.parametrize("kind", ["maps", "channels last", "tokens"])
+def test_features_are_means_over_positions(kind):
     torch.manual_seed(0)
-    net = ConvolutionalHead()
-    model = Model(net, Preprocess(8, [0.5] * 3, [0.5] * 3), name="x", classes=4, architecture="x")
-    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    net = PositionWise(kind)
+    model = Model(net, Preprocess(12, [0.5] * 3, [0.5] * 3), name="x", classes=4, architecture="x")
+    images = torch.randint(0, 256, (5, 3, 12, 12), dtype=torch.uint8)
     with torch.no_grad():
-        map_ = torch.relu(net.conv((images.float() / 255 - 0.5) / 0.5))
-        torch.testing.assert_close(model.features(images), map_.mean((2, 3)))
+        maps = torch.relu(net.conv((images.float() / 255 - 0.5) / 0.5))  # as many channels as pixels a side
+        torch.testing.assert_close(model.features(images), maps.mean((2, 3)))
+        assert find_heads(model, images) == [net.head]

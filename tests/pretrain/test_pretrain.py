@@ -116,6 +116,7 @@ def test_same_seed_same_weights_and_another_seed_others(trained, tmp_path):
     again, other = (load_file(tmp_path / "weights" / f"cnn-digits-s{seed}.safetensors") for seed in (0, 1))
     first = load_file(path)
     assert all(torch.equal(first[name], again[name]) for name in first)
+    assert path.read_bytes() == (tmp_path / "weights" / path.name).read_bytes(), "its card names no folder"
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 

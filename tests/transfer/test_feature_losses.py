@@ -4,16 +4,20 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from digits import compose_config, open_digits, run_rows
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
 
 from recombine.core.errors import ConfigError
+from recombine.models.model import Model, Preprocess
 from recombine.transfer import recipe
 from recombine.transfer.composed import ComposedDistillation, fit_temperature
-from recombine.transfer.contrastive import RepresentationDistillation
+from recombine.transfer.contrastive import ContrastiveSamples, RepresentationDistillation
 from recombine.transfer.feature_losses import CRD, AttentionTransfer, FitNet, SimilarityPreserving
-from recombine.transfer.features import read_features
+from recombine.transfer.features import find_places, read_features
 from recombine.transfer.losses import KL
 from recombine.transfer.masks import All, Confidence, FlipMask
 from recombine.transfer.teacher_cache import FrozenTeachers
@@ -50,6 +54,10 @@ def composed(networks, mask, loss, samples=None, count=1, **options):
     return ComposedDistillation(
         deepcopy(student), frozen, start, name="", mask=mask, loss=loss, samples=samples, **options
     ).train()
+
+
+def read_at(model, images, modules):
+    return read_features(model, images, find_places(model, modules, ""))
 
 
 def test_fitnet_is_a_regression_by_hand():
@@ -115,8 +123,8 @@ def test_each_sample_is_compared_with_whoever_teaches_it(networks, batch, sample
         assert not method.without_gradient(method.parameters()) or loss != "crd"
         models = [networks[1], *teachers]
         with torch.no_grad():
-            own, student = read_features(method.net, batch.images, MAPS["student_modules"])
-            theirs = [read_features(model, batch.images, MAPS["student_modules"]) for model in models]
+            own, student = read_at(method.net, batch.images, MAPS["student_modules"])
+            theirs = [read_at(model, batch.images, MAPS["student_modules"]) for model in models]
             weights = method.mask(student, [logits for _, logits in theirs], batch.labels)
             if loss == "crd":
                 continue
@@ -134,8 +142,8 @@ def test_features_of_a_compiled_network_are_its_own(networks, batch):
     student.compile(backend="eager", dynamic=False)
     for images in batch.images[:64].split(32):
         for found, expected in zip(
-            (*read_features(student, images, ["bn2"]), student.features(images)),
-            (*read_features(other, images, ["bn2"]), other.features(images)),
+            (*read_at(student, images, ["bn2"]), student.features(images)),
+            (*read_at(other, images, ["bn2"]), other.features(images)),
             strict=True,
         ):
             torch.testing.assert_close(found, expected)
@@ -167,6 +175,75 @@ def test_a_module_that_runs_twice_is_refused(networks):
     networks[0].net.fc.append(networks[0].net.fc[1])
     with pytest.raises(ConfigError, match=r"fc.1 of narrow is called 2 times; name a module"):
         composed(networks, All(""), FitNet("", student_modules=["fc.1"], teacher_modules=["fc"]))
+
+
+def swin():
+    """With as many channels as pixels a side, 8, in its first stage."""
+    return torchvision.models.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [4] * 2, num_classes=10)
+
+
+LAYOUTS = {  # network: builder, and where channels are in what its modules give
+    "swin": (swin, {"features.0.0": 1, "features.1": 3, "features.1.0.mlp": 3, "features.3": 3, "permute": 1}),
+    "convnext": (
+        lambda: torchvision.models.ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=10),
+        {"features.1": 1, "features.1.0.block.2": 3, "features.1.0.block.5": 3, "features.3.0.block.3": 3},
+    ),
+    "cnn": (lambda: timm.create_model("resnet10t", num_classes=10), {"layer1": 1, "layer4": 1, "fc": None}),
+}
+
+
+def built(name):
+    torch.manual_seed(0)
+    net = LAYOUTS[name][0]().eval()
+    return Model(net, Preprocess(32, [0.5] * 3, [0.5] * 3), name=name, classes=10, architecture=name)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_maps_are_read_with_their_channels_first(name):
+    """Also where height, width and channels are equally many."""
+    model, axes = built(name), LAYOUTS[name][1]
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    raw = {}
+    for path in axes:
+        model.net.get_submodule(path).register_forward_hook(lambda _, __, output, path=path: raw.update({path: output}))
+    features, logits = read_at(model, images, list(axes))
+    for (path, axis), found in zip(axes.items(), features, strict=True):
+        assert torch.equal(found, raw[path].movedim(3, 1) if axis == 3 else raw[path]), path
+    torch.testing.assert_close(logits, model(images))
+
+
+def test_attention_adapters_and_embeddings_of_channels_last_maps():
+    """The teacher's maps [B, 4, 4, 16] are compared as [B, 16, 4, 4]."""
+    student, teacher = built("convnext"), built("swin")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    paths = {"student_modules": ["features.3"], "teacher_modules": ["features.3"]}
+    made = {"at": AttentionTransfer("", **paths), "fitnet": FitNet("", **paths)}
+    for loss in made.values():
+        loss.attach(student, [student, teacher], [1], None)
+    (own,), _ = read_features(student, images, made["at"].places[0])
+    (theirs,), _ = read_features(teacher, images, made["at"].places[1])
+    a, b = (F.normalize(maps.square().mean(1).flatten(1), dim=1) for maps in (own, teacher_maps(teacher, images)))
+    torch.testing.assert_close(made["at"].distance(1, [own], [theirs], None), (a - b).square().mean(1))
+    (adapter,) = made["fitnet"].adapters["1"]
+    assert isinstance(adapter, torch.nn.Conv2d) and adapter.weight.shape[:2] == (16, 16)
+    data = ContrastiveSamples(torch.arange(4), torch.tensor([0, 0, 1, 1]))
+    crd = CRD("", student_modules=["features.1"], teacher_modules=["features.2"], negatives=2)
+    crd.attach(student, [student, teacher], [1], data)
+    assert [side.in_features for side in crd.embeddings["1"][0]] == [8, 16]
+
+
+def teacher_maps(model, images):
+    return model.net.features(model.preprocess(images)).movedim(3, 1)
+
+
+def test_values_that_are_not_of_single_images_are_refused():
+    """Attention within windows: timm's Swin folds the windows into the batch."""
+    net = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4
+    )
+    model = Model(net, Preprocess(32, [0.5] * 3, [0.5] * 3), name="swin", classes=1000, architecture="")
+    with pytest.raises(ConfigError, match=r"layers.0.blocks.0.attn of swin gives 8 values for 2 images; name a module"):
+        find_places(model, ["layers.0.blocks.0.attn"], "method.loss.student_modules")
 
 
 def test_temperatures_of_networks_and_of_epochs(networks, batch):

@@ -252,12 +252,22 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors as safetensors, with a digest of them and of `metadata` beside it."""
+    """Write tensors as safetensors, with a digest of them and of `metadata` beside it; always the same bytes."""
     from safetensors.torch import save_file
 
     state = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     with replacing(path) as temporary:
         save_file(state, temporary, {**metadata, "digest": _tensor_digest(state, metadata)})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file's header, which come in the random order of the library's hash map."""
+    with path.open("r+b") as stream:
+        header = json.loads(stream.read(size := int.from_bytes(stream.read(8), "little")))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        stream.seek(8)
+        stream.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def read_tensors(path: Path, *, needs_digest: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:

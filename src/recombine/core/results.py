@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from recombine.core.files import read_json, write_json
 from recombine.core.inputs import file_digest
 from recombine.core.types import Row
 
-__all__ = ["publish", "read_rows", "write_rows"]
+__all__ = ["hide_paths", "publish", "read_rows", "write_rows"]
 
 FORMAT = Row.__dataclass_fields__["format"].default
 MOST_AS_JSON = 5_000
@@ -108,6 +108,12 @@ def publish(rows: Iterable[Row], folder: Path) -> list[Path]:
 
 def _without_paths(row: Row) -> Row:
     config = row.provenance.get("config", {})
+    cell, error, provenance = (hide_paths(part, config) for part in (row.cell, row.error, row.provenance))
+    return replace(row, cell=cell, error=error, provenance=provenance)
+
+
+def hide_paths(value: Any, config: Mapping[str, Any]) -> Any:
+    """The same nested value without paths of this machine, whose folders `config` says; see `publish`."""
     roots = {str(config[key]): name for key, name in ROOTS.items() if "/" in str(config.get(key, ""))}
 
     def clean(value: Any) -> Any:
@@ -121,4 +127,4 @@ def _without_paths(row: Row) -> Row:
             value = re.sub(rf"(?<![\w./-]){re.escape(root)}(?![\w-])", roots[root].replace("\\", ""), value)
         return ABSOLUTE_PATH.sub(lambda match: f".../{Path(match[0]).name}", value)
 
-    return replace(row, cell=clean(row.cell), error=clean(row.error), provenance=clean(row.provenance))
+    return clean(value)

@@ -17,7 +17,7 @@ from recombine.core.types import Loader
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.engine.logistic_regression import logistic_regression
 from recombine.models import Model
-from recombine.models.model import head_names
+from recombine.models.model import head_names, pooled
 
 __all__ = ["find_heads", "fit_heads"]
 
@@ -31,7 +31,7 @@ def fit_heads(model: Model, loader: Loader, precision: str = "fp32") -> Model:
     features, labels = [], []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        inputs_of[layer] = _pooled(inputs[0])
+        inputs_of[layer] = pooled(inputs[0], layer)
 
     with evaluating(model):
         for batch in loader.epoch(0):
@@ -67,7 +67,7 @@ def find_heads(model: Model, images: Tensor) -> list[Head]:
         logits = model(images)
     called = [layer for layer in layers if layer in outputs]
     for first in reversed(range(len(called))):
-        last = [_pooled(outputs[layer]) for layer in called[first:]]
+        last = [pooled(outputs[layer], layer) for layer in called[first:]]
         alike = all(output.shape == logits.shape for output in last)
         if alike and torch.allclose(torch.stack(last).mean(0), logits, rtol=1e-3, atol=1e-4):
             return called[first:]
@@ -87,8 +87,3 @@ def _hooked(layers: Sequence[nn.Module], hook: Callable) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _pooled(values: Tensor) -> Tensor:
-    """float32 [B, D], averaged over space where it is a map."""
-    return (values.mean((2, 3)) if values.ndim == 4 else values).float()

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as transforms
 from recombine.core.errors import ConfigError
 from recombine.models.settings import PreprocessSettings
 
-__all__ = ["Model", "Preprocess", "find_head", "head_names", "reset_head", "unwrap"]
+__all__ = ["Model", "Preprocess", "find_head", "head_names", "pooled", "reset_head", "unwrap"]
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -126,18 +126,18 @@ class Model(nn.Module):
         return net.losses(self.preprocess(images), boxes)
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> float32 [B, D]: what enters the classifier, averaged over space where it is a map."""
+        """uint8 [B, 3, H, W] -> float32 [B, D]: what enters the classifier, averaged over positions."""
         return self.features_and_logits(images)[0]
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """`features` and the logits made from them, in one pass."""
         kept: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+        handle = self.head.register_forward_pre_hook(lambda head, inputs: kept.append(pooled(inputs[0], head)))
         try:
             logits = self(images)
         finally:
             handle.remove()
-        return (kept[0].mean((2, 3)) if kept[0].ndim == 4 else kept[0]).float(), logits
+        return kept[0], logits
 
     def description(self) -> dict[str, Any]:
         """Everything but the weights: enough to build the model again."""
@@ -189,6 +189,16 @@ def find_head(net: nn.Module, classes: int) -> str:
             f"{type(net).__name__} has no linear or convolutional layer with {classes} outputs as its head"
         )
     return names[-1]
+
+
+def pooled(values: Tensor, head: nn.Module) -> Tensor:
+    """What a classifier reads or gives as float32 [B, D], averaged over positions.
+
+    Channels of a convolution are in the second axis, [B, D, H, W], those of a linear layer in the last, [B, ..., D].
+    """
+    if isinstance(head, nn.Linear):
+        return (values.flatten(1, -2).mean(1) if values.ndim > 2 else values).float()
+    return values.mean((2, 3)).float()
 
 
 def reset_head(net: nn.Module, classes: int, new_classes: int) -> None:

@@ -14,7 +14,7 @@ from torch.fx import Node
 from recombine.core.errors import ConfigError
 from recombine.models.freeze import freeze, thaw
 from recombine.models.graph import Traced, frontier, segment
-from recombine.models.model import Model, unwrap
+from recombine.models.model import Model, pooled, unwrap
 
 __all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork", "calls"]
 
@@ -201,9 +201,10 @@ class TaskNetwork(nn.Module):
         return result[0].float() if self.patch.head is not None else result
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the patch's classifier, float32 [B, D], averaged over space where it is a map; and the logits."""
+        """What enters the patch's classifier, float32 [B, D], averaged over positions; and the logits."""
         logits, features = self._run(images)
-        return (features.mean((2, 3)) if features.ndim == 4 else features).float(), logits.float()
+        assert self.patch.head is not None, "features are what enters the patch's classifier"
+        return pooled(features, self.patch.head), logits.float()
 
     def _run(self, images: Tensor) -> Any:
         if images.ndim == 2:

@@ -21,6 +21,7 @@ from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable, replacing, write_atomically
 from recombine.core.labels import IGNORE
+from recombine.core.results import hide_paths
 from recombine.core.settings import to_dict
 from recombine.core.types import Batch, Row
 from recombine.data import Data
@@ -200,7 +201,8 @@ def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) 
     """Keep the network in the run's folder and register it in weights_root; its accuracy becomes the claimed one."""
     path = registered_path(cfg)
     model.name, model.claimed_accuracy = path.stem, fit.metrics.get("accuracy")
-    card = {**data.card(), "data": data_digest(cfg), "run": run.id, "metrics": fit.metrics, "config": to_dict(cfg)}
+    settings = hide_paths(to_dict(cfg), cfg)
+    card = {**data.card(), "data": data_digest(cfg), "run": run.id, "metrics": fit.metrics, "config": settings}
     kept = zoo.save(model, run.dir / "network.safetensors", card)
     write_atomically(run.dir / "labels.json", json.dumps(card["class_names"], ensure_ascii=False) + "\n")
     with replacing(path) as copy:

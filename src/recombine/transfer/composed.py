@@ -101,11 +101,11 @@ class ComposedDistillation(Transfer):
         if self.reads_logits:
             return self.net(batch.images).float(), [*self.initial(batch), *self.teachers(batch)], [], []
         loss: Any = self.loss
-        own, student = read_features(self.net, batch.images, loss.paths(0))
+        own, student = read_features(self.net, batch.images, loss.places[0])
         with torch.no_grad():
             models = enumerate([*self.initial.models, *self.teachers.models])
             read = [
-                read_features(model, batch.images, loss.paths(k)) if k in loss.used else ([], model(batch.images))
+                read_features(model, batch.images, loss.places[k]) if k in loss.used else ([], model(batch.images))
                 for k, model in models
             ]
         return student, [logits for _, logits in read], own, [read[place][0] for place in loss.used]

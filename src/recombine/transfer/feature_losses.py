@@ -20,7 +20,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.types import Batch
 from recombine.models import Model
 from recombine.transfer.contrastive import ContrastiveMemory, ContrastiveSamples
-from recombine.transfer.features import feature_maps, feature_shapes
+from recombine.transfer.features import Place, feature_maps, find_places
 from recombine.transfer.losses import DistillationLoss, kl_divergence
 
 __all__ = ["CRD", "AttentionTransfer", "FeatureLoss", "FitNet", "SimilarityPreserving"]
@@ -52,23 +52,23 @@ class FeatureLoss(DistillationLoss):
         self.student_modules = student_modules
         self.teacher_modules = student_modules if teacher_modules is None else teacher_modules
         self.used: Sequence[int] = ()
+        self.places: dict[int, list[Place] | None] = {}
 
     def attach(
         self, net: Model, candidates: Sequence[Model], used: Sequence[int], samples: ContrastiveSamples | None
     ) -> None:
         """Look at the networks whose features are compared; `used`: places of the candidates that may teach."""
         self.used = used
-        own = feature_shapes(net, self.student_modules, "method.loss.student_modules")
+        self.places[0] = find_places(net, self.student_modules, "method.loss.student_modules")
+        own = _shapes(net, self.places[0])
         for place in used:
             model = candidates[place]
-            theirs = feature_shapes(model, self.paths(place), "method.loss.teacher_modules")
+            if place:
+                self.places[place] = find_places(model, self.teacher_modules, "method.loss.teacher_modules")
+            theirs = _shapes(model, self.places[place])
             for name, pair in zip(self.student_modules or ["features"], zip(own, theirs, strict=True), strict=True):
                 self.fit(name, *pair, (net, model))
             self.prepare(place, own, theirs, samples)
-
-    def paths(self, place: int) -> Sequence[str] | None:
-        """Paths in a candidate."""
-        return self.teacher_modules if place else self.student_modules
 
     def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """The part between logits, [B]."""
@@ -190,6 +190,11 @@ class CRD(FeatureLoss):
         memories: Any = self.memories[str(place)]
         parts = zip(embeddings, memories, zip(own, theirs, strict=True), strict=True)
         return _sum(memory(*map(_embedded, both, pair), batch) for both, memory, pair in parts)
+
+
+def _shapes(model: Model, places: Sequence[Place] | None) -> list[Size]:
+    """Of the features of one image."""
+    return [Size((1, model.width))] if places is None else [place.shape for place in places]
 
 
 def _adapter(own: Size, theirs: Size) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
+from recombine.core.results import hide_paths
 from recombine.core.settings import to_dict
 from recombine.data import Data
 from recombine.engine.evaluate import evaluating
@@ -88,7 +89,7 @@ def _runs(model: Model) -> bool:
 def save_network(model: Model, path: Path, card: Mapping[str, Any], cfg: DictConfig) -> Path:
     """Write a network that loads outside this project, with its card inside and beside it; returns its path."""
     claim, model.claimed_accuracy = model.claimed_accuracy, card["metrics"].get("accuracy_after")
-    card = {**card, "load": loading_code(model, path.name), "config": to_dict(cfg)}
+    card = {**card, "load": loading_code(model, path.name), "config": hide_paths(to_dict(cfg), cfg)}
     zoo.save(model, path, card)
     model.claimed_accuracy = claim
     write_atomically(path.with_suffix(".json"), json.dumps(card, indent=1) + "\n")

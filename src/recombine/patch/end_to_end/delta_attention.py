@@ -19,6 +19,7 @@ from recombine.engine.evaluate import evaluating
 from recombine.engine.logistic_regression import logistic_regression
 from recombine.models.blocks import ancestors
 from recombine.models.graph import Traced, frontier, segment
+from recombine.models.model import pooled
 from recombine.patch.end_to_end.method import EndToEnd
 from recombine.patch.patched import TaskNetwork
 
@@ -143,7 +144,7 @@ def split_at(net: TaskNetwork, node: Node) -> tuple[GraphModule, Callable[..., T
     """The base without its patch, in two: images to values, that of `node` first; and these to features [B, D]."""
     traced = net.patch.traced
     images = next(each for each in traced.graph.nodes if each.op == "placeholder")
-    features = traced.node(traced.head).args[0]
+    features, head = traced.node(traced.head).args[0], net.base.get_submodule(traced.head)
     live = {node}
     for each in traced.graph.nodes:
         if live.intersection(each.all_input_nodes):
@@ -153,6 +154,6 @@ def split_at(net: TaskNetwork, node: Node) -> tuple[GraphModule, Callable[..., T
 
     def run(*values: Any) -> Tensor:
         found = rest(*(value.clone() if isinstance(value, Tensor) else value for value in values))  # some work in place
-        return (found.mean((2, 3)) if found.ndim == 4 else found).float()
+        return pooled(found, head)
 
     return segment(net.base, traced.graph, [images], border), run
