@@ -83,6 +83,9 @@ def fit_config(tmp_path_factory) -> Path:
     experiment.mkdir(parents=True)
     sweep = "hydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      seed: 0,1\n"
     (experiment / "seeds.yaml").write_text(f"# @package _global_\n{sweep}steps: 3\n")
+    (experiment / "twins.yaml").write_text(
+        f"# @package _global_\n{sweep}      name: with-\\${{seed}},alone\nsteps: 3\n"
+    )
     (experiment / "slip.yaml").write_text("# @package _global_\nstepps: 3\n")
     return config
 

@@ -172,6 +172,15 @@ def test_an_experiment_file_can_ask_for_a_multirun(fit):
     assert alone.code == 0 and "finished before" in alone.out and rows[1].run in alone.out
 
 
+def test_a_swept_reference_is_each_jobs_own(fit):
+    """As a teacher that was trained for the student of the same seed."""
+    assert fit("experiment=fit/twins", "--dry-run").out.count("to do") == 4
+    assert "4 of 4 jobs succeeded" in fit("experiment=fit/twins").out
+    found = {(row.seed, row.run.rpartition("-s")[0]) for row in read_rows(fit.folder)}
+    assert found == {(0, "with-0"), (1, "with-1"), (0, "alone"), (1, "alone")}
+    assert fit("experiment=fit/twins", "--dry-run").out.count("done") == 4 + 1  # and the line below the table
+
+
 def test_launch_works_from_python_and_gives_the_objective_of_the_last_row(fit):
     cfg = fit.compose("noise=16", "steps=3")
     rows = read_rows(fit.folder) if launch(recipe, cfg) == launch(recipe, cfg) else []

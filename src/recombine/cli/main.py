@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from recombine.cli.downloads import download
@@ -43,6 +43,8 @@ __all__ = ["JobReport", "main"]
 
 SHARING = ("JoblibLauncher", "LocalLauncher")
 """Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
+REFERENCE = re.compile(r"\\\$\{([^}]*)\}")
+"""An escaped reference to a setting, in the values that an experiment file sweeps."""
 SWEEP = "RECOMBINE_SWEEP"
 """Environment variable with a name of this multirun's own, which two may share the folder of."""
 
@@ -243,6 +245,14 @@ def _notes(folder: str) -> Path:
 
 class JobReport(Callback):
     """Ends a multirun: shows its jobs and how to repeat those that failed, and exits with the first one's code."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Called by Hydra, which resolves swept values twice: a reference `\\${seed}` in them stays each job's own."""
+        params = config.hydra.sweeper.get("params") or OmegaConf.create()
+        values: Any = OmegaConf.to_container(params, resolve=False)
+        with read_write(params):
+            for key, value in values.items():
+                params[key] = REFERENCE.sub(r"$\\{\1\\}", value) if isinstance(value, str) else value
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Called by Hydra after the last job."""
