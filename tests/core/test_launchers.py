@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from recombine.cli import slots
-from recombine.cli.overrides import PACKAGES
+from recombine.cli.launchers import PACKAGES, launcher_error, why_absent
 from recombine.core.results import read_rows
 
 LAUNCHERS = {
@@ -49,6 +49,69 @@ def test_a_sweep_through_each_launcher_is_completed_by_repeating_it(fit, launche
     assert sum(row.status == "ok" for row in rows) == 12
     assert len({row.provenance["sweep"] for row in rows if row.cell["noise"] == 0.5}) == 1  # were not run again
     assert all(row.provenance["command"].startswith("python main_fit.py --config-path") for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_killed_job_is_one_message_beside_those_that_ended(fit, launcher, monkeypatch):
+    needs(f"hydra_plugins.{LAUNCHERS[launcher]}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    beside = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # with one, it starts no processes
+    code, text = finish(fit.start("-m", f"launcher={launcher}", "noise=0.5,17", "steps=3", *beside))
+    assert code == 1 and "a job ended without a word, as a process that is killed does: " in text
+    assert "Traceback (most recent call last)" not in text.partition("a job ended without a word")[2]
+    if launcher != "joblib":  # which stops all jobs at once
+        assert "multirun: 1 of 1 jobs succeeded" in text
+        assert [row.cell["noise"] for row in read_rows(fit.folder / "outputs") if row.status == "ok"] == [0.5]
+
+
+@pytest.mark.slow
+def test_a_job_that_meets_its_time_limit_saves_itself_and_is_queued_again(fit):
+    needs("hydra_plugins.hydra_submitit_launcher")
+    words = ["-m", "launcher=submitit_local", "hydra.launcher.timeout_min=1", "seed=0", "pause=0.5", "steps=1000"]
+    code, text = finish(fit.start(*words))
+    (log,) = fit.folder.glob("outputs/multirun/*/.submitit/*/*.err")
+    again = log.with_suffix(".out").read_text().count("remaining timeouts)") // 2  # each line comes twice
+    assert code == 140 and again == 3 and text.count("job 0 failed (exit code 140): stopped by signal 12") == 1
+    (row,) = read_rows(fit.folder / "outputs")
+    assert row.status == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "code", "told"),
+    [
+        (
+            "submitit.core.utils",
+            "sbatch: error: Requested node configuration is not available\n",
+            2,
+            "Slurm takes no such job: Requested node configuration is not available; asked for "
+            "hydra.launcher.partition=null, hydra.launcher.gpus_per_node=1",
+        ),
+        (
+            "submitit.core.utils",
+            "Job 7 (task: 0) has no output (state: OUT_OF_MEMORY)\nError stream:\n...",
+            1,
+            "as a process that is killed does: Job 7 (task: 0) has no output (state: OUT_OF_MEMORY)",
+        ),
+        ("joblib.externals.loky", "", 1, "a job ended without a word, as a process that is killed does: Trouble"),
+        ("ray.exceptions", "The worker died unexpectedly.", 1, "The worker died unexpectedly."),
+    ],
+)
+def test_what_launchers_raise_is_one_message(module, text, code, told):
+    error = type("Trouble", (RuntimeError,), {"__module__": module})(text)
+    found = launcher_error(error, {"partition": None, "gpus_per_node": 1})
+    assert found.exit_code == code and told in str(found) and "\n" not in str(found)
+
+
+def test_errors_that_are_no_launchers_are_left_alone():
+    assert launcher_error(ValueError("sbatch: error: "), {}) is None
+
+
+def test_without_slurm_its_launcher_is_refused(monkeypatch):
+    monkeypatch.setattr("recombine.cli.launchers.find_spec", lambda name: True)
+    monkeypatch.setenv("PATH", "")
+    assert "srun is not on this machine; launcher=submitit_local" in why_absent("launcher", "submitit_slurm")
+    assert why_absent("launcher", "submitit_local") is None
 
 
 @pytest.mark.slow
@@ -122,7 +185,7 @@ def test_a_dry_run_tells_what_is_done_and_runs_nothing(fit):
 
 
 def test_what_is_not_installed_is_one_message(fit, monkeypatch):
-    monkeypatch.setattr("recombine.cli.overrides.find_spec", lambda name: None)
+    monkeypatch.setattr("recombine.cli.launchers.find_spec", lambda name: None)
     for (group, choice), (_, extra) in PACKAGES.items():
         (problem,) = fit.problems(f"{group}={choice}", sweep=True)
         assert f"{group}={choice}: it is not installed; pip install 'recombine[{extra}]'" in problem

@@ -214,7 +214,7 @@ def stop_at(run, step, number=signal.SIGTERM):
     run.stop_requested = asked
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 @pytest.mark.parametrize("step", [1, 7, 10, 20])
 def test_a_signal_finishes_the_step_saves_and_raises(tmp_path, number, step):
     run = SmallRun(tmp_path / "a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -30,9 +29,10 @@ from recombine.cli.dry_run import last_metrics, plan, show_plan, show_search
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import PROGRAM, print_help, program, register_help, started_as
 from recombine.cli.job_output import named_lines
+from recombine.cli.launchers import OWN_PROCESS, SHARING, launcher_error, leave_to_launcher
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
-from recombine.cli.slots import register_places, take_place
+from recombine.cli.slots import gpus, register_places, take_place
 from recombine.core.errors import ConfigError, RecombineError, WriteError, exit_code_of, reader_is_gone
 from recombine.core.files import CONFIG_DIR, append_records, config_files, read_records, use_config_dirs, writing
 from recombine.run.config import entry_name, run_folder, validate
@@ -41,8 +41,6 @@ from recombine.run.shown import show_finished
 
 __all__ = ["JobReport", "main"]
 
-SHARING = ("JoblibLauncher", "LocalLauncher")
-"""Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
 REFERENCE = re.compile(r"\\\$\{([^}]*)\}")
 """An escaped reference to a setting, in the values that an experiment file sweeps."""
 SWEEP = "RECOMBINE_SWEEP"
@@ -104,6 +102,8 @@ def main(entry: str | Entry) -> None:
         sys.exit(reader_is_gone())
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        _end_multirun(error)
 
 
 def _config_dir(given: str | None) -> str:
@@ -161,13 +161,15 @@ def _job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace) -> flo
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
     launcher = context.launcher._target_.rpartition(".")[2] if sweeping else ""
-    if launcher in SHARING:
+    if launcher in SHARING and (gpus() or launcher != "JoblibLauncher"):  # on CPUs its n_jobs says how many run at once
         take_place()  # a GPU, before CUDA starts
     with named_lines(f"[job {context.job.num}] ") if launcher == "JoblibLauncher" else nullcontext():
-        return _run_job(entry, cfg, typed, arguments, context)
+        return _run_job(entry, cfg, typed, arguments, context, launcher)
 
 
-def _run_job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace, context: Any) -> float | None:
+def _run_job(
+    entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace, context: Any, launcher: str
+) -> float | None:
     sweeping = context.mode == RunMode.MULTIRUN
     use_config_dirs(Path(source.path) for source in context.runtime.config_sources if source.schema == "file")
     command = f"{program()} {_alone(context, arguments) if sweeping else typed}".strip()
@@ -187,10 +189,9 @@ def _run_job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace, co
         name = entry_name(entry.recipe)
         note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(name, cfg)), "headline": headline}
         append_records(_notes(context.sweep.dir), [note])
-    if code and (not sweeping or code > 128):
+    if code and (not sweeping or (code > 128 and launcher not in OWN_PROCESS)):
         sys.exit(code)
-    # Sweepers that optimise take nan as a failed trial.
-    return math.nan if code else objective
+    return leave_to_launcher(code, launcher) if code else objective
 
 
 def _show_or_run(
@@ -243,11 +244,37 @@ def _notes(folder: str) -> Path:
     return Path(folder) / f"jobs-{os.environ.get(SWEEP, '')}.jsonl"
 
 
+def _end_multirun(error: Exception) -> None:
+    """Show the jobs of a multirun that its launcher broke off, and why; any other error is raised again."""
+    told = launcher_error(error, JobReport.config.hydra.launcher) if JobReport.config else None
+    if told is None or JobReport.config is None:
+        raise error
+    if _notes(JobReport.config.hydra.sweep.dir).is_file():
+        _show_jobs(JobReport.config)
+    print(told, file=sys.stderr)
+    sys.exit(told.exit_code)
+
+
+def _show_jobs(config: DictConfig) -> list[int]:
+    """Show the jobs of a multirun; the exit codes of those that failed."""
+    notes = read_records(_notes(config.hydra.sweep.dir))[0]
+    noted = {job["job"]: job for job in notes}  # of one that was queued again, the last
+    jobs = [noted[number] for number in sorted(noted)]
+    experiment = str(config.hydra.runtime.choices.get("experiment"))
+    filled = experiment if (CONFIG_DIR / "table" / f"{experiment}.yaml").is_file() else None
+    show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs], filled)
+    return [job["exit_code"] for job in jobs if job["exit_code"]]
+
+
 class JobReport(Callback):
     """Ends a multirun: shows its jobs and how to repeat those that failed, and exits with the first one's code."""
 
+    config: DictConfig | None = None
+    """Of the multirun that is on its way."""
+
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Called by Hydra, which resolves swept values twice: a reference `\\${seed}` in them stays each job's own."""
+        JobReport.config = config
         params = config.hydra.sweeper.get("params") or OmegaConf.create()
         values: Any = OmegaConf.to_container(params, resolve=False)
         with read_write(params):
@@ -256,12 +283,5 @@ class JobReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: object) -> None:
         """Called by Hydra after the last job."""
-        if not first_rank():
-            return
-        jobs = sorted(read_records(_notes(config.hydra.sweep.dir))[0], key=lambda job: job["job"])
-        experiment = str(config.hydra.runtime.choices.get("experiment"))
-        filled = experiment if (CONFIG_DIR / "table" / f"{experiment}.yaml").is_file() else None
-        show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs], filled)
-        failures = [job["exit_code"] for job in jobs if job["exit_code"]]
-        if failures:
+        if first_rank() and (failures := _show_jobs(config)):
             sys.exit(failures[0])

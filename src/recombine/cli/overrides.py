@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -23,6 +22,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from recombine.cli import renamed
 from recombine.cli.entries import find_entry, owners_of
+from recombine.cli.launchers import why_absent
 from recombine.cli.search_path import use_groups
 from recombine.core.errors import did_you_mean
 from recombine.core.settings import declares
@@ -32,15 +32,6 @@ __all__ = ["Composition", "compose_all"]
 
 FAULTS = (HydraException, OmegaConfBaseException, ValueError, TypeError)
 """Of Hydra; the last two for a group set to null, or to what are no names."""
-
-PACKAGES = {
-    ("launcher", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
-    ("launcher", "submitit_local"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    ("launcher", "submitit_slurm"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    ("launcher", "ray"): ("hydra_plugins.hydra_ray_launcher", "ray"),
-    ("sweeper", "optuna"): ("optuna", "optuna"),
-}
-"""What choices need beside this package, and the extra that brings it."""
 
 
 @dataclass
@@ -204,9 +195,8 @@ class _Composer:
         group, value = override.key_or_group, text.partition("=")[2]
         if not self.is_group(override) or override.is_delete() or value == "null":
             return None
-        package, extra = PACKAGES.get((group, value), ("", ""))
-        if package and not _installed(package):
-            return f"{text}: it is not installed; pip install 'recombine[{extra}]'"
+        if lacking := why_absent(group, value):
+            return f"{text}: {lacking}"
         if value in self.options(group):
             return None
         if value.startswith("["):
@@ -265,13 +255,6 @@ class _Composer:
         for key in _without_hydra(cfg):
             if str(key) not in known:
                 self.problems.append(f"unknown setting {key!s}: {did_you_mean(str(key), known)}")
-
-
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # of a part of a package that is not there
-        return False
 
 
 def _choices(cfg: DictConfig) -> dict[str, str]:

@@ -58,7 +58,7 @@ class Diverged(RecombineError):
 
 
 class Interrupted(RecombineError):
-    """SIGINT or SIGTERM arrived; the state is saved and repeating the command continues."""
+    """A signal asked the run to stop; the state is saved and repeating the command continues."""
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number

@@ -1,8 +1,8 @@
 """From a composed config to the rows of its run.
 
 Exit codes of every command: 0 ok; 1 failed; 2 config problem; 3 another process holds the run directory; 4 diverged;
-128 + signal number when stopped (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1), after the state was saved. A multirun ends
-with the code of its first failing job.
+128 + signal number when stopped (130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1, 140 SIGUSR2), after the state was saved. A
+multirun ends with the code of its first failing job.
 """
 
 from __future__ import annotations

@@ -38,14 +38,14 @@ def breakable() -> Iterator[None]:
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGUSR1 stop the run: at once by Interrupted, or as a flag while `finishing`.
+    """While entered, these signals stop the run: at once by Interrupted, or as a flag while `finishing`.
 
-    Several processes only set the flag, as those that wait for each other have to stop together; a second SIGINT kills
-    at once. SIGUSR1 is what Slurm can send ahead of its time limit. Outside the main thread (a notebook's worker)
-    Python delivers no signals, and nothing is changed.
+    SIGINT, SIGTERM, and what Slurm and submitit send ahead of a time limit: SIGUSR1, SIGUSR2. Several processes only
+    set the flag, as those that wait for each other have to stop together; a second SIGINT kills at once. Outside the
+    main thread (a notebook's worker) Python delivers no signals, and nothing is changed.
     """
 
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -77,9 +77,7 @@ class SearchMonitor:
             "requests": budget.requests,
             "evaluations": len(self.seen),
             "front": len(archive),
-            "hypervolume": 100 * hypervolume(members.objectives, self.corner) / self.box
-            if self.box and not empty
-            else 0.0,
+            "hypervolume": 0.0 if empty else self._hypervolume(members.objectives),
             self.evaluator.net.task.score: 0.0 if empty else 100 * float(members.accuracy.max()),
             "stitches": 0.0 if empty else float(np.median(switches.sum(1))),
             "active_stitches": 0.0 if empty else float(np.median((switches & active).sum(1))),

@@ -1,0 +1,76 @@
+"""What Hydra's launchers and sweepers need, ask of a job, and cannot say in one line themselves."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any
+
+from recombine.core.errors import ConfigError, RecombineError
+
+__all__ = ["OWN_PROCESS", "SHARING", "launcher_error", "leave_to_launcher", "why_absent"]
+
+SHARING = ("JoblibLauncher", "LocalLauncher")
+"""Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
+OWN_PROCESS = ("LocalLauncher", "SlurmLauncher")
+"""Those of submitit: a job has a process of its own, which has to end with a result."""
+AHEAD = {128 + signal.SIGUSR1, 128 + signal.SIGUSR2}
+"""Exit codes of runs that were stopped by the signal that submitit sends ahead of a time limit."""
+
+PACKAGES = {
+    ("launcher", "joblib"): ("hydra_plugins.hydra_joblib_launcher", "sweeps"),
+    ("launcher", "submitit_local"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    ("launcher", "submitit_slurm"): ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    ("launcher", "ray"): ("hydra_plugins.hydra_ray_launcher", "ray"),
+    ("sweeper", "optuna"): ("optuna", "optuna"),
+}
+"""What choices need beside this package, and the extra that brings it."""
+
+
+def why_absent(group: str, choice: str) -> str | None:
+    """Why this launcher or sweeper cannot be used here; None where it can."""
+    package, extra = PACKAGES.get((group, choice), ("", ""))
+    if package and not _installed(package):
+        return f"it is not installed; pip install 'recombine[{extra}]'"
+    if choice == "submitit_slurm" and shutil.which("srun") is None:
+        return "Slurm's srun is not on this machine; launcher=submitit_local runs jobs here"
+    return None
+
+
+def leave_to_launcher(code: int, launcher: str) -> float:
+    """What a job of a multirun returns that ended with `code` other than 0: nan, which sweepers take as a failed trial.
+
+    A run that a time limit stopped is queued again, if the launcher's `max_num_timeout` allows it: submitit's own
+    handler of the signal, which the run had replaced to save itself, then ends the process.
+    """
+    if launcher in OWN_PROCESS and code in AHEAD:
+        from submitit.core.utils import UncompletedJobError
+
+        with suppress(UncompletedJobError):  # it was queued often enough
+            signal.raise_signal(code - 128)
+    return math.nan
+
+
+def launcher_error(error: BaseException, launcher: Any) -> RecombineError | None:
+    """What a launcher raised, as one message: no cluster takes the job, or the process of one was killed.
+
+    None for other errors. `launcher`: its settings.
+    """
+    if type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
+        return None
+    line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
+    if line.startswith("sbatch: "):
+        asked = ("partition", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "nodes")
+        given = ", ".join(f"hydra.launcher.{key}={launcher.get(key)}".replace("None", "null") for key in asked)
+        return ConfigError(f"Slurm takes no such job: {line.removeprefix('sbatch: error: ')}; asked for {given}")
+    return RecombineError(f"a job ended without a word, as a process that is killed does: {line}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # of a part of a package that is not there
+        return False
