@@ -152,6 +152,7 @@ def test_validate_accepts_what_ships(fit):
 
 def test_suggestions():
     assert did_you_mean("resnt20", ["resnet20", "vgg"]) == "did you mean 'resnet20'?"
+    assert did_you_mean("resnt20", ["resnet20", "resnet20"]) == "did you mean 'resnet20'?"
     assert did_you_mean("zzz", ["b", "a"]) == "known are: a, b"
     assert did_you_mean("zzz", map(str, range(30)), show=2) == "known are: 0, 1, ... (30 in all)"
 

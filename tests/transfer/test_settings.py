@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -10,6 +11,7 @@ import yaml
 from digits import compose_config, run_rows
 
 from recombine.cli.entries import ENTRIES
+from recombine.cli.overrides import compose_all
 from recombine.core.builds import load_target
 from recombine.core.settings import SCHEMAS, find_problems
 from recombine.engine.settings import MethodSettings
@@ -130,6 +132,49 @@ def test_all_mistakes_of_a_command_are_told_together(folder):
     problems = "\n".join(check(multi_teacher, compose_config(folder, *wrong, config="multi_teacher/multi_teacher")))
     for text in ("method=xe learns", "wide is named twice", "unknown model 'nobody'", "order=up: one of"):
         assert text in problems
+
+
+@pytest.mark.parametrize(
+    ("entry", "words", "message"),
+    [
+        (
+            "transfer",
+            ["teacher=resnet56"],
+            "teacher holds .*; give the network by model@teacher=resnet56$",
+        ),
+        ("transfer", ["student=a.safetensors"], "student holds .* by model@student=any student.name=a.safetensors"),
+        ("transfer", ["method=distill", "method.loss=dkd"], "method.loss=dkd: .* choose by loss=dkd"),
+        ("transfer", ["mask=dp_soft"], "mask=dp_soft: this entry has no mask; method=distill has one"),
+        ("flips", ["model=resnet20"], "model=resnet20: this entry has no model; did you mean 'models'"),
+        ("flips", ["text_encoder=clip"], r"text_encoder.architecture=\.\.\., or leave all out by text_encoder=null"),
+    ],
+)
+def test_words_in_the_wrong_place_are_told_with_the_right_one(entry, words, message):
+    problems = compose_all(str(CONFIG), ENTRIES[entry].config, words).problems
+    assert len(problems) == 1 and re.search(message, problems[0])
+
+
+CALIBRATED = "is calibrated on validation images; dataset.val_fraction=0.1 has some"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mask=dp_calibrated", "dataset.val_fraction=0"], CALIBRATED),
+        (["method.temperatures=calibrated", "dataset.val_fraction=0"], CALIBRATED),
+        (["method.temperatures=[1.0]"], "method.temperatures has 1 values and 2 networks may teach"),
+        (["dataset.classes=12"], "different numbers of classes: student 10, teacher 10, dataset.classes 12"),
+    ],
+)
+def test_what_a_composed_method_lacks_is_told_before_it_starts(folder, words, message):
+    assert message in "\n".join(check(recipe, compose_config(folder, "method=distill", *words)))
+
+
+def test_temperatures_of_teachers_that_are_combined(folder):
+    words = ["method=distill", "teachers=[wide,letters]", "method.temperatures=[1.0,2.0]"]
+    for combine, told in (("sequential", 0), ("parallel", 1)):
+        cfg = compose_config(folder, *words, f"combine={combine}", config="multi_teacher/multi_teacher")
+        assert "\n".join(check(multi_teacher, cfg)).count("has 2 values and 3 networks may teach") == told
 
 
 METHOD_FILE = """

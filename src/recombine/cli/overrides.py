@@ -24,6 +24,7 @@ from recombine.cli import renamed
 from recombine.cli.entries import find_entry, owners_of
 from recombine.cli.launchers import why_absent
 from recombine.cli.search_path import use_groups
+from recombine.cli.slips import choices_with, replaces_node
 from recombine.core.errors import did_you_mean
 from recombine.core.settings import declares
 from recombine.run.config import accepts
@@ -193,7 +194,12 @@ class _Composer:
     def unknown_option(self, text: str, override: Override) -> str | None:
         """Checked for every group, as Hydra ignores a missing option of an optional one."""
         group, value = override.key_or_group, text.partition("=")[2]
-        if not self.is_group(override) or override.is_delete() or value == "null":
+        if not self.is_group(override):
+            cfg, slot = self.compose(self.accepted), override.get_key_element()
+            group = "model" if f"model@{slot}" in _choices(cfg) else slot.rpartition(".")[2]
+            given = self.parser.parse_override(text).value()
+            return replaces_node(slot, given, cfg, _choices(cfg), self.options(group))
+        if override.is_delete() or value == "null":
             return None
         if lacking := why_absent(group, value):
             return f"{text}: {lacking}"
@@ -211,7 +217,10 @@ class _Composer:
     def explain(self, text: str, override: Override, error: Exception) -> str:
         group, slot, cfg = override.key_or_group, override.get_key_element(), self.compose(self.accepted)
         if self.is_group(override) and slot not in _choices(cfg):
-            return f"{text}: this entry has no {slot}; {did_you_mean(slot, _choices(cfg))}"
+            others = " or ".join(choices_with(self.loader, _choices(cfg), slot)[:3])
+            settings = [str(key) for key in _without_hydra(cfg)]
+            known = f"{others} has one" if others else did_you_mean(slot, {*_choices(cfg), *settings})
+            return f"{text}: this entry has no {slot}; {known}"
         if override.package is not None:
             return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
         if isinstance(error.__cause__, ConfigKeyError | AttributeError):

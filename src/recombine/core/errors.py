@@ -82,7 +82,7 @@ class NotFinite(ArithmeticError):
 
 def did_you_mean(given: str, known: Iterable[str], *, show: int = 12) -> str:
     """The end of a message about an unknown name: the nearest known ones, or else `show` of all (0: none)."""
-    known = sorted(known)
+    known = sorted(set(known))
     suggestion = difflib.get_close_matches(given, known, n=3, cutoff=0.6)
     if suggestion:
         return "did you mean " + " or ".join(f"'{name}'" for name in suggestion) + "?"

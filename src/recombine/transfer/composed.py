@@ -15,6 +15,7 @@ from recombine.core.distributed import divisor
 from recombine.core.errors import ConfigError
 from recombine.core.types import Batch, Step
 from recombine.models import Model
+from recombine.transfer.composed_settings import wrong_temperatures
 from recombine.transfer.contrastive import ContrastiveSamples
 from recombine.transfer.features import read_features
 from recombine.transfer.losses import DistillationLoss, cross_entropy
@@ -136,11 +137,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
-
-
-def wrong_temperatures(given: int, networks: int) -> str:
-    """The message for another number of temperatures than of frozen networks."""
-    return (
-        f"method.temperatures has {given} values and {networks} networks may teach; give one for the initial student "
-        f"and one for each teacher, such as method.temperatures=[{', '.join(['1.0'] * networks)}]"
-    )

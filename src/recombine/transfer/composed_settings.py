@@ -10,7 +10,7 @@ from recombine.core.builds import Builds, Node
 from recombine.core.settings import Settings
 from recombine.transfer.method_settings import TrainedMethodSettings
 
-__all__ = ["ComposedSettings"]
+__all__ = ["ComposedSettings", "wrong_temperatures"]
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -161,3 +161,23 @@ class ComposedSettings(TrainedMethodSettings, target="recombine.transfer.compose
     def learns_from_teachers(self) -> bool:
         """Unless the initial student teaches all."""
         return self.mask.get("side") != "initial"
+
+    @property
+    def calibrated(self) -> bool:
+        """Temperatures of networks, for their targets or for the mask."""
+        return self.temperatures == "calibrated" or bool(self.mask.get("calibrated"))
+
+    def check_teachers(self, count: int) -> list[str]:
+        """A temperature for each network."""
+        given = self.temperatures
+        if not isinstance(given, list) or len(given) == count + 1:
+            return []
+        return [wrong_temperatures(len(given), count + 1)]
+
+
+def wrong_temperatures(given: int, networks: int) -> str:
+    """The message for another number of temperatures than of frozen networks."""
+    return (
+        f"method.temperatures has {given} values and {networks} networks may teach; give one for the initial student "
+        f"and one for each teacher, such as method.temperatures=[{', '.join(['1.0'] * networks)}]"
+    )

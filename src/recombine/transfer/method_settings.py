@@ -10,7 +10,10 @@ from recombine.core.builds import Builds, Node, load_target, parameters_of
 from recombine.core.settings import read, schema_of
 from recombine.engine.settings import MethodSettings
 
-__all__ = ["METHOD", "TrainedMethodSettings", "TransferMethodSettings", "check_combination", "takes_one_teacher"]
+__all__ = [
+    *("METHOD", "TrainedMethodSettings", "TransferMethodSettings", "check_combination", "declared_settings"),
+    "takes_one_teacher",
+]
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -31,6 +34,15 @@ class TransferMethodSettings(MethodSettings):
     def learns_from_teachers(self) -> bool:
         """Whether it learns from teachers that stay as they are."""
         return False
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether something is fitted to validation images before training."""
+        return False
+
+    def check_teachers(self, count: int) -> list[str]:
+        """What does not go with so many teachers at once."""
+        return []
 
 
 class EnsembleSettings(TransferMethodSettings, target="recombine.transfer.method.Ensemble"):
@@ -184,13 +196,23 @@ METHOD = Builds(
 """What the field `method` must construct."""
 
 
+def declared_settings(method: Node) -> TransferMethodSettings | None:
+    """The settings of a method; None where they are wrong, or where the method is not of this package."""
+    if METHOD.problems(method, "method"):
+        return None
+    declared = schema_of(method["_target_"])
+    if declared is None or not issubclass(declared, TransferMethodSettings):
+        return None
+    return read(declared, method)
+
+
 def check_combination(method: Node, teachers: int) -> list[str]:
     """What keeps a method from learning from so many frozen teachers at once."""
     if METHOD.problems(method, "method"):
         return []
-    name, declared = method.get("name"), schema_of(method["_target_"])
-    if declared is not None and issubclass(declared, TransferMethodSettings):
-        learns, many = read(declared, method).learns_from_teachers, declared.many_teachers
+    name, settings = method.get("name"), declared_settings(method)
+    if settings is not None:
+        learns, many = settings.learns_from_teachers, settings.many_teachers
     else:
         made = load_target("method", method["_target_"])
         learns, many = "teachers" in (parameters_of(made) or {"teachers"}), getattr(made, "many_teachers", False)

@@ -15,7 +15,7 @@ from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.settings import ModelSettings
 from recombine.transfer.composed_settings import ComposedSettings
-from recombine.transfer.method_settings import METHOD, check_combination
+from recombine.transfer.method_settings import METHOD, check_combination, declared_settings
 
 __all__ = ["ComposedSettings", "MultiTeacherSettings", "TransferSettings", "name_of", "same_network"]
 
@@ -57,6 +57,14 @@ class _TransferSettings(TrainingSettings):
     variant: str | None = None
     """The form of the method, in the cells of rows where it is not the standard one: method=paper/... sets it."""
 
+    def check_method(self, teachers: int) -> list[str]:
+        """What the method needs and does not get, with so many teachers at once."""
+        method = declared_settings(self.method)
+        if method is None:
+            return []
+        fits = self.check_validation(f"method={method.name} is calibrated") if method.calibrated else []
+        return method.check_teachers(teachers) + fits
+
     def check_validation(self, what: str) -> list[str]:
         """No choice is made on test images: what is wrong without validation images."""
         return [] if self.dataset.val_fraction else [f"{what} on validation images; dataset.val_fraction=0.1 has some"]
@@ -80,6 +88,7 @@ class TransferSettings(_TransferSettings):
             return problems + _check_networks(self, {"student": self.student, **candidates})
         if self.student.model_dump() == self.teacher.model_dump():
             problems.append(same_network(self.student.name, self.teacher.name))
+        problems += self.check_method(1)
         return problems + _check_networks(self, {"student": self.student, "teacher": self.teacher})
 
 
@@ -96,7 +105,8 @@ class MultiTeacherSettings(_TransferSettings):
     def check(self, path: str) -> list[str]:
         """Absent files and weights, networks that do not go together, methods that cannot combine teachers."""
         problems = check_data(self.dataset, self.data_root, self.split)
-        problems += check_combination(self.method, len(self.teachers) if self.combine == "parallel" else 1)
+        at_once = len(self.teachers) if self.combine == "parallel" else 1
+        problems += check_combination(self.method, at_once) or self.check_method(at_once)
         if self.combine == "sequential" and self.order != "given":
             problems += self.check_validation("the teachers are ordered by their accuracy (order=given orders nothing)")
         if len(self.teachers) < 2:
@@ -137,10 +147,12 @@ def _check_networks(settings: _TransferSettings, networks: Mapping[str, Network]
         problems += [f"{role}: {text}" for text in found]
         if not found and (count := _count_classes(node, settings.weights_root)):
             counts[role] = count
+    if settings.dataset.classes and settings.dataset.class_subset is None and counts:
+        counts["dataset.classes"] = settings.dataset.classes
     if len(set(counts.values())) > 1 and not settings.fit_heads:
         numbers = ", ".join(f"{role} {count}" for role, count in counts.items())
         problems.append(
-            f"the networks have different numbers of classes: {numbers}; choose networks of the same "
+            f"different numbers of classes: {numbers}; choose networks of the same "
             "classes, or let new classifiers be fitted to the data first with fit_heads=true"
         )
     return problems

@@ -1,0 +1,48 @@
+"""Overrides that Hydra takes, or refuses in its own words, and what was meant by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["choices_with", "replaces_node"]
+
+
+def replaces_node(key: str, value: Any, cfg: DictConfig, choices: Mapping[str, str], options: Sequence[str]) -> str:
+    """What is wrong with one word in the place of a node of settings, as `teacher=resnet56`; empty if nothing is.
+
+    `choices` are the options of the config's groups, `options` those of the group that the node comes from.
+    """
+    node = OmegaConf.select(cfg, key, throw_on_missing=False)
+    if not isinstance(value, str) or not OmegaConf.is_dict(node) or not node.keys() & {"name", "_target_"}:
+        return ""
+    group = key.rpartition(".")[2]
+    if f"model@{key}" in choices:
+        by = f"model@{key}={value}" if value in options else f"model@{key}=any {key}.name={value}"
+        mend = f"give the network by {by}"
+    elif group in choices and options:
+        mend = f"choose by {group}={value if value in options else options[0]}"
+    else:
+        first = next(name for name in map(str, node) if name != "_target_")
+        mend = f"change one of them, as {key}.{first}=..., or leave all out by {key}=null"
+    return f"{key}={value}: {key} holds settings of its own; {mend}"
+
+
+def choices_with(loader: ConfigLoader, groups: Iterable[str], slot: str) -> list[str]:
+    """The choices, as `method=distill`, that bring a group of their own which this config has not."""
+    found = []
+    for group in groups:
+        for option in loader.get_group_options(group):
+            brought = {getattr(default, "group", "").lstrip("/") for default in _defaults(loader, group, option)}
+            if slot in brought:
+                found.append(f"{group}={option}")
+    return found
+
+
+def _defaults(loader: Any, group: str, option: str) -> Sequence[Any]:
+    """The defaults list of an option."""
+    result = loader.repository.load_config(f"{group}/{option}")
+    return (result.defaults_list or ()) if result is not None else ()
