@@ -70,6 +70,7 @@ MISTAKES = {
     "artifacts list lost.safetensors": "lost.safetensors is no file of ours",
     "improve --images lost --network lost.pt --budget 3m": "--images lost: there is no such folder",
     "table lost/table": "unknown table",
+    "artifacts": "usage: recombine artifacts",
     "prepare dataset=lost": "there is no dataset 'lost'",
     "inspect_data lost": "nothing found in lost",
 }

@@ -72,6 +72,7 @@ def start(name: str) -> int:
         return 0
     if name not in TOOLS:
         raise ConfigError(f"there is no command '{name}'; {did_you_mean(name, [*ENTRIES, *TOOLS], show=99)}")
+    sys.argv[0] = f"recombine {name}"  # what usage and mistakes name
     return import_module(f"recombine.cli.{name}").main() or 0
 
 
