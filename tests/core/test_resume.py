@@ -237,14 +237,15 @@ def signalled(folder):
             os._exit(error.exit_code)
 
 
-def test_a_real_signal_stops_a_real_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_real_signal_stops_a_real_process(tmp_path, number):
     process = processes.Process(target=signalled, args=(str(tmp_path),))
     process.start()
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
     process.join(20)
-    assert process.exitcode == 143
+    assert process.exitcode == 128 + number
     assert 0 < checkpoint.load_latest(tmp_path / "fits" / "fit")["step"] < 30
     ours = fit(tmp_path, method=Slow(), epochs=3).net
     assert same(ours, fit(tmp_path / "whole", method=Slow(), epochs=3).net)

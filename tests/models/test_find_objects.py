@@ -11,7 +11,9 @@ from recombine.models.find_objects import find_objects
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    return faster_rcnn(5, "mobilenetv2_035", channels=16, hidden=32, anchor=3).eval()
+    network = faster_rcnn(5, "mobilenetv2_035", channels=16, hidden=32, anchor=3).eval()
+    network.roi_heads.box_roi_pool.canonical_scale = 32  # so that boxes of small images come from all maps
+    return network
 
 
 @pytest.mark.parametrize(("score", "height", "width"), [(0.05, 96, 96), (0.19, 64, 128), (0.99, 96, 96)])
