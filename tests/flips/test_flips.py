@@ -21,7 +21,7 @@ from recombine.core.errors import ConfigError, Interrupted
 from recombine.core.locks import exclusive
 from recombine.core.results import read_rows
 from recombine.flips import recipe
-from recombine.flips.candidates import list_models, randomize
+from recombine.flips.candidates import check_models, list_models, randomize
 from recombine.flips.evaluation import evaluate_models, lock_file
 from recombine.models.libraries import download_size
 from recombine.models.model import find_head
@@ -216,6 +216,13 @@ def test_missing_default_networks_come_with_their_command(tmp_path):
         f"python main_pretrain.py -m model=cnn,lenet5,resnet8 dataset=digits seed=0 weights_root={tmp_path / 'weights'}"
     )
     assert command in problems[0]
+
+
+def test_only_named_data_sets_get_a_training_command(tmp_path):
+    """`dataset=mine` would be refused: that network was trained on a folder or on parquet files of somebody."""
+    other, trained = check_models(["cnn-digits-s0", "cnn-mine-s0"], str(tmp_path), None)
+    assert "unknown model 'cnn-mine-s0'" in other and "main_pretrain" not in other
+    assert "main_pretrain.py model=cnn dataset=digits" in trained and "mine" not in trained
 
 
 def test_problems_are_found_together(digits):

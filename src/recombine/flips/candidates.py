@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
+from recombine.core.files import config_files
 from recombine.models.libraries import download_size, expand_pattern, library_classes
 from recombine.models.registry import PRETRAINED
 from recombine.models.resolve import locate
@@ -81,7 +82,12 @@ def _problems(node: Any, weights_root: str, classes: int | None) -> list[str]:
 def _with_training_command(problems: Mapping[str, list[str]], root: str) -> list[str]:
     """All problems; networks that main_pretrain.py has not made yet come with the command that trains them."""
     names = {name: PRETRAINED.fullmatch(name) for name, those in problems.items() if those}
-    absent = {name: parts for name, parts in names.items() if parts and not find(name, Path(root))}
+    known = config_files("dataset")
+    absent = {
+        name: parts
+        for name, parts in names.items()
+        if parts and parts["dataset"] in known and not find(name, Path(root))
+    }
     found = [text for name, those in problems.items() if name not in absent for text in those]
     for dataset in dict.fromkeys(parts["dataset"] for parts in absent.values()):
         these = {name: parts for name, parts in absent.items() if parts["dataset"] == dataset}

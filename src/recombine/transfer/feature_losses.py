@@ -60,15 +60,16 @@ class FeatureLoss(DistillationLoss):
         """Look at the networks whose features are compared; `used`: places of the candidates that may teach."""
         self.used = used
         self.places[0] = find_places(net, self.student_modules, "method.loss.student_modules")
-        own = _shapes(net, self.places[0])
         for place in used:
-            model = candidates[place]
             if place:
-                self.places[place] = find_places(model, self.teacher_modules, "method.loss.teacher_modules")
-            theirs = _shapes(model, self.places[place])
-            for name, pair in zip(self.student_modules or ["features"], zip(own, theirs, strict=True), strict=True):
-                self.fit(name, *pair, (net, model))
-            self.prepare(place, own, theirs, samples)
+                self.places[place] = find_places(candidates[place], self.teacher_modules, "method.loss.teacher_modules")
+        shapes = {place: _shapes(candidates[place], places) for place, places in self.places.items()}
+        for place in sorted(used, reverse=True):  # a teacher that does not fit tells more than the student itself
+            pairs = zip(shapes[0], shapes[place], strict=True)
+            for name, pair in zip(self.student_modules or ["features"], pairs, strict=True):
+                self.fit(name, *pair, (net, candidates[place]))
+        for place in used:
+            self.prepare(place, shapes[0], shapes[place], samples)
 
     def forward(self, student: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
         """The part between logits, [B]."""
