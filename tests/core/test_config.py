@@ -108,6 +108,14 @@ def test_the_run_is_a_function_of_what_matters(fit):
     assert run_id(fit.compose("name=a b/C"), "fit").run == f"a-b-c-s0-{base.digest}"
 
 
+def test_a_setting_of_a_later_version_renames_no_run(fit):
+    new = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(fit.compose())), {"method": {"batchnorm": "adapt"}})
+    old, kept = new.copy(), OmegaConf.merge(new, {"method": {"batchnorm": "keep"}})
+    del old.method.batchnorm
+    assert run_id(new, "pretrain") == run_id(old, "pretrain") != run_id(kept, "pretrain")
+    assert run_id(new, "transfer") != run_id(old, "transfer")  # which has had it from the start
+
+
 def test_the_run_is_the_same_resolved_or_not_and_does_not_hear_of_places(fit):
     cfg = fit.compose()
     OmegaConf.set_struct(cfg, False)

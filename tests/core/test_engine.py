@@ -48,6 +48,17 @@ def test_equals_a_loop_written_by_hand_bit_for_bit(tmp_path, optimizer):
     assert same(fit(tmp_path, epochs=2.5, optimizer=optimizer, log_every=7).net, by_hand(25, optimizer))
 
 
+@pytest.mark.parametrize("batchnorm", ["adapt", "keep"])
+def test_statistics_of_batchnorm_stay_if_asked_for(tmp_path, batchnorm):
+    net = conv_net()
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    weights = [value.detach().clone() for value in net.parameters()]
+    trained = fit(tmp_path, method=Supervised(net, batchnorm=batchnorm), max_steps=3).net
+    assert len(before) == 3
+    assert all(torch.equal(value, before[name]) == (batchnorm == "keep") for name, value in trained.named_buffers())
+    assert not any(torch.equal(one, two) for one, two in zip(weights, trained.parameters(), strict=True))
+
+
 def test_channels_last_is_only_a_layout(tmp_path):
     plain = fit(tmp_path / "a", channels_last=False, max_steps=5).net
     assert plain[1].weight.is_contiguous()

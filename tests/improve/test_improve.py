@@ -147,6 +147,48 @@ def test_networks_are_fitted_to_training_images_and_measured_on_validation_image
     evaluation.close()
 
 
+def halves(folder, count):
+    """Images of two classes that parts or mirror images tell nothing of: which of two halves is bright."""
+    random = np.random.default_rng(0)
+    for name, bright in (("left", slice(0, 28)), ("right", slice(28, 56))):
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
+            pixels = random.normal(60, 10, (40, 56, 3))
+            pixels[:, bright] += 120
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name / f"{k:02}.png")
+    return folder
+
+
+class TellHalves(torch.nn.Module):
+    """Logits: mean of the left half, mean of the right half."""
+
+    def forward(self, x):
+        return torch.stack([half.mean((1, 2, 3)) for half in x.chunk(2, dim=3)], 1)
+
+
+class TellColours(torch.nn.Module):
+    """Logits: mean blue, mean red."""
+
+    def forward(self, x):
+        return x.mean((2, 3))[:, [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("draw", "network", "augment"), [(halves, TellHalves(), "none"), (draw_images, TellColours(), "crop_resize")]
+)
+def test_images_are_cut_and_mirrored_where_the_network_knows_them_then(tmp_path, draw, network, augment):
+    folder = draw(tmp_path / "things", 12)
+    evaluation = Evaluation(split_folder(folder, tmp_path / "work" / "data"), tmp_path / "work")
+    model = models.build({"name": "resnet8", "weights": None, "size": 32}, classes=2)
+    model.net = network
+    assert evaluation.measure(model).all()
+    chosen, known = evaluation.choose_augment(model)
+    evaluation.close()
+    assert chosen == augment and (known < 75) == (augment == "none")
+    trained = [t for t in list_trials(["other"], 8, augment=chosen) if t.method in ("finetune", "transfer")]
+    assert len(trained) == 3 and all(f"dataset.augment={augment}" in t.overrides for t in trained)
+
+
 def test_the_bundle_says_the_same_as_the_network(images, tmp_path):
     evaluation = Evaluation(split_folder(images, tmp_path / "work" / "data"), tmp_path / "work")
     node = {"name": "resnet8", "weights": None, "size": 32, "mean": [0.4] * 3, "std": [0.3] * 3, "crop_pct": 0.9}

@@ -9,6 +9,7 @@ from digits import compose_config, open_digits, run_rows
 
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
+from recombine.engine.logistic_regression import logistic_regression
 from recombine.flips.heads import find_heads, fit_heads
 from recombine.transfer import networks, recipe
 from tests.leaks import of_test, spoil
@@ -47,6 +48,20 @@ def test_classifiers_are_fitted_to_training_images_alone(folder, monkeypatch):
     again = networks.open_network(cfg, run, data, {"name": "seven"})
     data.close()
     assert fitted.classes == 10 and fitted.digest() == again.digest()
+
+
+def test_features_that_hardly_vary_do_not_decide():
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    features = torch.randn(60, 4, generator=random)
+    features[:, 0] += 3 * labels
+    features[:, 3] = 0
+    features[7, 3] = 1e-5  # of one image
+    weight, bias = logistic_regression(features, labels, 2)
+    seen_elsewhere = features.clone()
+    seen_elsewhere[:, 3] = torch.rand(60, generator=random)  # as on images of another kind
+    right = ((seen_elsewhere @ weight.T + bias).argmax(1) == labels).float().mean()
+    assert right > 0.9 and weight[:, 3].abs().max() < weight[:, 0].abs().max()
 
 
 def test_a_network_whose_logits_are_made_in_another_way_is_refused():

@@ -44,7 +44,10 @@ def improve(options: argparse.Namespace, budget: float) -> None:
     assert original.file is not None
     start = load(original.file)
     pixels = [f"b.{name}={getattr(start.preprocess, name)}" for name in ("size", "crop_pct", "interpolation")]
-    trials = list_trials(teachers, options.batch_size, choose_patch(start), pixels)
+    augment, known = evaluation.choose_augment(start)
+    told = "trained on random parts" if augment != "none" else "trained on whole images"
+    console.print(f"  of random parts, mirrored or not, the original knows {known:.0f} % as it knows the whole: {told}")
+    trials = list_trials(teachers, options.batch_size, choose_patch(start), pixels, augment)
     left = budget - (time.monotonic() - started)
     tried = successive_halving(trials, left, run, lambda outcome, left: show(console, outcome, left))
     result = choose(original, tried, evaluation)

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from recombine.core.distributed import divisor
 from recombine.core.labels import IGNORE
 from recombine.core.types import Batch, Step
 
-__all__ = ["Method", "Supervised", "accuracy", "cross_entropy"]
+__all__ = ["Method", "Supervised", "accuracy", "cross_entropy", "keep_statistics"]
 
 
 class Method(nn.Module):
@@ -67,9 +68,17 @@ class Method(nn.Module):
 class Supervised(Method):
     """Cross entropy on the labels, of images or of pixels; where objects have boxes, the losses of the detector."""
 
-    def __init__(self, net: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, net: nn.Module, label_smoothing: float = 0.0, batchnorm: str = "adapt") -> None:
+        """`batchnorm` adapt or keep: whether running statistics follow the data."""
         super().__init__(net)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.batchnorm = label_smoothing, batchnorm
+
+    def train(self, mode: bool = True) -> Supervised:
+        """Switch to training; with `batchnorm` keep, the running statistics stay."""
+        super().train(mode)
+        if self.batchnorm == "keep":
+            keep_statistics(self)
+        return self
 
     def forward(self, batch: Batch) -> Step:
         """Mean cross entropy and the percentage of correct predictions; or a detector's losses and their sum."""
@@ -81,6 +90,17 @@ class Supervised(Method):
         loss = cross_entropy(logits, batch.labels, self.label_smoothing)
         with torch.no_grad():
             return Step(loss, {"loss": loss.detach(), "accuracy": accuracy(logits, batch.labels)})
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Let every BatchNorm in `module` normalise by its running statistics, and leave them as they are.
+
+    On few images, or images unlike those of its training, a network with the statistics of the batch is another one:
+    what its classifier was fitted to is gone at the first step.
+    """
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

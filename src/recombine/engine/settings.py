@@ -69,6 +69,8 @@ class SupervisedSettings(MethodSettings, target="recombine.engine.method.Supervi
 
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Part of the target spread over all classes."""
+    batchnorm: Literal["adapt", "keep"] = "adapt"
+    """adapt: running statistics follow the data. keep: they stay, for fine-tuning on few images or unusual ones."""
 
 
 class OptimizerSettings(Settings):

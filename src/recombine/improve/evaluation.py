@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ __all__ = ["Evaluation", "Teacher", "preprocess_of"]
 
 BATCH = 64
 LOADER = {"kind": "torch", "workers": 0}
+AUGMENT = "crop_resize"
+"""Of training images, where the network still knows them then: random parts, half of them mirrored."""
+KNOWN = 0.75
+"""Least part of the images it knows that it has to know so."""
+LOOKED_AT = 1024
+"""Images this is seen on."""
 
 
 class Teacher(NamedTuple):
@@ -43,11 +50,13 @@ class Evaluation:
     def __init__(self, split: SplitFolder, work: Path) -> None:
         self.split, self.work = split, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        where: dict[str, Any] = {"data_root": "", "cache_root": work / "cache", "seed": 0, "device": self.device}
-        self.choose, self.final = (
-            datasets.open_data({"name": "folder", "source": "folder", "folder": str(place)}, loader=LOADER, **where)
-            for place in (split.choose.resolve(), split.final.resolve())
-        )
+        self.choose, self.final = self.open(split.choose), self.open(split.final)
+
+    def open(self, folder: Path, augment: str = "none") -> datasets.Data:
+        """The images of one of the split's folders."""
+        node = {"name": "folder", "source": "folder", "folder": str(folder.resolve()), "augment": augment}
+        where: dict[str, Any] = {"data_root": "", "cache_root": self.work / "cache", "seed": 0, "device": self.device}
+        return datasets.open_data(node, loader=LOADER, **where)
 
     def prepare(self, network: str, weights_root: str, name: str) -> Model:
         """A network for the images' classes, kept in the work folder under `name`.
@@ -63,6 +72,23 @@ class Evaluation:
             model = fit_heads(model.to(self.device), self.choose.loader("train", BATCH, train=False, size=model.canvas))
         models.save(model, path, {"dataset": "folder", "class_names": self.split.class_names})
         return model
+
+    def choose_augment(self, network: Model) -> tuple[str, float]:
+        """How training images are augmented: `crop_resize`, or `none` where the network does not know them so.
+
+        Parts of photographs show what the whole shows, and mirrored they do too; parts of digits, letters and many
+        medical images do not. Also the part, in percent, of the training images it knows that it knows in parts.
+        """
+        network, data = network.to(self.device).eval(), self.open(self.split.choose, AUGMENT)
+        right, batch = {}, min(BATCH, len(data.indices("train")))
+        for name, images in (("whole", self.choose), ("parts", data)):
+            loader = images.loader("train", batch, train=True, size=network.size if name == "parts" else network.canvas)
+            with torch.no_grad():
+                parts = islice(loader.epoch(0), LOOKED_AT // BATCH)
+                right[name] = sum(int((network(b.images).argmax(1) == b.labels).sum()) for b in parts)
+        data.close()
+        known = right["parts"] / max(1, right["whole"])
+        return (AUGMENT if known >= KNOWN else "none"), 100 * known
 
     def measure(self, network: nn.Module, task: str | None = None, *, final: bool = False) -> np.ndarray:
         """Which validation images (`final`: test images) a network gets right, bool [n]; `task` of a patched one."""

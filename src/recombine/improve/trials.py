@@ -23,6 +23,13 @@ __all__ = ["Outcome", "Trial", "choose_patch", "list_trials", "run_trial"]
 
 DATA = ("dataset=folder", "dataset.folder=.", "data_root=data/choose", "weights_root=weights", "cache_root=cache")
 QUIET = ("logger=none", "hydra.job_logging.root.level=WARNING")
+TUNED = (
+    *("optimizer=adamw", "optimizer.weight_decay=0.01", "method.batchnorm=keep", "engine.grad_clip_norm=1"),
+    *("schedule=cosine", "schedule.warmup=0.1"),
+)
+"""How whole networks train, with a teacher and without: gently, from the classifier that was fitted to them."""
+RATES = (0.0003, 0.0001)
+"""Learning rates of fine-tuning; the teachers' is the last."""
 TASK = "things"
 """The patch's name."""
 Measure = Callable[[nn.Module, str | None], np.ndarray]
@@ -78,28 +85,30 @@ def choose_patch(model: nn.Module) -> str:
         return "lora"
 
 
-def list_trials(teachers: list[str], batch_size: int, patch: str = "delta", pixels: Sequence[str] = ()) -> list[Trial]:
+def list_trials(
+    teachers: list[str],
+    batch_size: int,
+    patch: str = "delta",
+    pixels: Sequence[str] = (),
+    augment: str = "crop_resize",
+) -> list[Trial]:
     """What is tried for the network `start`, with the best teachers first.
 
-    `patch`: the method of patching; `pixels`: overrides that let b see the pixels that `start` sees.
+    `patch`: the method of patching; `pixels`: overrides that let b see the pixels that `start` sees; `augment`: of the
+    training images of whole networks.
     """
     start = ("model=any", "model.name=start")
     batches = f"batch_size={batch_size}"
+    tuned = (*TUNED, f"dataset.augment={augment}", batches)
     trials = [
-        Trial(
-            f"fine-tune, lr {lr}",
-            "finetune",
-            "pretrain",
-            (*start, f"optimizer.lr={lr}", batches, "optimizer.weight_decay=1e-4"),
-            "",
-        )
-        for lr in (0.01, 0.001)
+        Trial(f"fine-tune, lr {rate}", "finetune", "pretrain", (*start, *tuned, f"optimizer.lr={rate}"), "")
+        for rate in RATES
     ]
     patched = (*start, f"tasks=[{{name: {TASK}, dataset: folder, folder: .}}]", f"method={patch}", batches)
     trials.append(Trial(PATCHES[patch], "patch", "patch", patched, "patches/*.safetensors"))
     for teacher in teachers[:2]:
         pair = ("model@student=any", "student.name=start", "model@teacher=any", f"teacher.name={teacher}")
-        words = (*pair, "method=kl_dp", "lr_factor=10", "controls=[]", batches)
+        words = (*pair, "method=kl_dp", *tuned, f"optimizer.lr={RATES[-1]}", "lr_scaling=none", "controls=[]")
         trials.append(Trial(f"transfer from {teacher}", "transfer", "transfer", words, "student.safetensors"))
     for teacher in teachers[:1]:
         parents = ("model@a=any", "a.name=start", "model@b=any", f"b.name={teacher}", *pixels)

@@ -35,6 +35,8 @@ __all__ = [
 
 LATER = {"engine.sync_batchnorm": True, "engine.eval_precision": "fp32"}
 """Settings of later versions: where they have this value, a run is called as it was before there were any."""
+LATER_OF = {"pretrain": {"method.batchnorm": "adapt"}}
+"""The same of one entry."""
 
 
 class RunId(NamedTuple):
@@ -80,7 +82,7 @@ def run_id(cfg: DictConfig, entry: str) -> RunId:
         if isinstance(node, dict) and not isinstance(node.get(last, {}), dict):
             # A placeholder and not a gap: other settings may be built from it by interpolation.
             node[last] = f"<{key}>"
-    for key, value in LATER.items():
+    for key, value in {**LATER, **LATER_OF.get(entry, {})}.items():
         *parents, last = key.split(".")
         node = functools.reduce(lambda node, part: node.get(part) or {}, parents, raw)
         if node.get(last) == value:

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from recombine.core.errors import ConfigError
 from recombine.core.types import Step
-from recombine.engine.method import Method
+from recombine.engine.method import Method, keep_statistics
 from recombine.models import Model
 from recombine.transfer.method_settings import takes_one_teacher
 from recombine.transfer.teacher_cache import FrozenTeachers
@@ -74,9 +73,7 @@ class Transfer(Method):
         """Switch to training; with `batchnorm` keep, the running statistics of all networks stay."""
         super().train(mode)
         if self.batchnorm == "keep":
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            keep_statistics(self)
         return self
 
     def on_epoch(self, epoch: int) -> None:
