@@ -28,7 +28,7 @@ __all__ = ["improve"]
 
 def improve(options: argparse.Namespace, budget: float) -> None:
     """Split, fit, rank, try, choose, test once, and write the result; `budget` in seconds."""
-    console, out = Console(highlight=False), options.out
+    console, out = Console(highlight=False, soft_wrap=True), options.out
     work = out / "work"
     split = split_folder(options.images, work / "data")
     counts = ", ".join(f"{count} {name}" for name, count in split.counts.items())
@@ -46,7 +46,7 @@ def improve(options: argparse.Namespace, budget: float) -> None:
     pixels = [f"b.{name}={getattr(start.preprocess, name)}" for name in ("size", "crop_pct", "interpolation")]
     augment, known = evaluation.choose_augment(start)
     told = "trained on random parts" if augment != "none" else "trained on whole images"
-    console.print(f"  of random parts, mirrored or not, the original knows {known:.0f} % as it knows the whole: {told}")
+    console.print(f"  of the training images it knows, the original knows {known:.0f} % in random parts: {told}")
     trials = list_trials(teachers, options.batch_size, choose_patch(start), pixels, augment)
     left = budget - (time.monotonic() - started)
     tried = successive_halving(trials, left, run, lambda outcome, left: show(console, outcome, left))

@@ -108,7 +108,15 @@ def list_trials(
     trials.append(Trial(PATCHES[patch], "patch", "patch", patched, "patches/*.safetensors"))
     for teacher in teachers[:2]:
         pair = ("model@student=any", "student.name=start", "model@teacher=any", f"teacher.name={teacher}")
-        words = (*pair, "method=kl_dp", *tuned, f"optimizer.lr={RATES[-1]}", "lr_scaling=none", "controls=[]")
+        words = (
+            *pair,
+            "method=kl_dp",
+            *tuned,
+            f"optimizer.lr={RATES[-1]}",
+            "lr_scaling=none",
+            "controls=[]",
+            "dataset.val_fraction=0",
+        )
         trials.append(Trial(f"transfer from {teacher}", "transfer", "transfer", words, "student.safetensors"))
     for teacher in teachers[:1]:
         parents = ("model@a=any", "a.name=start", "model@b=any", f"b.name={teacher}", *pixels)
