@@ -42,6 +42,12 @@ def test_it_explains_a_torchvision_of_another_torch(doctor, monkeypatch):
     assert "CPU-only torch" in out and "requirements.txt" in out
 
 
+def test_it_says_that_wandb_is_missing(doctor, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, out = doctor()
+    assert code == 1 and "! logger=wandb: wandb is not installed; pip install wandb, or logger=none" in out
+
+
 def test_it_says_why_ffcv_does_not_load(doctor, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv", None)
     code, out = doctor()

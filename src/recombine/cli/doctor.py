@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -104,6 +105,9 @@ def weights(cfg: DictConfig) -> Iterator[Finding]:
 
 def logger(cfg: DictConfig) -> Iterator[Finding]:
     """Where runs are logged beside their folder."""
+    if find_spec("wandb") is None:
+        yield False, "logger=wandb: wandb is not installed; pip install wandb, or logger=none"
+        return
     from recombine.run.wandb_logger import effective_mode
 
     yield True, f"logger=wandb is {effective_mode('auto')} here"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from recombine.core.errors import ConfigError
@@ -66,7 +67,8 @@ class Preprocess(nn.Module):
     def fit(self, images: Tensor) -> Tensor:
         """Resize the short side to `canvas` (antialiased, rounded to uint8 like an image library) and centre crop."""
         if min(images.shape[-2:]) != self.canvas:
-            images = transforms.resize(images, [self.canvas], interpolation=self.interpolation, antialias=True)
+            mode = InterpolationMode(self.interpolation)  # torchvision below 0.27 takes no names
+            images = transforms.resize(images, [self.canvas], interpolation=mode, antialias=True)
         return transforms.center_crop(images, [self.size, self.size])
 
     def settings(self) -> dict[str, Any]:
