@@ -8,7 +8,23 @@ os.environ.update(NUMBA_DISABLE_JIT="1", HF_HUB_OFFLINE="1", WANDB_MODE="offline
 # Small networks gain nothing from threads, which wait for each other where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from importlib.util import find_spec
+
 import pytest
+
+OPTIONAL = {
+    "onnxruntime": ["cli/test_export.py"],
+    "numba": ["core/test_counter_rng.py"],
+    "wandb": ["core/test_tracking.py", "report/test_dashboards.py"],
+    "ffcv": ["transfer/test_parallel_jobs.py"],
+}
+"""Files that are left out where a package is missing that Recombine works without."""
+collect_ignore = [file for package, files in OPTIONAL.items() if find_spec(package) is None for file in files]
+
+
+def pytest_report_header() -> list[str]:
+    """What is left out, and why."""
+    return [f"left out: {', '.join(collect_ignore)}, for want of packages"] if collect_ignore else []
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ const make = (tag, properties = {}, ...children) => {
 const unique = (values) => [...new Set(values)].filter((value) => value !== undefined && value !== "");
 const text = (value) =>
   typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en") : String(+value.toPrecision(4))) : (value ?? "");
+const measured = (value) => (Math.abs(value) >= 1 && !Number.isInteger(value) ? value.toFixed(2) : text(value));
 const FIRST = 100; // lines of the table until somebody asks for more
 const MOST_CURVES = 12;
 const state = { entry: "", dataset: "", status: "", group: "", search: "", sort: ["", 1], shown: FIRST };
 const picked = new Set(); // runs whose curves are compared
 const opened = new Set();
-
 // ------------------------------------------------------------------------------------------------ rows
 
 for (const row of data.rows) {
@@ -75,7 +75,7 @@ function show() {
   }
   $("run-table").tBodies[0].replaceChildren(...lines);
   $("more").hidden = rows.length <= state.shown;
-  $("count").textContent = `${rows.length} of ${data.rows.length} rows, ${unique(rows.map((row) => row.run)).length} runs`;
+  $("count").textContent = `${text(rows.length)} of ${text(data.rows.length)} rows, ${text(unique(rows.map((row) => row.run)).length)} runs`;
   offerCharts(rows);
 }
 
@@ -115,7 +115,7 @@ function rowLines(row, names, metrics) {
   const line = make("tr", {}, make("td", {}, pick), make("td", {}, open));
   for (const name of names) line.append(make("td", { textContent: text(value(row, name)) }));
   line.append(make("td", { textContent: row.status, className: row.status === "ok" ? "" : "bad" }));
-  for (const name of [...metrics, "seconds"]) line.append(make("td", { className: "number", textContent: text(value(row, name)) }));
+  for (const name of [...metrics, "seconds"]) line.append(make("td", { className: "number", textContent: measured(value(row, name)) }));
   return opened.has(row.key) ? [line, details(row, line.cells.length)] : [line];
 }
 
@@ -183,7 +183,7 @@ function offerAxes() {
   const gain = x.find((name) => /delta|gain|harmonic|average/.test(name));
   fill("chart-x", x, kind === "heat map" && x.includes("student") ? "student" : ((kind === "deltas" && gain) || x[0]));
   fill("chart-y", y, y.includes(wanted) ? wanted : (y.find((name) => name.startsWith("test_accuracy") || name === "accuracy") ?? y[0]));
-  fill("chart-color", unique(metric), { curves: "run", fronts: metric.includes("search") ? "search" : "run" }[kind] ?? metric[0]);
+  fill("chart-color", unique(metric), { curves: "run", fronts: ["search", "method", "dataset", "run"].find((name) => metric.includes(name)) }[kind] ?? metric[0]);
   $("chart-color").parentElement.firstChild.textContent = kind === "heat map" ? "value " : "color ";
   draw();
 }
@@ -205,7 +205,7 @@ function spec(kind, rows, x, y, color) {
   const about = [{ field: "run", title: "run" }, ...Object.keys(rows[0] ?? {}).filter((key) => !["run", "color", "order", "cost"].includes(key)).map((field) => ({ field, title: { x, y }[field] ?? field }))];
   const values = { data: { values: rows }, width: "container", height: 380 };
   if (kind === "curves") return { ...values, params: [...zoom, ...pick], mark: { type: "line", point: true }, encoding: { x: number("x", x), y: number("y", y), detail: { field: "run" }, tooltip: about, ...paint, ...faded } };
-  if (kind === "fronts") return { ...values, params: [...zoom, ...pick], mark: { type: "point", size: 50 }, encoding: { x: number("cost", x), y: number("y", y), shape: { field: "network" }, tooltip: [...about.slice(1), about[0]], ...paint, ...faded } };
+  if (kind === "fronts") return { ...values, params: [...zoom, ...pick], mark: { type: "point", size: 50 }, encoding: { x: { ...number("cost", x), axis: { format: "~s" } }, y: number("y", y), shape: { field: "network" }, tooltip: [...about.slice(1), about[0]], ...paint, ...faded } };
   if (kind === "points") return { ...values, params: [...zoom, ...pick], mark: { type: "point", filled: true, size: 60 }, encoding: { x: number("x", x), y: number("y", y), tooltip: about, ...paint, ...faded } };
   if (kind === "heat map") {
     const place = { x: { ...name("x"), title: x, axis: { labelAngle: -40 } }, y: { ...name("y"), title: y } };
