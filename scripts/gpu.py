@@ -73,7 +73,8 @@ def steps(out: Path, fake: bool) -> Iterator[Step]:
     places = [f"output_root={out / 'rows'}", f"weights_root={out / 'weights'}", f"cache_root={out / 'cache'}", *device]
     for words in REAL:
         sweep = [f"hydra.sweep.dir={out / 'multirun'}"] if "-m" in words else []
-        yield Step(f"run of {' '.join(words[:2])}", [*command, *words, *places, *sweep], 300)
+        name = " ".join([word for word in words if word != "-m"][:2])
+        yield Step(f"run of {name}", [*command, *words, *places, *sweep], 300)
 
 
 def main() -> None:
