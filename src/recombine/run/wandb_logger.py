@@ -35,7 +35,7 @@ class WandbLogger:
         if mode == "online" and not _reachable():
             mode = "offline"
         if mode == "offline":
-            print(f"wandb is offline; upload later by: wandb sync {folder}/wandb/offline-run-*", file=sys.stderr)
+            print(f"wandb is offline; upload later by: wandb sync {folder}/wandb/latest-run", file=sys.stderr)
         self.limit = settings.get("artifact_mib", 100) * 2**20
         self.alerts = settings.get("alerts", False)
         self.defined: set[str] = set()
