@@ -243,7 +243,7 @@ def test_names_of_networks(tmp_path):
     assert [short_name(text) for text in zoo_networks(given, "a")] == ["b", "resnet18_a1_in1k"]
 
 
-@pytest.mark.parametrize("budget", ["10", "soon", "-3m", "5d"])
+@pytest.mark.parametrize("budget", ["10", "soon", "-3m", "5d", "0s"])
 def test_a_budget_that_is_no_time(budget):
     with pytest.raises(ConfigError, match=f"--budget {budget}: a time is needed, such as 90s, 30m or 2h"):
         improve.parse_seconds(budget)

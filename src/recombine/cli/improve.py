@@ -64,6 +64,6 @@ def find_problems(options: argparse.Namespace) -> list[str]:
 def parse_seconds(text: str) -> float:
     """`90s`, `30m`, `1.5h` as seconds; ConfigError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not found:
+    if not found or float(found[1]) == 0:
         raise ConfigError(f"--budget {text}: a time is needed, such as 90s, 30m or 2h")
     return float(found[1]) * UNITS[found[2]]
