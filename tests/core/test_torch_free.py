@@ -69,6 +69,7 @@ MISTAKES = {
     "export --model resnet20 a.pth": "names that end in .pt2, .onnx are needed",
     "artifacts list lost.safetensors": "lost.safetensors is no file of ours",
     "improve --images lost --network lost.pt --budget 3m": "--images lost: there is no such folder",
+    "improve --images . --network cnn --zoo .": "--zoo .: this folder has no checkpoints",
     "table lost/table": "unknown table",
     "artifacts": "usage: recombine artifacts",
     "prepare dataset=lost": "there is no dataset 'lost'",

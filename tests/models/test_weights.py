@@ -229,6 +229,14 @@ def test_a_foreign_file_needs_an_architecture(model, tmp_path):
     assert build(node, weights_root=tmp_path).digest() == model.digest()
 
 
+@pytest.mark.parametrize("kind", ["patch", "clone"])
+def test_a_patch_or_clone_is_no_network(tmp_path, kind):
+    path = tmp_path / "x.safetensors"
+    save_file({"weight": torch.zeros(1)}, path, {"kind": kind, "format": "1", "card": "{}"})
+    with pytest.raises(ConfigError, match=rf"is a {kind}, no network; .*--{kind}"):
+        build(str(path))
+
+
 def test_digest_sees_one_weight_and_the_preprocessing(model):
     before = model.digest()
     model.name = model.tag = "renamed"

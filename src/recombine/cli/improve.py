@@ -18,6 +18,7 @@ from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable
 from recombine.improve.names import short_name, zoo_networks
 from recombine.models.checks import check
+from recombine.models.weight_files import SUFFIXES
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -56,6 +57,11 @@ def find_problems(options: argparse.Namespace) -> list[str]:
         problems.append(f"--images {options.images}: there is no such folder")
     if options.batch_size < 1:
         problems.append(f"--batch-size {options.batch_size}: at least 1 is needed")
+    for zoo in map(Path, options.zoo):
+        if zoo.is_dir() and not any(file.suffix in SUFFIXES for file in zoo.iterdir()):
+            problems.append(f"--zoo {zoo}: this folder has no checkpoints; their names end in {', '.join(SUFFIXES)}")
+    if problems:
+        return problems
     for name in (options.network, *zoo_networks(options.zoo, options.network)):
         problems += check(name, weights_root=options.weights_root)
     return problems

@@ -15,6 +15,7 @@ from recombine.core.settings import to_dict
 from recombine.models import weight_files
 from recombine.models.libraries import library_name, library_names
 from recombine.models.registry import config_file, config_names, is_library, training_hint
+from recombine.models.serialization import kind_of
 
 __all__ = ["Spec", "locate", "preprocessing", "resolve"]
 
@@ -65,6 +66,8 @@ def from_file(path: Path) -> Spec:
         return described(about, path)
     if weight_files.stem(path) in config_names():
         return dataclasses.replace(from_config(weight_files.stem(path)), weights=str(path))
+    if (kind := kind_of(path)) in ("patch", "clone"):
+        raise ConfigError(f"{path} is a {kind}, no network; give it beside the network that it was made for (--{kind})")
     raise ConfigError(
         f"{path} does not say which network it belongs to; name the architecture too, "
         f"such as model=resnet20 model.weights={path}"

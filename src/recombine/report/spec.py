@@ -222,7 +222,7 @@ def pick(specs: Mapping[str, TableSpec], name: str) -> TableSpec:
         ConfigError: there is none; says which is nearest and which there are.
     """
     if name not in specs:
-        raise ConfigError(f"unknown table `{name}`; {did_you_mean(name, specs)} (scripts/table.py --list shows all)")
+        raise ConfigError(f"unknown table `{name}`; {did_you_mean(name, specs)} (recombine table shows all)")
     return specs[name]
 
 
