@@ -15,7 +15,7 @@ from recombine.models import Model
 from recombine.models.graph import trace
 from recombine.pnc.clone.branch import Branch, find_linear_head
 from recombine.pnc.clone.candidates import Candidates
-from recombine.pnc.clone.positions import clones_layers, find_positions
+from recombine.pnc.clone.positions import clones_layers, find_positions, find_probe
 from recombine.pnc.local.neighbourhood import Neighbourhood
 from recombine.pnc.local.surrogates import LimeModels, RefittedLimeModels
 from recombine.pnc.stages import Insertion, Localization
@@ -47,6 +47,9 @@ def measure() -> Iterator[Row]:
     refitted = RefittedLimeModels(pair[1].net, torch.tensor(CLONED, device=device), NEAR, 0)
     ours, plain = (_localization(_candidates(*pair, [*masked, last]), local) for local in (remembered, refitted))
     case = "localizing, local models remembered against fitted in every step"
+    yield compare(case, _timed([ours], batch), _timed([plain], batch), unit, rounds=2)
+    plain = _localization(_candidates(*pair, [*masked, last]), None)
+    case = "localizing, local models remembered against the source itself in every step"
     yield compare(case, _timed([ours], batch), _timed([plain], batch), unit, rounds=2)
     for name, make, numbers in (("localizing", _localization, masked), ("inserting", _insertion, every)):
         ours = make(_candidates(*pair, [*numbers[:2], last]), remembered)
@@ -86,7 +89,7 @@ def _candidates(target: Model, source: Model, numbers: Sequence[int] | None = No
     """Branches at the positions of these numbers, or at all but 0 that clone a layer, and the probe."""
     host, graph = trace(target.net, SIDE), trace(source.net, SIDE)
     there = find_positions(host, graph)
-    used = [position for position in there[1:] if clones_layers(graph, position)] + [there[-1]]
+    used = [*(position for position in there[1:] if clones_layers(graph, position)), find_probe(host, graph)]
     head = find_linear_head(host)
     branches = [
         Branch(position, graph, CLONED, head, adapter="conv1x1_bn", head="rows")
@@ -96,7 +99,7 @@ def _candidates(target: Model, source: Model, numbers: Sequence[int] | None = No
     return Candidates(target, source, (host, graph), branches).to(the_device())
 
 
-def _localization(net: Candidates, local: Callable, near: Neighbourhood = NEAR) -> Method:
+def _localization(net: Candidates, local: Callable | None, near: Neighbourhood = NEAR) -> Method:
     options = {"steps": 1000, "keep_ratio": 0.5, "anneal": True, "cloned": None}
     return Localization(net, near, local, branches=net.branches, **options, **SHARED)
 

@@ -40,6 +40,11 @@ RUNS = {
         *("lime.num_fit=40", "method.localize_epochs=1", "method.insert_epochs=1", "method.min_steps=4"),
         "method.positions=[1]",
     ],
+    "pnc composing": [
+        *("model@target=any", "target.name=high", "model@source=any", "source.name=low", "similarity=null"),
+        *("method=compose", "method.mask=taylor", "method.insert_epochs=1", "method.min_steps=4"),
+        *("source_data.class_subset=null", "clone=['0','3']", "select_fraction=0.5", "method.networks=[low]"),
+    ],
 }
 """Small runs of every entry."""
 LATE = ("sklearn.datasets", "sklearn.model_selection", "recombine.data.torch", "recombine.data.known", "torch._dynamo")
@@ -53,6 +58,9 @@ PHASES = {
     "rows": "recombine.run.launch:write_rows",
     "search": "recombine.stitch.evaluator:append_records",
     "race": "recombine.stitch.racing:Heat.drop",
+    "offer": "recombine.pnc.zoo:find_offers",
+    "choice": "recombine.pnc.zoo:choose_offers",
+    "clones": "recombine.pnc.recipe:write_clones",
 }
 """What a process is about to do when it is killed."""
 SHORT = {"pretrain": ("training",), "stitch with training": ("training", "search", "race")}
@@ -64,14 +72,37 @@ IN_TIME = 30
 
 
 def make_networks(folder: Path) -> None:
-    """What the runs read: small networks with random weights, in `folder/weights`."""
+    """Small networks in `folder/weights`, which the runs read: random ones, and `low` and `high` that know digits."""
     from recombine import models
 
     for module in (*(entry.recipe for entry in ENTRIES.values()), *LATE):
         importlib.import_module(module)  # once, and not in each child
     node = {"name": "cnn", "widths": [8, 8, 16], "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
-    for seed, (name, classes) in enumerate({"first": 10, "second": 10, "third": 10, "low": 5, "high": 5}.items()):
-        models.save(models.build(node, classes=classes, seed=seed), folder / "weights" / f"{name}.safetensors", {})
+    names = {**dict.fromkeys(("first", "second", "third"), "0123456789"), "low": "01234", "high": "56789"}
+    for seed, (name, classes) in enumerate(names.items()):
+        made = models.build(node, classes=len(classes), seed=seed)
+        if len(classes) == 5:
+            _train(made, list(classes), folder)
+        models.save(made, folder / "weights" / f"{name}.safetensors", {"class_names": list(classes)})
+
+
+def _train(model: Any, classes: list[str], folder: Path) -> None:
+    """So long that what a network offers to compose is more than nothing."""
+    import torch
+
+    from recombine import data
+
+    options = {"data_root": "", "cache_root": folder / "cache", "loader": {"kind": "torch", "workers": 0}}
+    node = {"name": "digits", "class_subset": [int(name) for name in classes]}
+    digits = data.open_data(node, **options, seed=0, device="cpu")
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for epoch in range(4):
+        for batch in digits.loader("train", 32, train=True).epoch(epoch):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
+            optimizer.step()
+    model.eval()
+    digits.close()
 
 
 def roots(folder: Path, place: str) -> list[str]:

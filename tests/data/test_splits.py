@@ -85,7 +85,10 @@ def test_imagenette_takes_imagenet_labels(opened, data_root):
         ({"val_fraction": 1.0}, "dataset.val_fraction=1: a number"),
         ({"fractoin": 0.5}, "unknown setting dataset.fractoin: did you mean 'fraction'"),
         ({"storage": "png"}, "dataset.storage=png: one of auto, raw, jpeg"),
-        ({"fraction": 0.001}, "cannot be stratified"),
+        (
+            {"fraction": 0.001},
+            "each of 10 classes needs a sample on either side; try dataset.fraction=0.007",
+        ),
     ],
 )
 def test_impossible_subsets_say_why(opened, options, message):

@@ -17,7 +17,7 @@ from recombine.pnc.clone.masks import budget_penalty, order_scores, set_keep_rat
 from recombine.pnc.clone.positions import clones_layers
 from recombine.pnc.cloning import Cloning, share_scores
 from recombine.pnc.importance import gradient_scores
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, View, blank, draw_vectors
 from recombine.pnc.local.surrogates import LimeModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.stages import Insertion, Localization
@@ -119,8 +119,8 @@ def test_a_model_fitted_anew_is_the_cached_one(parts):
     batch = next(parts.data.cloned_loader(9, 16).epoch(0))
     anew = RefittedLimeModels(parts.source.net, torch.tensor(parts.data.outputs), NEIGHBOURHOOD, 3)
     images = parts.source.preprocess(batch.images)
-    torch.testing.assert_close(anew(batch.index, images), cached(batch.index, images), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(anew(batch.index, images.flip(3)), cached(batch.index), atol=1e-2)
+    torch.testing.assert_close(anew(batch.index, View(images)), cached(batch.index), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(anew(batch.index, View(images.flip(3))), cached(batch.index), atol=1e-2)
 
 
 def test_the_sources_logits_are_matched_on_images_and_two_neighbours(parts):
@@ -233,9 +233,16 @@ RUNS = {
 }
 
 
+MORE = {
+    "once": ["use_target_data=false", "lime.refit=true"],
+    "together": ["lime.segment=quickshift", "lime.fill=patch_mean"],
+    "weights": ["use_target_data=false", "lime.segment=quickshift", "lime.fill=zero_pixel"],
+}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_ways_of_cloning_run_and_their_files_say_the_same(tmp_path, weights, name):
-    more = ["use_target_data=false", "lime.refit=true"] if name == "once" else []
+    more = MORE.get(name, [])
     row = launched(tmp_path, weights, *SHORT, *(f"method.{option}" for option in RUNS[name]), *more)
     assert row.metrics["kept_filters"] == pytest.approx(50, abs=1) and row.metrics["logit_shift"] == 0
     (path,) = (tmp_path / "o").rglob("clone.safetensors")

@@ -187,6 +187,14 @@ def test_too_few_images_of_a_class_are_told_with_what_mends_it(tmp_path, weights
         launched(tmp_path, weights, "source_data.fraction=0.05", "dataset.fraction=0.05")
 
 
+def test_a_batch_takes_no_more_images_than_there_are(tmp_path, weights):
+    with open_parts(tmp_path, weights, "select_fraction=0.9") as parts:
+        sizes = [len(indices) for _, indices in parts.data.parts()]
+        loader, first = parts.data.joint_loader(64, parts.target)
+        (batch,) = loader.epoch(0)
+        assert sum(sizes) < 64 and len(batch.labels) == sum(sizes) and first == sizes[0]
+
+
 def test_the_row_says_what_was_cloned_where_a_class_was_left_out(tmp_path, weights):
     both = ["source_data.class_subset=[1,2,3,4,5]", "clone=['5','2',0]", "on_collision=first"]
     row = launched(tmp_path, weights, "method=direct_ensemble", *both)

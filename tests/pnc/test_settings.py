@@ -21,7 +21,7 @@ from recombine.pnc.method_settings import (
     PncMethodSettings,
 )
 from recombine.pnc.recipe import BASELINES
-from recombine.pnc.settings import PncSettings
+from recombine.pnc.settings import LimeSettings, PncSettings
 from tests import sweeps
 from tests.composing import composed
 from tests.core.test_torch_free import ROOT, RUN
@@ -74,6 +74,19 @@ def test_every_choice_is_built_by_something():
     }
 
 
+def test_masks_that_cannot_be_together():
+    weights = CloningSettings(granularity="weight", residual="stage", mask_input=True).check("method")
+    assert [text.partition(":")[0] for text in weights] == ["method.residual=stage", "method.mask_input=true"]
+    entries = CloningSettings(mask_input=True, adapter="none", per_position=False).check("method")
+    assert "takes outputs of the adapter away; give method.adapter=conv1x1_bn" in entries[0]
+    assert "differs from position to position; give method.per_position=true" in entries[1]
+    assert not CloningSettings(mask_input=True, residual="stage").check("method")
+    (many,) = LimeSettings(segment="quickshift", grid=17, num_fit=700).check("lime")
+    assert many.startswith("lime.grid=17: lime.segment=quickshift takes 16 at most") and not LimeSettings().check(
+        "lime"
+    )
+
+
 def test_settings_load_no_torch():
     code = "import sys, recombine.pnc.settings, recombine.pnc.baseline_settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
@@ -83,6 +96,7 @@ def test_a_wrong_command_is_answered_at_once_and_without_torch(tmp_path, weights
     """Every mistake is reported together: of the method, its search, the neighbourhood, the data and the sources."""
     wrong = {
         "method.mask=best": "method.mask=best: one of learned, ones, random, magnitude, taylor, relevance is needed",
+        "method.positions=[]": "method.positions=[]: a list of whole numbers of at least 0 or last, or null is needed",
         "method.search.train=0": "method.search.train=0: a whole number of at least 1",
         "+method.keep_rato=0.5": "unknown setting method.keep_rato: did you mean 'keep_ratio'",
         "lime.num_fit=10": "lime.num_fit=10: at least 34 are needed",

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from recombine.core.errors import ConfigError
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, fit_ridge, predict_linear
+from recombine.pnc.local.neighbourhood import (
+    Neighbourhood,
+    Purpose,
+    View,
+    blank,
+    draw_vectors,
+    fit_ridge,
+    predict_linear,
+)
 from recombine.pnc.local.similarity import fit_coefficients, similarity
 from recombine.pnc.local.surrogates import LimeModels, fit_linear_models, localization_loss
 
@@ -67,7 +75,7 @@ def test_an_unknown_sample_is_not_a_number(surrogates, some):
 @pytest.mark.parametrize("chunk", [1, 5, 12, 30])
 def test_chunks_bound_the_images_and_change_nothing(digits, source, some, chunk):
     batch = images_of(digits, some[:5])
-    images, vectors = source.preprocess(batch.images), draw_vectors((0, 0, Purpose.FIT), batch.index, 12, 4)
+    images, vectors = View(source.preprocess(batch.images)), draw_vectors((0, 0, Purpose.FIT), batch.index, 12, 4)
     sizes = []
 
     def watched(blanked):
@@ -87,12 +95,12 @@ def test_a_network_that_sees_one_patch_has_its_weight_there(digits, source):
         return torch.stack([images[:, :, 4:8, 8:12].mean((1, 2, 3)), 0 * images[:, 0, 0, 0] + 2], 1)
 
     images = source.preprocess(batch.images)
-    theta = fit_coefficients(net, images, batch.index, Neighbourhood(alpha=1e-8), 0, count=64)
+    theta = fit_coefficients(net, View(images), batch.index, Neighbourhood(alpha=1e-8), 0, count=64)
     expected = torch.zeros(8, 17, 2, dtype=torch.float64)
     expected[:, 6, 0] = images[:, :, 4:8, 8:12].mean((1, 2, 3))
     expected[:, 16, 1] = 2
     torch.testing.assert_close(theta, expected, atol=1e-5, rtol=0)
-    shrunk = fit_coefficients(net, images, batch.index, Neighbourhood(), 0, count=64)[:, :-1, 0].abs()
+    shrunk = fit_coefficients(net, View(images), batch.index, Neighbourhood(), 0, count=64)[:, :-1, 0].abs()
     inked = images[:, :, 4:8, 8:12].mean((1, 2, 3)).abs() > 0.1
     assert inked.sum() >= 4 and (shrunk[inked].argmax(1) == 6).all()
 
@@ -126,7 +134,9 @@ def test_similarity_of_a_network_with_itself_and_with_others(digits, build):
     batch = images_of(digits, range(0, 80, 10))
     models = [build(seed) for seed in range(6)]
     around = Neighbourhood()
-    thetas = [fit_coefficients(m.net, m.preprocess(batch.images), batch.index, around, 0, count=60) for m in models]
+    thetas = [
+        fit_coefficients(m.net, View(m.preprocess(batch.images)), batch.index, around, 0, count=60) for m in models
+    ]
     for theta in thetas:
         assert similarity(theta, theta) == pytest.approx(1, abs=1e-12)
         assert similarity(theta, -2 * theta) == pytest.approx(-1, abs=1e-12)
@@ -142,4 +152,4 @@ def test_similarity_refuses_what_cannot_be_compared(digits, source):
         similarity(torch.ones(2, 5, 3), torch.ones(2, 5, 2))
     batch = images_of(digits, [0])
     with pytest.raises(ConfigError, match=r"similarity\.vectors=9"):
-        fit_coefficients(source.net, source.preprocess(batch.images), batch.index, SMALL, 0, count=9)
+        fit_coefficients(source.net, View(source.preprocess(batch.images)), batch.index, SMALL, 0, count=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tup
         split = StratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
         rest, part = next(split.split(np.zeros(len(labels)), labels))
     except ValueError as error:
-        raise ConfigError(f"{name}={fraction} of {len(labels)} samples cannot be stratified: {error}") from error
+        counts = np.unique(labels, return_counts=True)[1]
+        least = math.ceil(1000 * len(counts) / len(labels)) / 1000
+        reason = f"each of {len(counts)} classes needs a sample on either side; try {name}={least:g}"
+        told = reason if counts.min() > 1 and fraction < least <= 0.5 else error
+        raise ConfigError(f"{name}={fraction} of {len(labels)} samples cannot be stratified: {told}") from error
     return np.sort(rest), np.sort(part)
 
 

@@ -64,10 +64,13 @@ class Preprocess(nn.Module):
             images = self.fit(images)
         return torch.addcmul(self.offset, images, self.scale)
 
-    def fit(self, images: Tensor) -> Tensor:
-        """Resize the short side to `canvas` (antialiased, rounded to uint8 like an image library) and centre crop."""
+    def fit(self, images: Tensor, interpolation: str | None = None) -> Tensor:
+        """Resize the short side to `canvas` (antialiased, rounded to uint8 like an image library) and centre crop.
+
+        `interpolation` in place of that of images: nearest for numbers of classes or segments.
+        """
         if min(images.shape[-2:]) != self.canvas:
-            mode = InterpolationMode(self.interpolation)  # torchvision below 0.27 takes no names
+            mode = InterpolationMode(interpolation or self.interpolation)  # torchvision below 0.27 takes no names
             images = transforms.resize(images, [self.canvas], interpolation=mode, antialias=True)
         return transforms.center_crop(images, [self.size, self.size])
 

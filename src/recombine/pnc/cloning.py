@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable
 from contextlib import closing
 from copy import deepcopy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from recombine.core.types import Loader
 from recombine.engine.engine import Fit
 from recombine.engine.evaluate import autocast
 from recombine.pnc.branches import build_candidates
@@ -23,6 +24,7 @@ from recombine.pnc.clone_task import CloneTask
 from recombine.pnc.data import repeat_for_steps
 from recombine.pnc.evaluation import evaluate_module, list_masks, measure_bytes, similarity_by_class
 from recombine.pnc.importance import filter_norms, gradient_scores
+from recombine.pnc.local.segments import KnownSegments
 from recombine.pnc.local.surrogates import LimeModels, LocalModels, RefittedLimeModels
 from recombine.pnc.method_settings import CloningSettings
 from recombine.pnc.search import score_positions, score_similarity, select_position
@@ -83,6 +85,7 @@ class Cloning:
         self.neighbourhood = task.evaluator.neighbourhood
         self.net = build_candidates(task, method)
         self.local: LocalModels | None = None
+        self.segments: KnownSegments | None = None
 
     def rank(self) -> dict[str, list]:
         """Keep the candidates that are best before anything is trained; returns the scores of all, if any leave.
@@ -108,6 +111,8 @@ class Cloning:
         """Stage 1: choose the filters of all positions at once, learned by eq. (6) or not; returns metrics."""
         method, metrics = self.method, {}
         self._order_filters()
+        if self.neighbourhood.segment != "grid" and not self.neighbourhood.refit:
+            self.segments = KnownSegments.find(self._once_each(), self.neighbourhood.grid, self.trainer.run.device)
         if method.mask == "learned" and self.masks:
             if method.surrogate == "lime":
                 self.local = self._fit_local_models()
@@ -145,11 +150,15 @@ class Cloning:
         if self.neighbourhood.refit:
             columns = torch.tensor(outputs, device=trainer.run.device)
             return RefittedLimeModels(source.net, columns, self.neighbourhood, trainer.seed)
+        options: dict[str, Any] = {"segments": self.segments, "precision": trainer.precision}
+        return LimeModels.fit(source, self._once_each(), outputs, self.neighbourhood, trainer.seed, **options)
+
+    def _once_each(self) -> Loader:
+        """The images of the first stage, not augmented."""
+        source, size = self.net.source, self.trainer.eval_batch_size
         if self.method.use_complement:
-            loader, _ = self.data.contrast_loader(trainer.eval_batch_size, source, train=False)
-        else:
-            loader = self.data.cloned_loader(trainer.eval_batch_size, source.canvas, train=False)
-        return LimeModels.fit(source, loader, outputs, self.neighbourhood, trainer.seed, precision=trainer.precision)
+            return self.data.contrast_loader(size, source, train=False)[0]
+        return self.data.cloned_loader(size, source.canvas, train=False)
 
     def _learn_masks(self) -> Fit:
         net, method, trainer = self.net, self.method, self.trainer
@@ -167,6 +176,7 @@ class Cloning:
             steps=math.ceil(method.localize_epochs * len(loader)),
             keep_ratio=method.keep_ratio,
             anneal=method.anneal,
+            segments=self.segments,
             seed=trainer.seed,
             score_lr=method.score_lr,
         )
@@ -214,6 +224,7 @@ class Cloning:
             loc_weight=method.loc_weight,
             keep_weight=method.keep_weight,
             temperature=method.temperature,
+            segments=self.segments,
             seed=trainer.seed,
             score_lr=method.score_lr,
         )

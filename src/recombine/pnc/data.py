@@ -152,8 +152,9 @@ class CloneData:
     def mix(
         self, parts: Sequence[Part], batch_size: int, target: Model, augment: bool | str
     ) -> tuple[MixedLoader, int]:
-        """Both parts in each batch, and how many of its samples are the first one's, over all processes."""
-        counts = shares([len(indices) for _, indices in parts], batch_size, self.world)
+        """Both parts in each batch, of all their images at most, and how many are the first one's, of all processes."""
+        sizes = [len(indices) for _, indices in parts]
+        counts = shares(sizes, min(batch_size, sum(sizes) // self.world * self.world), self.world)
         first, second = (
             data.loader("train", count, train=True, indices=indices, size=target.canvas, augment=augment)
             for (data, indices), count in zip(parts, counts, strict=True)

@@ -208,10 +208,11 @@ def _similarity(module: _Module, task: CloneTask, classes: Sequence[int]) -> flo
     source, count = module.net.source, evaluator.similarity.images
     indices = data.source.indices("test")[np.isin(data.source.labels("test"), classes)]
     batch = sample_batch(data.source, "test", indices, count, source.canvas)
-    images = source.preprocess(batch.images)
+    near = evaluator.neighbourhood
+    view = near.view(batch.images, source.preprocess, near.find_segments(batch.index, batch.images))
     options: dict[str, Any] = {"count": evaluator.similarity.vectors, "columns": data.outputs}
     thetas = [
-        fit_coefficients(net, images, batch.index, evaluator.neighbourhood, evaluator.seed, **options)
+        fit_coefficients(net, view, batch.index, near, evaluator.seed, **options)
         for net in (module.forward_normalized, source.net)
     ]
     return float(similarity(*thetas))

@@ -98,7 +98,7 @@ class CloningSettings(PncMethodSettings):
     head: Literal["rows", "scale", "full", "concat"] | None = None
     """rows: new ones that see both branches. scale: a factor and a bias each. full: all rows anew. concat: the source's
     logits. null: rows, and concat where use_target_data=false."""
-    positions: list[Steps] | Literal["last"] | None = Field(None, examples=[[3, 4]])
+    positions: Annotated[list[Steps], Field(min_length=1)] | Literal["last"] | None = Field(None, examples=[[3, 4]])
     """Candidates R, such as [3,4]. last: the last with filters of the source above it. null: all but 0."""
     align: Literal["scale", "all", "whole"] = "scale"
     """Where the source is entered. scale: where it is scaled down as much as the target. all: at every cut of one kind.

@@ -113,6 +113,7 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
         "use_target_data": "none" if method.get("last_stage") == "localize" else use_target_data,
         **{key: method.get(key, "none") for key in COMPARED},
         "head": method["head"] or suitable_head if "head" in method else "none",
+        "segment": config["lime"]["segment"],
         "positions": positions if isinstance(positions, str) else " ".join(map(str, positions)),
         "search": method["search"]["metric"] if "search" in method else "none",
     }

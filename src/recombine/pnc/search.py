@@ -102,7 +102,9 @@ def joint_similarities(
         def flat(images: Tensor) -> Tensor:
             return neighbourhood.outputs(forward(images))[..., columns].flatten(1)
 
-        theta = fit_coefficients(flat, model.preprocess(batch.images), batch.index, **options)
+        labels = neighbourhood.find_segments(batch.index, batch.images)
+        view = neighbourhood.view(batch.images, model.preprocess, labels)
+        theta = fit_coefficients(flat, view, batch.index, **options)
         return theta.unflatten(2, (-1, len(columns))).movedim(2, 0)
 
     with evaluating(net):

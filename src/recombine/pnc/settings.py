@@ -26,20 +26,27 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+MOST_SEGMENTS = 16
+"""On a side, as in a grid: their numbers are bytes."""
+
+
 class LimeSettings(Settings):
     """The neighbourhood of an image in which the source's behaviour is kept: patches blanked, as LIME does.
 
     None of these numbers is stated by what could be read of the paper: sigma and alpha are LIME's, the others ours.
     """
 
+    segment: Literal["grid", "quickshift"] = "grid"
+    """What is blanked together: the patches of a grid, or segments of like colour, as LIME and Zest take."""
     grid: Annotated[int, Field(ge=2)] = 4
-    """Patches on each side of the image, Np = grid^2: 4 up to 32 pixels, 8 at 64."""
+    """Patches on each side of the image, Np = grid^2: 4 up to 32 pixels, 8 at 64. Most segments, Np too."""
     num_fit: Count = 64
     """Blanked images to which the linear model of each image is fitted; at least 2 (Np + 1)."""
     num_train: Count = 2
     """Blanked images of each image in a training step, drawn anew."""
-    fill: Literal["mean", "patch_mean"] = "mean"
-    """What stands in place of a blanked patch: the mean colour of the network's images; the patch's own, as in LIME."""
+    fill: Literal["mean", "patch_mean", "zero_pixel"] = "mean"
+    """What stands in place of a blanked patch: the mean colour of the network's images; the patch's own, as in LIME;
+    black."""
     kernel: Literal["lime", "uniform"] = "lime"
     """How blanked images are weighted: by LIME's kernel, or all alike."""
     sigma: Positive = 0.25
@@ -57,14 +64,20 @@ class LimeSettings(Settings):
         return self.grid**2
 
     def check(self, path: str) -> list[str]:
-        """Too few blanked images for a linear model."""
+        """Too few blanked images for a linear model, and more segments than a byte can number."""
         least = 2 * (self.patches + 1)
-        if self.num_fit >= least:
-            return []
-        return [
-            f"{path}.num_fit={self.num_fit}: at least {least} are needed, twice the coefficients of a linear model of "
-            f"{self.patches} patches; try {path}.num_fit={least}"
-        ]
+        found = []
+        if self.segment == "quickshift" and self.grid > MOST_SEGMENTS:
+            found = [
+                f"{path}.grid={self.grid}: {path}.segment=quickshift takes {MOST_SEGMENTS} at most, "
+                f"which is {MOST_SEGMENTS**2} segments; try {path}.grid=8"
+            ]
+        if self.num_fit < least:
+            found.append(
+                f"{path}.num_fit={self.num_fit}: at least {least} are needed, twice the coefficients of a linear model "
+                f"of {self.patches} patches; try {path}.num_fit={least}"
+            )
+        return found
 
 
 class SimilaritySettings(Settings):

@@ -13,7 +13,8 @@ from recombine.engine.method import Method
 from recombine.pnc.clone.branch import Branch, FullHead
 from recombine.pnc.clone.candidates import Candidates
 from recombine.pnc.clone.masks import anneal_keep_ratio, budget_penalty, ramp, set_keep_ratio
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, predict_linear
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, predict_linear
+from recombine.pnc.local.segments import Segments
 from recombine.pnc.local.surrogates import LocalModels, localization_loss
 
 __all__ = ["Insertion", "Localization", "distillation"]
@@ -42,12 +43,17 @@ class _CloneStage(Method):
         *,
         seed: int,
         score_lr: float,
+        segments: Segments | None = None,
     ) -> None:
-        """`surrogates` None matches the source itself in place of its local models (method.surrogate=direct)."""
+        """`surrogates` None matches the source itself in place of its local models (method.surrogate=direct).
+
+        `segments` of samples that are known; None: they are found in every batch.
+        """
         super().__init__(net)
         self.net: Candidates
         self.columns: Tensor
         self.neighbourhood, self.surrogates = neighbourhood, surrogates
+        self.segments = segments or neighbourhood.find_segments
         self.seed, self.score_lr, self.epoch = seed, score_lr, 0
         self.register_buffer("columns", torch.tensor(net.branches[0].outputs), persistent=False)
         self.channel_masks = [mask for branch in net.branches for mask in branch.channel_masks]
@@ -66,23 +72,24 @@ class _CloneStage(Method):
 
     def localization(self, images: Tensor, index: Tensor) -> Tensor:
         """Eq. (6) for samples [B], summed over the branches whose masks learn, 0-d."""
-        neighbourhood, address = self.neighbourhood, (self.seed, self.epoch, Purpose.TRAIN)
-        vectors = draw_vectors(address, index, neighbourhood.num_train, neighbourhood.patches)
-        whole, columns = self.net.source.preprocess(images), self.columns
+        neighbourhood, columns = self.neighbourhood, self.columns
+        view = neighbourhood.view(images, self.net.source.preprocess, self.segments(index, images))
+        vectors = neighbourhood.draw((self.seed, self.epoch, Purpose.TRAIN), index, neighbourhood.num_train, view)
+        blanked = neighbourhood.blank(view, vectors)
         branches = list(enumerate(self.net.branches))
         learning = tuple(k for k, each in branches if any(mask.scores.requires_grad for mask in each.channel_masks))
         if self.surrogates is None:
-            every, logits = self.net.forward_source(blank(whole, vectors, neighbourhood.fill))
+            every, logits = self.net.forward_source(blanked)
             values = [every[k] for k in learning]
             goals = neighbourhood.outputs(logits, columns).unflatten(0, vectors.shape[:2])
         else:
-            values = self.net.forward_entries(blank(whole, vectors, neighbourhood.fill), learning)
-            goals = predict_linear(self.surrogates(index, whole), vectors)
+            values = self.net.forward_entries(blanked, learning)
+            goals = predict_linear(self.surrogates(index, view), vectors)
         total = images.new_zeros((), dtype=torch.float32)
         for k, value in zip(learning, values, strict=True):
             outputs = neighbourhood.outputs(self.net.branches[k].upper(value)[1], columns)
-            loss = localization_loss(outputs.unflatten(0, vectors.shape[:2]), goals, neighbourhood.weights(vectors))
-            total = total + loss
+            weights = neighbourhood.weights(vectors, view.counts)
+            total = total + localization_loss(outputs.unflatten(0, vectors.shape[:2]), goals, weights)
         return total
 
 
@@ -199,11 +206,11 @@ class Insertion(_CloneStage):
 
     def matching(self, images: Tensor, index: Tensor) -> Tensor:
         """Mean squared distance of the new logits to the source's, on samples and their blanked neighbours, [P]."""
-        address, net = (self.seed, self.epoch, Purpose.INSERT), self.net
-        vectors = draw_vectors(address, index, 1 + NEIGHBOURS, self.neighbourhood.patches)  # the first blanks nothing
-        whole, theirs = (
-            blank(model.preprocess(images), vectors, self.neighbourhood.fill) for model in (net.target, net.source)
-        )
+        address, net, near = (self.seed, self.epoch, Purpose.INSERT), self.net, self.neighbourhood
+        labels = self.segments(index, images)
+        views = [near.view(images, model.preprocess, labels) for model in (net.target, net.source)]
+        vectors = near.draw(address, index, 1 + NEIGHBOURS, views[0])  # the first blanks nothing
+        whole, theirs = (near.blank(view, vectors) for view in views)
         goals = net.forward_source(theirs)[1][:, self.columns]
         logits = net.forward_normalized(whole)[:, :, -len(self.columns) :]
         return (logits - goals[:, None]).square().mean((0, 2))

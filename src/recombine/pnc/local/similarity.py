@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recombine.core.errors import ConfigError
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, draw_vectors
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, View
 from recombine.pnc.local.surrogates import CHUNK, fit_linear_models
 
 __all__ = ["IMAGES", "VECTORS", "fit_coefficients", "similarity"]
@@ -30,7 +30,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 def fit_coefficients(
     net: Callable[[Tensor], Tensor],
-    images: Tensor,
+    view: View,
     index: Tensor,
     settings: Neighbourhood,
     seed: int,
@@ -41,11 +41,11 @@ def fit_coefficients(
 ) -> Tensor:
     """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None), for `similarity`.
 
-    `net` maps normalised images to logits and must be in eval mode; `images` normalised [B, 3, H, W] at positions
+    `net` maps normalised images to logits and must be in eval mode; `view` of B images at positions
     `index` [B] of their split. Two networks with one seed see the same `count` vectors of each image, also where
     their input sizes differ. ConfigError if `count` is too small to fit.
     """
     if count < (least := 2 * (settings.patches + 1)):
         raise ConfigError(f"similarity.vectors={count}: at least {least} are needed; try similarity.vectors={least}")
-    vectors = draw_vectors((seed, 0, Purpose.SIMILARITY), index, count, settings.patches)
-    return fit_linear_models(net, images, vectors, settings, columns=columns, chunk=chunk)
+    vectors = settings.draw((seed, 0, Purpose.SIMILARITY), index, count, view)
+    return fit_linear_models(net, view, vectors, settings, columns=columns, chunk=chunk)

@@ -13,19 +13,20 @@ from recombine.core.distributed import gather_by_index
 from recombine.core.types import Loader
 from recombine.engine.evaluate import autocast, evaluating
 from recombine.models import Model
-from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, blank, draw_vectors, fit_ridge
+from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, View, fit_ridge
+from recombine.pnc.local.segments import Segments
 
 __all__ = ["CHUNK", "LimeModels", "LocalModels", "RefittedLimeModels", "fit_linear_models", "localization_loss"]
 
-LocalModels = Callable[[Tensor, Tensor], Tensor]
-"""From positions in the split [B] and normalised images [B, 3, H, W] to local models [B, Np + 1, O]."""
+LocalModels = Callable[[Tensor, View], Tensor]
+"""From positions in the split [B] and a view of the images to local models [B, Np + 1, O]."""
 CHUNK = 2048  # blanked images in one forward pass
 
 
 @torch.no_grad()
 def fit_linear_models(
     net: Callable[[Tensor], Tensor],
-    images: Tensor,
+    view: View,
     vectors: Tensor,
     settings: Neighbourhood,
     *,
@@ -34,17 +35,17 @@ def fit_linear_models(
 ) -> Tensor:
     """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None) around each image.
 
-    `net` maps normalised images to logits [., C] and must be in eval mode; `images` normalised [B, 3, H, W];
+    `net` maps normalised images to logits [., C] and must be in eval mode; `view` of B images;
     `vectors` bool [B, K, Np]. At most `chunk` blanked images exist at a time.
     """
     count = vectors.shape[1]
-    selected = None if columns is None else torch.as_tensor(columns, dtype=torch.int64, device=images.device)
+    selected = None if columns is None else torch.as_tensor(columns, dtype=torch.int64, device=view.images.device)
     rows, width = max(1, chunk // count), min(chunk, count)
     thetas = []
-    for batch, drawn in zip(images.split(rows), vectors.split(rows), strict=True):
-        parts = [(net(blank(batch, part, settings.fill)), part.shape[:2]) for part in drawn.split(width, 1)]
+    for batch, drawn in zip(view.split(rows), vectors.split(rows), strict=True):
+        parts = [(net(settings.blank(batch, part)), part.shape[:2]) for part in drawn.split(width, 1)]
         outputs = torch.cat([settings.outputs(logits, selected).unflatten(0, shape) for logits, shape in parts], 1)
-        thetas.append(fit_ridge(drawn, settings.weights(drawn), outputs, settings.alpha))
+        thetas.append(fit_ridge(drawn, settings.weights(drawn, batch.counts), outputs, settings.alpha))
     return torch.cat(thetas)
 
 
@@ -66,6 +67,7 @@ class LimeModels:
         settings: Neighbourhood,
         seed: int,
         *,
+        segments: Segments | None = None,
         precision: str = "auto",
         chunk: int = CHUNK,
     ) -> LimeModels:
@@ -79,16 +81,17 @@ class LimeModels:
         theta = [torch.zeros(0, settings.patches + 1, len(columns))]
         with evaluating(source), closing(loader.epoch(0)) as batches:
             for batch in batches:
-                vectors = draw_vectors((seed, 0, Purpose.FIT), batch.index, settings.num_fit, settings.patches)
+                labels = segments(batch.index, batch.images) if segments else None
+                view = settings.view(batch.images, source.preprocess, labels)
+                vectors = settings.draw((seed, 0, Purpose.FIT), batch.index, settings.num_fit, view)
                 with autocast(precision, batch.images.device):
-                    images = source.preprocess(batch.images)
-                    fitted = fit_linear_models(source.net, images, vectors, settings, columns=columns, chunk=chunk)
+                    fitted = fit_linear_models(source.net, view, vectors, settings, columns=columns, chunk=chunk)
                 index.append(batch.index.cpu())
                 theta.append(fitted.float().cpu())
         device = next(source.parameters()).device
         return cls(*(tensor.to(device) for tensor in gather_by_index(torch.cat(index), torch.cat(theta))))
 
-    def __call__(self, index: Tensor, images: Tensor | None = None) -> Tensor:
+    def __call__(self, index: Tensor, view: View | None = None) -> Tensor:
         """Coefficients [B, Np + 1, O] of the samples at positions `index` [B], whatever their images.
 
         A sample that was not fitted gets NaN: the check that stops a diverging training then names it.
@@ -108,10 +111,10 @@ class RefittedLimeModels:
     settings: Neighbourhood
     seed: int
 
-    def __call__(self, index: Tensor, images: Tensor) -> Tensor:
-        """Coefficients float32 [B, Np + 1, O] around normalised images [B, 3, H, W] at positions `index` [B]."""
-        vectors = draw_vectors((self.seed, 0, Purpose.FIT), index, self.settings.num_fit, self.settings.patches)
-        return fit_linear_models(self.net, images, vectors, self.settings, columns=self.columns).float()
+    def __call__(self, index: Tensor, view: View) -> Tensor:
+        """Coefficients float32 [B, Np + 1, O] around the images of a view at positions `index` [B]."""
+        vectors = self.settings.draw((self.seed, 0, Purpose.FIT), index, self.settings.num_fit, view)
+        return fit_linear_models(self.net, view, vectors, self.settings, columns=self.columns).float()
 
 
 def localization_loss(outputs: Tensor, goals: Tensor, weights: Tensor) -> Tensor:
