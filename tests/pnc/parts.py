@@ -72,6 +72,6 @@ def open_parts(folder, weights, *overrides):
     with ExitStack() as stack:
         pairs = open_clone_data(settings, run, stack)
         target = build_target(settings, run, pairs[0].target)
-        sources = build_source_networks(settings, settings.read_method(), run, pairs)
+        sources = build_source_networks(settings, settings.read_method(), run, pairs, target)
         evaluator = CloneEvaluator.from_settings(settings, run, target)
         yield Parts(pairs, target, sources, CloneTrainer.from_settings(settings, run), evaluator)

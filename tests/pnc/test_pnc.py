@@ -187,6 +187,12 @@ def test_too_few_images_of_a_class_are_told_with_what_mends_it(tmp_path, weights
         launched(tmp_path, weights, "source_data.fraction=0.05", "dataset.fraction=0.05")
 
 
+def test_a_network_is_no_source_for_itself(tmp_path, weights):
+    same = ["target.name=low", "dataset=digits_low", "source_data.class_subset=[0,1,5,6,7]", "clone=['5']"]
+    with pytest.raises(ConfigError, match="source cnn is the target itself, weight for weight; give another"):
+        launched(tmp_path, weights, *same)
+
+
 def test_a_batch_takes_no_more_images_than_there_are(tmp_path, weights):
     with open_parts(tmp_path, weights, "select_fraction=0.9") as parts:
         sizes = [len(indices) for _, indices in parts.data.parts()]

@@ -177,7 +177,7 @@ class ComposeSettings(CloningSettings):
     """How rows call it."""
     zoo: str = "weights"
     """Folder of checkpoints; the card of each names its classes, or the data set it was trained on."""
-    networks: Annotated[list[str], Field(min_length=1, examples=[["cnn-digits_low-s1000"]])] | None = None
+    networks: Annotated[list[str], Field(min_length=1)] | None = Field(None, examples=[["cnn-digits_low-s1000"]])
     """Names of the networks of the folder that may give classes; null: all."""
     max_parameters: Count | None = None
     """Most weights that all clones may add; null: any number."""

@@ -11,6 +11,7 @@ from recombine import models as zoo
 from recombine.core.errors import ConfigError
 from recombine.data import Data
 from recombine.models import Model
+from recombine.models.freeze import digest
 from recombine.pnc.clone.batchnorm import find_batchnorms, recalibrate
 from recombine.pnc.data import CloneData
 from recombine.pnc.method_settings import CloningSettings, PncMethodSettings
@@ -27,14 +28,18 @@ def build_target(settings: PncSettings, run: Run, data: Data) -> Model:
 
 
 def build_source_networks(
-    settings: PncSettings, method: PncMethodSettings, run: Run, pairs: Sequence[CloneData]
+    settings: PncSettings, method: PncMethodSettings, run: Run, pairs: Sequence[CloneData], target: Model
 ) -> list[Model]:
-    """The network of each source, frozen; ConfigError if its classes are not those of its data."""
+    """The network of each source, frozen; ConfigError if its classes are not those of its data, or it is the target."""
     sources = list_sources(settings.model_dump(exclude_unset=True))
     networks = [
         _build(source.model, pair.source, "source", settings.weights_root, run)
         for source, pair in zip(sources, pairs, strict=True)
     ]
+    if same := [network.name for network in networks if digest(network) == digest(target)]:
+        raise ConfigError(
+            f"source {same[0]} is the target itself, weight for weight; give another network as source or as target"
+        )
     if isinstance(method, CloningSettings) and method.source_weights == "random":
         size = settings.eval_batch_size
         return [reinitialise(net, pair, run.seed, size) for net, pair in zip(networks, pairs, strict=True)]

@@ -134,7 +134,7 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         pairs = open_clone_data(settings, run, stack)
         key = cell(cfg) | describe_classes(pairs)
         target = build_target(settings, run, pairs[0].target)
-        sources = build_source_networks(settings, method, run, pairs) if method.needs_sources else []
+        sources = build_source_networks(settings, method, run, pairs, target) if method.needs_sources else []
         evaluator = CloneEvaluator.from_settings(settings, run, target)
         folders = [f"source{number}/" if len(pairs) > 1 else "" for number in range(1, len(pairs) + 1)]
         tasks = [
