@@ -49,8 +49,10 @@ def measure() -> Iterator[Row]:
         ("memo and shared layers: multiply-adds", alone, (plain.computed, plain.one_by_one)),
     ):
         first, second = numbers
-        yield Row({"case": f"{case}, {what}", "unit": unit}, {"speed": second / first, "ours": first, "plain": second})
-    found = {"speed": ours.volume / plain.volume, "ours": ours.volume, "plain": plain.volume}
+        yield Row(
+            {"case": f"{case}, {what}", "unit": unit}, {"speedup": second / first, "ours": first, "baseline": second}
+        )
+    found = {"speedup": ours.volume / plain.volume, "ours": ours.volume, "baseline": plain.volume}
     yield Row({"case": f"{case}, races: hypervolume found", "unit": "part of the whole"}, found)
 
 

@@ -16,7 +16,7 @@ __all__ = ["clock", "compare", "now", "the_device"]
 def compare(case: str, ours: Callable[[], float], baseline: Callable[[], float], unit: str, rounds: int = 7) -> Row:
     """Time `ours` and `baseline`, which return seconds, in turns after one warm-up each.
 
-    The row has the medians in ms and `speed`, the median of baseline / ours over neighbours: they share the machine's
+    The row has the medians in ms and `speedup`, the median of baseline / ours over neighbours: they share the machine's
     momentary load, so their ratio is steadier than that of the medians. 2 means a speedup of 2 over the baseline.
     """
     ours(), baseline()
@@ -28,9 +28,9 @@ def compare(case: str, ours: Callable[[], float], baseline: Callable[[], float],
     return Row(
         cell={"case": case, "unit": unit},
         metrics={
-            "speed": statistics.median(two / one for one, two in pairs),
+            "speedup": statistics.median(two / one for one, two in pairs),
             "ours": 1e3 * statistics.median(one for one, _ in pairs),
-            "plain": 1e3 * statistics.median(two for _, two in pairs),
+            "baseline": 1e3 * statistics.median(two for _, two in pairs),
         },
     )
 
