@@ -88,7 +88,7 @@ def _metrics(entry: str, specs: Mapping[str, TableSpec], first: str) -> dict[str
     found = [(metric.metric or name, metric) for spec in mine for name, metric in spec.metrics.items()]
     often = Counter(name for name, _ in found)
     ordered = {name: metric for name, metric in sorted(found, key=lambda item: -often[item[0]])}
-    return ({first: ordered.get(first, MetricColumn(first.replace("_", " ")))} if first else {}) | ordered
+    return ({first: ordered.get(first, MetricColumn(first.replace("_", " "), format=".4g"))} if first else {}) | ordered
 
 
 def _headline(metrics: Mapping[str, MetricColumn], rows: Sequence[Row]) -> str:
