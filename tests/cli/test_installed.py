@@ -69,7 +69,7 @@ def test_help_and_tools(installed):
 
 
 PACKAGE_OF = {"cv2": "opencv-python-headless", "PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
-OPTIONAL = {"ffcv", "numba", "open_clip", "recombine", "onnx", "onnxruntime", "optuna", "wandb_workspaces"}
+OPTIONAL = {"ffcv", "numba", "open_clip", "recombine", "onnx", "onnxruntime", "optuna", "submitit", "wandb_workspaces"}
 """Imported only where they are used, with a message or another way where they are not installed."""
 BROUGHT = {
     "markupsafe": "jinja2",
