@@ -54,20 +54,12 @@ def main(entry: str | Entry) -> None:
     the networks they need. The procedure, and with it torch, is imported when a run starts.
     """
     entry = ENTRIES[entry] if isinstance(entry, str) else entry
-    config_name = entry.config
     use_groups(entry.groups)
     register_help()
     register_places()
     typed = shlex.join(sys.argv[1:])
-    flags = set(sys.argv) & {"--dry-run", "--download"}
-    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:] if word not in flags]
-    # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
-    sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
-    arguments = get_args_parser().parse_args()
-    config_dir = _config_dir(arguments.config_path)
-    if arguments.config_path:
-        # Hydra reads a relative path from the module that defines the job, a user from where the command is typed.
-        sys.argv.append(f"--config-path={config_dir}")
+    flags, arguments, config_dir = _read_arguments()
+    name = arguments.config_name or entry.config
 
     def job(cfg: DictConfig) -> float | None:
         return _job(entry, cfg, typed, arguments)
@@ -79,10 +71,8 @@ def main(entry: str | Entry) -> None:
     os.environ[SWEEP], os.environ[PROGRAM] = secrets.token_hex(4), started_as(entry.name)
     try:
         _check_command(entry, config_dir, arguments)
-        name = arguments.config_name or config_name
-        if arguments.help and print_help(
-            entry.name, config_dir, name, _with_folders(arguments), resolve=arguments.resolve
-        ):
+        folders = _with_folders(arguments)
+        if arguments.help and print_help(entry.name, config_dir, name, folders, resolve=arguments.resolve):
             return None
         if "--dry-run" in flags and show_search(entry.name, config_dir, name, arguments.overrides):
             return None
@@ -90,20 +80,37 @@ def main(entry: str | Entry) -> None:
             jobs = list(plan(entry.name, config_dir, name, arguments.overrides, sweep=arguments.multirun))
             return download([job.cfg for job in jobs]) if "--download" in flags else show_plan(jobs)
         with writing(Path(), reading=True):
-            hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(job)()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            hydra.main(version_base="1.3", config_path=config_dir, config_name=entry.config)(job)()
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_explain(error))
+
+
+def _read_arguments() -> tuple[set[str], Namespace, str]:
+    """Flags of ours, what Hydra's parser makes of the others, and the folder of configs; sys.argv as Hydra wants it."""
+    flags = set(sys.argv) & {"--dry-run", "--download"}
+    sys.argv[1:] = [_at_home(word) for word in sys.argv[1:] if word not in flags]
+    # Overrides may stand before and after flags, as in `seed=0,1 -m logger=none`; argparse wants them in one piece.
+    sys.argv[1:] = sorted(sys.argv[1:], key=_is_override)
+    arguments = get_args_parser().parse_args()
+    config_dir = _config_dir(arguments.config_path)
+    if arguments.config_path:
+        # Hydra reads a relative path from the module that defines the job, a user from where the command is typed.
+        sys.argv.append(f"--config-path={config_dir}")
+    return flags, arguments, config_dir
+
+
+def _explain(error: BaseException) -> int:
+    """Say what ended a command outside of its jobs; the exit code. Raises what nobody can mend but us again."""
+    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
         if first_rank():
             show_problems(getattr(error, "problems", [str(error)]))
-        sys.exit(ConfigError.exit_code)
-    except WriteError as error:  # by Hydra's own files
+        return ConfigError.exit_code
+    if isinstance(error, WriteError):  # of Hydra's own files
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(reader_is_gone())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        _end_multirun(error)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return reader_is_gone()
+    return 130 if isinstance(error, KeyboardInterrupt) else _end_multirun(error)
 
 
 def _config_dir(given: str | None) -> str:
@@ -244,7 +251,7 @@ def _notes(folder: str) -> Path:
     return Path(folder) / f"jobs-{os.environ.get(SWEEP, '')}.jsonl"
 
 
-def _end_multirun(error: Exception) -> None:
+def _end_multirun(error: BaseException) -> int:
     """Show the jobs of a multirun that its launcher broke off, and why; any other error is raised again."""
     told = launcher_error(error, JobReport.config.hydra.launcher) if JobReport.config else None
     if told is None or JobReport.config is None:
@@ -252,7 +259,7 @@ def _end_multirun(error: Exception) -> None:
     if _notes(JobReport.config.hydra.sweep.dir).is_file():
         _show_jobs(JobReport.config)
     print(told, file=sys.stderr)
-    sys.exit(told.exit_code)
+    return told.exit_code
 
 
 def _show_jobs(config: DictConfig) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,16 +108,11 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
         metrics |= retraining_gains(chosen, retrained)
         if net.task.pixels and saved:
-            best: nn.Module = offspring.export(net, genotypes[saved[0]], calibration=calibration)
-            if retrained[0]:
-                best = Branches(retrained[0].model, net.ensemble)
+            best = build_offspring(net, genotypes[saved[0]], retrained[0], calibration)
             save_predictions(best, loaders["test"], images.data.class_names, run)
         if run.main:
-            table = pd.DataFrame(front.columns).to_csv(index_label="network", float_format="%.6g")
-            write_atomically(run.dir / "front.csv", table)
             where = (run.dir / "offspring", calibration, images.data.card())
-            for file in save_offspring(net, genotypes[saved], chosen, retrained, *where):
-                run.note_file(file)
+            note_front(run, front.columns, save_offspring(net, genotypes[saved], chosen, retrained, *where))
     finally:
         images.close()
     series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
@@ -138,6 +133,23 @@ def make_supernetwork(
     net, metrics = join(parents, matching, run, channels_last=cfg.engine.channels_last, ensemble=cfg.ensemble)
     check_labels(net, images)
     return net, metrics | train_stitches(net, train, cfg, run)
+
+
+def build_offspring(
+    net: Supernetwork, genotype: np.ndarray, retrained: RetrainedOffspring | None, calibration: Sequence[Tensor]
+) -> nn.Module:
+    """A network of the front by itself, as it was trained further where it was."""
+    if retrained is not None:
+        return Branches(retrained.model, net.ensemble)
+    return offspring.export(net, genotype, calibration=calibration)
+
+
+def note_front(run: Run, front: Columns, files: Iterable[Path]) -> None:
+    """Leave the front as a table, and note the files of its networks."""
+    table = pd.DataFrame(front).to_csv(index_label="network", float_format="%.6g")
+    write_atomically(run.dir / "front.csv", table)
+    for file in files:
+        run.note_file(file)
 
 
 def offspring_first(front: Columns) -> list[int]:
