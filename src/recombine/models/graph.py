@@ -74,7 +74,8 @@ class Traced:
         if not self.blocks:
             raise ConfigError(
                 f"{name} has no block: there is neither a residual sum nor a growing concatenation of feature maps in "
-                f"it; choose a residual or densely connected network, such as a ResNet, ConvNeXt or DenseNet"
+                f"it; choose a residual or densely connected network, such as a ResNet, ConvNeXt or DenseNet, or a "
+                f"patch that needs no blocks: method=lora"
             )
         if count is not None and not 1 <= count <= len(self.blocks):
             found = ", ".join(block.name for block in self.blocks)
