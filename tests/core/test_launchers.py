@@ -103,8 +103,16 @@ def test_what_launchers_raise_is_one_message(module, text, code, told):
     assert found.exit_code == code and told in str(found) and "\n" not in str(found)
 
 
-def test_errors_that_are_no_launchers_are_left_alone():
-    assert launcher_error(ValueError("sbatch: error: "), {}) is None
+@pytest.mark.parametrize(
+    ("module", "name", "text"),
+    [
+        ("builtins", "Trouble", "sbatch: error: "),
+        ("submitit.core.utils", "FailedJobError", "Job (task=0) failed during processing with trace:\nAttributeError"),
+        ("ray.exceptions", "RayTaskError(ValueError)", "ray::run_job() failed"),
+    ],
+)
+def test_errors_that_say_more_themselves_are_left_alone(module, name, text):
+    assert launcher_error(type(name, (RuntimeError,), {"__module__": module})(text), {}) is None
 
 
 def test_without_slurm_its_launcher_is_refused(monkeypatch):

@@ -57,9 +57,11 @@ def leave_to_launcher(code: int, launcher: str) -> float:
 def launcher_error(error: BaseException, launcher: Any) -> RecombineError | None:
     """What a launcher raised, as one message: no cluster takes the job, or the process of one was killed.
 
-    None for other errors. `launcher`: its settings.
+    None for other errors, those of a job that raised included: their traceback says more. `launcher`: its settings.
     """
     if type(error).__module__.partition(".")[0] not in ("submitit", "joblib", "ray"):
+        return None
+    if "with trace:" in str(error) or type(error).__name__.startswith("RayTaskError"):
         return None
     line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
     if line.startswith("sbatch: "):
