@@ -110,7 +110,8 @@ def run_step(step: Step, log: Path, left: float) -> str:
             done = subprocess.run(step.words, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=left)
         except subprocess.TimeoutExpired:
             return "too long"
-    return "ok" if done.returncode in step.fine else "failed"
+    broken = done.returncode and "Traceback (most recent call last)" in log.read_text("utf-8", "replace")
+    return "failed" if broken or done.returncode not in step.fine else "ok"
 
 
 def run_entries(out: Path, fake: bool) -> int:
