@@ -72,7 +72,8 @@ def check_job(cfg):
     assert cell["method"] == cfg.method.name
     nodes = nodes[: 1 if cell["method"] == "compose" else None]  # its source_data are images, no network's data
     assert {DatasetSettings.of(node).fraction for node in nodes} == {cell["fraction"]}
-    known = [label for node in nodes for label in node["class_subset"]]
+    known = [label for node in nodes for label in node["class_subset"] or ()]
+    assert all(node["class_subset"] or node["label_map"] for node in nodes)  # or all that the network knows
     assert len(known) == len({*known}) and cfg.lime.num_fit > 2 * cfg.lime.grid**2
 
 
@@ -198,7 +199,7 @@ def test_two_steps(tmp_path, experiment, method):
     names = [source.name for source in list_sources(to_dict(whole))]
     for name in (whole.target.name, *names):
         network = "cnn" if experiment.startswith("table6") else name.partition("-")[0]  # one training for each source
-        node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text())
+        node = yaml.safe_load((sweeps.CONFIG / "model" / f"{network}.yaml").read_text()) | {"weights": None}
         own = name == whole.target.name
         known = [f"class {label}" for label in (range(5, 10) if own else range(5))]
         model = models.build({**node, "size": side}, classes=5, seed=int(not own))
@@ -206,6 +207,8 @@ def test_two_steps(tmp_path, experiment, method):
             list(model.parameters())[-1].data -= 100
         models.save(model, tmp_path / f"{name}.safetensors", {"class_names": known})
     data = fake_data(names, side, several=bool(whole.sources))
+    if whole.source_data.label_map:  # five classes of noise in place of ImageNet's
+        data += ["source_data.label_map=null", "source.classes=5", f"source.size={side}"]
     swept = {
         key: values[0]
         for key, values in sweeps.choices("pnc", experiment).items()
