@@ -15,21 +15,47 @@ def both(better, worse, same=50):
     return first, np.array([False] * better + [True] * worse + [True] * same)
 
 
-@pytest.mark.parametrize(("better", "worse"), [(9, 2), (2, 9), (12, 12), (1, 0), (30, 11)])
-def test_p_is_mcnemars_and_agrees_with_the_interval(better, worse):
+@pytest.mark.parametrize(("better", "worse"), [(9, 2), (2, 9), (12, 12), (1, 0), (0, 0), (30, 11)])
+def test_p_is_mcnemars(better, worse):
     found = compare_paired(*both(better, worse))
     differ, images = better + worse, better + worse + 50
     tail = sum(comb(differ, k) for k in range(min(better, worse) + 1)) / 2**differ
     assert found.p == pytest.approx(min(1, 2 * tail))
     assert found.difference == pytest.approx(100 * (better - worse) / images)
     assert found.discordant == pytest.approx(100 * differ / images)
-    assert found.low <= found.difference <= found.high
-    assert (found.low > 0 or found.high < 0) == (found.p < 0.05)
+    assert found.metrics("gain").keys() == {"gain", "gain_low", "gain_high", "gain_p"}
 
 
-def test_equal_networks_do_not_differ():
-    assert compare_paired(*both(0, 0)) == (0, 0, 0, 1, 0)
-    assert compare_paired(*both(4, 1)).metrics("gain").keys() == {"gain", "gain_low", "gain_high", "gain_p"}
+def test_the_interval_by_hand():
+    """9 and 2 of 61 images: 7/63 = 0.1111 +- 1.96 sqrt((13/63 - (7/63)^2) / 63) = 0.1088."""
+    found = compare_paired(*both(9, 2))
+    assert (found.low, found.high) == pytest.approx((0.23, 21.99), abs=0.01)
+    assert compare_paired(*both(2, 9))[1:3] == pytest.approx((-found.high, -found.low))
+
+
+def test_on_many_images_it_is_students_interval_of_the_differences():
+    first, second = both(400, 250, 9350)
+    expected = ttest_1samp(first.astype(int) - second, 0).confidence_interval(0.95)
+    found = compare_paired(first, second)
+    assert (found.low, found.high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=0.01)
+
+
+def test_three_images_on_which_nothing_differs_show_nothing():
+    found = compare_paired(*both(0, 0, 3))
+    assert found.low < -50 and found.high > 50 and found.p == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "differ", "first"), [(20, 0.2, 0.7), (100, 0.05, 0.9), (1000, 0.2, 1.0), (1000, 0.05, 0.5)]
+)
+def test_the_interval_holds_the_truth_over_images(images, differ, first):
+    random, truth, held = np.random.default_rng(0), 100 * differ * (2 * first - 1), 0
+    for _ in range(600):
+        differing = random.binomial(images, differ)
+        better = random.binomial(differing, first)
+        found = compare_paired(*both(better, differing - better, images - differing))
+        held += found.low <= truth <= found.high
+    assert held / 600 >= 0.93
 
 
 def test_over_networks_alone_it_is_students_interval():

@@ -196,7 +196,7 @@ def test_impossible_loaders_say_why(opened, photos):
     data = opened(class_subset=[1, 2])
     with pytest.raises(ConfigError, match="has no split val: it has train, test"):
         data.loader("val", 8, train=False)
-    with pytest.raises(ConfigError, match="less than one batch: batch_size="):
+    with pytest.raises(ConfigError, match="fewer than a batch of 5000; batch_size="):
         data.loader("train", 5000, train=True)
     with pytest.raises(ConfigError, match="not in use"):
         data.loader("train", 8, train=True, indices=np.arange(20))

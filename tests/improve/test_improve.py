@@ -124,8 +124,9 @@ def test_what_would_not_end_in_time_is_not_begun():
 def test_the_original_is_kept_where_nothing_is_better_for_sure():
     original = outcome("original", "original", 90)
     assert choose_over(original, [outcome("a", "patch", 95), outcome("b", "patch", None)]) is original  # p = 1 / 16
-    better = outcome("c", "transfer", 96)  # six of six images: p = 1 / 32
+    better = outcome("c", "transfer", 97)  # seven of seven images: p = 1 / 64
     assert choose_over(original, [outcome("a", "patch", 95), better]) is better
+    assert choose_over(original, [outcome(f"{k}", "patch", 95) for k in range(9)] + [better]) is original  # one of ten
     assert choose_over(original, []) is original
     assert best_of([original, outcome("a", "transfer", 90), outcome("b", "patch", 89)]) is original
 
@@ -199,9 +200,10 @@ def test_the_bundle_says_the_same_as_the_network(images, tmp_path):
     assert all(form.agreement == 100 for form in forms.values())
     result = Result([chosen], chosen, None, {"the original": chosen.correct, "the chosen network": chosen.correct})
     write_report(
-        tmp_path / "out" / "report.md", {"network": "n", "images": "i", "command": "c", "work": "w"}, result, forms
+        tmp_path / "out" / "report.md", {"network": "n", "images": "i", "command": "c", "work": "my w"}, result, forms
     )
-    assert "the original network is kept" in (tmp_path / "out" / "report.md").read_text()
+    assert "the 2 validation images: the original is kept" in (tmp_path / "out" / "report.md").read_text()
+    assert "cd 'my w'" in (tmp_path / "out" / "report.md").read_text()
     paths = sorted(images.rglob("*.png"))[:6]
     words = [sys.executable, str(tmp_path / "out" / "load.py"), *map(str, paths)]
     told = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -234,6 +236,7 @@ def test_rows_hold_what_was_tried_and_what_it_gained():
     assert test.metrics["gain_over_finetune_low"] == found.low > 0 and test.metrics["gain_over_original"] == 25
     assert [row.metrics.get("accuracy_val") for row in val] == [50, 60, None]
     assert [row.cell["epochs"] for row in val] == [3, 9, 3] and val[0].metrics["gain_over_finetune"] == 0
+    assert "gain_over_finetune_low" not in val[0].metrics and "gain_over_finetune_low" in val[1].metrics
 
 
 def test_names_of_networks(tmp_path):
@@ -256,7 +259,7 @@ def test_the_whole_command_on_a_folder(tmp_path, monkeypatch, capsys):
         node = {"name": "resnet8", "weights": None, "size": 32}
         models.save(models.build(node, classes=7, seed=seed), tmp_path / "zoo" / f"{name}.safetensors", {})
     words = ["--images", images, "--network", tmp_path / "zoo" / "start.safetensors", "--zoo", tmp_path / "zoo"]
-    words += ["--out", tmp_path / "out", "--budget", "10m", "--batch-size", "8"]
+    words += ["--out", tmp_path / "out", "--budget", "10m", "--batch-size", "500"]  # more than there are
     monkeypatch.setattr("sys.argv", ["improve", *map(str, words)])
     monkeypatch.setattr("recombine.improve.search.EPOCHS", (1, 2))
     improve.main()

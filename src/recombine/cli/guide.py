@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from recombine.attachments import load
 from recombine.core.results import write_rows
-from recombine.improve.bundle import Result, write_bundle, write_report
+from recombine.improve.bundle import BASELINE, CHOSEN, ORIGINAL, Result, write_bundle, write_report
 from recombine.improve.evaluation import Evaluation, Teacher
 from recombine.improve.folder import split_folder
 from recombine.improve.names import short_name, zoo_networks
@@ -47,7 +47,8 @@ def improve(options: argparse.Namespace, budget: float) -> None:
     augment, known = evaluation.choose_augment(start)
     told = "trained on random parts" if augment != "none" else "trained on whole images"
     console.print(f"  of the training images it knows, the original knows {known:.0f} % in random parts: {told}")
-    trials = list_trials(teachers, options.batch_size, choose_patch(start), pixels, augment)
+    batch_size = min(options.batch_size, split.counts["train"])
+    trials = list_trials(teachers, batch_size, choose_patch(start), pixels, augment)
     left = budget - (time.monotonic() - started)
     tried = successive_halving(trials, left, run, lambda outcome, left: show(console, outcome, left))
     result = choose(original, tried, evaluation)
@@ -92,7 +93,7 @@ def choose(original: Outcome, tried: list[Outcome], evaluation: Evaluation) -> R
     """The best on the validation images, if it is that for sure; the test images are read here, once."""
     chosen = choose_over(original, tried)
     baseline = best_of(tried, ["finetune"])
-    compared = {"the original": original, "fine-tuning alone": baseline, "the chosen network": chosen}
+    compared = {ORIGINAL: original, BASELINE: baseline, CHOSEN: chosen}
     tested: dict[str, np.ndarray] = {}
     for name, outcome in compared.items():
         if outcome is not None and outcome.file is not None:

@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     add("--budget", default="30m", help="time for what is tried: 90s, 30m, 2h")
     add("--out", type=Path, help="where the result goes; default: improved/<network>-<folder>")
     add("--weights-root", default="weights", help="where checkpoints are found by name")
-    add("--batch-size", type=int, default=32, help="of all trainings")
+    add("--batch-size", type=int, default=32, help="of all trainings; all images where they are fewer")
     return parser.parse_args()
 
 

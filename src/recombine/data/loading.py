@@ -122,7 +122,8 @@ class BatchLoader:
             raise ConfigError(f"batch_size={self.batch_size} does not divide over {self.world} processes")
         if self.train and len(self.indices) < self.batch_size:
             have = f"{self.split.dataset} {self.split.name} has {len(self.indices)} samples"
-            raise ConfigError(f"{have}, less than one batch: batch_size={len(self.indices)}")
+            most = len(self.indices) // self.world * self.world
+            raise ConfigError(f"{have}, fewer than a batch of {self.batch_size}; batch_size={most} takes them all")
         self._live: weakref.WeakSet[Generator] = weakref.WeakSet()
 
     @property

@@ -31,10 +31,13 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tup
         split = StratifiedShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
         rest, part = next(split.split(np.zeros(len(labels)), labels))
     except ValueError as error:
-        counts = np.unique(labels, return_counts=True)[1]
+        present, counts = np.unique(labels, return_counts=True)
         least = math.ceil(1000 * len(counts) / len(labels)) / 1000
         reason = f"each of {len(counts)} classes needs a sample on either side; try {name}={least:g}"
-        told = reason if counts.min() > 1 and fraction < least <= 0.5 else error
+        told = reason if counts.min() > 1 and fraction < least <= 0.5 else str(error)
+        if counts.min() == 1:
+            single = ", ".join(str(label) for label in present[counts == 1][:10])
+            told = f"a class needs two samples at least, and there is one of label {single}; add images or leave it out"
         raise ConfigError(f"{name}={fraction} of {len(labels)} samples cannot be stratified: {told}") from error
     return np.sort(rest), np.sort(part)
 

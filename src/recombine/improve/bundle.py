@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,10 @@ from recombine.improve.evaluation import Evaluation, preprocess_of
 from recombine.improve.trials import Outcome, open_result
 from recombine.models.export import Equality, OneTask, export_network
 
-__all__ = ["Result", "write_bundle", "write_report"]
+__all__ = ["BASELINE", "CHOSEN", "ORIGINAL", "Result", "write_bundle", "write_report"]
 
 LOADER = Path(__file__).with_name("load_template.py")
-CHOSEN = "the chosen network"
+ORIGINAL, BASELINE, CHOSEN = "the original", "fine-tuning alone", "the chosen network"
 Forms = Mapping[str, Equality | str]
 """What each export compared, or why it is not there, by file name."""
 
@@ -68,7 +69,7 @@ def write_bundle(folder: Path, chosen: Outcome, evaluation: Evaluation) -> Forms
 def write_report(path: Path, about: Mapping[str, str], result: Result, forms: Forms) -> None:
     """One page in Markdown: the result first, then what was tried, how to use the result, and how to repeat it."""
     outcomes, chosen, baseline, tested = result
-    lines = [f"# {about['network']} on {about['images']}", "", _verdict(chosen, tested), ""]
+    lines = [f"# {about['network']} on {about['images']}", "", _verdict(result), ""]
     lines += _table(["", "test accuracy (%)", "95 % interval"], [_accuracy(*item) for item in tested.items()])
     lines += ["", f"Test images: {len(next(iter(tested.values())))}, read once, after everything was chosen.", ""]
     lines += [
@@ -82,16 +83,19 @@ def write_report(path: Path, about: Mapping[str, str], result: Result, forms: Fo
     lines += ["", "## How to use it", "", f"- {_what(chosen)}"]
     lines += ["- `labels.json`: the class names in the order of the outputs", *_forms(forms)]
     lines += ["- `python load.py image.jpg ...`: needs `model.pt2`, torch, NumPy and Pillow only", ""]
-    lines += ["## How to repeat it", "", "```bash", about["command"], f"cd {about['work']}"]
+    lines += ["## How to repeat it", "", "```bash", about["command"], f"cd {shlex.quote(about['work'])}"]
     lines += [outcome.command for outcome in outcomes if outcome.command] + ["```", ""]
     lines += [f"- {name}: {text}" for name, text in about.items() if name not in ("command", "work")]
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def _verdict(chosen: Outcome, tested: Mapping[str, np.ndarray]) -> str:
+def _verdict(result: Result) -> str:
+    chosen, tested = result.chosen, result.tested
     if chosen.method == "original":
-        return "**Nothing that was tried is better for sure on the validation images: the original network is kept.**"
-    against = {name: compare_paired(tested[CHOSEN], tested[name]) for name in tested if name != CHOSEN}
+        shown = "" if chosen.correct is None else f"{len(chosen.correct)} "
+        return f"**Nothing that was tried is better for sure on the {shown}validation images: the original is kept.**"
+    others = [name for name in tested if name != CHOSEN and not (name == BASELINE and chosen is result.baseline)]
+    against = {name: compare_paired(tested[CHOSEN], tested[name]) for name in others}
     parts = [
         f"{pair.difference:+.1f} points against {name} (95 % interval {pair.low:+.1f} to {pair.high:+.1f}, "
         f"p = {pair.p:.2g})"
@@ -107,7 +111,7 @@ def _accuracy(name: str, correct: np.ndarray) -> list[str]:
 
 def _tried(outcome: Outcome, baseline: Outcome | None, chosen: Outcome) -> list[str]:
     against = ""
-    if outcome.correct is not None and baseline is not None and baseline.correct is not None:
+    if outcome is not baseline and outcome.correct is not None and baseline and baseline.correct is not None:
         pair = compare_paired(outcome.correct, baseline.correct)
         against = f"{pair.difference:+.1f} ({pair.low:+.1f} to {pair.high:+.1f})"
     accuracy = f"{outcome.accuracy:.1f}" if outcome.correct is not None else ""

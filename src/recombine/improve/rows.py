@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from recombine.core.paired import compare_paired
 from recombine.core.types import Row
-from recombine.improve.bundle import CHOSEN, Result
+from recombine.improve.bundle import BASELINE, CHOSEN, ORIGINAL, Result
 from recombine.improve.trials import Outcome
 
 __all__ = ["result_rows"]
@@ -27,14 +29,20 @@ def result_rows(result: Result, network: str, dataset: str, about: Mapping[str, 
 
 
 def _tested(result: Result) -> dict[str, float]:
-    names = {"the original": "original", "fine-tuning alone": "finetune"}
+    compared = {ORIGINAL: ("original", result.outcomes[0]), BASELINE: ("finetune", result.baseline)}
     chosen = result.tested[CHOSEN]
     metrics = {"images": float(len(chosen)), "accuracy": 100 * float(chosen.mean())}
-    for said, name in names.items():
+    for said, (name, outcome) in compared.items():
         if said in result.tested:
             metrics[f"accuracy_{name}"] = 100 * float(result.tested[said].mean())
-            metrics |= compare_paired(chosen, result.tested[said]).metrics(f"gain_over_{name}")
+            same = outcome is result.chosen
+            metrics |= _gain(f"gain_over_{name}", chosen, result.tested[said], same)
     return metrics
+
+
+def _gain(name: str, first: np.ndarray, second: np.ndarray, same: bool) -> dict[str, float]:
+    """What the first gets right beyond the second, with its interval; 0 of one network over itself."""
+    return {name: 0.0} if same else compare_paired(first, second).metrics(name)
 
 
 def _trial(outcome: Outcome) -> dict[str, Any]:
@@ -42,9 +50,9 @@ def _trial(outcome: Outcome) -> dict[str, Any]:
 
 
 def _tried(outcome: Outcome, result: Result) -> dict[str, float]:
-    metrics = {"seconds": outcome.seconds}
+    metrics, baseline = {"seconds": outcome.seconds}, result.baseline
     if outcome.correct is not None:
         metrics["accuracy_val"] = outcome.accuracy
-        if result.baseline is not None and result.baseline.correct is not None:
-            metrics |= compare_paired(outcome.correct, result.baseline.correct).metrics("gain_over_finetune")
+        if baseline is not None and baseline.correct is not None:
+            metrics |= _gain("gain_over_finetune", outcome.correct, baseline.correct, outcome is baseline)
     return metrics

@@ -183,4 +183,4 @@ def open_result(file: Path, work: Path) -> tuple[nn.Module, str | None]:
 def _last_message(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("wandb", "Traceback", "File "))]
-    return json.dumps(told[-1])[1:-1] if told else "it failed without a word"
+    return json.dumps(told[-1].removeprefix("- "))[1:-1] if told else "it failed without a word"
