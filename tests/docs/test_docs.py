@@ -120,6 +120,27 @@ def test_method_pages_name_every_method():
                 assert re.search(rf"[`=]{re.escape(name)}`", text), f"{page}.md does not name {group}={name}"
 
 
+def test_method_pages_name_every_experiment_and_table():
+    pages = {"flips": "flips", "transfer": "transfer", "multi_teacher": "transfer", "patch": "patch"}
+    for entry, page in pages.items():
+        text = (ROOT / "docs" / "methods" / f"{page}.md").read_text()
+        for kind in ("experiment", "table"):
+            for file in (CONFIG_DIR / kind / entry).glob("*.yaml"):
+                name = f"{entry}/{file.stem}"
+                assert re.search(rf"[`=]{name}`", text), f"{page}.md does not name the {kind} {name}"
+
+
+def test_the_python_of_the_patch_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "methods" / "patch.md").read_text(), re.DOTALL)
+    names: dict = {}
+    for block in found:
+        exec(compile(block, "patch.md", "exec"), names)
+    merged, images = names["merged"], names["images"]
+    assert len(found) > 5 and merged(images).shape == names["lora"](images).shape == (8, 3)
+    assert names["network"].get_classifier().out_features == 10
+
+
 def test_links_of_files_beside_the_site_lead_somewhere():
     for page in PAGES[:2]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models.graph import Traced
-from recombine.patch.patched import Edit, Patch, TaskNetwork, calls
-from recombine.patch.settings import NormAdaptationSettings, ResidualAdaptersSettings
+from recombine.patch.method_settings import NormAdaptationSettings, ResidualAdaptersSettings
+from recombine.patch.patched import Edit, Patch, TaskNetwork, called_once, calls, map_outputs
 
 __all__ = ["NormAdaptation", "ResidualAdapters", "dua_momenta"]
 
@@ -41,6 +41,11 @@ class _WithNorms(Patch):
             place = edit.at(node)
             edit.replace(node, edit.call(f"norms.{number}", place.args[0], after=place))
 
+    def fold(self, net: nn.Module) -> None:
+        """Put the task's norms in the place of the network's."""
+        for path, norm in zip(called_once(self._norm_calls), self.norms, strict=True):
+            net.set_submodule(path, copy.deepcopy(norm).eval())
+
 
 class ResidualAdapters(_WithNorms):
     """Residual adapters at every 3x3 convolution (Rebuffi et al. 2017, 2018) with task-specific BatchNorm.
@@ -65,6 +70,18 @@ class ResidualAdapters(_WithNorms):
             added = edit.call(f"adapters.{number}", source, after=place)
             edit.add(node, added)
         super().insert(edit)
+
+    def fold(self, net: nn.Module) -> None:
+        """parallel: A at the centre of the convolution. series: (I + A BN') after it, in its weights and bias."""
+        for path, adapter in zip(called_once(self._convolutions), self.adapters, strict=True):
+            conv: Any = net.get_submodule(path)
+            if conv.groups > 1:
+                raise ConfigError(f"{path} is a grouped convolution, into which its adapter cannot be merged")
+            if isinstance(adapter, nn.Conv2d):
+                conv.weight[:, :, 1, 1] += adapter.weight[:, :, 0, 0]
+            else:
+                _fold_series(conv, *adapter)  # type: ignore[misc]
+        super().fold(net)
 
 
 class NormAdaptation(_WithNorms):
@@ -107,6 +124,14 @@ class NormAdaptation(_WithNorms):
                 norm.momentum = momentum  # type: ignore[assignment]
             patched(_views(image, generator))
         self.norms.eval()
+
+
+def _fold_series(conv: nn.Conv2d, norm: nn.BatchNorm2d, adapter: nn.Conv2d) -> None:
+    """v + A (g v + h) = (I + A g) v + A h, with the scale g and shift h of BatchNorm in evaluation."""
+    matrix = adapter.weight[:, :, 0, 0].double()
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # type: ignore[union-attr]
+    shift = norm.bias.double() - norm.running_mean.double() * scale  # type: ignore[union-attr]
+    map_outputs(conv, torch.eye(len(matrix)).to(matrix) + matrix * scale, matrix @ shift)
 
 
 def dua_momenta(count: int) -> list[float]:

@@ -17,8 +17,8 @@ from recombine.core.distributed import own_rows, shared, world
 from recombine.core.errors import ConfigError
 from recombine.models.blocks import Block
 from recombine.models.graph import Traced
+from recombine.patch.method_settings import DeltaSettings
 from recombine.patch.patched import Edit, Patch
-from recombine.patch.settings import DeltaSettings
 
 __all__ = ["Delta", "DeltaModule", "edges", "modules_within"]
 

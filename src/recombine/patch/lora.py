@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
 from recombine.models.graph import Traced
-from recombine.patch.patched import Edit, Patch, calls
-from recombine.patch.settings import LoRASettings, ScaleShiftSettings
+from recombine.patch.method_settings import LoRASettings, ScaleShiftSettings
+from recombine.patch.patched import Edit, Patch, called_once, calls, map_outputs
 
 __all__ = ["LoRA", "ScaleShift"]
 
@@ -46,6 +46,14 @@ class LoRA(Patch):
                 added = edit.function(torch.mul, added, self.scale, after=added)
             edit.add(node, added)
 
+    def fold(self, net: nn.Module) -> None:
+        """Add s B A to the weights."""
+        pairs: Any = self.pairs
+        for path, (down, up) in zip(called_once(self._layers), pairs, strict=True):
+            layer: Any = net.get_submodule(path)
+            product = up.weight.flatten(1).double() @ down.weight.flatten(1).double()
+            layer.weight += (self.scale * product).view_as(layer.weight).to(layer.weight)
+
 
 class ScaleShift(Patch):
     """SSF (Lian et al. 2022): gamma x + beta for each channel x that a convolution or linear layer gives.
@@ -67,6 +75,13 @@ class ScaleShift(Patch):
         for number, (node, _) in enumerate(self._layers):
             value = edit.at(node)
             edit.replace(node, edit.call(f"scales.{number}", value, after=value))
+
+    def fold(self, net: nn.Module) -> None:
+        """Multiply the weights by gamma, and add beta to the bias."""
+        scales: Any = self.scales
+        for path, scale in zip(called_once(self._layers), scales, strict=True):
+            gamma, beta = (value.flatten().double() for value in (scale.gamma, scale.beta))
+            map_outputs(net.get_submodule(path), gamma.diag(), beta)
 
 
 class ChannelScale(nn.Module):

@@ -16,7 +16,7 @@ from recombine.models.freeze import freeze, thaw
 from recombine.models.graph import Traced, frontier, segment
 from recombine.models.model import Model, pooled, unwrap
 
-__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork", "calls"]
+__all__ = ["Edit", "HeadOnly", "Patch", "TaskNetwork", "called_once", "calls", "map_outputs"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -78,6 +78,13 @@ class Patch(nn.Module):
     def insert(self, edit: Edit) -> None:
         """Put this patch's calls (the classifier left out) into the copied graph."""
 
+    def fold(self, net: nn.Module) -> None:
+        """Change the weights of `net`, a copy of the base, so that it computes what this patch adds; see `merge`."""
+        raise ConfigError(
+            f"{type(self).__name__} is more than weights of the network, and cannot be merged into them; export both "
+            f"as one file: recombine export --patch"
+        )
+
     def summary(self) -> str:
         """What of the network is patched, in a line for people."""
         return f"{type(self).__name__}: {self.parameters_without_head():,} parameters beside the classifier"
@@ -100,6 +107,9 @@ class Patch(nn.Module):
 
 class HeadOnly(Patch):
     """The network as it is with a new classifier: the row `+ FC` of Table 8."""
+
+    def fold(self, net: nn.Module) -> None:
+        """Nothing: the classifier alone is new."""
 
 
 class TaskNetwork(nn.Module):
@@ -156,6 +166,8 @@ class TaskNetwork(nn.Module):
             head = next(node for node in graph.nodes if node.target == "patch.head")
             result = [result, head.args[0]]
         border = frontier(graph, live)
+        self.border = tuple(node.name for node in border)
+        """Names of the values that `prefix` gives."""
         self._sizes = [node.name for node in border if "shape" not in node.meta]
         self._shapes = [tuple(node.meta["shape"][1:]) for node in border if "shape" in node.meta]
         # in a tuple: the segments use the same modules of `base` and `patch`, which must be registered only once
@@ -197,23 +209,44 @@ class TaskNetwork(nn.Module):
 
         Of a patch without a classifier: what the base gives, with its additions.
         """
-        result = self._run(images)
+        return self.finish(self.start(images))
+
+    def start(self, images: Tensor) -> Sequence[Any]:
+        """The values before the first patched places, for `finish`; of images, or of what `prefix` gave for them."""
+        if images.ndim == 2:
+            parts = images.split([torch.Size(shape).numel() for shape in self._shapes], 1)
+            return [part.unflatten(1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self._segments[0](self.preprocess(images))
+
+    def finish(self, values: Sequence[Any]) -> Any:
+        """What `forward` gives, from the values of `start`."""
+        result = self._segments[1](*values)
         return result[0].float() if self.patch.head is not None else result
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What enters the patch's classifier, float32 [B, D], averaged over positions; and the logits."""
-        logits, features = self._run(images)
         assert self.patch.head is not None, "features are what enters the patch's classifier"
+        logits, features = self._segments[1](*self.start(images))
         return pooled(features, self.patch.head), logits.float()
 
-    def _run(self, images: Tensor) -> Any:
-        if images.ndim == 2:
-            parts = images.split([torch.Size(shape).numel() for shape in self._shapes], 1)
-            values: Sequence[Tensor] = [part.unflatten(1, s) for part, s in zip(parts, self._shapes, strict=True)]
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-                values = self._segments[0](self.preprocess(images))
-        return self._segments[1](*values)
+
+def map_outputs(layer: Any, matrix: Tensor, shift: Tensor) -> None:
+    """Let a convolution or linear layer, in place, give `matrix` times what it gave, plus `shift`; float64."""
+    if layer.bias is not None:
+        shift = shift + matrix @ layer.bias.double()
+    layer.weight.copy_(torch.tensordot(matrix, layer.weight.double(), 1))
+    layer.bias = nn.Parameter(shift.to(layer.weight))
+
+
+def called_once(found: Sequence[tuple[Node, M]]) -> list[str]:
+    """Paths of the modules of these calls; ConfigError if one is called twice, and so has two additions."""
+    paths = [str(node.target) for node, _ in found]
+    if twice := {path for path in paths if paths.count(path) > 1}:
+        raise ConfigError(
+            f"the network calls {', '.join(sorted(twice))} more than once: its additions cannot be merged"
+        )
+    return paths
 
 
 def calls(traced: Traced, kind: type[M]) -> list[tuple[Node, M]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,11 @@ from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
 from recombine.models.freeze import ModuleState, digest, freeze, thaw
+from recombine.models.model import Model, unwrap
 from recombine.patch.dense.serialization import put_on_dense
+from recombine.patch.merging import merge
 from recombine.patch.names import name_problem
+from recombine.patch.patched import TaskNetwork
 from recombine.patch.serialization import DENSE_HEADS, Base, dtype_of, put_on, read
 
 __all__ = ["PatchedNetwork", "attach"]
@@ -39,11 +45,60 @@ class PatchedNetwork(nn.Module):
             self.base.eval()
         return self
 
-    def forward(self, images: Tensor, task: str | None = None) -> Tensor:
-        """Logits of `task`, by the name of its patch; None is the base, through its unchanged code."""
+    def forward(self, images: Tensor, task: str | Sequence[str | None] | None = None) -> Any:
+        """Logits of `task`, by the name of its patch; None is the base, through its unchanged code.
+
+        A list gives each image its own task, and a list of logits [classes], as tasks differ in their classes.
+        """
         if task is None:
             return self.base(images)
-        return self.task(task)(images)
+        return self.task(task)(images) if isinstance(task, str) else self._each(images, task)
+
+    def _each(self, images: Tensor, tasks: Sequence[str | None]) -> builtins.list[Tensor]:
+        if len(tasks) != len(images):
+            raise ConfigError(f"{len(tasks)} tasks were given for {len(images)} images; one for each is needed")
+        logits: dict[int, Tensor] = {}
+        for task in dict.fromkeys(tasks):
+            places = [place for place, each in enumerate(tasks) if each == task]
+            logits |= dict(zip(places, self(images[places], task), strict=True))
+        return [logits[place] for place in range(len(images))]
+
+    def predict_all(self, images: Tensor) -> dict[str | None, Tensor]:
+        """Logits of the base (None) and of every task; what patches share before their first place is computed once."""
+        found: dict[str | None, Tensor] = {None: self.base(images)}
+        shared: dict[tuple, Any] = {}
+        for name in self._cards:
+            network = self.task(name)
+            if isinstance(network, TaskNetwork):
+                place = (network.patch.traced, network.border)
+                shared[place] = shared[place] if place in shared else network.start(images)
+                found[name] = network.finish(shared[place])
+            else:  # with heads of its own
+                found[name] = network(images)
+        return found
+
+    def merge(self, name: str) -> nn.Module:
+        """A network of its own with this patch in its weights; the base stays. See `patch.merge` for what can be.
+
+        Of a `Model` it is one, of the patch's classes.
+        """
+        patched, base = self.task(name), unwrap(self.base)
+        if not isinstance(patched, TaskNetwork):
+            raise ConfigError(f"{name} has heads of its own beside the patch, and cannot be merged: recombine export")
+        net = merge(patched)
+        if not isinstance(base, Model):
+            return net
+        card = self._cards[name]
+        return Model(
+            net,
+            copy.deepcopy(base.preprocess),
+            name=f"{base.name}-{name}",
+            classes=card["classes"],
+            architecture=base.architecture,
+            options=base.options,
+            tag=name,
+            class_names=card["class_names"],
+        ).eval()
 
     def task(self, name: str) -> Any:
         """The network of one task, by the name of its patch; ConfigError if there is none."""
