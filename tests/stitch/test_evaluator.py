@@ -17,6 +17,7 @@ from recombine.run.signals import StopSignals
 from recombine.run.tracking import Tracker
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.layers import set_affine
+from recombine.stitch.measuring import predict_networks
 from recombine.stitch.offspring import export
 from recombine.stitch.pareto import front
 from recombine.stitch.racing import NetworkScores, Rivals
@@ -71,6 +72,16 @@ def test_scores_are_those_of_each_network_alone(net, many, run):
         assert found.objectives[k].tolist() == pytest.approx([-right, net.cost(genotype)])
         assert scores(evaluator, genotype).loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
         assert (found.active[k] == net.active(genotype)).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_searched_is_what_is_reported(net, many, run, precision):
+    options = {"precision": precision, "calibration": [many[:8], many[8:16]], "eval_batch_networks": 3}
+    evaluator, genotypes = make_evaluator(net, many, run, **options), random_genotypes(net, 4)
+    evaluator(genotypes)
+    reported = predict_networks(net, genotypes, Labelled(many, 8), **options)
+    losses = [float(F.cross_entropy(one.logits, one.labels)) for one in reported]
+    assert [scores(evaluator, genotype).loss for genotype in genotypes] == pytest.approx(losses, rel=1e-5)
 
 
 def test_loss_may_be_the_objective(net, many, run):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recombine.core.types import Loader
-from recombine.engine.evaluate import evaluating, run_over
+from recombine.engine.evaluate import autocast, evaluating, run_over
 from recombine.run.config import DictConfig
 from recombine.stitch.comparison import MeasuredNetworks
 from recombine.stitch.metrics import NetworkAnswers, network_metrics
@@ -40,7 +40,8 @@ def predict_networks(
     """The answers of the network of each genotype [n, L], `eval_batch_networks` of them in one pass."""
     for start in range(0, len(genotypes), eval_batch_networks):
         group = genotypes[start : start + eval_batch_networks]
-        yield from _answers(_NetworkBatch(net, group, calibration), len(group), loader, net.task, precision)
+        batch = _NetworkBatch(net, group, calibration, precision)
+        yield from _answers(batch, len(group), loader, net.task, precision)
 
 
 def _answers(net: nn.Module, networks: int, loader: Loader, task: Task, precision: str) -> Iterator[NetworkAnswers]:
@@ -62,11 +63,12 @@ def _answers(net: nn.Module, networks: int, loader: Loader, task: Task, precisio
 class _NetworkBatch(nn.Module):
     """Logits [B, G C, ...] of several genotypes."""
 
-    def __init__(self, net: Supernetwork, genotypes: np.ndarray, calibration: Sequence[Tensor]) -> None:
+    def __init__(self, net: Supernetwork, genotypes: np.ndarray, calibration: Sequence[Tensor], precision: str) -> None:
         super().__init__()
-        self.net, self.plan = net, net.plan(genotypes)
-        with evaluating(net):
-            self.instead = recalibrate(net, self.plan, calibration).layers if calibration else {}
+        self.net, self.plan, self.instead = net, net.plan(genotypes), {}
+        if calibration:
+            with evaluating(net), autocast(precision, calibration[0].device):
+                self.instead = recalibrate(net, self.plan, calibration).layers
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat(self.net.logits(self.plan, images, self.instead), 1)
