@@ -89,6 +89,10 @@ def test_imagenette_takes_imagenet_labels(opened, data_root):
             {"fraction": 0.001},
             "each of 10 classes needs a sample on either side; try dataset.fraction=0.007",
         ),
+        (
+            {"fraction": 0.999},
+            "each of 10 classes needs a sample on either side; try dataset.fraction=0.993",
+        ),
     ],
 )
 def test_impossible_subsets_say_why(opened, options, message):

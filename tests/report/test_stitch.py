@@ -237,5 +237,9 @@ def test_errors_are_those_of_the_network_that_receives():
 def test_what_differs_between_rows_is_told():
     rows = [row(RUNS["random", 0]), row(RUNS["random", 0], method="stitch_lstsq")]
     assert list(stitch.facets(rows)) == ["one × two, method stitch", "one × two, method stitch_lstsq"]
+    known = {"stitch_errors": [0.1, 0.2, 0.3, 0.0], "pair_nodes": ["x | y", "z | w"]}
+    kinds = [("op", 100), ("block", 100), ("op", 50)]
+    rows = [row(RUNS["random", 0], series=known, granularity=kind, budget=budget) for kind, budget in kinds]
+    assert len(stitch.stitch_errors(rows).axes) == 2, "errors depend on what is joined and not on the search"
     colours = stitch.searches_in([*rows, row(RUNS["random", 0], "my_own"), row(RUNS["random", 0], "random")])
     assert list(colours) == ["nsga2", "random", "my_own"] and len(set(colours.values())) == 3

@@ -21,9 +21,10 @@ from recombine.cli import predict
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
 from recombine.run.launch import check, launch
-from recombine.stitch import recipe
+from recombine.stitch import offspring, recipe
 from recombine.stitch.images import open_images
 from recombine.stitch.loading import load_parents
+from recombine.stitch.search.space import references
 from tests import composing
 from tests.leaks import of_test, spoil
 
@@ -139,6 +140,21 @@ def test_a_sweep_measures_each_single_stitch(tmp_path, weights):
     assert row.series["single_stitch_accuracy"] == [known[network] for family in families for network in family]
     assert (folder / "plots" / "single_stitches.png").is_file()
     assert row.cell["population"] == "none"
+
+
+def test_a_sweep_is_whole_or_refused(tmp_path, weights):
+    sweep = ["search=single_stitch_sweep", "matching.max_matches=4"]
+    with pytest.raises(ConfigError, match=r"budget=18: with 4 pairs, .* 19 networks; set budget=19"):
+        launched(tmp_path, weights, *sweep, "budget=18")
+    (problem,) = check(recipe, composed(tmp_path, weights, *sweep, "max_cost=1000"))
+    assert "set max_cost=null" in problem
+
+
+def test_settings_that_an_offspring_would_not_take_are_refused(tmp_path, weights, net):
+    file = offspring.save(net, references(len(net.genotype))[2], tmp_path / "parent.safetensors")
+    assert not check(recipe, composed(tmp_path, weights, f"a.name={file}"))
+    (problem,) = check(recipe, composed(tmp_path, weights, f"a.name={file}", "a.size=32", "a.crop_pct=0.5"))
+    assert problem.startswith("a.size=32 and a.crop_pct=0.5: ") and "leave it out" in problem
 
 
 def test_searches_of_one_pair_share_stitches(tmp_path, weights, caplog):

@@ -33,11 +33,12 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tup
     except ValueError as error:
         present, counts = np.unique(labels, return_counts=True)
         least = math.ceil(1000 * len(counts) / len(labels)) / 1000
-        reason = f"each of {len(counts)} classes needs a sample on either side; try {name}={least:g}"
-        told = reason if counts.min() > 1 and fraction < least <= 0.5 else str(error)
+        told = f"each of {len(counts)} classes needs a sample on either side"
         if counts.min() == 1:
             single = ", ".join(str(label) for label in present[counts == 1][:10])
             told = f"a class needs two samples at least, and there is one of label {single}; add images or leave it out"
+        elif least <= 0.5:
+            told += f"; try {name}={min(max(fraction, least), 1 - least):g}"
         raise ConfigError(f"{name}={fraction} of {len(labels)} samples cannot be stratified: {told}") from error
     return np.sort(rest), np.sort(part)
 

@@ -29,16 +29,20 @@ NAMES = {
 }
 """Names of the searches, in the order in which they are shown."""
 SCORES = {"accuracy": "accuracy", "miou": "mIoU"}
-FACETS = ("method", "performance", "max_matches", "granularity", "bn_images", "budget")
-"""Parts of the cell that separate panels of the same parents; those that differ are in the titles."""
+TOGETHER = ("a", "b", "search", "population")
+"""Parts of the cell that do not separate panels of the same parents."""
 MARGIN_BELOW = 0.6
 """How far below the worst parent the accuracy axis starts, as a fraction of the range above it."""
 NAMED_PAIRS = 20
 """Largest number of pairs that are labelled with their nodes' names."""
 
 
-def facets(rows: Sequence[Row], keys: Sequence[str] = FACETS) -> dict[str, list[Row]]:
-    """Rows grouped by their parents and those of `keys` that differ between rows, by the title of each group."""
+def facets(rows: Sequence[Row], *alike: str) -> dict[str, list[Row]]:
+    """Rows grouped by their parents and the parts of the cell in which rows differ, by the title of each group.
+
+    `alike`: parts that what is plotted does not depend on, beside `TOGETHER`.
+    """
+    keys = dict.fromkeys(key for row in rows for key in row.cell if key not in (*TOGETHER, *alike))
     differing = [key for key in keys if len({str(row.cell.get(key)) for row in rows}) > 1]
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -147,7 +151,7 @@ def single_stitches(rows: Sequence[Row]) -> Figure:
     """Accuracy of all networks with a single stitch by the position of its pair, and of the networks that receive."""
     score = "miou" if all("single_stitch_miou" in row.series for row in rows) else "accuracy"
     found = measured(rows, series=[f"single_stitch_{score}", f"reference_search_{score}"])
-    groups = facets(found, FACETS[:-1])
+    groups = facets(found, "budget")
     figure = Figure(figsize=(9.2, 0.8 + 3.2 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row")
     for pair, (title, (row, *_)) in zip(panels, groups.items(), strict=True):
@@ -177,7 +181,8 @@ def _families(axes: Axes, whole: Mapping[str, tuple[float, str]], stitched: Mapp
 @styled
 def stitch_errors(rows: Sequence[Row]) -> Figure:
     """Relative squared error of every stitch on the search images, by the position of its pair."""
-    groups = facets(measured(rows, series=["stitch_errors", "pair_nodes"]), ("method", "max_matches"))
+    found = measured(rows, series=["stitch_errors", "pair_nodes"])
+    groups = facets(found, "performance", "budget", "bn_images", "ensemble")
     figure = Figure(figsize=(max(6.4, 0.8 + 4.6 * len(groups)), 3.9), layout="constrained")
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     for axes, (title, (row, *_)) in zip(panels, groups.items(), strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recombine import data as datasets
 from recombine import models as zoo
+from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
@@ -132,6 +133,10 @@ def make_supernetwork(
     matching = MatchingSettings.of(to_dict(cfg.matching), "matching")
     net, metrics = join(parents, matching, run, channels_last=cfg.engine.channels_last, ensemble=cfg.ensemble)
     check_labels(net, images)
+    sweep = 3 + 2 * len(net.stitches)
+    if is_sweep(cfg) and cfg.budget < sweep:
+        told = f"budget={cfg.budget}: with {len(net.pairs)} pairs, search=single_stitch_sweep measures {sweep} networks"
+        raise ConfigError(f"{told}; set budget={sweep}")
     return net, metrics | train_stitches(net, train, cfg, run)
 
 

@@ -91,13 +91,13 @@ class SearchMonitor:
             self.display.line(record)
 
     def single_stitches(self) -> dict[str, list[float]]:
-        """Of a sweep, percent score of all networks with one stitch on the search images, if the budget was enough.
+        """Of a sweep, percent score of all networks with one stitch on the search images.
 
         Four families of m networks, each in the order of the pairs.
         """
-        genotypes = single_stitches(len(self.evaluator.net.genotype))
-        if not self.sweep or self.requests < len(genotypes):
+        if not self.sweep:
             return {}
+        genotypes = single_stitches(len(self.evaluator.net.genotype))
         return {f"single_stitch_{self.evaluator.net.task.score}": (100 * self.evaluator(genotypes).accuracy).tolist()}
 
     def totals(self) -> dict[str, float]:

@@ -217,9 +217,13 @@ class StitchSettings(TrainingSettings):
         for name, model in (("a", self.a), ("b", self.b)):
             if kind_of(model.name) == "offspring":
                 problems += self._other_task(name, read_card(model.name, "offspring").get("task", TASKS[0]))
+                problems += _own_settings(name, model)
             else:
                 known = task if task in TASKS else TASKS[0]
                 problems += check_model(model, self.weights_root, frozen=True, path=name, task=known)
+        if str(self.search["_target_"]).endswith(".SingleStitchSweep") and (self.max_cost or self.max_parameters):
+            told = "search=single_stitch_sweep measures every network with one stitch"
+            problems.append(f"{told}; set max_cost=null and max_parameters=null")
         score = "miou" if task == "segmentation" else "accuracy"
         if task in TASKS and self.performance not in (score, "loss"):
             what = f"performance={self.performance}, and dataset={self.dataset.name} has {LABELS[task]}"
@@ -232,3 +236,13 @@ class StitchSettings(TrainingSettings):
             return []
         gives = f"{name}.name={getattr(self, name).name} is made for {LABELS[own]}"
         return [f"{gives}, and dataset={self.dataset.name} has {LABELS[task_of(self.dataset)]}; take others"]
+
+
+def _own_settings(name: str, model: ModelSettings) -> list[str]:
+    """Settings of a parent that is an offspring file, which holds all of them itself."""
+    defaults = ModelSettings(name=model.name).model_dump()
+    given = [key for key, value in model.model_dump().items() if value != defaults.get(key)]
+    if not given:
+        return []
+    told = " and ".join(f"{name}.{key}={getattr(model, key)}" for key in given)
+    return [f"{told}: {model.name} is an offspring, which is taken as it is; leave it out, with model@{name}=any"]
