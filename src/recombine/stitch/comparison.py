@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # tables are made of rows without torch
     from recombine.stitch.tasks import Task
 
 __all__ = [
-    *("ALPHA", "REFERENCES", "Columns", "MeasuredNetworks"),
+    *("ALPHA", "PURPOSES", "REFERENCES", "Columns", "MeasuredNetworks"),
     *("compare_to_references", "count_dominance", "count_surely", "score_of"),
 ]
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from recombine.core.types import Row
 from recombine.report.registry import register_derived
-from recombine.stitch.comparison import count_dominance, count_surely, score_of
+from recombine.stitch.comparison import PURPOSES, count_dominance, count_surely, score_of
 from recombine.stitch.pareto import front, normalized_hypervolumes
 
 __all__ = ["dominance", "hypervolumes", "networks"]
 
-PURPOSES = ("search", "test")
 NETWORKS = ("A", "B", "ensemble")
-"""Both parents and their ensemble, in the order of the columns `reference_*`."""
+"""How tables call the `REFERENCES`."""
 
 
 def hypervolumes(rows: Sequence[Row], above: float | str = 0.0) -> list[Row]:

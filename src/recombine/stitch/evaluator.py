@@ -24,7 +24,7 @@ from recombine.run.run import Run
 from recombine.stitch.pareto import front
 from recombine.stitch.racing import Answers, Heat, NetworkScores, Rivals, in_stages
 from recombine.stitch.recalibration import recalibrate
-from recombine.stitch.search.space import Evaluations
+from recombine.stitch.search.space import Evaluations, phenotypes
 from recombine.stitch.supernetwork import Supernetwork
 from recombine.stitch.tasks import Classification
 
@@ -91,10 +91,10 @@ class OffspringEvaluator:
     def __call__(self, genotypes: np.ndarray) -> Evaluations:
         """int8 [n, 2m + 1] -> objectives (both to be minimised), score and active genes of each."""
         active = np.stack([self.net.active(genotype) for genotype in genotypes])
-        phenotypes = np.where(active, genotypes, 0).astype(np.int8)
-        keys = [phenotype.tobytes() for phenotype in phenotypes]
-        fresh = {key: phenotype for key, phenotype in zip(keys, phenotypes, strict=True) if key not in self.memo}
-        self._evaluate([phenotype for phenotype in fresh.values() if self._within_limits(phenotype)])
+        networks = phenotypes(genotypes, active)
+        keys = [network.tobytes() for network in networks]
+        fresh = {key: network for key, network in zip(keys, networks, strict=True) if key not in self.memo}
+        self._evaluate([network for network in fresh.values() if self._within_limits(network)])
         scores = [self.memo.get(key, TOO_LARGE) for key in keys]
         accuracy = np.array([score.accuracy for score in scores])
         measured = np.array([score.images == self.samples for score in scores])

@@ -22,7 +22,6 @@ from recombine.stitch.merged_graph import (
     add_edge,
     depths,
     find_conflict,
-    is_acyclic,
     positions,
     reachability,
     remaining_pairs,
@@ -30,7 +29,7 @@ from recombine.stitch.merged_graph import (
 )
 from recombine.stitch.settings import MatchingSettings
 
-__all__ = ["Matching", "MatchingProblem", "is_acyclic", "match"]
+__all__ = ["Matching", "MatchingProblem", "match"]
 
 
 class Matching(NamedTuple):
@@ -42,38 +41,31 @@ class Matching(NamedTuple):
     """Size of a maximum bipartite matching: no acyclic matching has more."""
     proven: bool
     """Whether no acyclic matching has more pairs than were found, before `max_matches` removed pairs."""
-    seconds: float
 
 
 def match(problem: MatchingProblem, settings: MatchingSettings | None = None, *, seed: int = 0) -> Matching:
     """A one-to-one matching with an acyclic quotient graph, with as many pairs as could be found.
 
-    `lcs`: each pair counts 1 - eps (d_a - d_b)^2, with normalised depths d and eps = `depth_tiebreak`, taken smaller in
-    graphs so large that depth could outweigh a pair. If the LCS of two topological orders stays below the bipartite
-    bound, `restarts` random orders follow, then exact branch and bound on the number of pairs, until `time_limit`
-    seconds have passed. The result is a function of the seed unless the limit was reached.
-    `greedy_depth` joins what is nearest in depth first and never backtracks (a baseline).
+    Each pair counts 1 - eps (d_a - d_b)^2, with normalised depths d and eps = `depth_tiebreak`, taken smaller in graphs
+    so large that depth could outweigh a pair. If the LCS of two topological orders stays below the bipartite bound,
+    `restarts` random orders follow, then exact branch and bound on the number of pairs, until `time_limit` seconds have
+    passed. The result is a function of the seed unless the limit was reached.
     `max_matches` keeps that many pairs, evenly spread in depth; bound and proven describe the full matching.
     Deviation: the authors branch and bound heuristically, which finds 175 of 335 pairs in their largest problem.
     """
     settings = settings or MatchingSettings()
-    started = time.perf_counter()
+    deadline = time.perf_counter() + settings.time_limit
     depth_a, depth_b = map(depths, (problem.edges_a, problem.edges_b), problem.compatible.shape)
-    distance = abs(depth_a[:, None] - depth_b)
     bound = len(_bipartite_matching(problem.compatible))
-    if settings.method == "greedy_depth":
-        pairs = _greedy(problem, distance)
-        proven = len(pairs) == bound
-    else:
-        eps = min(settings.depth_tiebreak, 0.5 / min(problem.compatible.shape))
-        weights = np.where(problem.compatible, 1 - eps * distance**2, 0)
-        search = _BranchAndBound(problem, weights, bound, started + settings.time_limit, seed)
-        search.restart(settings.restarts)
-        proven, pairs = search.branch(), search.best
-    pairs = sort(problem, pairs)
+    eps = min(settings.depth_tiebreak, 0.5 / min(problem.compatible.shape))
+    weights = np.where(problem.compatible, 1 - eps * (depth_a[:, None] - depth_b) ** 2, 0)
+    search = _BranchAndBound(problem, weights, bound, deadline, seed)
+    search.restart(settings.restarts)
+    proven = search.branch()
+    pairs = sort(problem, search.best)
     if settings.max_matches is not None and settings.max_matches < len(pairs):
         pairs = _thin(pairs, (depth_a[pairs[:, 0]] + depth_b[pairs[:, 1]]) / 2, settings.max_matches)
-    return Matching(pairs, bound, proven, time.perf_counter() - started)
+    return Matching(pairs, bound, proven)
 
 
 def _lcs(weights: np.ndarray, order_a: np.ndarray, order_b: np.ndarray) -> np.ndarray:
@@ -104,19 +96,6 @@ def _thin(pairs: np.ndarray, depth: np.ndarray, count: int) -> np.ndarray:
     targets = depth.min() + np.ptp(depth) * (np.arange(count) + 0.5) / count
     _, chosen = linear_sum_assignment((targets[:, None] - depth) ** 2)
     return pairs[np.sort(chosen)]
-
-
-def _greedy(problem: MatchingProblem, distance: np.ndarray) -> np.ndarray:
-    """Repeatedly the nearest pair in depth that is still possible, int [m, 2]."""
-    reach = reachability(problem)
-    joined, allowed = remaining_pairs(problem, reach)
-    while allowed.any():
-        nearest = np.unravel_index(np.where(allowed, distance, np.inf).argmin(), allowed.shape)
-        a, b = int(nearest[0]), len(allowed) + int(nearest[1])
-        add_edge(reach, a, b)
-        add_edge(reach, b, a)
-        joined, allowed = remaining_pairs(problem, reach)
-    return joined
 
 
 def _children(undecided: tuple[int, int], allowed: np.ndarray) -> list[tuple[tuple[int, int], ...]]:
@@ -154,7 +133,7 @@ class _BranchAndBound:
             self.keep(self.extend(self.best[: len(self.best) * (number % 2)]))
 
     def branch(self) -> bool:
-        """Exact branch and bound ; whether no matching is now known to have more pairs.
+        """Exact branch and bound; whether no matching is now known to have more pairs.
 
         The relaxation is a bipartite matching. Where that has a cycle, a vertex of A comes before one of B, after it,
         or is joined with it: each order of a quotient graph is in exactly one of these branches. An order

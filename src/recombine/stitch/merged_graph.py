@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, dijkstra
 
 __all__ = [
-    *("MatchingProblem", "add_edge", "depths", "find_conflict", "is_acyclic"),
+    *("MatchingProblem", "add_edge", "depths", "find_conflict"),
     *("positions", "reachability", "remaining_pairs", "sort"),
 ]
 
@@ -42,21 +42,6 @@ class MatchingProblem:
                 _order(edges, np.arange(size))
             except CycleError:
                 raise ValueError(f"the edges of {name} close a cycle") from None
-
-
-def is_acyclic(problem: MatchingProblem, pairs: np.ndarray) -> bool:
-    """Whether the quotient graph, in which each of `pairs` (int [m, 2]) is one vertex, has no cycle.
-
-    ValueError if a vertex is in two pairs.
-    """
-    pairs = np.asarray(pairs, int).reshape(-1, 2)
-    if any(len(np.unique(column)) < len(pairs) for column in pairs.T):
-        raise ValueError("a vertex is in two pairs")
-    try:
-        positions(problem, pairs, np.arange(sum(problem.compatible.shape)))
-    except CycleError:
-        return False
-    return True
 
 
 def _order(edges: np.ndarray, priority: np.ndarray) -> list[int]:

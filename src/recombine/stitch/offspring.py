@@ -20,8 +20,9 @@ from recombine.models.serialization import DAMAGE, kind_of, read_artifact, write
 from recombine.models.weight_files import check_description
 from recombine.stitch.parents import Parent
 from recombine.stitch.recalibration import recalibrate
+from recombine.stitch.search.space import ENSEMBLE
 from recombine.stitch.supernetwork import StitchPoint, Supernetwork
-from recombine.stitch.vertices import ENSEMBLE, Operand
+from recombine.stitch.vertices import Operand
 
 __all__ = ["export", "load", "offspring_card", "read_card", "save"]
 

@@ -101,8 +101,9 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
         compared, gains = compare_to_references(front, parents)
         metrics |= monitor.totals() | compared | reference_metrics(parents.columns)
-        series |= monitor.single_stitches() | gains | monitor.curve
+        series |= gains | monitor.curve
         if is_sweep(cfg):
+            series |= monitor.single_stitches()
             metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration)
         saved = offspring_first(front.columns)[: cfg.num_saved]
         retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)

@@ -14,7 +14,6 @@ from recombine.stitch.pareto import front, hypervolume
 from recombine.stitch.search.archive import Archive
 from recombine.stitch.search.population import single_stitches
 from recombine.stitch.search.space import Budget, Evaluations, Space, phenotypes, references
-from recombine.stitch.search.sweep import SingleStitchSweep
 from recombine.stitch.supernetwork import Supernetwork
 
 __all__ = ["SearchMonitor", "search"]
@@ -29,7 +28,7 @@ def search(
     """Run the configured search; the front of all requests, genotypes [f, L], best performance first."""
     space = Space(net.alphabet, cfg.expected_stitches, net.coarse)
     algorithm = build(cfg.search, space=space, budget=Budget(cfg.budget, cfg.budget_unit), seed=run.seed)
-    monitor = SearchMonitor(run, evaluator, cfg.budget, sweep=isinstance(algorithm, SingleStitchSweep))
+    monitor = SearchMonitor(run, evaluator, cfg.budget)
     with monitor.display:
         algorithm.run(monitor.evaluate, monitor.log_generation)
     seen = np.stack(list(monitor.seen.values()))
@@ -41,9 +40,8 @@ def search(
 class SearchMonitor:
     """Records a search at its evaluator: the requests, the curve over time, and the progress on the console."""
 
-    def __init__(self, run: Run, evaluator: OffspringEvaluator, total: int, *, sweep: bool = False) -> None:
-        """`sweep`: all single stitches are requested."""
-        self.run, self.evaluator, self.total, self.sweep = run, evaluator, total, sweep
+    def __init__(self, run: Run, evaluator: OffspringEvaluator, total: int) -> None:
+        self.run, self.evaluator, self.total = run, evaluator, total
         self.display = ProgressBar("search", total, run.main)
         self.seen: dict[bytes, np.ndarray] = {}
         """Phenotypes in the order in which they were first requested."""
@@ -91,12 +89,10 @@ class SearchMonitor:
             self.display.line(record)
 
     def single_stitches(self) -> dict[str, list[float]]:
-        """Of a sweep, percent score of all networks with one stitch on the search images.
+        """Percent score of all networks with one stitch on the search images.
 
         Four families of m networks, each in the order of the pairs.
         """
-        if not self.sweep:
-            return {}
         genotypes = single_stitches(len(self.evaluator.net.genotype))
         return {f"single_stitch_{self.evaluator.net.task.score}": (100 * self.evaluator(genotypes).accuracy).tolist()}
 

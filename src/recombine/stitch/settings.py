@@ -30,8 +30,6 @@ Steering = Annotated[float, Field(ge=0, le=1)]
 class MatchingSettings(Settings):
     """Which nodes of the parents are joined."""
 
-    method: Literal["lcs", "greedy_depth"] = "lcs"
-    """lcs: the most pairs that can be found. greedy_depth: the nearest in depth first, as a baseline."""
     granularity: Literal["op", "block"] = "op"
     """op: every operation, as in the paper. block: the ends of residual or dense blocks, for large parents."""
     resize: bool = False
@@ -51,11 +49,11 @@ class StitchMethodSettings(Settings):
 
     name: str = "stitch"
     """The method's name in rows."""
-    init: Literal["default", "std", "lstsq", "matched"] = "default"
-    """default: PyTorch's; std: that, scaled to the receiving features; lstsq: least squares on `init_images`;
-    matched: that, each channel scaled to the variance of its target."""
+    init: Literal["default", "lstsq", "matched"] = "default"
+    """default: PyTorch's; lstsq: least squares on `init_images`; matched: that, each channel scaled to the variance of
+    its target."""
     init_images: Count = 1024
-    """Training images that std, lstsq and matched see."""
+    """Training images that lstsq and matched see."""
     loss: Literal["none", "features", "joint_features", "distill", "labels"] = "features"
     """none: stitches stay as they start. features: squared error on features of the untouched parents, as in the paper.
     The others train sampled offspring: joint_features by the same error inside of them, distill to the ensemble of the

@@ -1,4 +1,4 @@
-"""Where stitches start: as PyTorch does, scaled to the features, or in closed form."""
+"""Where stitches start: as PyTorch does, or in closed form."""
 
 from __future__ import annotations
 
@@ -98,17 +98,6 @@ def _sides(net: Supernetwork, gene: int, moments: Moments) -> tuple[Tensor, ...]
     return mean[x], mean[y], covariance[x, x], covariance[x, y], covariance[y, y].diagonal()
 
 
-def _std(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
-    """PyTorch's values scaled by std(y) / std(x) and shifted by mean(y) - mean(x), one number each for all channels."""
-    stitch = affine_part(net.stitches[gene])
-    spreads = [
-        (variances + (means - means.mean()).square()).mean().sqrt()
-        for means, variances in ((x, xx.diagonal()), (y, yy))
-    ]
-    weight = stitch.weight.detach().flatten(1) * (spreads[1] / spreads[0].clamp(min=1e-12))
-    set_affine(net.stitches[gene], weight, stitch.bias.detach() + (y.mean() - x.mean()))
-
-
 def _least_squares(net: Supernetwork, gene: int, x: Tensor, y: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> None:
     """The minimum of the training loss over these images."""
     weight = _regression(xx, xy)
@@ -134,4 +123,4 @@ def _regression(xx: Tensor, xy: Tensor) -> Tensor:
     return torch.linalg.solve(xx + ridge * torch.eye(len(xx), dtype=xx.dtype, device=xx.device), xy).T
 
 
-STARTS = {"std": _std, "lstsq": _least_squares, "matched": _matched}
+STARTS = {"lstsq": _least_squares, "matched": _matched}

@@ -25,8 +25,9 @@ from recombine.stitch.ensemble import Mean, OutputEnsemble
 from recombine.stitch.execution_plan import ExecutionPlan
 from recombine.stitch.layers import CHANNEL_AXIS, affine_part, make_stitch
 from recombine.stitch.parents import Parent
+from recombine.stitch.search.space import ENSEMBLE, phenotypes
 from recombine.stitch.tasks import Task, for_task
-from recombine.stitch.vertices import ENSEMBLE, STITCH, Operand, Vertex, VertexGraph
+from recombine.stitch.vertices import STITCH, Operand, Vertex, VertexGraph
 
 __all__ = ["Renormalise", "StitchPoint", "Supernetwork"]
 
@@ -185,7 +186,7 @@ class Supernetwork(nn.Module):
 
     def phenotype(self, genotype: np.ndarray) -> np.ndarray:
         """The genotype with its inactive genes at 0: equal if and only if the networks are."""
-        return np.where(self.active(genotype), genotype, 0).astype(np.int8)
+        return phenotypes(genotype, self.active(genotype))
 
     def cost(self, genotype: np.ndarray) -> int:
         """Multiply-adds of one image, stitches included."""

@@ -11,10 +11,8 @@ from torch.fx import Node
 
 from recombine.core.errors import ConfigError
 
-__all__ = ["ENSEMBLE", "STITCH", "Operand", "Vertex", "VertexGraph"]
+__all__ = ["STITCH", "Operand", "Vertex", "VertexGraph"]
 
-ENSEMBLE = 2
-"""Value of the output gene that averages both parents' logits."""
 STITCH = 2
 """Side of a vertex that belongs to neither A (0) nor B (1)."""
 

@@ -6,10 +6,10 @@ from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-__all__ = ["Budget", "Evaluate", "Evaluations", "Individuals", "Space", "phenotypes", "references"]
+__all__ = ["ENSEMBLE", "Budget", "Evaluate", "Evaluations", "Individuals", "Space", "phenotypes", "references"]
 
 A, B, ENSEMBLE = range(3)
-"""Values of the output gene."""
+"""Values of the output gene: one parent's logits, or the mean of both."""
 
 
 class Space(NamedTuple):
@@ -72,7 +72,7 @@ class Individuals(NamedTuple):
 
 
 def phenotypes(genotypes: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Genotypes with inactive genes 0, int8 [n, L]: equal rows are the same network."""
+    """Genotypes with inactive genes 0, int8 [..., L]: equal rows are the same network."""
     return np.where(active, genotypes, 0).astype(np.int8)
 
 
