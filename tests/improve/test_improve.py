@@ -127,6 +127,8 @@ def test_the_original_is_kept_where_nothing_is_better_for_sure():
     better = outcome("c", "transfer", 97)  # seven of seven images: p = 1 / 64
     assert choose_over(original, [outcome("a", "patch", 95), better]) is better
     assert choose_over(original, [outcome(f"{k}", "patch", 95) for k in range(9)] + [better]) is original  # one of ten
+    better.measured = 10  # the best of ten files of one trial
+    assert choose_over(original, [better]) is original
     assert choose_over(original, []) is original
     assert best_of([original, outcome("a", "transfer", 90), outcome("b", "patch", 89)]) is original
 

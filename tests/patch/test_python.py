@@ -84,6 +84,23 @@ def test_fit_trains_the_patch_alone_and_goes_on_from_a_file(batch, tmp_path):
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+def test_a_network_comes_back_with_the_last_of_its_patches():
+    network = timm_network().train()
+    first, second = (patch.create(network, method, classes=3) for method in ("lora", "fc"))
+    twin = copy.deepcopy(first)
+    for patched, held in ((first, True), (second, False), (second, False)):
+        assert patched.restore() is network
+        assert network.training != held
+        assert all(parameter.requires_grad != held for parameter in network.parameters())
+    assert not twin.base.training
+    assert not patch.create(network, "fc", classes=3).base.training
+
+
+def test_a_model_comes_back_with_its_preprocessing(resnet20, images):
+    patched = patch.create(resnet20, "fc", classes=3)
+    assert patched.restore() is resnet20 and patched(images).shape == (6, 3)
+
+
 def test_names_and_options_are_those_of_the_command_line():
     network = timm_network()
     assert patch.create(network, "lora_1", classes=3).patch.options == {"rank": 1, "alpha": None}
@@ -96,6 +113,9 @@ def test_names_and_options_are_those_of_the_command_line():
     ):
         with pytest.raises(ConfigError, match=message):
             patch.create(network, method, classes=3, **options)
+    with pytest.raises(ConfigError, match="classes=-1") as error:
+        patch.create(network.half(), "lora", classes=-1, rank=0)
+    assert len(error.value.problems) == 3
 
 
 @pytest.fixture

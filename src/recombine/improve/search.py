@@ -60,11 +60,11 @@ def choose_over(original: Outcome, outcomes: Sequence[Outcome]) -> Outcome:
     """The best outcome if it is better than the original for sure, else the original.
 
     For sure: the 95 % interval of the difference over validation images leaves out 0, and is wide enough to hold for
-    all outcomes together (Bonferroni): the best of several on a few images is often worse on others.
+    all networks that were measured (Bonferroni): the best of several on a few images is often worse on others.
     """
     best = best_of(outcomes)
     if best is None or best.correct is None or original.correct is None:
         return original
-    measured = sum(outcome.correct is not None for outcome in outcomes)
+    measured = sum(outcome.measured for outcome in outcomes if outcome.correct is not None)
     gained = compare_paired(best.correct, original.correct, confidence=1 - 0.05 / measured)
     return best if gained.low > 0 else original

@@ -64,6 +64,8 @@ class Outcome:
     """Of the student, offspring or patch; None if there is no result."""
     correct: np.ndarray | None = field(default=None, repr=False)
     """Which validation images it gets right, bool [n]."""
+    measured: int = 1
+    """Networks of which this is the best on the validation images."""
     problem: str = ""
     """Why there is no result."""
 
@@ -162,6 +164,7 @@ def _measure_files(outcome: Outcome, files: list[Path], measure: Measure, work: 
     """Keep the best of the files; the first of equals."""
     if not files:
         outcome.problem = "it left no network"
+    outcome.measured = len(files)
     for file in files:
         try:
             network, task = open_result(file, work)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
 
 from recombine.models.model import Model, unwrap
 
-__all__ = ["ModuleState", "digest", "freeze", "thaw"]
+__all__ = ["ModuleState", "digest", "freeze", "hold", "release", "thaw"]
 
 
 def digest(net: nn.Module) -> str:
@@ -25,6 +26,9 @@ def digest(net: nn.Module) -> str:
 
 ModuleState = tuple[dict[str, bool], dict[str, bool]]
 """Which modules of a network are in training mode, and which parameters take gradients, by name."""
+
+_held: WeakKeyDictionary[nn.Module, tuple[ModuleState, WeakSet]] = WeakKeyDictionary()
+"""Networks that others hold frozen: how they were before the first, and who holds them."""
 
 
 def freeze(net: nn.Module) -> ModuleState:
@@ -44,3 +48,22 @@ def thaw(net: nn.Module, before: ModuleState) -> None:
         module.training = modes[name]
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(flags[name])
+
+
+def hold(net: nn.Module, holder: nn.Module) -> None:
+    """Freeze `net` for as long as one of its holders has not released it."""
+    before = freeze(net)
+    if not _held.get(net, ((), ()))[1]:
+        _held[net] = before, WeakSet()
+    _held[net][1].add(holder)
+
+
+def release(net: nn.Module, holder: nn.Module) -> None:
+    """Give `net` back; the last of its holders restores the modes and gradient flags that it had before the first."""
+    before, holders = _held.get(net, (None, WeakSet()))
+    if before is None or holder not in holders:
+        return
+    holders.discard(holder)
+    if not holders:
+        thaw(net, before)
+        del _held[net]

@@ -17,6 +17,7 @@ from recombine.engine.optim import cosine
 from recombine.models.graph import traced
 from recombine.patch.method_settings import METHOD
 from recombine.patch.patched import TaskNetwork
+from recombine.patch.serialization import dtype_of
 from recombine.patch.settings import is_paint
 
 __all__ = ["create", "fit"]
@@ -35,7 +36,12 @@ def create(
     for what there is not, and for what the network lacks.
     """
     node = {**_method_node(method), **options}
-    if problems := METHOD.problems(node, "method"):
+    problems = METHOD.problems(node, "method")
+    if classes < 0:
+        problems.append(f"classes={classes}: a number of classes is needed, or 0 for a patch without a classifier")
+    if (dtype := dtype_of(network)) != "float32":
+        problems.append(f"the network is {dtype}: create the patch on it in float32, and convert both then")
+    if problems:
         raise ConfigError(problems)
     made = load_target("method", node["_target_"])
     device = next(network.parameters()).device
@@ -65,7 +71,7 @@ def fit(
     decay 0.1, a cosine with a warm-up of a tenth of all steps, gradients clipped at norm 1. Checkpoints, logs and
     cached features are what `recombine patch` has beside. Returns the network in eval mode.
     """
-    trained = [parameter for parameter in patched.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in patched.patch.parameters() if parameter.requires_grad]
     device = trained[0].device
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=WEIGHT_DECAY)
     schedule = cosine(optimizer, epochs * len(batches), warmup=WARMUP)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from recombine.core.errors import ConfigError
-from recombine.models.freeze import freeze, thaw
+from recombine.models.freeze import hold, release
 from recombine.models.graph import Traced, frontier, segment
 from recombine.models.model import Model, pooled, unwrap
 
@@ -126,6 +126,7 @@ class TaskNetwork(nn.Module):
         """`model`: a `Model` (uint8 images) or any network (floats as it wants them); `frozen`: it does not train."""
         super().__init__()
         model = unwrap(model)
+        self._given = (model,)  # in a tuple: it is no module of this one
         self.base = unwrap(model.net) if isinstance(model, Model) else model
         self.preprocess = model.preprocess if isinstance(model, Model) else nn.Identity()
         self.patch, self.frozen = patch, frozen
@@ -135,7 +136,8 @@ class TaskNetwork(nn.Module):
             _replace_head(edit, patch)
         self._graph = edit.graph
         self._cut()
-        self._before = freeze(self.base) if frozen else None
+        if frozen:
+            hold(self.base, self)
 
     def train(self, mode: bool = True) -> TaskNetwork:
         """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
@@ -145,10 +147,12 @@ class TaskNetwork(nn.Module):
         return self
 
     def restore(self) -> nn.Module:
-        """The network as it was, with the modes and gradient flags it came with; the patch is not used afterwards."""
-        if self._before is not None:
-            thaw(self.base, self._before)
-        return self.base
+        """The network that was given; the patch is not used afterwards.
+
+        It gets its modes and gradient flags back, unless another patch is on it.
+        """
+        release(self.base, self)
+        return self._given[0]
 
     def _cut(self) -> None:
         """Cut the edited graph where the first patched places are."""
@@ -182,6 +186,8 @@ class TaskNetwork(nn.Module):
         memo[id(self)] = twin = type(self).__new__(type(self))
         twin.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_segments"}, memo))
         twin._cut()
+        if self.frozen:
+            hold(twin.base, twin)
         return twin
 
     def _apply(self, function, recurse: bool = True):
