@@ -74,6 +74,23 @@ def test_terminal_prints_names_literally(awkward):
     assert "[red]not a colour[/red]" in console.file.getvalue()
 
 
+def test_a_table_that_is_wider_than_the_terminal_goes_on_below_and_cuts_no_name():
+    rows = [[f"timm:resnet{k}.a1_in1k", "delta", *(f"{10 * k + c}.25" for c in range(6))] for k in (18, 34)]
+    headers = ["model", "method"]
+    for task in ("cars", "birds"):
+        headers += [f"{task} published", f"{task} ours", "difference"]
+    for width in (200, 80, 40):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(terminal(Table("t", headers, rows, 2), width))
+        text = console.file.getvalue()
+        tables = text.count("┏")
+        assert tables == {200: 1, 80: 2, 40: 2}[width] and max(map(len, text.splitlines())) <= width
+        if width > 40:  # below, names wrap
+            assert all(text.count(row[0]) == tables for row in rows)
+            assert all(sum(value in line for value in row[2:5]) in (0, 3) for row in rows for line in text.splitlines())
+        assert "…" not in text and all(text.count(value) == 1 for row in rows for value in row[2:])
+
+
 def test_unknown_format_is_explained(awkward):
     with pytest.raises(ConfigError, match="allowed are markdown, latex, csv"):
         render(awkward, "docx")

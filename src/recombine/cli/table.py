@@ -71,7 +71,8 @@ def show(table: Table, options: argparse.Namespace) -> None:
     suffixes = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
     format_ = options.format or (suffixes.get(options.out.suffix, options.out.suffix) if options.out else None)
     if format_ is None:
-        open_console().print(terminal(table))
+        console = open_console()
+        console.print(terminal(table, console.width))
         return
     text = render(table, format_)
     if options.out is None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from textwrap import fill
+from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -96,14 +99,47 @@ def csv(table: Table) -> str:
     return table.frame.to_csv(index=False, lineterminator="\n")
 
 
-def terminal(table: Table) -> Group:
-    """For a rich console: title, table, notes."""
+def terminal(table: Table, width: int = 200) -> Group:
+    """For a rich console of this width: title, table, notes.
+
+    Where it is too narrow, headers wrap; columns that still do not fit go into another table below, with the keys
+    again: cut names could not be told apart.
+    """
+    headers = table.headers
+    cells = [max((cell_len(line[place]) for line in table.rows), default=0) for place in range(len(headers))]
+    if sum(max(cell_len(head), cell) + 3 for head, cell in zip(headers, cells, strict=True)) >= width:
+        words = [max(map(cell_len, head.split()), default=0) for head in headers]
+        headers = [fill(head, max(room)) for head, *room in zip(headers, words, cells, strict=True)]
+    lines = [max(cell, *map(cell_len, head.split("\n"))) for head, cell in zip(headers, cells, strict=True)]
+    parts = _parts(table, [line + 3 for line in lines], width)  # a border and two blanks each
+    views = [_view(table, headers, [*range(table.keys), *part]) for part in parts or [[]]]
+    return Group(Text(table.title, style="bold"), *views, *(Text(note, style="dim") for note in table.notes))
+
+
+def _view(table: Table, headers: Sequence[str], columns: Sequence[int]) -> RichTable:
     view = RichTable()
-    for place, header in enumerate(table.headers):
-        view.add_column(Text(header), justify="left" if place < table.keys else "right")
+    for place in columns:
+        justify: Any = "left" if place < table.keys else "right"
+        view.add_column(Text(headers[place]), justify=justify, overflow="fold", no_wrap=place >= table.keys)
     for line in table.rows:
-        view.add_row(*(Text(text, style="red" if text in BROKEN else "") for text in line))
-    return Group(Text(table.title, style="bold"), view, *(Text(note, style="dim") for note in table.notes))
+        view.add_row(*(Text(line[place], style="red" if line[place] in BROKEN else "") for place in columns))
+    return view
+
+
+def _parts(table: Table, widths: Sequence[int], width: int) -> list[list[int]]:
+    """The value columns, as many side by side as fit; what is published, ours and their difference stay together."""
+    groups: list[list[int]] = []
+    for place in range(table.keys, len(table.headers)):
+        with_last = table.headers[place] == "difference" or table.headers[place - 1].endswith(" published")
+        groups = [*groups[:-1], [*groups[-1], place]] if groups and with_last else [*groups, [place]]
+    room = width - sum(widths[: table.keys]) - 1
+    parts: list[list[int]] = []
+    for group in groups:
+        if parts and sum(widths[place] for place in parts[-1] + group) <= room:
+            parts[-1] += group
+        else:
+            parts.append(group)
+    return parts
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"markdown": markdown, "latex": latex, "csv": csv}
