@@ -47,15 +47,15 @@ class _BatchNorm:
 
     def estimate(self, value: Tensor, *_: Any) -> Tensor:
         """Normalise by the batch [B, C, ...], and add its mean and unbiased variance to the sums."""
-        rows = value.float().movedim(1, -1).flatten(0, -2)
-        if len(rows) < 2:
+        if value[:, 0].numel() < 2:
             raise ConfigError(
                 "bn_images: one image has no statistics where maps are one pixel; set bn_images to a multiple of "
                 "batch_size (two at least in each process)"
             )
-        self.mean, self.variance = self.mean + rows.mean(0), self.variance + rows.var(0)
-        self.batches += 1
-        return F.batch_norm(value, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        mean, variance = value.new_zeros((2, value.shape[1]), dtype=torch.float32)
+        normalised = F.batch_norm(value, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        self.mean, self.variance, self.batches = self.mean + mean, self.variance + variance, self.batches + 1
+        return normalised
 
     def finish(self) -> Layer:
         """Normalise by the means of the sums over all processes from now on."""
