@@ -202,7 +202,8 @@ class StitchSettings(TrainingSettings):
     eval_batch_networks: Count = 32
     """Networks evaluated in one pass over the images; more share more layers and need more memory."""
     num_saved: Whole = 5
-    """Offspring of the front that are written to files, the most accurate on the search images first."""
+    """Networks of the front that are written to files: its offspring, then parents and ensemble if they are on it, each
+    the most accurate on the search images first."""
     retrain: RetrainSettings
     """Training of these with labels."""
 
