@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,11 +11,12 @@ from torch.nn import functional as F
 
 from recombine.core.errors import ConfigError
 from recombine.models.cuts import Cut
-from recombine.pnc.clone.adapters import ADAPTERS, LeastSquares, make_adapter
+from recombine.pnc.clone.adapters import LeastSquares, make_adapter
 from recombine.pnc.clone.positions import Position
+from recombine.pnc.method_settings import CloningSettings
 
 SHAPES = [((6, 4, 4), (8, 4, 4)), ((8, 8, 8), (4, 3, 3)), ((5,), (7,)), ((5,), (7, 3, 3)), ((5, 3, 3), (7,))]
-LEARNED = [kind for kind in ADAPTERS if kind != "none"]
+LEARNED = [kind for kind in get_args(CloningSettings.model_fields["adapter"].annotation) if kind != "none"]
 
 
 def adapter_of(kind, target=(6, 4, 4), source=(8, 4, 4)):

@@ -25,7 +25,7 @@ from tests.networks import shaken
 
 SETTINGS = {"size": 32, "mean": [0.4] * 3, "std": [0.3] * 3}
 NAMES = ["cat", "dog", "frog"]
-SQUEEZE = "torchvision:squeezenet1_1"
+SQUEEZE, VIT = "torchvision:squeezenet1_1", "timm:vit_tiny_patch16_224"
 graph = lru_cache(traced)  # cuts are places of one graph of a network
 
 
@@ -101,13 +101,13 @@ def test_a_network_joined_to_itself_without_adapter_starts_as_the_direct_ensembl
 
 PAIRS = [("resnet20", "resnet20"), ("resnet18_cifar", "mobilenetv2_cifar"), ("mobilenetv2_cifar", "resnet18_cifar")]
 PAIRS += [("shufflenetv2_cifar", "resnet18_cifar"), ("lenet5", "cnn"), ("cnn", "lenet5")]
-PAIRS += [(SQUEEZE, "cnn"), ("resnet20", SQUEEZE)]
+PAIRS += [(SQUEEZE, "cnn"), ("resnet20", SQUEEZE), (VIT, "cnn"), ("cnn", VIT)]
 PAIRS += [pytest.param("resnet50_cifar", "resnet18_cifar", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("target", "source"), PAIRS)
 def test_every_pair_gives_logits_low_in_the_middle_and_at_the_end_and_its_clone_the_same(target, source, images):
-    size = 32 if {target, source} & {"lenet5", SQUEEZE} else 16
+    size = 32 if {target, source} & {"lenet5", SQUEEZE, VIT} else 16
     host, guest = network(target, 3, size=size), network(source, 5, seed=1, size=size)
     there = find_positions(graph(host), graph(guest))
     probe = find_probe(graph(host), graph(guest))

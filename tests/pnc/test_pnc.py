@@ -122,6 +122,15 @@ def test_similarity_to_the_source_around_each_of_its_classes(tmp_path, weights):
     assert values[3] == pytest.approx(row.metrics["similarity_cloned"]) and len({*values}) == 5
 
 
+def test_similarity_by_class_leaves_out_classes_without_test_images(tmp_path, weights):
+    data = {"source_data.source": "digits", "source_data.class_subset": "null", "source_data.classes": 5}
+    data |= {"source_data.label_map": "[0,0,0,3,3,4,4,4,4,4]"}
+    given = [f"{key}={value}" for key, value in data.items()]
+    short = [*SHORT[:-1], "method=pnc_fixed", "similarity.by_class=true", "dataset.class_subset=[5,6,7,8,9]"]
+    row = launched(tmp_path, weights, *short, *given, "clone=[3]")
+    assert row.series["source_classes"] == ["2", "4", "9"] and len(row.series["similarity_by_class"]) == 3
+
+
 def test_without_the_targets_own_data_the_sources_logits_are_matched(tmp_path, weights):
     row = launched(tmp_path, weights, *SHORT, "use_target_data=false")
     assert row.metrics["logit_shift"] == 0 and row.cell["use_target_data"] is False and row.cell["head"] == "concat"
@@ -234,6 +243,15 @@ def test_mistakes_are_reported_before_anything_runs(tmp_path, weights):
         launched(tmp_path, weights, "method.positions=[9]")
     with pytest.raises(ConfigError, match=r"\[3\] are none; .*; at 3 no layer is cloned, which is a linear probe"):
         launched(tmp_path, weights, "method.positions=[3]")
+
+
+def test_networks_that_share_no_place_are_named_and_the_image_is_one(tmp_path, weights):
+    net = {"name": "cnn", "widths": [4], "weights": None, "size": 16, "mean": [0.3] * 3, "std": [0.3] * 3}
+    models.save(models.build(net, classes=5, seed=0), tmp_path / "flat.safetensors", {})
+    flat = [f"source.name={tmp_path / 'flat.safetensors'}", "method=pnc_whole", *SHORT[:3]]
+    with pytest.raises(ConfigError, match=r"cnn and cnn share no position .*; method.positions=\[0\] clones it whole"):
+        launched(tmp_path, weights, *flat)
+    assert launched(tmp_path / "image", weights, *flat, "method.positions=[0]").metrics["position"] == 0
 
 
 @pytest.mark.parametrize("method", ["direct_ensemble", "ewc", "joint_full", "pnc_not_joint"])

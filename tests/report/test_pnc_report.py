@@ -65,9 +65,13 @@ def test_the_best_is_that_on_images_kept_for_selection_and_else_not_known():
 
 def test_ablations_are_no_part_of_the_claims_and_nothing_lost_is_no_gain():
     ablations = [
-        row("pnc", 10.0, 50.0, **other) for other in ({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"})
+        row("pnc", 10.0, 50.0, **other)
+        for other in (
+            *({"head": "full"}, {"keep_ratio": 0.1}, {"positions": "2"}, {"granularity": "weight"}),
+            *({"mask_input": True}, {"segment": "quickshift"}),
+        )
     ]
-    (found,) = derive_claims([row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0), *ablations])
+    (found,) = derive_claims([*ablations, row("pnc", 90.0, 2.0), row("finetune", 84.0, 0.0)])
     assert found.metrics == {"accuracy_average": 90.0, "gain_over_tuning": 6.0, "lost_below_half": -2.0}
     old = row("pnc", 70.0, 1.0)
     (found,) = derive_claims([replace(old, cell={k: v for k, v in old.cell.items() if k not in {*USUAL, "classes"}})])

@@ -197,7 +197,10 @@ def shares(sizes: Sequence[int], batch_size: int, world: int = 1) -> list[int]:
     """Samples of each task in a batch: in proportion to the sizes, multiples of `world`, together `batch_size`."""
     units = batch_size // world
     if units < len(sizes):
-        raise ConfigError(f"batch_size={batch_size} cannot hold a sample of each of {len(sizes)} tasks per process")
+        raise ConfigError(
+            f"batch_size={batch_size} cannot hold a sample of each of {len(sizes)} tasks per process; "
+            f"try batch_size={len(sizes) * world}"
+        )
     counts = [max(1, units * size // sum(sizes)) for size in sizes]
     while sum(counts) != units:
         step = 1 if sum(counts) < units else -1

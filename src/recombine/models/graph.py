@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -115,7 +116,7 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
     tracer = _Tracer(operations)
     try:
         net.eval()
-        graph = tracer.trace(net)
+        graph = tracer.trace(net, _defaults(net))
         if operations:
             without_effects(net, graph)
         module = fx.GraphModule(net, graph)
@@ -133,6 +134,12 @@ def trace(net: nn.Module, size: int, *, operations: bool = False) -> Traced:
         for part, training in modes.items():
             part.training = training
     return Traced(net, module.graph)
+
+
+def _defaults(net: nn.Module) -> dict[str, Any]:
+    """What a network takes beside its images, as timm's transformers take a mask of attention, left at its default."""
+    _, *others = inspect.signature(net.forward).parameters.values()
+    return {each.name: each.default for each in others if each.default is not each.empty}
 
 
 def input_channels(net: nn.Module) -> int:

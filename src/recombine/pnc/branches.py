@@ -27,20 +27,21 @@ def build_candidates(task: CloneTask, method: CloningSettings) -> Candidates:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(task.trainer.seed)
         branches = [
-            _build_branch(graphs, task, position, method, head) for position in _list_positions(*graphs, method)
+            _build_branch(graphs, task, position, method, head) for position in _list_positions(graphs, task, method)
         ]
     return Candidates(target, source, graphs, branches).to(device)
 
 
-def _list_positions(target: Traced, source: Traced, method: CloningSettings) -> Sequence[Position]:
+def _list_positions(graphs: tuple[Traced, Traced], task: CloneTask, method: CloningSettings) -> Sequence[Position]:
     """The candidates, and the probe's."""
+    target, source = graphs
     probe = find_probe(target, source)
     there = [position for position in find_positions(target, source, method.align) if clones_layers(source, position)]
     known = sorted({position.number for position in there})
     if not known[1:] and method.positions is None:
         raise ConfigError(
-            f"{type(target.net).__name__} and {type(source.net).__name__} share no position above which a layer of the "
-            f"source could be cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
+            f"{task.target.name} and {task.source.name} share no position above which a layer of the source could be "
+            f"cloned; method.positions=[0] clones it whole, method=probe measures a linear probe"
         )
     if method.positions == "last":
         find, streams = GRANULARITIES[method.granularity].groups, method.residual == "stage"

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from recombine.core.types import Row
+from recombine.pnc import method_settings
 from recombine.pnc.gains import gain, unpack
 from recombine.pnc.method_settings import CloningSettings, PositionSearchSettings
+from recombine.pnc.settings import LimeSettings
 from recombine.report.registry import register_derived
 
 __all__ = ["compare_clones", "derive_claims", "gain_over", "is_default", "name_pairs"]
@@ -20,10 +22,7 @@ COMPARED |= {"reinitialised": ("pnc_reinitialised",)}
 CHOSEN_BY = "select_average"
 """Average accuracy on the images kept for selection, by which the best of several is chosen."""
 HITS = ("hits_original", "hits_cloned")
-SETTINGS = (
-    *("keep_ratio", "adapter", "align", "residual", "scope", "mask_kind", "mask_start", "surrogate", "joint"),
-    *("use_complement", "bn_recalibrate", "last_stage"),
-)
+SETTINGS = [key for key in method_settings.COMPARED if key not in ("mask", "source_weights")]
 """Settings of a clone that rows hold, but for those that what it is compared with changes."""
 TASK = ("dataset", "target", "source", "clone", "fraction", "use_target_data")
 """Cell keys in which a clone and what it is compared with must agree."""
@@ -35,6 +34,7 @@ def is_default(row: Row) -> bool:
     head = "rows" if cell.get("use_target_data", True) else "concat"
     default = {key: CloningSettings.model_fields[key].default for key in SETTINGS}
     default |= {"head": head, "positions": "all", "search": PositionSearchSettings().metric}
+    default |= {"segment": LimeSettings().segment}
     return all(cell.get(key, "none") in (value, "none") for key, value in default.items())
 
 

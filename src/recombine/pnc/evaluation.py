@@ -193,12 +193,14 @@ def evaluate_module(net: Candidates, branch: int, task: CloneTask) -> dict[str, 
 
 
 def similarity_by_class(net: Candidates, branch: int, task: CloneTask) -> dict[str, list]:
-    """How alike module and source behave around each class of the source, on the outputs of the cloned ones."""
+    """How alike module and source behave around each class with test images, on the outputs of the cloned ones."""
     if task.evaluator.similarity is None or not (task.evaluator.similarity.by_class and task.data.whole):
         return {}
     module = _Module(net, branch)
-    values = [_similarity(module, task, [k]) for k in range(net.source.classes)]
-    return {"similarity_by_class": values, "source_classes": task.data.source.class_names}
+    there = np.unique(task.data.source.labels("test")).tolist()
+    names = task.data.source.class_names
+    values = [_similarity(module, task, [k]) for k in there]
+    return {"similarity_by_class": values, "source_classes": [names[k] for k in there]}
 
 
 def _similarity(module: _Module, task: CloneTask, classes: Sequence[int]) -> float:

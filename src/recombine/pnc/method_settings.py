@@ -12,7 +12,16 @@ from recombine.core.settings import Settings
 from recombine.models import weight_files
 from recombine.pnc.clone.cards import read_cards
 
-__all__ = ["CloningSettings", "ComposeSettings", "FromFileSettings", "PncMethodSettings", "PositionSearchSettings"]
+__all__ = [
+    *("COMPARED", "CloningSettings", "ComposeSettings", "FromFileSettings", "PncMethodSettings"),
+    "PositionSearchSettings",
+]
+
+COMPARED = (
+    *("mask", "mask_kind", "scope", "surrogate", "use_complement", "keep_ratio", "bn_recalibrate", "adapter", "align"),
+    *("joint", "last_stage", "mask_start", "residual", "source_weights", "granularity", "mask_input"),
+)
+"""Settings of a clone that rows hold, as tables compare them; none in rows of methods without such a setting."""
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]

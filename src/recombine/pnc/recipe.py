@@ -32,6 +32,7 @@ from recombine.pnc.data import CloneData, open_clone_data
 from recombine.pnc.evaluation import evaluate_alone, evaluate_joint, evaluate_kept, evaluate_module, suffix
 from recombine.pnc.evaluator import CloneEvaluator
 from recombine.pnc.method_settings import (
+    COMPARED,
     CloningSettings,
     ComposeSettings,
     FromFileSettings,
@@ -77,18 +78,6 @@ BASELINES: dict[type[PncMethodSettings], Callable] = {
     FromScratchSettings: train_from_scratch,
 }
 """What trains the network of each method that is no clone."""
-COMPARED: tuple[str, ...] = (
-    "mask",
-    "mask_kind",
-    "scope",
-    "surrogate",
-    "use_complement",
-    "keep_ratio",
-    "bn_recalibrate",
-    "adapter",
-)
-COMPARED += ("align", "joint", "last_stage", "mask_start", "residual", "source_weights", "granularity", "mask_input")
-"""Settings of a clone that tables compare; none in the cells of methods without such a setting."""
 
 
 def cell(cfg: DictConfig) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from recombine.core.distributed import all_reduce_sum
 from recombine.core.errors import ConfigError
 from recombine.pnc.clone.positions import Position
 
-__all__ = ["ADAPTERS", "LeastSquares", "make_adapter", "pool"]
+__all__ = ["LeastSquares", "make_adapter", "pool"]
 
-ADAPTERS = ("conv1x1_bn", "conv1x1", "conv3x3_bn", "bottleneck", "none")
 NARROWING = 4
 """A bottleneck has so many times fewer channels than the narrower side."""
 

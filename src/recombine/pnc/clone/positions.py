@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from recombine.core.errors import ConfigError
 from recombine.models.blocks import ancestors
 from recombine.models.cuts import Cut, cuts
 from recombine.models.graph import Traced
@@ -49,7 +48,7 @@ def clones_layers(source: Traced, position: Position) -> bool:
 
 
 def find_positions(target: Traced, source: Traced, align: str = "scale") -> tuple[Position, ...]:
-    """The candidate positions R_t = 0..L of a pair from input to output, of one R_t by R_s; ConfigError if only 0 is.
+    """The candidate positions R_t = 0..L of a pair from input to output, of one R_t by R_s.
 
     The source is entered where it has scaled the image down as much as the target has, at the first such cut for the
     target's first, and so on; if nowhere, at the nearest larger scale, else at its last map. A feature vector meets
@@ -65,11 +64,6 @@ def find_positions(target: Traced, source: Traced, align: str = "scale") -> tupl
         elif align == "scale" and entries:
             entries = [_match_scale(exits[1:number], cut, others, entries)]
         found += [Position(number, cut, others[place], place) for place in entries]
-    if len(found) == 1:
-        raise ConfigError(
-            f"{type(target.net).__name__} and {type(source.net).__name__} have no place where one can be joined to the "
-            f"other; choose two convolutional networks"
-        )
     return tuple(found)
 
 

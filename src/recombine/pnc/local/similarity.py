@@ -9,12 +9,9 @@ from torch.nn import functional as F
 
 from recombine.core.errors import ConfigError
 from recombine.pnc.local.neighbourhood import Neighbourhood, Purpose, View
-from recombine.pnc.local.surrogates import CHUNK, fit_linear_models
+from recombine.pnc.local.surrogates import fit_linear_models
 
-__all__ = ["IMAGES", "VECTORS", "fit_coefficients", "similarity"]
-
-IMAGES, VECTORS = 128, 1000
-"""Zest's defaults; those of the paper are not known to us."""
+__all__ = ["fit_coefficients", "similarity"]
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
@@ -35,9 +32,8 @@ def fit_coefficients(
     settings: Neighbourhood,
     seed: int,
     *,
-    count: int = VECTORS,
+    count: int,
     columns: Sequence[int] | None = None,
-    chunk: int = CHUNK,
 ) -> Tensor:
     """Coefficients float64 [B, Np + 1, O] of `net`'s outputs `columns` (all if None), for `similarity`.
 
@@ -48,4 +44,4 @@ def fit_coefficients(
     if count < (least := 2 * (settings.patches + 1)):
         raise ConfigError(f"similarity.vectors={count}: at least {least} are needed; try similarity.vectors={least}")
     vectors = settings.draw((seed, 0, Purpose.SIMILARITY), index, count, view)
-    return fit_linear_models(net, view, vectors, settings, columns=columns, chunk=chunk)
+    return fit_linear_models(net, view, vectors, settings, columns=columns)

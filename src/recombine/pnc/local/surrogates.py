@@ -69,7 +69,6 @@ class LimeModels:
         *,
         segments: Segments | None = None,
         precision: str = "auto",
-        chunk: int = CHUNK,
     ) -> LimeModels:
         """Fit `settings.num_fit` blanked images of every sample of `loader` to the outputs `columns` of `source`.
 
@@ -85,7 +84,7 @@ class LimeModels:
                 view = settings.view(batch.images, source.preprocess, labels)
                 vectors = settings.draw((seed, 0, Purpose.FIT), batch.index, settings.num_fit, view)
                 with autocast(precision, batch.images.device):
-                    fitted = fit_linear_models(source.net, view, vectors, settings, columns=columns, chunk=chunk)
+                    fitted = fit_linear_models(source.net, view, vectors, settings, columns=columns)
                 index.append(batch.index.cpu())
                 theta.append(fitted.float().cpu())
         device = next(source.parameters()).device
