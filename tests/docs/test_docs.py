@@ -141,6 +141,11 @@ def test_the_python_of_the_patch_page_runs_from_top_to_bottom(tmp_path, monkeypa
     assert names["network"].get_classifier().out_features == 10
 
 
+def test_result_pages_show_every_cell_that_was_measured():
+    for page in (ROOT / "docs" / "results").glob("*.md"):
+        assert not re.search(r"not averaged|\| mixed", page.read_text()), f"{page.name} mixes rows of unlike settings"
+
+
 def test_links_of_files_beside_the_site_lead_somewhere():
     for page in PAGES[:2]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
