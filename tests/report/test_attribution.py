@@ -76,6 +76,13 @@ def test_verdicts_follow_the_intervals():
     assert verdicts(harm)["6 La"] == "not tested"
 
 
+def test_of_equally_many_pairs_the_teachers_furthest_from_their_students_speak():
+    far = rows_of([-2.0, -2.2, -1.9, -2.1], "kl", gap=-3.0, teacher="resnet8")
+    near = rows_of([2.0, 2.2, 1.9, 2.1], "kl", gap=-0.6, teacher="cnn")
+    assert verdicts(far + near)["2 KL"] == verdicts(near + far)["2 KL"] == "holds"
+    assert verdicts(far[:3] + near)["2 KL"] == "contradicted", "more pairs come first"
+
+
 def test_a_gain_that_fine_tuning_has_too_is_not_the_teachers():
     rows = rows_of([0.8, 0.9, 0.85, 0.8], gains=[-0.6, -0.65, -0.6, -0.62])
     found = {row.cell["claim"]: row.cell["verdict"] for row in derive_claims(rows)}

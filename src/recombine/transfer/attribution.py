@@ -119,7 +119,7 @@ def _claims(mine: Sequence[Group]) -> list[Evidence]:
     """Those of the paper's nine that transfer rows can speak of; the words say what is measured."""
 
     def of(method: str, side: str, metric: str, text: str, sign: int = 1) -> Evidence:
-        """The largest group of this method whose teachers are on this side."""
+        """The group of this method whose teachers are on this side, see `_pick`."""
         found = _pick(mine, method, side)
         return Evidence(text, sign, found and found.interval(metric), len(found.pairs) if found else 0)
 
@@ -150,9 +150,10 @@ def _claims(mine: Sequence[Group]) -> list[Evidence]:
 
 
 def _pick(mine: Sequence[Group], method: str, side: str) -> Group | None:
+    """Of several kinds of teacher on a side that with most pairs; of equals, the one furthest from its students."""
     names = {method, f"short/{method}"}
     found = [group for group in mine if group.method in names and group.side == side]
-    return max(found, key=lambda group: len(group.pairs), default=None)
+    return max(found, key=lambda group: (len(group.pairs), abs(group.mean("accuracy_gap"))), default=None)
 
 
 def _flips(mine: Sequence[Group]) -> Evidence:
