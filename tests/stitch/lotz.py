@@ -10,8 +10,8 @@ import numpy as np
 from recombine.stitch.search.space import Evaluations, Space
 
 
-def space(bits, stitches=6.2):
-    return Space(np.array([2] * bits + [3]), stitches)
+def space(bits, stitches=6.2, coarse=None):
+    return Space(np.array([2] * bits + [3]), stitches, coarse)
 
 
 def evaluate(genotypes):

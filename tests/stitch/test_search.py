@@ -120,6 +120,20 @@ def test_the_budget_is_spent_and_never_exceeded(kind, total):
     assert budget.unique == len(np.unique(phenotypes(asked.genotypes, evaluate(asked.genotypes).active), axis=0))
 
 
+@pytest.mark.parametrize("kind", EVOLVING)
+@pytest.mark.parametrize(("ends", "low", "high"), [(2, 12, 100), (12, 150, 200)])
+def test_blocks_come_first_until_half_of_the_budget_or_until_all_are_known(kind, ends, low, high):
+    """2 bits and the output make 12 genotypes, which half of the budget would be wasted on; 12 bits make 12,288."""
+
+    class Distinct(Recorder):
+        def __call__(self, genotypes):
+            return super().__call__(genotypes)._replace(active=np.ones(genotypes.shape, bool))
+
+    coarse, asked, budget = np.append(np.arange(40) < ends, True), Distinct(), Budget(300)
+    kind(space(40, coarse=coarse), budget, population=24, seed=2).run(asked)
+    assert low <= asked.genotypes[:, ~coarse].any(1).argmax() <= high and budget.requests == 300
+
+
 @pytest.mark.parametrize("kind", ALL)
 def test_a_budget_of_phenotypes(kind):
     _, budget, asked = searched(kind, unit="unique", budget=70)

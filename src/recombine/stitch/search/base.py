@@ -16,7 +16,7 @@ from recombine.stitch.search.space import Budget, Evaluate, Individuals, Space, 
 __all__ = ["Search", "advance"]
 
 COARSE = 0.5
-"""Part of the budget in which only the genes of block ends vary; afterwards those inside blocks do too."""
+"""Largest part of the budget in which only the genes of block ends vary; afterwards those inside blocks do too."""
 SINGLE_STITCHES = 0.25
 """Part of the budget that networks with one stitch may take at the start."""
 
@@ -45,16 +45,13 @@ class Search(ABC):
         self.size, self.steering = population, steering
         self.rng = np.random.default_rng(seed)
         self.archive = Archive(space.length)
+        self.genes = space.coarse
+        """The genes that vary now, bool [L]: at first those of block ends, then (None) all."""
         self._worst = np.full(2, -np.inf)
 
     @abstractmethod
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
         """Genotypes int8 [n, L] to evaluate; all of them are sent back evaluated. May never end: the budget does."""
-
-    @property
-    def genes(self) -> np.ndarray | None:
-        """The genes that vary now, bool [L]: at first those of block ends, then (None) all."""
-        return self.space.coarse if self.budget.requests < COARSE * self.budget.total else None
 
     def start(self) -> np.ndarray:
         """The first requests, int8 [n, L]: both parents, their ensemble, single stitches, and a stratified sample.
@@ -78,6 +75,8 @@ class Search(ABC):
         batches, evaluated = self.batches(), None
         while self.budget.remaining and (genotypes := advance(batches, evaluated)) is not None:
             evaluated = self._evaluate(genotypes, evaluate)
+            if self.budget.requests >= COARSE * self.budget.total or self.budget.idle >= self.size:
+                self.genes = None
             if on_generation:
                 on_generation(self.archive, self.budget)
             if len(evaluated.genotypes) < len(genotypes):

@@ -45,28 +45,32 @@ class Gomea(Search):
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
         """The first population, then the requests of the individuals of a generation, step by step.
 
-        Where genes inside of blocks come in late, each generation then begins with a mutation of every individual that
-        is not worse by it: copying genes makes no new ones.
-        Ends when a generation requests nothing, as all of the population is one genotype.
+        Where genes inside of blocks come in late, that ends a generation, and each one then begins with a mutation of
+        every individual that is not worse by it: copying genes makes no new ones.
+        Where none do, it ends when a generation requests nothing, as all of the population is one genotype.
         """
         population = self.select((yield self.start()))
         vectors = spread_weights(self.size, self.rng)
         stagnation = np.zeros(self.size, int)
         while True:
             generation = Generation(self, population, vectors, stagnation, self.models(population.genotypes.copy()))
-            any_request = False
+            any_request, varying = False, self.genes
             procedures = [generation.improve(i) for i in range(self.size)]
             waiting = [(p, trial) for p in procedures if (trial := advance(p, None)) is not None]
-            while waiting:
+            while waiting and self.genes is varying:
                 any_request = True
                 found = yield np.stack([trial for _, trial in waiting])
                 advanced = [(p, advance(p, found.take(j))) for j, (p, _) in enumerate(waiting)]
                 waiting = [(p, trial) for p, trial in advanced if trial is not None]
+            for procedure, _ in waiting:
+                procedure.close()
             if not any_request:
-                return
+                self.genes = None
             vectors = self.rng.permutation(vectors)
             if self.space.coarse is not None and self.genes is None:
                 yield from self.mutate(population, vectors)
+            elif not any_request:
+                return
 
     def mutate(self, population: Individuals, vectors: np.ndarray) -> Procedure:
         """Give each individual its mutant if that is not worse by its weights."""
@@ -126,21 +130,23 @@ class Generation:
         subsets, donors = self.models[i]
         start = current = self.population.take(i)
         improved = False
-        for subset in self.rng.permutation(len(subsets)):
-            genes = subsets[subset]
-            different = np.flatnonzero((donors[:, genes] != current.genotypes[genes]).any(1))
-            if not len(different):
-                continue
-            trial = yield np.where(genes, donors[self.rng.choice(different)], current.genotypes)
-            if trial.archived or self.accepts(i, trial, current):
-                improved = improved or bool(trial.archived) or not self.accepts(i, current, trial)
-                current = trial
-        self.stagnation[i] = 0 if improved else self.stagnation[i] + 1
-        unchanged = np.array_equal(current.genotypes, start.genotypes)
-        if len(self.archive) and (unchanged or self.stagnation[i] > 1 + math.floor(math.log2(len(self.models)))):
-            current = yield from self.force(i, current)
-            self.stagnation[i] = 0
-        self.population.put(i, current)
+        try:
+            for subset in self.rng.permutation(len(subsets)):
+                genes = subsets[subset]
+                different = np.flatnonzero((donors[:, genes] != current.genotypes[genes]).any(1))
+                if not len(different):
+                    continue
+                trial = yield np.where(genes, donors[self.rng.choice(different)], current.genotypes)
+                if trial.archived or self.accepts(i, trial, current):
+                    improved = improved or bool(trial.archived) or not self.accepts(i, current, trial)
+                    current = trial
+            self.stagnation[i] = 0 if improved else self.stagnation[i] + 1
+            unchanged = np.array_equal(current.genotypes, start.genotypes)
+            if len(self.archive) and (unchanged or self.stagnation[i] > 1 + math.floor(math.log2(len(self.models)))):
+                current = yield from self.force(i, current)
+                self.stagnation[i] = 0
+        finally:  # also where the generation is ended early
+            self.population.put(i, current)
 
     def force(self, i: int, current: Individuals) -> Generator[np.ndarray, Individuals, Individuals]:
         """The first accepted change towards a member of the archive; failing that, any member of the archive."""

@@ -35,7 +35,7 @@ class Nsga2(Search):
         super().__init__(space, budget, name=name, seed=seed, population=population, steering=0.0)
 
     def batches(self) -> Generator[np.ndarray, Individuals, None]:
-        """What pymoo requests; ends early when it finds no offspring that is not in the population."""
+        """What pymoo requests; ends early when it finds no offspring that is not in the population, with any genes."""
         problem = Problem(n_var=self.space.length, n_obj=2, xl=0, xu=self.space.alphabet - 1, vtype=int)
         algorithm = NSGA2(
             pop_size=self.size,
@@ -45,7 +45,10 @@ class Nsga2(Search):
             eliminate_duplicates=_SamePhenotype(),
         )
         algorithm.setup(problem, termination=NoTermination(), seed=int(self.rng.integers(2**31)))
-        while (offspring := algorithm.ask()) is not None:
+        while (offspring := algorithm.ask()) is not None or self.genes is not None:
+            if offspring is None:  # all networks of block ends are known
+                self.genes = None
+                continue
             found = yield offspring.get("X")
             offspring.set("active", found.active)
             Evaluator().eval(StaticProblem(problem, F=found.objectives), offspring)

@@ -95,8 +95,9 @@ class Budget:
     def __init__(self, total: int, unit: str = "requests") -> None:
         self.total, self.unit = total, unit
         self.requests = 0
+        self.idle = 0
+        """Requests since the last one of a new phenotype."""
         self._seen: set[bytes] = set()
-        self._idle = 0
 
     @property
     def unique(self) -> int:
@@ -106,12 +107,12 @@ class Budget:
     @property
     def remaining(self) -> int:
         """Requests that are certain to be within the budget."""
-        return self.total - (self.requests if self.unit == "requests" else max(self.unique, self._idle))
+        return self.total - (self.requests if self.unit == "requests" else max(self.unique, self.idle))
 
     def spend(self, genotypes: np.ndarray, active: np.ndarray) -> None:
         """Count requests: genotypes int8 [n, L] and which of their genes are active, bool [n, L]."""
         for key in phenotypes(genotypes, active):
             known = len(self._seen)
             self._seen.add(key.tobytes())
-            self._idle = self._idle + 1 if len(self._seen) == known else 0
+            self.idle = self.idle + 1 if len(self._seen) == known else 0
         self.requests += len(genotypes)
