@@ -300,6 +300,17 @@ def test_a_small_set_is_used_whole(tmp_path, opened):
 # --- names
 
 
+@pytest.mark.parametrize(("images", "held_out"), [(2, 1), (3, 1), (6, 1), (12, 2)])
+def test_of_few_images_one_of_each_class_is_held_out(tmp_path, opened, images, held_out):
+    for name in "abc":
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for k in range(images):
+            Image.new("RGB", (20, 20), (9 * k, ord(name), 0)).save(tmp_path / "few" / name / f"{k}.png")
+    data = opened("few", source="folder")
+    assert np.bincount(data.labels("test")).tolist() == [held_out] * 3
+    assert np.bincount(data.labels("train")).tolist() == [images - held_out] * 3
+
+
 def test_folders_have_their_own_name_and_a_fingerprint(tmp_path, opened):
     for place in ("one", "two"):
         pictures(tmp_path / place / "photos")

@@ -19,8 +19,8 @@ UNLABELLED, EXCLUDED = -1, -2
 """The labels of images that have none, and of those of classes that are not in use."""
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of (the rest, a stratified part of size `fraction`), both ascending.
+def stratified(labels: np.ndarray, fraction: float | int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of (the rest, a stratified part of size `fraction`, or of as many samples), both ascending.
 
     One draw of scikit-learn's StratifiedShuffleSplit with `test_size=fraction`, `random_state=seed` on the labels in
     stored order. Raises ConfigError naming the setting `name` where a class is too small for it.
@@ -44,8 +44,13 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, name: str) -> tup
 
 
 def stratified_halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) positions of a set without an official split: one sixth is test, always the same."""
-    return stratified(labels, HELD_OUT, HELD_OUT_SEED, "the held-out part")
+    """(train, test) positions of a set without an official split: one sixth is test, always the same.
+
+    Of fewer than six samples a class, as many are test as there are classes.
+    """
+    classes = len(np.unique(labels))
+    part = HELD_OUT if HELD_OUT * len(labels) >= classes else classes
+    return stratified(labels, part, HELD_OUT_SEED, "the held-out part")
 
 
 def class_labels(setting: str, given: Sequence[int | str], names: Sequence[str]) -> list[int]:
