@@ -268,6 +268,8 @@ def test_absent_and_unknown_sets_say_what_to_do(tmp_path):
         source("cifar10", tmp_path)
     with pytest.raises(ConfigError, match="did you mean 'cifar100'"):
         source("cifar1000", tmp_path)
+    with pytest.raises(ConfigError, match=r"put there class folders .*\(or data_root=...\)$"):
+        source("folder", tmp_path, "nothing")  # nobody can fetch it
     (tmp_path / "flat/test").mkdir(parents=True)
     (tmp_path / "flat/test/x.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="no class folders"):

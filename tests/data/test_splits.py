@@ -128,5 +128,7 @@ def test_images_without_a_label_are_there_for_those_who_ask(tmp_path):
 
 
 def test_a_class_with_one_sample_is_named():
-    with pytest.raises(ConfigError, match="half=0.5 of 5 samples .* a class needs two samples .* one of label 7; add"):
+    with pytest.raises(
+        ConfigError, match=r"half=0\.5 of 5 samples .* a class needs two samples .* one of label 7; add"
+    ):
         stratified(np.array([3, 3, 7, 5, 5]), 0.5, 0, "half")

@@ -49,7 +49,8 @@ def show_plan(jobs: Sequence[Planned]) -> None:
     left = [job for job in jobs if job.state != "done"]
     measured = [job.seconds for job in jobs if job.seconds is not None and job.state == "done"]
     each = mean(measured) if measured else _typical(jobs[0].folder.parent)
-    print(f"{len(jobs)} jobs: {len(jobs) - len(left)} done, {len(left)} to run; {_estimate(each, len(left))}")
+    planned = f"{len(jobs)} job{'s' * (len(jobs) != 1)}"
+    print(f"{planned}: {len(jobs) - len(left)} done, {len(left)} to run; {_estimate(each, len(left))}")
     if missing := missing_weights(job.cfg for job in left):
         show_sizes(missing)
 

@@ -83,7 +83,8 @@ def problems(name: str, folder: str, data_root: Path, download: bool) -> list[st
         parent = next(path for path in (data_root, *data_root.absolute().parents) if path.exists())
         if os.access(parent, os.W_OK):
             return []
-    return [_absent(name, folder, data_root, "" if download else ", or let it be fetched: dataset.download=true")]
+    fetch = ", or let it be fetched: dataset.download=true" if DATASETS[name].download and not download else ""
+    return [_absent(name, folder, data_root, fetch)]
 
 
 def _absent(name: str, folder: str, data_root: Path, more: str) -> str:
