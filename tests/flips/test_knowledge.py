@@ -41,7 +41,7 @@ def test_entropy_against_scipy():
 def test_pairs_against_a_loop(case):
     """Ten lines of plain counting, pair by pair, are the definition; the matrices must equal them exactly."""
     predictions, labels, classes, confidence = case
-    right = knowledge.right_predictions(predictions, labels)
+    right = np.asarray(predictions) == np.asarray(labels)
     flips, per_class = knowledge.positive_flips(right), knowledge.flips_per_class(right, labels, classes)
     agreement, oracle = knowledge.agreement(predictions), knowledge.oracle_accuracy(right)
     ensemble = knowledge.confident_ensemble_accuracy(right, confidence)
@@ -64,7 +64,7 @@ def test_pairs_against_a_loop(case):
 def test_identities(case):
     """rho_pos - rho_neg is the accuracy gap; nobody teaches itself; classes sum to the whole; the oracle bounds all."""
     predictions, labels, classes, confidence = case
-    right = knowledge.right_predictions(predictions, labels)
+    right = np.asarray(predictions) == np.asarray(labels)
     accuracy, flips = knowledge.accuracy(right), knowledge.positive_flips(right)
     rho = 100 * flips / len(labels)
     np.testing.assert_allclose(rho - rho.T, accuracy[:, None] - accuracy[None, :], atol=1e-9)

@@ -27,8 +27,6 @@ from recombine.run.device import open_device
 __all__ = ["classify", "read"]
 
 BATCH = 64
-Expert = Callable[[Tensor], Tensor]
-"""uint8 images [B, 3, H, W] in, logits out."""
 
 
 def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
@@ -41,9 +39,14 @@ def classify(files: Sequence[Path], options: argparse.Namespace) -> None:
         label_places(patched, files, decoding, names, options)
         return
     with open_device(options.device) as (device, _, _):
-        experts: dict[str, Expert] = {BASE: cloned.to(device)}
-        experts |= {name: partial(patched.to(device), task=name) for name in patched.list()}
-        found = predict(experts, partial(read, model=model, decoding=decoding), files, names, options)
+        cloned.to(device), patched.to(device)
+
+        def answer(images: Tensor) -> dict[str, Tensor]:
+            if options.task in (None, "auto"):
+                return {BASE: cloned(images), **patched.predict_all(images)}
+            return {options.task: cloned(images) if options.task == BASE else patched(images, options.task)}
+
+        found = predict(answer, partial(read, model=model, decoding=decoding), files, names, options)
         if options.json:
             print_lines(found)
         else:
@@ -95,21 +98,23 @@ def print_lines(rows: Iterable[dict]) -> None:
 
 @torch.no_grad()
 def predict(
-    experts: Mapping[str, Expert],
+    answer: Callable[[Tensor], Mapping[str, Tensor]],
     load: Callable[[Path], Tensor],
     files: Sequence[Path],
     names: dict[str, list[str]],
     options: argparse.Namespace,
 ) -> Iterator[dict]:
-    """The predictions of each selected expert for each image: image, task, class, probability."""
-    selected = list(experts) if options.task in (None, "auto") else [options.task]
+    """The predictions for each image by every task in an answer: image, task, class, probability.
+
+    `answer` gives logits by task for uint8 images [B, 3, H, W].
+    """
     for first in range(0, len(files), BATCH):
         batch = files[first : first + BATCH]
         images = torch.cat([load(file) for file in batch])
-        predictions = {name: experts[name](images).softmax(1).cpu() for name in selected}
+        predictions = {name: logits.softmax(1).cpu() for name, logits in answer(images).items()}
         for k, file in enumerate(batch):
             confidence = {name: float(probabilities[k].max()) for name, probabilities in predictions.items()}
-            tasks = [max(selected, key=confidence.__getitem__)] if options.task == "auto" else selected
+            tasks = [max(predictions, key=confidence.__getitem__)] if options.task == "auto" else predictions
             for name in tasks:
                 yield from top_classes(
                     predictions[name][k], {"image": shown(str(file)), "task": name}, names[name], options.top

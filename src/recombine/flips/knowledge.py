@@ -20,16 +20,10 @@ __all__ = [
     "oracle_accuracy",
     "positive_flips",
     "probability_ensemble_accuracy",
-    "right_predictions",
 ]
 
 EXACT_IN_FLOAT32 = 2**24
 """Counts up to here are exact as float32, so the fast matrix product may be used."""
-
-
-def right_predictions(predictions: ArrayLike, labels: ArrayLike) -> NDArray[np.bool_]:
-    """Which model [N] is right on which image [n], from predicted classes [N, n] and labels [n]."""
-    return np.asarray(predictions) == np.asarray(labels)[None, :]
 
 
 def accuracy(right: NDArray[np.bool_]) -> NDArray[np.float64]:

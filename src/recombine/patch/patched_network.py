@@ -63,9 +63,9 @@ class PatchedNetwork(nn.Module):
             logits |= dict(zip(places, self(images[places], task), strict=True))
         return [logits[place] for place in range(len(images))]
 
-    def predict_all(self, images: Tensor) -> dict[str | None, Tensor]:
-        """Logits of the base (None) and of every task; what patches share before their first place is computed once."""
-        found: dict[str | None, Tensor] = {None: self.base(images)}
+    def predict_all(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every task by name; what patches share of the base before their first place is computed once."""
+        found: dict[str, Tensor] = {}
         shared: dict[tuple, Any] = {}
         for name in self._cards:
             network = self.task(name)
