@@ -22,6 +22,7 @@ from recombine.run.settings import EntrySettings
 from recombine.transfer import multi_teacher, recipe
 from recombine.transfer.method_settings import METHOD
 from recombine.transfer.settings import TransferSettings
+from tests import composing
 
 CONFIG = Path(__file__).parents[2] / "config"
 TARGETS = [target for target in SCHEMAS if target.startswith(("recombine.transfer.", "recombine.flips."))]
@@ -215,3 +216,12 @@ def test_text_encoders_are_declared():
     assert find_problems(flips_settings.ClipSettings, {"weights": 3}, "text_encoder")[0].startswith(
         "text_encoder.weights=3: text"
     )
+
+
+def test_a_ranking_has_no_teacher_in_its_name():
+    ranking = composing.composed(
+        "transfer", "dataset=cifar10", "model@student=resnet20", "candidates=[resnet32,resnet56]"
+    )
+    assert ranking.name == "cifar10-teachers-for-resnet20"
+    cfg = composing.composed("transfer", "dataset=cifar10", "model@student=resnet20", "model@teacher=resnet56")
+    assert cfg.name == "cifar10-resnet56-to-resnet20-kl_dp"

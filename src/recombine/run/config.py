@@ -26,6 +26,7 @@ __all__ = [
     "accepts",
     "build",
     "entry_name",
+    "misplaced_roots",
     "register_resolvers",
     "run_folder",
     "run_id",
@@ -61,8 +62,10 @@ def register_resolvers() -> None:
 
     `${basename:a,b}`: the last part of the path a/b.
     `${join:...}`: the names of a list of models, joined by hyphens. `${first:a,b}`: the first that is not empty.
+    `${either:a,b,c}`: b if a is something, else c.
     """
     OmegaConf.register_new_resolver("first", lambda *values: next(filter(None, values), ""), replace=True)
+    OmegaConf.register_new_resolver("either", lambda given, yes, no: yes if given else no, replace=True)
     OmegaConf.register_new_resolver("basename", lambda *parts: Path(*map(str, parts)).absolute().name, replace=True)
     OmegaConf.register_new_resolver("join", _join, replace=True)
 
