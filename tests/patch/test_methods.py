@@ -13,6 +13,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from recombine import models
 from recombine.core.builds import load_target
 from recombine.core.settings import schema_of, to_dict
 from recombine.patch import recipe, settings
@@ -137,6 +138,30 @@ def test_tasks_and_routing(override, message):
     key = override.lstrip("+").partition("=")[0].partition(".")[0]
     found = [text for text in problems("method=paint", override) if key.rstrip("s") in text]
     assert (not found) if message is None else any(text.startswith(message) for text in found), found
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "message"),
+    [
+        ("cnn", ["method=delta"], "Sequential has no block: "),
+        ("vgg11_cifar", ["method=delta", "protocol=scratch"], "has no block: "),
+        ("resnet8", ["method=delta", "method.modules=99"], "method.modules=99: CifarResNet has 3 blocks; or all"),
+        (
+            "resnet8",
+            ["method=delta", "method.modules=[layer9]"],
+            "CifarResNet has no block layer9; its blocks are",
+        ),
+        ("resnet8", ["method=delta", "method.budget=1"], "method.budget=1: one module already has "),
+        ("resnet8", ["method=delta"], None),
+        ("cnn", ["method=lora"], None),
+        ("vgg11_cifar", ["method=finetune"], None),
+    ],
+)
+def test_what_a_network_lacks_is_told_before_the_run(tmp_path, model, words, message):
+    models.save(models.build(model, classes=10), tmp_path / "base.safetensors", {})
+    words = [f"weights_root={tmp_path}", "model=any", "model.name=base", "dataset=digits", "loader=torch", *words]
+    found = problems(*words)
+    assert (found == []) if message is None else (len(found) == 1 and message in found[0]), found
 
 
 def test_all_mistakes_are_told_at_once():

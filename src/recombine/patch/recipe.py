@@ -11,6 +11,7 @@ from recombine.core.types import Row
 from recombine.engine.engine import Engine
 from recombine.models.serialization import tensor_bytes
 from recombine.patch import routing
+from recombine.patch.checks import structure_problems as check
 from recombine.patch.dense.training import train_dense
 from recombine.patch.domain.zero_shot import adapt_zero_shot
 from recombine.patch.end_to_end.training import train_end_to_end
@@ -30,7 +31,7 @@ from recombine.run.run import Run
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "run"]
+__all__ = ["HEADLINE", "OBJECTIVE", "SETTINGS", "cell", "check", "run"]
 
 HEADLINE = (
     "harmonic_mean",

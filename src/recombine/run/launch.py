@@ -27,7 +27,7 @@ from recombine.core.random_state import seed_everything
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
-from recombine.run.config import RunId, entry_name, run_id, unresolved, validate
+from recombine.run.config import RunId, entry_name, run_id, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device, resolve
 from recombine.run.directory import finished, locked, note_files, prepare, release
@@ -46,7 +46,8 @@ __all__ = ["check", "launch", "record_problems"]
 def check(recipe: ModuleType, cfg: DictConfig) -> list[str]:
     """Every problem of a composed config that shows before data are opened or a device is touched."""
     problems = validate(cfg, getattr(recipe, "SETTINGS", EntrySettings))
-    problems += recipe.check(cfg) if hasattr(recipe, "check") and not unresolved(cfg) else []
+    if hasattr(recipe, "check") and not problems:
+        problems = recipe.check(cfg)
     return list(dict.fromkeys(problems))
 
 

@@ -46,7 +46,7 @@ def build_network(cfg: DictConfig, trainer: Trainer, method: Any, like: Model, n
     """A copy of `like`, which trains, with a new patch; of an untrained network, one drawn anew for its classes."""
     run = trainer.engine.run
     if cfg.protocol in UNTRAINED:
-        model = zoo.build({**cfg.model, "weights": None}, classes=classes, seed=run.seed)
+        model = zoo.build({**cfg.model, "weights": None}, classes=classes, weights_root=cfg.weights_root, seed=run.seed)
     else:
         model = copy.deepcopy(like)
     return PatchBuilder(method, model.to(run.device).requires_grad_(True), run).build(name, classes, frozen=False)
