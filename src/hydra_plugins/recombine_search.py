@@ -19,8 +19,10 @@ class Optuna(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `sweep`."""
-        from recombine.cli.optuna_sweeper import OptunaSweeper
+        from recombine.cli.optuna_sweeper import OptunaSweeper, SearchSettings
+        from recombine.core.settings import read
 
+        read(SearchSettings, self.options, "hydra.sweeper")
         self.search = OptunaSweeper(**self.options)
         self.search.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 

@@ -87,6 +87,46 @@ def test_questions_about_a_broken_config_are_answered_alike(fit, flags):
     assert result.code == 2 and BROKEN["stepz=3"] in result.err and "Traceback" not in result.err
 
 
+HYDRA = {
+    "+hydra.launcher.x=1": "BasicLauncher.__init__() got an unexpected keyword argument 'x'",
+    "hydra.launcher.x=1": "unknown setting hydra.launcher.x: there are none",
+    "+hydra.sweeper.x=1": "BasicSweeper.__init__() got an unexpected keyword argument 'x'",
+    "hydra.sweeper.x=1": "unknown setting hydra.sweeper.x: known are: max_batch_size, params",
+    "hydra.launcher=null": "Hydra launcher is not configured",
+    "hydra.sweeper=null": "Hydra sweeper is not configured",
+    "hydra.sweeper._target_=nothing.x": "Invalid plugin 'nothing.x'",
+    "hydra.sweeper.max_batch_size=0": "assert max_batch_size is None or max_batch_size > 0",
+    "hydra.sweep.dir=FILE/x": "cannot write FILE/x: Not a directory; give another folder by output_root=,",
+    "launcher=joblib hydra.launcher.n_jobs=0": "n_jobs == 0 in Parallel has no meaning",
+}
+
+
+@pytest.mark.parametrize("words", HYDRA)
+def test_what_hydra_does_not_take_is_one_message(fit, words):
+    if "joblib" in words:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    (fit.folder / "FILE").touch()
+    result = fit("-m", "seed=0,1", "steps=1", *words.split())
+    assert result.code == 2 and result.err.startswith("1 problem in the config; nothing was run"), result.err
+    assert HYDRA[words] in result.err and "Traceback" not in result.err
+    assert not (fit.folder / "outputs" / "fit").exists()
+
+
+def test_a_folder_that_hydra_cannot_make_is_one_message(fit):
+    (fit.folder / "FILE").touch()
+    for words in (["hydra.run.dir=FILE/x"], ["hydra.output_subdir=../FILE/x"]):
+        result = fit("steps=1", *words)
+        assert result.code == 2 and "FILE/x: Not a directory; give another" in result.err, result.err
+    result = fit("steps=1", "--config-dir", "nowhere")
+    assert result.code == 2 and result.err.endswith("- --config-dir nowhere: there is no such folder\n")
+
+
+def test_settings_of_what_is_not_installed_are_not_told_too(fit, monkeypatch):
+    monkeypatch.setattr("recombine.cli.launchers.find_spec", lambda name: None)
+    found = fit.problems("launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=0,1", sweep=True)
+    assert len(found) == 1 and "it is not installed" in found[0]
+
+
 def test_help_lists_the_groups_of_this_entry_within_the_terminal(fit, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     result = fit("--help")

@@ -177,6 +177,15 @@ def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit
     assert f"best: {study.best_value:.4g}" in text
 
 
+def test_wrong_settings_of_a_search_are_told_before_it_begins(fit):
+    needs("optuna")
+    wrong = {"n_trials": "banana", "n_jobs": "0", "sampler": "grid", "study": "../x", "nonsense": "1", "folder": "''"}
+    words = [f"{'+' if name == 'nonsense' else ''}hydra.sweeper.{name}={value}" for name, value in wrong.items()]
+    result = fit("-m", "sweeper=optuna", "optimizer.lr=0.1,0.2", *words)
+    assert result.code == 2 and result.err.startswith("6 problems in the config; nothing was run")
+    assert all(f"hydra.sweeper.{name}" in result.err for name in wrong) and not (fit.folder / "outputs").exists()
+
+
 def test_a_dry_run_tells_what_is_done_and_runs_nothing(fit):
     fit("seed=1", "steps=3")
     words = ["-m", "seed=0,1,2", "steps=3", "--dry-run"]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import traceback
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from recombine.cli.slips import first_lines
 from recombine.core.errors import ConfigError, RecombineError
 
-__all__ = ["OWN_PROCESS", "SHARING", "launcher_error", "leave_to_launcher", "why_absent"]
+__all__ = ["OWN_PROCESS", "SHARING", "launcher_error", "leave_to_launcher", "refused_by_hydra", "why_absent"]
+
+PACKAGE = Path(__file__).parents[1]
 
 SHARING = ("JoblibLauncher", "LocalLauncher")
 """Launchers that know nothing of GPUs; Slurm and ray give each job its own."""
@@ -69,6 +74,21 @@ def launcher_error(error: BaseException, launcher: Any) -> RecombineError | None
         given = ", ".join(f"hydra.launcher.{key}={launcher.get(key)}".replace("None", "null") for key in asked)
         return ConfigError(f"Slurm takes no such job: {line.removeprefix('sbatch: error: ')}; asked for {given}")
     return RecombineError(f"a job ended without a word, as a process that is killed does: {line}")
+
+
+def refused_by_hydra(error: BaseException) -> str | None:
+    """What Hydra, a launcher or a sweeper raised before the first job, in a line: its settings or folders are wrong.
+
+    None for what code of this package raised, or a job in another process: their traceback says more.
+    """
+    (*_, last) = traceback.extract_tb(error.__traceback__)
+    if Path(last.filename).is_relative_to(PACKAGE) or type(error.__cause__).__name__ == "_RemoteTraceback":
+        return None
+    if isinstance(error, OSError) and error.filename:
+        mend = "give another folder by output_root=, hydra.run.dir= or hydra.sweep.dir="
+        return f"cannot write {error.filename}: {error.strerror}; {mend}"
+    says = first_lines(error) if str(error) else f"{type(error).__name__}: {last.line}"
+    return f"Hydra cannot start with what was set below hydra.launcher or hydra.sweeper: {says}"
 
 
 def _installed(package: str) -> bool:

@@ -19,32 +19,28 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recombine.cli.downloads import download
-from recombine.cli.dry_run import last_metrics, plan, show_plan, show_search
+from recombine.cli.dry_run import plan, show_plan, show_search
 from recombine.cli.entries import ENTRIES, Entry
 from recombine.cli.help import PROGRAM, print_help, program, register_help, started_as
 from recombine.cli.job_output import named_lines
-from recombine.cli.launchers import OWN_PROCESS, SHARING, launcher_error, leave_to_launcher
+from recombine.cli.job_report import SWEEP, JobReport, notes, show_jobs_of
+from recombine.cli.launchers import OWN_PROCESS, SHARING, launcher_error, leave_to_launcher, refused_by_hydra
 from recombine.cli.overrides import compose_all
 from recombine.cli.search_path import use_groups
+from recombine.cli.slips import first_lines
 from recombine.cli.slots import gpus, register_places, take_place
 from recombine.core.errors import ConfigError, RecombineError, WriteError, exit_code_of, reader_is_gone
-from recombine.core.files import CONFIG_DIR, append_records, config_files, read_records, use_config_dirs, writing
+from recombine.core.files import CONFIG_DIR, append_records, config_files, use_config_dirs, writing
 from recombine.run.config import entry_name, run_folder, validate
-from recombine.run.console import first_rank, show_jobs, show_problems
+from recombine.run.console import first_rank, show_problems
 from recombine.run.shown import show_finished
 
-__all__ = ["JobReport", "main"]
-
-REFERENCE = re.compile(r"\\\$\{([^}]*)\}")
-"""An escaped reference to a setting, in the values that an experiment file sweeps."""
-SWEEP = "RECOMBINE_SWEEP"
-"""Environment variable with a name of this multirun's own, which two may share the folder of."""
+__all__ = ["main"]
 
 
 def main(entry: str | Entry) -> None:
@@ -69,6 +65,7 @@ def main(entry: str | Entry) -> None:
     # Hydra then passes exceptions to us, where it would print a part of them and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ[SWEEP], os.environ[PROGRAM] = secrets.token_hex(4), started_as(entry.name)
+    JobReport.config, JobReport.begun = None, False
     try:
         _check_command(entry, config_dir, arguments)
         folders = _with_folders(arguments)
@@ -101,16 +98,22 @@ def _read_arguments() -> tuple[set[str], Namespace, str]:
 
 def _explain(error: BaseException) -> int:
     """Say what ended a command outside of its jobs; the exit code. Raises what nobody can mend but us again."""
-    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
-        if first_rank():
-            show_problems(getattr(error, "problems", [str(error)]))
-        return ConfigError.exit_code
-    if isinstance(error, WriteError):  # of Hydra's own files
-        print(error, file=sys.stderr)
-        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return exit_code_of(error)
     if isinstance(error, BrokenPipeError):
         return reader_is_gone()
-    return 130 if isinstance(error, KeyboardInterrupt) else _end_multirun(error)
+    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
+        problems = getattr(error, "problems", [first_lines(error)])
+    elif not _begun() and (told := refused_by_hydra(error)):
+        problems = [told]
+    elif isinstance(error, WriteError):  # of Hydra's own files
+        print(error, file=sys.stderr)
+        return error.exit_code
+    else:
+        return _end_multirun(error)
+    if first_rank():
+        show_problems(problems)
+    return ConfigError.exit_code
 
 
 def _config_dir(given: str | None) -> str:
@@ -136,6 +139,8 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     """Raise ConfigError with every problem of the command line, those of its working part included."""
     if arguments.shell_completion or arguments.hydra_help or arguments.experimental_rerun:
         return
+    if arguments.config_dir is not None and not os.path.isdir(arguments.config_dir):
+        raise ConfigError(f"--config-dir {arguments.config_dir}: there is no such folder")
     chdir = r"\+*hydra\.job\.chdir=(true|yes|on|1)"
     if any(re.fullmatch(chdir, text.lower()) for text in arguments.overrides):
         raise ConfigError("hydra.job.chdir=true: a run has a folder of its own; paths are those of where you type")
@@ -165,6 +170,7 @@ def _with_folders(arguments: Namespace) -> list[str]:
 
 def _job(entry: Entry, cfg: DictConfig, typed: str, arguments: Namespace) -> float | None:
     """One job of Hydra's. In a multirun a failure is noted and the next job follows; alone, it ends the command."""
+    JobReport.begun = True
     context = HydraConfig.get()
     sweeping = context.mode == RunMode.MULTIRUN
     launcher = context.launcher._target_.rpartition(".")[2] if sweeping else ""
@@ -195,7 +201,7 @@ def _run_job(
         note: dict[str, Any] = {"job": context.job.num, "exit_code": code, "error": message, "command": command}
         name = entry_name(entry.recipe)
         note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(name, cfg)), "headline": headline}
-        append_records(_notes(context.sweep.dir), [note])
+        append_records(notes(context.sweep.dir), [note])
     if code and (not sweeping or (code > 128 and launcher not in OWN_PROCESS)):
         sys.exit(code)
     return leave_to_launcher(code, launcher) if code else objective
@@ -246,9 +252,9 @@ def _report(error: BaseException) -> str:
     return line if known else f"{type(error).__name__}: {line}"
 
 
-def _notes(folder: str) -> Path:
-    """What the jobs of this multirun note, in whatever process, and no other's that has the same folder."""
-    return Path(folder) / f"jobs-{os.environ.get(SWEEP, '')}.jsonl"
+def _begun() -> bool:
+    """Whether a job has started, in this process or, of a multirun, in another one that left a note."""
+    return JobReport.begun or bool(JobReport.config and notes(JobReport.config.hydra.sweep.dir).is_file())
 
 
 def _end_multirun(error: BaseException) -> int:
@@ -256,39 +262,7 @@ def _end_multirun(error: BaseException) -> int:
     told = launcher_error(error, JobReport.config.hydra.launcher) if JobReport.config else None
     if told is None or JobReport.config is None:
         raise error
-    if _notes(JobReport.config.hydra.sweep.dir).is_file():
-        _show_jobs(JobReport.config)
+    if notes(JobReport.config.hydra.sweep.dir).is_file():
+        show_jobs_of(JobReport.config)
     print(told, file=sys.stderr)
     return told.exit_code
-
-
-def _show_jobs(config: DictConfig) -> list[int]:
-    """Show the jobs of a multirun; the exit codes of those that failed."""
-    notes = read_records(_notes(config.hydra.sweep.dir))[0]
-    noted = {job["job"]: job for job in notes}  # of one that was queued again, the last
-    jobs = [noted[number] for number in sorted(noted)]
-    experiment = str(config.hydra.runtime.choices.get("experiment"))
-    filled = experiment if (CONFIG_DIR / "table" / f"{experiment}.yaml").is_file() else None
-    show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs], filled)
-    return [job["exit_code"] for job in jobs if job["exit_code"]]
-
-
-class JobReport(Callback):
-    """Ends a multirun: shows its jobs and how to repeat those that failed, and exits with the first one's code."""
-
-    config: DictConfig | None = None
-    """Of the multirun that is on its way."""
-
-    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Called by Hydra, which resolves swept values twice: a reference `\\${seed}` in them stays each job's own."""
-        JobReport.config = config
-        params = config.hydra.sweeper.get("params") or OmegaConf.create()
-        values: Any = OmegaConf.to_container(params, resolve=False)
-        with read_write(params):
-            for key, value in values.items():
-                params[key] = REFERENCE.sub(r"$\\{\1\\}", value) if isinstance(value, str) else value
-
-    def on_multirun_end(self, config: DictConfig, **_: object) -> None:
-        """Called by Hydra after the last job."""
-        if first_rank() and (failures := _show_jobs(config)):
-            sys.exit(failures[0])

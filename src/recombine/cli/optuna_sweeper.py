@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,16 +24,40 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import Field
 
 from recombine.core.errors import ConfigError
+from recombine.core.field_types import FileName
+from recombine.core.settings import Settings
 from recombine.run.search_trial import VARIABLE, open_storage
 
-__all__ = ["OptunaSweeper", "planned", "split"]
+__all__ = ["OptunaSweeper", "SearchSettings", "planned", "split"]
 
 log = logging.getLogger(__name__)
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 STOPPED = "stopped"
 """Attribute of a trial that was interrupted: another one took its values."""
+
+
+class SearchSettings(Settings):
+    """hydra.sweeper of `sweeper=optuna`."""
+
+    n_trials: Annotated[int, Field(ge=1)] = 20
+    """In all, those of earlier calls of the same command included."""
+    n_jobs: Annotated[int, Field(ge=1)] = 1
+    """At once, with a launcher that runs jobs side by side."""
+    folder: Annotated[str, Field(min_length=1)] = "outputs/optuna"
+    """Where studies lie."""
+    study: FileName | None = None
+    """Its name; null: that of the entry and all overrides."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """How values are drawn."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampler."""
+    prune: bool = True
+    """Stop trials whose objective is below the median of others at the same step."""
+    params: dict[str, Any] | None = None
+    """Swept settings by name, of experiment files."""
 
 
 class OptunaSweeper:
@@ -55,8 +79,6 @@ class OptunaSweeper:
 
         Without a name, the study is that of the entry and all overrides.
         """
-        if sampler not in SAMPLERS:
-            raise ConfigError(f"hydra.sweeper.sampler={sampler}: one of {', '.join(SAMPLERS)} is needed")
         self.n_trials, self.n_jobs, self.sampler, self.seed, self.prune = n_trials, n_jobs, sampler, seed, prune
         self.folder, self.study, self.params = Path(folder).absolute(), study, dict(params or {})
         self.launcher: Launcher | None = None

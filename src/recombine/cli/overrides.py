@@ -24,7 +24,7 @@ from recombine.cli import renamed
 from recombine.cli.entries import find_entry, owners_of
 from recombine.cli.launchers import why_absent
 from recombine.cli.search_path import use_groups
-from recombine.cli.slips import choices_with, replaces_node
+from recombine.cli.slips import choices_with, first_lines, replaces_node
 from recombine.core.errors import did_you_mean
 from recombine.core.settings import declares
 from recombine.run.config import accepts
@@ -62,7 +62,7 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
         try:
             base = composer.start(places)
         except FAULTS as error:
-            return Composition(problems=[_first_lines(error)])
+            return Composition(problems=[first_lines(error)])
         composer.add_all([text for text in overrides if text not in places])
         cfg = composer.compose(composer.accepted)
         composer.find_unknown_keys(base, cfg)
@@ -85,6 +85,7 @@ class _Composer:
         self.listed: dict[str, list[str]] = {}
         self.others: dict[str, DictConfig] = {}
         self.folders: list[Path] = []
+        self.absent: tuple[str, ...] = ()
 
     def start(self, places: Sequence[str]) -> DictConfig:
         """The config without overrides but those of the search path, from which groups are listed from now on."""
@@ -121,8 +122,9 @@ class _Composer:
             self.compose([*self.accepted, *firsts])
         except FAULTS:
             firsts = []
+        told = len(self.problems)
         for override in overrides:
-            self.add(override, known_good=firsts)
+            self.add(override, known_good=firsts if len(self.problems) == told else [])
 
     def parse(self, text: str) -> list[Override]:
         try:
@@ -171,7 +173,9 @@ class _Composer:
                 f"or write '{name}=[{value}]' for a list"
             )
             return
-        name = override.get_key_element().lstrip("~")
+        name = override.get_key_element().lstrip("+~")
+        if name.startswith(self.absent):
+            return  # a setting of what is not installed
         if override.is_delete() and self.is_group(override) and name in _choices(self.base):
             self.problems.append(f"{override.input_line}: this entry needs it; choose another one by {name}=...")
             return
@@ -202,6 +206,7 @@ class _Composer:
         if override.is_delete() or value == "null":
             return None
         if lacking := why_absent(group, value):
+            self.absent += (f"hydra.{group}.",)
             return f"{text}: {lacking}"
         if value in self.options(group):
             return None
@@ -224,8 +229,9 @@ class _Composer:
         if override.package is not None:
             return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
         if isinstance(error.__cause__, ConfigKeyError | AttributeError):
-            return self.unknown_key(text, _without_hydra(cfg), _choices(cfg))
-        return f"{text}: {_first_lines(error)}"
+            ours = not _key(text).startswith("hydra.")
+            return self.unknown_key(text, _without_hydra(cfg) if ours else cfg, _choices(cfg))
+        return f"{text}: {first_lines(error)}"
 
     def unknown_key(self, text: str, cfg: DictConfig, chosen: dict[str, str]) -> str:
         key = _key(text)
@@ -273,11 +279,6 @@ def _choices(cfg: DictConfig) -> dict[str, str]:
 
 def _key(text: str) -> str:
     return text.partition("=")[0].lstrip("+~")
-
-
-def _first_lines(error: Exception) -> str:
-    lines = [str(cause).strip().splitlines()[0] for cause in (error, error.__cause__) if cause and str(cause).strip()]
-    return ": ".join(lines) or type(error).__name__
 
 
 def _without_hydra(cfg: DictConfig) -> DictConfig:

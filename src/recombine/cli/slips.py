@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["choices_with", "replaces_node"]
+__all__ = ["choices_with", "first_lines", "replaces_node"]
 
 
 def replaces_node(key: str, value: Any, cfg: DictConfig, choices: Mapping[str, str], options: Sequence[str]) -> str:
@@ -40,6 +40,12 @@ def choices_with(loader: ConfigLoader, groups: Iterable[str], slot: str) -> list
             if slot in brought:
                 found.append(f"{group}={option}")
     return found
+
+
+def first_lines(error: BaseException) -> str:
+    """What an error of Hydra's says, and what its cause does, in a line."""
+    lines = [str(cause).strip().splitlines()[0] for cause in (error, error.__cause__) if cause and str(cause).strip()]
+    return ": ".join(lines) or type(error).__name__
 
 
 def _defaults(loader: Any, group: str, option: str) -> Sequence[Any]:
