@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from recombine.cli.paths import new_folder
 from recombine.core.results import write_rows
 from recombine.core.types import Row
 from recombine.run import provenance
@@ -37,7 +38,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="section", help=f"any of: {', '.join(SECTIONS)}")
-    parser.add_argument("--rows", type=Path, default=Path("outputs"), help="folder below which the rows are kept")
+    parser.add_argument("--rows", type=new_folder, default=Path("outputs"), help="folder below which the rows are kept")
     parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own choice)")
     options = parser.parse_args()
     unknown = [name for name in options.sections if name not in SECTIONS]

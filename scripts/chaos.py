@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recombine.cli.paths import existing_file
 from scripts.campaigns import GOOD, Case
 
 PARTS = {
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="everything, which takes hours")
     parser.add_argument("--most", type=int, help="with --full: so many wrong settings of each entry, drawn by a seed")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, help="markdown page that gets the figures, between its marks")
+    parser.add_argument("--out", type=existing_file, help="markdown page that gets the figures, between its marks")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from recombine.cli.paths import new_folder
+
 ROOT = Path(__file__).parents[1]
 DIGITS = ["dataset=digits", "logger=none"]
 REAL = [
@@ -49,7 +51,7 @@ class Step(NamedTuple):
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for logs, rows and summary.md")
+    parser.add_argument("--out", type=new_folder, default=Path("gpu"), help="folder for logs, rows and summary.md")
     parser.add_argument("--fake", action="store_true", help="on the simulated accelerator")
     parser.add_argument("--minutes", type=float, help="time for all; what does not fit is left out; 30, or 120 if fake")
     parser.add_argument("--steps", nargs="+", help="only these, by the beginnings of their names")

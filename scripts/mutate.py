@@ -167,6 +167,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="folders (core, data, ...) or names of mutants")
     parser.add_argument("--out", type=Path, help="markdown page that gets the results, between its marks")
     options = parser.parse_args()
+    if options.out is not None and not options.out.is_file():
+        parser.error(f"--out {options.out}: there is no such page")
     mutants = read_mutants(options.only)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder) / "tree"

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from recombine.cli.paths import filled, new_folder
 from tests.report.browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,8 @@ SWEEP = f"{ENTRY} pretrain -m model=cnn,lenet5 seed=0,1 dataset=digits device=cp
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--rows", default="results", help="rows of the report page")
+    parser.add_argument("--out", type=new_folder, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--rows", type=filled, default="results", help="rows of the report page")
     parser.add_argument("--only", choices=("page", "terminal"), help="a part of them")
     return parser.parse_args()
 

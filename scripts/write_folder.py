@@ -10,10 +10,10 @@ bytes as they are stored.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
+from recombine.cli.paths import existing_folder, new_folder
 from recombine.data.parquet import parquet
 
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
@@ -23,8 +23,8 @@ SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with train-*.parquet and test-*.parquet")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("source", type=existing_folder, help="folder with train-*.parquet and test-*.parquet")
+    parser.add_argument("out", type=new_folder, help="folder to write")
     parser.add_argument("--classes", type=int, help="the first so many classes (default: all)")
     parser.add_argument("--train", type=int, help="training images of a class (default: all)")
     parser.add_argument("--test", type=int, help="test images of a class (default: all)")

@@ -20,30 +20,13 @@ def kinds_of_files(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
     """A file of each kind, and how it is read; readers raise, or give back what was written, or None."""
     import torch
 
-    from recombine import models
     from recombine.core import files, results
-    from recombine.core.inputs import Manifest, collecting, record_file
-    from recombine.core.types import Row
+    from recombine.core.inputs import Manifest
     from recombine.engine import checkpoint
     from recombine.models import weights
     from recombine.models.serialization import read_artifact, write_artifact
-    from recombine.run.directory import note_files
 
-    state = {"step": 3, "net": {"weight": torch.arange(40.0)}}
-    checkpoint.save(folder, state)
-    rows = [Row(cell={"model": "a"}, metrics={"accuracy": 12.5}, entry="flips", run=f"r{k}") for k in range(3)]
-    results.write_rows(folder, rows)
-    (folder / "columns").mkdir()
-    most, results.MOST_AS_JSON = results.MOST_AS_JSON, 2
-    results.write_rows(folder / "columns", rows)
-    results.MOST_AS_JSON = most
-    files.write_records(folder / "evaluations.jsonl", [{"on": [k], "accuracy": k / 7} for k in range(5)])
-    files.write_json(folder / "matching.json", {"pairs": [[1, 2], [3, 4]]})
-    files.write_tensors(folder / "predictions.safetensors", {"logits": torch.arange(40.0)}, {})
-    with collecting(Manifest(folder, {})):
-        record_file("weights", folder / "matching.json")
-    note_files(folder, [folder / "row.json"])
-    student = models.save(models.build("cnn", classes=3, seed=0), folder / "student.safetensors", {"note": "x"})
+    student = _write_kinds(folder)
     found: dict[str, tuple[Path, Callable[[], Any]]] = {
         "checkpoint": (folder / "last.pt", lambda: checkpoint.load_latest(folder)),
         "row": (folder / "row.json", lambda: results.read_rows(folder / "row.json")),
@@ -62,6 +45,34 @@ def kinds_of_files(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:
         path = write_artifact(folder / f"{kind}.safetensors", kind, {"classes": 3}, {"w": torch.arange(40.0)})
         found[kind] = (path, lambda path=path, kind=kind: tuple(read_artifact(path, kind)))
     return found | _beton(folder) | _inspection(folder)
+
+
+def _write_kinds(folder: Path) -> Path:
+    """Write a file of most kinds; the student's."""
+    import torch
+
+    from recombine import models
+    from recombine.core import files, results
+    from recombine.core.inputs import Manifest, collecting, record_file
+    from recombine.core.types import Row
+    from recombine.engine import checkpoint
+    from recombine.run.directory import note_files
+
+    state = {"step": 3, "net": {"weight": torch.arange(40.0)}}
+    checkpoint.save(folder, state)
+    rows = [Row(cell={"model": "a"}, metrics={"accuracy": 12.5}, entry="flips", run=f"r{k}") for k in range(3)]
+    results.write_rows(folder, rows)
+    (folder / "columns").mkdir()
+    most, results.MOST_AS_JSON = results.MOST_AS_JSON, 2
+    results.write_rows(folder / "columns", rows)
+    results.MOST_AS_JSON = most
+    files.write_records(folder / "evaluations.jsonl", [{"on": [k], "accuracy": k / 7} for k in range(5)])
+    files.write_json(folder / "matching.json", {"pairs": [[1, 2], [3, 4]]})
+    files.write_tensors(folder / "predictions.safetensors", {"logits": torch.arange(40.0)}, {})
+    with collecting(Manifest(folder, {})):
+        record_file("weights", folder / "matching.json")
+    note_files(folder, [folder / "row.json"])
+    return models.save(models.build("cnn", classes=3, seed=0), folder / "student.safetensors", {"note": "x"})
 
 
 def _inspection(folder: Path) -> dict[str, tuple[Path, Callable[[], Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,12 +52,26 @@ WRONG = [
     *("improve --images {pictures} --network {net} --batch-size banana", "improve --images {pictures}"),
     *("improve --images {pictures} --network {net} --batch-size 0", "improve --network {net}"),
     *("improve --images {pictures} --network {net} --zoo {nowhere}", "improve --images {pictures} --network {empty}"),
-    "improve --images {pictures} --network {net} --out {empty}",
+    *("improve --images {pictures} --network {net} --out {empty}", "improve --images {empty} --network {net}"),
+    *(f"improve --images {{pictures}} --network {{net}} --out {place}" for place in ("''", "{empty}/x", "/proc/x")),
+    *("improve --images '' --network {net}", "improve --images {pictures} --network {net} --zoo ''"),
+    *("improve --images {pictures} --network {net} --weights-root {empty}", "inspect_data ''", "artifacts list ''"),
+    *(f"export {file} --model {{net}}" for file in ("{empty}/x.pt2", "{folder}", "''", "/proc/x.pt2")),
+    *(f"export x.pt2 --model {{net}} --model-card {file}" for file in ("{empty}/x.md", "{folder}", "''", "/proc/x.md")),
+    *(f"export x.pt2 --model {{net}} --{key} ''" for key in ("images", "classes", "patch", "clone", "source")),
+    *(f"report --rows {{rows}} --out {file}" for file in ("''", "{empty}/x.html", "{folder}")),
+    *(f"report --rows {{rows}} --{key} {place}" for key in ("publish", "pictures") for place in ("''", "{empty}/x")),
+    *("report --rows {rows} --readme ''", "report --rows {rows} --readme {image}", "report --rows ''"),
+    *(f"table flips/pairs --rows {{results}} --out {file}" for file in ("''", "{folder}", "{empty}/x.md")),
+    *(f"predict {{image}} --model {{net}} --{key} {{empty}}" for key in ("masks", "boxes", "weights-root")),
+    *("predict '' --model {net}", "predict {image} --model ''", "predict {image} --model {net} --patch {folder}"),
+    *(f"doctor {key}_root={place}" for key in ("data", "weights", "cache") for place in ("", "{empty}", "{empty}/x")),
+    *(f"prepare dataset=digits {key}" for key in ("cache_root={empty}/x", "cache_root=", "cache_root=/proc/x")),
 ]
 """Commands with a word that is missing, unknown or of a wrong kind, or with files that are not what they should be."""
 
 
-SHORT = ("/y.", "rewrite=banana", "--source {net}", "--batch-size 0")
+SHORT = ("/y.", "rewrite=banana", "--source {net}", "--batch-size 0", "{empty}/x", "--publish ''")
 """What the short form tries."""
 
 
@@ -90,4 +105,6 @@ def try_tools(folder: Path, full: bool) -> Iterator[Case]:
     """Run broken commands of every tool."""
     places = make_places(folder)
     for text in WRONG if full else [text for text in WRONG if any(part in text for part in SHORT)]:
-        yield Case(text.split()[0], text, judge(text.format(**places).split(), folder / "logs" / "log"))
+        verdict = judge(shlex.split(text.format(**places)), folder / "logs" / "log")
+        late = verdict == "told" and "{bad}" not in text  # a damaged file is seen as it is read
+        yield Case(text.split()[0], text, "refused too late" if late else verdict)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recombine.core.errors import DamagedError, WriteError
+from recombine.core.errors import ConfigError, DamagedError, WriteError
 from recombine.core.files import (
     append_records,
+    check_writable,
     read_json,
     read_records,
     read_tensors,
@@ -155,6 +156,17 @@ def test_a_file_in_place_of_a_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=r"cannot write .*inner: (Not a directory|File exists)"):
         write_atomically(tmp_path / "file" / "inner", "x")
+
+
+@pytest.mark.parametrize("name", ["file", "file/inner", "/proc/inner", "a" * 300, "link"])
+def test_where_nothing_can_be_written_is_told_before(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"^cannot write .*; name another folder"):
+        check_writable(tmp_path / name)
+    check_writable(tmp_path / "new" / "inner")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_where_no_lock_can_be_made_nobody_waits(tmp_path):

@@ -67,13 +67,13 @@ MISTAKES = {
     "predict --model lost.safetensors .": "holds no image",
     "export --model lost.safetensors --patch lost.safetensors a.pt2": "there is no checkpoint",
     "export --model resnet20 a.pth": "names that end in .pt2, .onnx are needed",
-    "artifacts list lost.safetensors": "lost.safetensors is no file of ours",
+    "artifacts list lost.safetensors": "there is no such file: lost.safetensors",
     "improve --images lost --network lost.pt --budget 3m": "--images lost: there is no such folder",
     "improve --images . --network cnn --zoo .": "--zoo .: this folder has no checkpoints",
     "table lost/table": "unknown table",
     "artifacts": "usage: recombine artifacts",
     "prepare dataset=lost": "there is no dataset 'lost'",
-    "inspect_data lost": "nothing found in lost",
+    "inspect_data lost": "there is no such folder: lost",
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
+from recombine.cli.paths import existing_file, filled, folder, new_file
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.models.serialization import kind_of, read_card
@@ -29,20 +30,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     shown = actions.add_parser("list", help="what files hold, whatever their kind")
-    shown.add_argument("files", nargs="+", type=Path)
+    shown.add_argument("files", nargs="+", type=existing_file)
     about = {"attach": "add the clones of other files", "detach": "take off one clone"}
     parsers = {name: actions.add_parser(name, help=text) for name, text in about.items()}
     parsers["export"] = actions.add_parser("export", help="write the clones with or without their source's weights")
-    for one in parsers.values():
-        one.add_argument("file", type=Path)
-    parsers["attach"].add_argument("clones", nargs="+", type=Path)
+    for name, one in parsers.items():
+        one.add_argument("file", type=new_file if name == "attach" else existing_file)
+    parsers["attach"].add_argument("clones", nargs="+", type=existing_file)
     parsers["detach"].add_argument("name")
     add = parsers["export"].add_argument
-    add("out", type=Path)
+    add("out", type=new_file)
     add("--form", required=True, choices=("whole", "reference"), help="with the source's weights, or its masks alone")
-    add("--model", help="the target, to make a reference whole")
-    add("--source", action="append", default=[], help="a source, to make a reference whole; once for each")
-    add("--weights-root", default="weights", help="where checkpoints are found by name")
+    add("--model", type=filled, help="the target, to make a reference whole")
+    add("--source", action="append", type=filled, default=[], help="a source, to make a reference whole; once for each")
+    add("--weights-root", type=folder, default="weights", help="where checkpoints are found by name")
     return parser.parse_args()
 
 

@@ -18,7 +18,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recombine.cli.overrides import compose_all
+from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR
+from recombine.core.settings import to_dict
+from recombine.run.config import misplaced_roots
 from recombine.run.console import show_problems
 
 Finding = tuple[bool, str]
@@ -124,9 +127,12 @@ def main() -> int:
         print(__doc__)
         return 0
     composition = compose_all(str(CONFIG_DIR), "base", sys.argv[1:])
-    if composition.problems or composition.cfg is None:
-        show_problems(composition.problems)
-        return 2
+    problems = composition.problems
+    if composition.cfg is not None:
+        problems += misplaced_roots(to_dict(composition.cfg))
+    if problems or composition.cfg is None:
+        show_problems(problems)
+        return ConfigError.exit_code
     good = True
     for check in CHECKS:
         print(check.__name__.replace("_", " "))

@@ -14,9 +14,9 @@ give objects [1, 100, 6]: left, top, right, bottom, score, label (-1: nothing).
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from recombine.cli.network_options import add_network_arguments, check_network, image_files
+from recombine.cli.paths import new_file, place
 from recombine.core.errors import ConfigError
 
 SUFFIXES = (".pt2", ".onnx")
@@ -25,11 +25,13 @@ SUFFIXES = (".pt2", ".onnx")
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help=f"what to write: names that end in {', '.join(SUFFIXES)}")
+    parser.add_argument(
+        "files", nargs="+", type=new_file, help=f"what to write: names that end in {', '.join(SUFFIXES)}"
+    )
     add_network_arguments(parser)
     parser.add_argument("--task", help="a patch by name; by default the only patch there is, else the base")
-    parser.add_argument("--images", type=Path, action="append", help="compare on these images too, not on noise alone")
-    parser.add_argument("--model-card", type=Path, help="write what the network is, for others, as Markdown")
+    parser.add_argument("--images", type=place, action="append", help="compare on these images too, not on noise alone")
+    parser.add_argument("--model-card", type=new_file, help="write what the network is, for others, as Markdown")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload files and card to the Hugging Face hub")
     return parser.parse_args()
 

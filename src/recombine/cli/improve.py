@@ -14,6 +14,7 @@ import argparse
 import re
 from pathlib import Path
 
+from recombine.cli.paths import filled, folder, new_folder
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable
 from recombine.improve.names import short_name, zoo_networks
@@ -27,12 +28,18 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--images", required=True, type=Path, help="a folder for each class; or train/, val/ and test/ with these")
-    add("--network", required=True, help="a name, a checkpoint file, timm:<name>, torchvision:<name>")
-    add("--zoo", action="append", default=[], help="networks to learn from: a folder of checkpoints, or a network")
+    add("--images", required=True, type=folder, help="a folder for each class; or train/, val/ and test/ with these")
+    add("--network", required=True, type=filled, help="a name, a checkpoint file, timm:<name>, torchvision:<name>")
+    add(
+        "--zoo",
+        action="append",
+        type=filled,
+        default=[],
+        help="networks to learn from: a folder of checkpoints, or a network",
+    )
     add("--budget", default="30m", help="time for what is tried: 90s, 30m, 2h")
-    add("--out", type=Path, help="where the result goes; default: improved/<network>-<folder>")
-    add("--weights-root", default="weights", help="where checkpoints are found by name")
+    add("--out", type=new_folder, help="where the result goes; default: improved/<network>-<folder>")
+    add("--weights-root", type=folder, default="weights", help="where checkpoints are found by name")
     add("--batch-size", type=int, default=32, help="of all trainings; all images where they are fewer")
     return parser.parse_args()
 

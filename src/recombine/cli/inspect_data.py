@@ -8,10 +8,10 @@ Exit code 2 where nothing could be trained on it, with every reason. Experiments
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.table import Table
 
+from recombine.cli.paths import existing_folder
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.data.inspection import Inspection, inspect
@@ -25,7 +25,9 @@ SHOWN = 50
 def main() -> None:
     """Print what there is, then what is odd; ConfigError with everything that is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("folder", type=Path, help="class folders with images, or train/, val/ and test/ with them")
+    parser.add_argument(
+        "folder", type=existing_folder, help="class folders with images, or train/, val/ and test/ with them"
+    )
     parser.add_argument("--all", action="store_true", help=f"list all files, not the first {SHOWN} of each kind")
     options = parser.parse_args()
     found = inspect(open_source("folder", ".", options.folder, False))

@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from recombine.cli.paths import file, filled, folder
 from recombine.core.errors import ConfigError
 from recombine.data.storage import IMAGES
 from recombine.data.tree import image_paths
@@ -22,13 +24,15 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         required=True,
+        type=filled,
         help="the base: a name, a checkpoint or offspring file, timm:<name>, torchvision:<name>",
     )
-    add("--weights-root", default="weights", help="where checkpoints are found by name")
-    add("--classes", type=Path, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
-    add("--patch", action="append", default=[], help="a patch file, or <another name>=<file>; once for each patch")
-    add("--clone", action="append", default=[], help="a clone file: its classes join the base's; once for each file")
-    add("--source", action="append", default=[], help="a clone's source, where the file holds its masks alone")
+    add("--weights-root", type=folder, default="weights", help="where checkpoints are found by name")
+    add("--classes", type=file, help="JSON list of the base's class names; default: ImageNet's of 1000, else numbers")
+    several: dict[str, Any] = {"action": "append", "type": filled, "default": []}
+    add("--patch", **several, help="a patch file, or <another name>=<file>; once for each patch")
+    add("--clone", **several, help="a clone file: its classes join the base's; once for each file")
+    add("--source", **several, help="a clone's source, where the file holds its masks alone")
 
 
 def check_network(options: argparse.Namespace) -> None:

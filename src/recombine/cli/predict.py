@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 from recombine.cli.network_options import add_network_arguments, check_network, image_files
+from recombine.cli.paths import new_folder, place
 from recombine.core.errors import ConfigError
 
 
@@ -22,12 +22,14 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("images", nargs="+", type=Path, help="image files or folders of them")
+    add("images", nargs="+", type=place, help="image files or folders of them")
     add_network_arguments(parser)
     add("--task", help="only this patch (base: only the base; auto: the most confident of all)")
     add("--top", type=int, default=1, help="so many classes of each image, the most probable first")
-    add("--masks", type=Path, help="of a network that labels pixels: the folder for a mask of each image (PNG)")
-    add("--boxes", type=Path, help="of a network that finds objects: the folder for a picture of each image (PNG)")
+    add("--masks", type=new_folder, help="of a network that labels pixels: the folder for a mask of each image (PNG)")
+    add(
+        "--boxes", type=new_folder, help="of a network that finds objects: the folder for a picture of each image (PNG)"
+    )
     add("--score", type=float, default=0.5, help="of a network that finds objects: those with at least this score")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:<number>")
     add("--json", action="store_true", help="one JSON object a line instead of a table")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -18,8 +19,8 @@ from rich.table import Table
 from recombine.cli.help import print_help, register_help
 from recombine.cli.overrides import compose_all
 from recombine.core.console import open_console
-from recombine.core.errors import ConfigError
-from recombine.core.files import CONFIG_DIR
+from recombine.core.errors import ConfigError, RecombineError, WriteError
+from recombine.core.files import CONFIG_DIR, check_writable
 from recombine.core.settings import Settings
 from recombine.data.settings import DatasetSettings
 from recombine.run.config import unresolved, validate
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from recombine.data import Data
 
 CONFIG = str(CONFIG_DIR)
-FAILED: list[str] = []
+FAILED: list[int] = []
 
 
 class PrepareSettings(Settings):
@@ -46,7 +47,7 @@ class PrepareSettings(Settings):
 
 
 def prepare(cfg: DictConfig) -> None:
-    """One dataset; a ConfigError is shown and noted, so that the other jobs of a multirun go on."""
+    """One dataset; what is wrong is shown and noted, so that the other jobs of a multirun go on."""
     from recombine.data import open_data  # and with it torch
 
     roots = {"data_root": cfg.data_root, "cache_root": cfg.cache_root}
@@ -56,9 +57,9 @@ def prepare(cfg: DictConfig) -> None:
         node: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
         data = open_data(node, loader={"kind": "ffcv", "workers": "auto"}, **roots, seed=0, device="cpu")
         _show(data, cfg.rewrite)
-    except ConfigError as error:
+    except RecombineError as error:
         print(error, file=sys.stderr)
-        FAILED.append(str(error))
+        FAILED.append(error.exit_code)
 
 
 def _show(data: Data, rewrite: bool) -> None:
@@ -70,6 +71,8 @@ def _show(data: Data, rewrite: bool) -> None:
         try:
             path = import_module("recombine.data.write").ensure(split, rewrite=rewrite)
             size, file = f"{path.stat().st_size / 2**20:,.1f}", str(path)
+        except WriteError:
+            raise
         except (ImportError, OSError) as error:
             size, file = "-", f"FFCV does not load ({error}): found, but nothing converted"
         files.append(file)
@@ -83,6 +86,15 @@ def _show(data: Data, rewrite: bool) -> None:
         print(f"partial: {data.partial}")
 
 
+def unwritable(cfg: DictConfig) -> list[str]:
+    """A message where nothing could be converted, as no file can be made."""
+    try:
+        check_writable(Path(cfg.cache_root))
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def main() -> None:
     """Check the command line as the entries do, then one job after the other; exits with 2 if a set is absent."""
     # overrides may stand before and after flags, as in `dataset=mnist,usps -m data_root=...`; argparse wants one piece
@@ -93,11 +105,11 @@ def main() -> None:
         found = compose_all(CONFIG, "prepare/prepare", arguments.overrides, sweep=arguments.multirun)
         problems = list(found.problems)
         for cfg in (found.cfg, *found.others.values()):
-            problems += validate(cfg, PrepareSettings) if cfg is not None else []
+            problems += (validate(cfg, PrepareSettings) or unwritable(cfg)) if cfg is not None else []
         if problems:
             show_problems(list(dict.fromkeys(problems)))
             sys.exit(ConfigError.exit_code)
         if arguments.help and print_help("prepare", CONFIG, "prepare/prepare", arguments.overrides, resolve=False):
             return
     hydra.main(version_base="1.3", config_path=CONFIG, config_name="prepare/prepare")(prepare)()
-    sys.exit(ConfigError.exit_code if FAILED else 0)
+    sys.exit(FAILED[0] if FAILED else 0)

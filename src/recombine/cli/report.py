@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recombine.cli.entries import ENTRIES, register_papers
-from recombine.core.files import CONFIG_DIR, check_writable, write_atomically
+from recombine.cli.paths import existing_file, filled, new_file, new_folder
+from recombine.core.files import CONFIG_DIR, write_atomically
 from recombine.core.results import publish
 from recombine.report.html import page
 from recombine.report.pivot import gather
@@ -29,20 +30,29 @@ def arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
+        "--rows",
+        nargs="+",
+        type=filled,
+        default=["outputs", "results"],
+        metavar="DIR",
+        help="where rows are; first wins",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html)")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
     parser.add_argument(
         "--readme",
         nargs="+",
-        type=Path,
+        type=existing_file,
         default=[],
         metavar="FILE",
         help="Markdown files; their marked blocks are filled",
     )
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="PNG pictures: of the Markdown files, else all")
-    parser.add_argument("--publish", type=Path, metavar="DIR", help="copies of the rows, without paths, to commit")
+    parser.add_argument(
+        "--pictures", type=new_folder, metavar="DIR", help="PNG pictures: of the Markdown files, else all"
+    )
+    parser.add_argument(
+        "--publish", type=new_folder, metavar="DIR", help="copies of the rows, without paths, to commit"
+    )
     return parser.parse_args()
 
 
@@ -58,8 +68,6 @@ def links(roots: Sequence[str], base: Path) -> dict[str, list[str]]:
 def main() -> None:
     """Write the page or the plots and print where they are."""
     options = arguments()
-    for folder in filter(None, (options.pictures, options.publish)):
-        check_writable(folder)
     register_papers()
     rows = gather(options.rows)
     specs = load_specs(TABLES)

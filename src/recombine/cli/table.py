@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from recombine.cli.entries import register_papers
+from recombine.cli.paths import filled, new_file
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR, write_atomically
@@ -30,14 +30,19 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("table", nargs="?", help="its name, as flips/pairs")
     parser.add_argument("--list", action="store_true", help="show all tables")
     parser.add_argument(
-        "--rows", nargs="+", default=["outputs", "results"], metavar="DIR", help="where rows are; first wins"
+        "--rows",
+        nargs="+",
+        type=filled,
+        default=["outputs", "results"],
+        metavar="DIR",
+        help="where rows are; first wins",
     )
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only cells with these values")
     parser.add_argument(
         "--average-over", nargs="+", default=[], metavar="KEY", help="settings that the rows of a cell may differ in"
     )
     parser.add_argument("--format", metavar="|".join(FORMATS), help="default: a table for the terminal")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write there; its suffix may say the format")
+    parser.add_argument("--out", type=new_file, metavar="FILE", help="write there; its suffix may say the format")
     parser.add_argument("--missing", action="store_true", help="print the commands of cells without a value")
     return parser.parse_args()
 

@@ -16,30 +16,23 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recombine.core.errors import DamagedError, RecombineError, WriteError
+from recombine.core.errors import ConfigError, DamagedError, RecombineError, WriteError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    *(
-        "CONFIG_DIR",
-        "append_records",
-        "check_writable",
-        "config_files",
-        "read_json",
-        "read_records",
-        "read_tensors",
-        "replacing",
-    ),
-    *("sync_folder", "use_config_dirs", "write_atomically", "write_json", "write_records", "write_tensors", "writing"),
+    *("CONFIG_DIR", "append_records", "check_writable", "config_files", "read_json", "read_records"),
+    *("read_tensors", "replacing", "sync_folder", "use_config_dirs", "write_atomically", "write_json"),
+    *("write_records", "write_tensors", "writing"),
 ]
 
 CONFIG_DIR = Path(str(resources.files("recombine"))) / "config"
@@ -98,7 +91,7 @@ def _disk_error(error: BaseException | None, numbers: set[int]) -> int | None:
 
 
 def _write_error(path: Path, number: int) -> WriteError:
-    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    place = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.isdir(folder))
     free = shutil.disk_usage(place).free >> 20
     room = f" ({free:,} MiB free in {place}); make room, or" if number in FULL - {errno.EROFS} else ";"
     mend = "name another folder (output_root=, weights_root=, cache_root=, --out)"
@@ -172,12 +165,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """WriteError if no file can be made in `folder`: found before the work whose result goes there."""
+    """ConfigError if nothing can be written below `folder`: found before the work whose result goes there.
+
+    Nothing is left where the folder is not there yet: it is the nearest one above it that is tried.
+    """
     try:
-        write_atomically(folder / ".writable", "")
-        (folder / ".writable").unlink(missing_ok=True)
-    except WriteError as error:
-        raise _write_error(folder, error.errno or errno.EIO) from error
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.stat()  # a name that is too long
+        place = next(each for each in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(each))
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(str(_write_error(folder, error.errno or errno.EIO))) from error
 
 
 def sync_folder(folder: Path) -> None:

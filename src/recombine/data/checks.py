@@ -11,6 +11,7 @@ from recombine.core.labels import LABELS
 from recombine.core.settings import find_problems
 from recombine.data.settings import DatasetSettings
 from recombine.data.sources import DATASETS, problems, splits_of
+from recombine.data.splits import read_label_map
 
 __all__ = ["TASKS", "check", "check_node", "task_of"]
 
@@ -38,8 +39,10 @@ def check(
     folder, root = settings.folder or settings.name, Path(data_root)
     absent = problems(settings.source or settings.name, folder, root, settings.download)
     wrong = absent or _unknown_split(split, settings, folder, root)
-    if isinstance(settings.label_map, str) and not (root / folder / settings.label_map).exists():
-        wrong.append(f"{path}.label_map={settings.label_map}: there is no {root / folder / settings.label_map}")
+    try:
+        read_label_map(settings.label_map, root / folder)
+    except ConfigError as error:
+        wrong += [text.replace("dataset.", f"{path}.", 1) for text in error.problems]
     return wrong
 
 

@@ -122,6 +122,8 @@ def read_label_map(label_map: str | Mapping | Sequence | None, folder: Path) -> 
     if not isinstance(label_map, str):
         return label_map
     path = folder / label_map
+    if not path.exists():
+        raise ConfigError(f"dataset.label_map={label_map}: there is no {path}")
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -130,8 +132,9 @@ def read_label_map(label_map: str | Mapping | Sequence | None, folder: Path) -> 
         lists = [v for v in content.values() if isinstance(v, list) and v and all(isinstance(i, int) for i in v)]
         if len(lists) == 1:
             return lists[0]
-        if not all(isinstance(v, int) for v in content.values()):
-            raise ConfigError(f"{path} is no label map: needs {{label or name: label}} or one list of integers")
+    labels = content.values() if isinstance(content, dict) else content if isinstance(content, list) else [None]
+    if not all(isinstance(label, int) for label in labels):
+        raise ConfigError(f"{path} is no label map: needs {{label or name: label}} or one list of integers")
     return content
 
 

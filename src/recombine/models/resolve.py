@@ -15,7 +15,7 @@ from recombine.core.settings import to_dict
 from recombine.models import weight_files
 from recombine.models.libraries import library_name, library_names
 from recombine.models.registry import config_file, config_names, is_library, training_hint
-from recombine.models.serialization import kind_of
+from recombine.models.serialization import kind_of, plain_damage
 
 __all__ = ["Spec", "locate", "preprocessing", "resolve"]
 
@@ -171,6 +171,8 @@ def weights_file(spec: Spec, root: Path) -> Path | None:
             f"no weights for model {spec.name}: looked for {sought}; mend with weights_root=<folder>, "
             f"model.weights=<file>, or model.weights=null for random ones"
         )
+    if damage := plain_damage(file):
+        raise ConfigError(f"{file} {damage}")
     return file
 
 

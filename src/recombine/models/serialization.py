@@ -26,6 +26,7 @@ __all__ = [
     "describe_damage",
     "is_kind",
     "kind_of",
+    "plain_damage",
     "read_artifact",
     "read_card",
     "tensor_bytes",
@@ -105,18 +106,29 @@ def tensor_bytes(path: str | Path) -> int:
         return Path(path).stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
-def describe_damage(path: str | Path, error: str) -> str:
-    """Why a file cannot be read as a checkpoint."""
+def plain_damage(path: str | Path) -> str:
+    """Why something that is no checkpoint at all cannot be read as one; empty for anything else."""
+    if Path(path).is_dir():
+        return "cannot be read: it is a folder"
     if not Path(path).is_file():
-        return f"cannot be read: {error}"
+        return ""
     with open(path, "rb") as file:
         head = file.read(200)
     if not head:
         return "cannot be read: it is empty"
     if head.startswith(b"version https://git-lfs"):
         return "cannot be read: it is a pointer of Git LFS, not the weights: git lfs pull"
-    if head.lstrip()[:1] == b"<":
-        return "cannot be read: it is a web page, not a checkpoint: fetch it again"
+    return "cannot be read: it is a web page, not a checkpoint: fetch it again" if head.lstrip()[:1] == b"<" else ""
+
+
+def describe_damage(path: str | Path, error: str) -> str:
+    """Why a file cannot be read as a checkpoint."""
+    if plain := plain_damage(path):
+        return plain
+    if not Path(path).is_file():
+        return f"cannot be read: {error}"
+    with open(path, "rb") as file:
+        head = file.read(200)
     if found := re.search(r"GLOBAL (\S+)", error):
         return (
             f"cannot be read: it holds an object of {found[1]}, whose code reading it would run; store the "

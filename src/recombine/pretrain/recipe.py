@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from recombine import data as datasets
 from recombine import models as zoo
 from recombine.core.errors import ConfigError
-from recombine.core.files import check_writable, replacing, write_atomically
+from recombine.core.files import replacing, write_atomically
 from recombine.core.labels import IGNORE
 from recombine.core.results import hide_paths
 from recombine.core.settings import to_dict
@@ -90,8 +90,6 @@ def files(cfg: DictConfig) -> list[Path]:
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Train, evaluate and save the network, yield its row."""
-    if run.main:
-        check_writable(Path(cfg.weights_root))
     data = datasets.open_data_for(cfg, run)
     registered_path(cfg)  # a name that is taken is told before the training
     try:

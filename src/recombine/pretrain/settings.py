@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from recombine.core.builds import Builds, Node
+from recombine.core.errors import ConfigError
 from recombine.core.field_types import FileName
+from recombine.core.files import check_writable
 from recombine.data.checks import TASKS, task_of
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
@@ -49,6 +52,10 @@ class PretrainSettings(TrainingSettings):
         """Absent files and weights, and a classifier trained on random features."""
         problems = check_data(self.dataset, self.data_root, self.split, tasks=TASKS)
         problems += check_model(self.model, self.weights_root, task=task_of(self.dataset))
+        try:
+            check_writable(Path(self.weights_root))
+        except ConfigError as error:
+            problems += error.problems
         if self.freeze and self.model.weights is None and self.model.backbone_weights is None:
             problems.append(
                 "freeze=true trains only the classifier of a network with random weights; give trained ones with "

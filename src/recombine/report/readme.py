@@ -37,9 +37,10 @@ def fill(path: Path, rows: Sequence[Row], specs: Mapping[str, TableSpec], pictur
     Raises:
         ConfigError: no block, a block without end, an unknown table or plot, rows lacking, or no folder for pictures.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no Markdown can be read there ({error})") from error
     blocks = list(BLOCK.finditer(text))
     if not blocks or len(blocks) != len(OPENING.findall(text)):
         raise ConfigError(f"{path}: found {len(blocks)} whole blocks <!-- table:NAME key=value --> ... <!-- end -->")

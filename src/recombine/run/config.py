@@ -173,8 +173,14 @@ def misplaced_roots(node: Mapping[str, Any]) -> list[str]:
         for key, path in roots.items()
         if path.parts[:1] == ("~",)
     ]
-    odd = [key for key, path in roots.items() if path.exists() and not path.is_dir()]
-    return home + [f"{key}={roots[key]}: a folder is needed, and this is a file; give {key}=<folder>" for key in odd]
+    empty = [f"{key}=: a folder is needed; {key}=. is the one where you are" for key in roots if node[key] == ""]
+    odd = [
+        f"{key}={path}: a folder is needed, and {place} is a file; give {key}=<folder>"
+        for key, path in roots.items()
+        for place in (path, *path.parents)
+        if os.path.exists(place) and not os.path.isdir(place)
+    ]
+    return home + empty + odd
 
 
 def accepts(node: DictConfig, name: str) -> bool:
