@@ -24,6 +24,8 @@ WRONG = [
     ("flips", "logger=[1]", "logger=[1]: names of logger are needed, such as logger="),
     ("pretrain", "~engine", "~engine: this entry needs it"),
     ("pretrain", "~optimizer", "~optimizer: this entry needs it"),
+    ("pretrain", "~engine.epochs", "~engine.epochs: this entry needs it; change it by engine.epochs=..."),
+    ("pretrain", "dataset.class_subset=[]", "dataset.class_subset=[]: a list of whole numbers or text, or null"),
     ("pretrain", "engine.epochs=nan", "engine.epochs=nan: a number of at least 0"),
     ("pretrain", "engine.epochs=1e400", "engine.epochs=inf: a number of at least 0"),
     ("pretrain", "optimizer.lr=-1", "optimizer.lr=-1: a number of at least 0"),

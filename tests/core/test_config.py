@@ -44,6 +44,15 @@ BROKEN = {
     "noise": "noise: not of the form key=value",
     "+surprise=1": "unknown setting surprise",
     "experiment=fit/sedes": "there is no experiment 'fit/sedes'; did you mean 'fit/seeds'?",
+    "experiment=flips/cifar10": "experiment=flips/cifar10: this is an experiment of flips; give it to recombine flips",
+    "optimizer={nope: 1}": "unknown setting optimizer.nope (of optimizer=sgd): known are: ",
+    "nope={a: 1}": "unknown setting nope: ",
+    "hydra.job.env_set={A: 5}": "unknown setting hydra.job.env_set.A",
+    "~seed": "~seed: this entry needs it; change it by seed=...",
+    "=5": "=5: not of the form key=value (nothing is named)",
+    "output_root=/ü": """quote it twice: 'output_root="/ü"'""",
+    "seed=99999999999999999999": "seed=99999999999999999999: a whole number below 2**63 is needed",
+    "seed=1e2": "seed=100.0: a whole number of at least 0",
     "experiment=fit/slip": "unknown setting stepps: did you mean 'steps'?",
 }
 
@@ -52,6 +61,14 @@ BROKEN = {
 def test_each_problem_is_named_with_what_mends_it(fit, override):
     problems = fit.problems(override)
     assert len(problems) == 1 and BROKEN[override] in problems[0]
+
+
+def test_a_sweep_of_no_values_is_told_and_a_pattern_is_one_of_names(fit):
+    for text in ("seed=range(0)", "seed=glob(*)", "optimizer=glob(z*)"):
+        assert fit.problems(text, sweep=True) == [f"{text}: no values at all, so that there is no job"]
+    result = fit("-m", "optimizer=glob(adam*)", "--dry-run")
+    assert result.code == 0 and "2 jobs: 0 done, 2 to run" in result.out, result.err
+    assert fit.problems("optimizer={lr: 0.5}", "output_root='/ü ö'") == []
 
 
 def test_a_good_config_has_no_problems(fit):

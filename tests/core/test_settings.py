@@ -1,13 +1,17 @@
 """How mistakes in settings are told: all of them, each in one sentence with an override that mends it."""
 
+import re
+from pkgutil import resolve_name
 from typing import Annotated, Literal
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import Field
 
+from recombine.cli.entries import ENTRIES
 from recombine.core.builds import Builds, Node
 from recombine.core.errors import ConfigError
-from recombine.core.settings import Settings, find_problems
+from recombine.core.settings import SCHEMAS, Settings, find_problems
 
 Part = Annotated[float, Field(gt=0, le=1)]
 
@@ -94,3 +98,20 @@ def test_what_is_built_must_be_of_its_kind(node, told):
 def test_good_settings_are_typed():
     made = Outer.of({"inner": {"rate": 1, "mode": "jpeg"}, "count": 3})
     assert made.inner.rate == 1 and made.count == 3 and find_problems(Outer, {"inner": {}}) == []
+
+
+PARSER = OverridesParser.create()
+ENTRY_SETTINGS = [resolve_name(entry.settings) for entry in ENTRIES.values()]
+
+
+@pytest.mark.parametrize("schema", [*ENTRY_SETTINGS, *SCHEMAS.values()], ids=lambda schema: schema.__name__)
+def test_a_value_that_a_message_gives_as_an_example_is_right(schema):
+    for name in schema.model_fields:
+        told = [text for text in find_problems(schema, {name: [[None]]}, rules=False) if text.startswith(f"{name}=")]
+        (text,) = told or [""]  # some fields take anything
+        given = text.partition(f" is needed, such as {name}=")[2]
+        if "settings of its own" in text:
+            assert f"{name}." in text
+        elif given and not re.fullmatch(r"\w+", given):  # a choice of a group is one word
+            wrong = find_problems(schema, {name: PARSER.parse_override(f"x={given}").value()}, rules=False)
+            assert not [problem for problem in wrong if problem.startswith(f"{name}=")], text

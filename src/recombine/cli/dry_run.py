@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.types import RunMode
@@ -73,7 +74,8 @@ def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]
         jobs: Sequence[Sequence[str]] = [list(overrides)]
         if sweep or hydra.mode == RunMode.MULTIRUN:
             params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-            parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+            loader = GlobalHydra.instance().config_loader()  # knows what glob(*) means
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *overrides])
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
         for words in jobs:
             cfg = compose(config_name, list(words))

@@ -88,7 +88,7 @@ def refused_by_hydra(error: BaseException) -> str | None:
         mend = "give another folder by output_root=, hydra.run.dir= or hydra.sweep.dir="
         return f"cannot write {error.filename}: {error.strerror}; {mend}"
     says = first_lines(error) if str(error) else f"{type(error).__name__}: {last.line}"
-    return f"Hydra cannot start with what was set below hydra.launcher or hydra.sweeper: {says}"
+    return f"Hydra does not take this command, or a setting below hydra: {says}"
 
 
 def _installed(package: str) -> bool:

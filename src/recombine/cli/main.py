@@ -137,6 +137,8 @@ def _is_override(word: str) -> bool:
 
 def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     """Raise ConfigError with every problem of the command line, those of its working part included."""
+    if arguments.hydra_help and arguments.overrides:
+        raise ConfigError("--hydra-help is about Hydra and takes no settings; --help is about those of this entry")
     if arguments.shell_completion or arguments.hydra_help or arguments.experimental_rerun:
         return
     if arguments.config_dir is not None and not os.path.isdir(arguments.config_dir):

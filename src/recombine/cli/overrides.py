@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from recombine.cli import renamed
-from recombine.cli.entries import find_entry, owners_of
+from recombine.cli.entries import ENTRIES, Entry, find_entry, owners_of
 from recombine.cli.launchers import why_absent
 from recombine.cli.search_path import use_groups
-from recombine.cli.slips import choices_with, first_lines, replaces_node
+from recombine.cli.slips import choices_of, choices_with, first_lines, name_of, paths, replaces_node, without_hydra
 from recombine.core.errors import did_you_mean
 from recombine.core.settings import declares
 from recombine.run.config import accepts
@@ -57,7 +58,7 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
     if entry is not None:
         use_groups(entry.groups)
     with initialize_config_dir(config_dir, version_base="1.3"):
-        composer = _Composer(config_name, sweep, entry.settings if entry else None)
+        composer = _Composer(config_name, sweep, entry)
         places = [text for text in overrides if text.startswith("hydra.searchpath")]
         try:
             base = composer.start(places)
@@ -66,15 +67,17 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
         composer.add_all([text for text in overrides if text not in places])
         cfg = composer.compose(composer.accepted)
         composer.find_unknown_keys(base, cfg)
-        others = {choice: _without_hydra(other) for choice, other in composer.others.items()}
-        return Composition(_without_hydra(cfg), composer.problems, others, composer.folders)
+        others = {choice: without_hydra(other) for choice, other in composer.others.items()}
+        return Composition(without_hydra(cfg), composer.problems, others, composer.folders)
 
 
 class _Composer:
     """Tries overrides one by one, groups before values; works inside `initialize_config_dir`."""
 
-    def __init__(self, config_name: str, sweep: bool, settings: str | None) -> None:
-        self.config_name, self.sweep, self.settings = config_name, sweep, settings
+    def __init__(self, config_name: str, sweep: bool, entry: Entry | None) -> None:
+        self.config_name, self.sweep = config_name, sweep
+        self.entry = entry.name if entry else ""
+        self.settings = entry.settings if entry else "recombine.run.settings:EntrySettings"
         self.loader: ConfigLoader = GlobalHydra.instance().config_loader()
         self.parser = OverridesParser.create(config_loader=self.loader)
         self.accepted: list[str] = []
@@ -128,11 +131,18 @@ class _Composer:
 
     def parse(self, text: str) -> list[Override]:
         try:
-            return [self.parser.parse_override(text)]
+            if text.startswith("="):
+                raise HydraException("nothing is named")
+            override = self.parser.parse_override(text)
+            override.config_loader = self.loader  # which knows what glob(*) means
+            return [override]
         except HydraException as error:
             detail = str(error).splitlines()[0].removeprefix(f"Error parsing override '{text}'").strip(" :")
             detail = detail or " ".join(str(error).splitlines()[1:2])
-            self.problems.append(f"{text}: not of the form key=value ({detail}); quote what the shell or Hydra reads")
+            key, equals, value = text.partition("=")
+            quoted = shlex.quote(f'{key}="{value}"') if equals and "token recognition" in detail else ""
+            mend = f"quote it twice: {quoted}" if quoted else "quote what the shell or Hydra reads"
+            self.problems.append(f"{text}: not of the form key=value ({detail}); {mend}")
             return []
 
     def is_group(self, override: Override) -> bool:
@@ -176,12 +186,18 @@ class _Composer:
         name = override.get_key_element().lstrip("+~")
         if name.startswith(self.absent):
             return  # a setting of what is not installed
-        if override.is_delete() and self.is_group(override) and name in _choices(self.base):
+        if override.is_delete() and self.is_group(override) and name in choices_of(self.base):
             self.problems.append(f"{override.input_line}: this entry needs it; choose another one by {name}=...")
+            return
+        if override.is_delete() and self.declared(name):
+            self.problems.append(f"{override.input_line}: this entry needs it; change it by {name}=...")
+            return
+        if override.is_discrete_sweep() and self.sweep and not self.choices(override):
+            self.problems.append(f"{override.input_line}: no values at all, so that there is no job")
             return
         good = []
         for choice in self.choices(override):
-            others = [text for text in known_good if _key(text) != _key(choice) and text not in self.accepted]
+            others = [text for text in known_good if name_of(text) != name_of(choice) and text not in self.accepted]
             problem = self.unknown_option(choice, override)
             try:
                 if not problem and choice not in known_good:
@@ -200,11 +216,13 @@ class _Composer:
         group, value = override.key_or_group, text.partition("=")[2]
         if not self.is_group(override):
             cfg, slot = self.compose(self.accepted), override.get_key_element()
-            group = "model" if f"model@{slot}" in _choices(cfg) else slot.rpartition(".")[2]
+            group = "model" if f"model@{slot}" in choices_of(cfg) else slot.rpartition(".")[2]
             given = self.parser.parse_override(text).value()
-            return replaces_node(slot, given, cfg, _choices(cfg), self.options(group))
-        if override.is_delete() or value == "null":
+            return replaces_node(slot, given, cfg, choices_of(cfg), self.options(group))
+        if override.is_delete() or value == "null" or not self.chooses(override):
             return None
+        if group == "experiment" and (owner := value.partition("/")[0]) in ENTRIES and owner != self.entry:
+            return f"{text}: this is an experiment of {owner}; give it to recombine {owner}"
         if lacking := why_absent(group, value):
             self.absent += (f"hydra.{group}.",)
             return f"{text}: {lacking}"
@@ -215,30 +233,37 @@ class _Composer:
             return None if named else f"{text}: names of {group} are needed, such as {group}={self.options(group)[0]}"
         now = renamed.OPTIONS.get((group, value))
         if now in self.options(group):
-            return f"{text}: {group} '{value}' is called '{now}' since version 0.2; give {_key(text)}={now}"
+            return f"{text}: {group} '{value}' is called '{now}' since version 0.2; give {name_of(text)}={now}"
         near = did_you_mean(value, self.options(group))
         return f"{text}: there is no {group} '{value}'{owners_of(group, value)}; {near}"
 
     def explain(self, text: str, override: Override, error: Exception) -> str:
         group, slot, cfg = override.key_or_group, override.get_key_element(), self.compose(self.accepted)
-        if self.is_group(override) and slot not in _choices(cfg):
-            others = " or ".join(choices_with(self.loader, _choices(cfg), slot)[:3])
-            settings = [str(key) for key in _without_hydra(cfg)]
-            known = f"{others} has one" if others else did_you_mean(slot, {*_choices(cfg), *settings})
+        if self.is_group(override) and slot not in choices_of(cfg):
+            others = " or ".join(choices_with(self.loader, choices_of(cfg), slot)[:3])
+            settings = [str(key) for key in without_hydra(cfg)]
+            known = f"{others} has one" if others else did_you_mean(slot, {*choices_of(cfg), *settings})
             return f"{text}: this entry has no {slot}; {known}"
         if override.package is not None:
             return f"{text}: there is no group '{group}'; {did_you_mean(group, self.loader.list_groups(''))}"
         if isinstance(error.__cause__, ConfigKeyError | AttributeError):
-            ours = not _key(text).startswith("hydra.")
-            return self.unknown_key(text, _without_hydra(cfg) if ours else cfg, _choices(cfg))
+            given, node = override.value(), OmegaConf.select(cfg, slot)
+            if isinstance(given, dict) and OmegaConf.is_dict(node):
+                text = next(f"{slot}.{key}={value}" for key, value in given.items() if key not in node)
+            ours = not name_of(text).startswith("hydra.")
+            return self.unknown_key(text, without_hydra(cfg) if ours else cfg, choices_of(cfg))
         return f"{text}: {first_lines(error)}"
 
+    def declared(self, path: str) -> bool:
+        """Whether the entry declares a setting of this name."""
+        return declares(resolve_name(self.settings), path)
+
     def unknown_key(self, text: str, cfg: DictConfig, chosen: dict[str, str]) -> str:
-        key = _key(text)
+        key = name_of(text)
         if text in renamed.OVERRIDES:
             return f"unknown setting {text}: give {renamed.OVERRIDES[text]} since version 0.2"
         for old, now in renamed.KEYS.items():
-            if f"{key}.".startswith(f"{old}.") and now in _paths(cfg):
+            if f"{key}.".startswith(f"{old}.") and now in paths(cfg):
                 return f"unknown setting {key}: it is called {now}{key.removeprefix(old)} since version 0.2"
         *parents, last = key.split(".")
         node: Any = cfg
@@ -251,43 +276,22 @@ class _Composer:
             node, path = inner, ".".join(parents[: position + 1])
         if not OmegaConf.is_dict(node):
             return f"{text}: {path} is a single value and has no settings"
-        elsewhere = [name for name in _paths(cfg) if name.split(".")[-1] == last]
+        elsewhere = [name for name in paths(cfg) if name.split(".")[-1] == last]
         if elsewhere and not path:
             return f"unknown setting {key}: did you mean {' or '.join(elsewhere[:3])}?"
         known = [str(name) for name in node if not str(name).startswith("_")]
         if not path:
             groups = [group for group in self.loader.list_groups("") if group != "hydra"]
             return f"unknown setting {key}: {did_you_mean(last, {*known, *groups})}"
-        if accepts(node, last) or (self.settings and declares(resolve_name(self.settings), f"{path}.{last}")):
+        if accepts(node, last) or self.declared(f"{path}.{last}"):
             return f"{text}: {path} has no default for {last}; +{text} adds it"
         choice = f" (of {path}={chosen[path]})" if path in chosen else ""
         return f"unknown setting {key}{choice}: {did_you_mean(last, known)}"
 
     def find_unknown_keys(self, base: DictConfig, cfg: DictConfig) -> None:
         """Top-level keys that no config of this entry defines: a `+key=`, or a slip in an experiment file."""
-        packages = {key.split("@")[-1] for key in _choices(cfg)} - {"experiment", "launcher", "sweeper"}
+        packages = {key.split("@")[-1] for key in choices_of(cfg)} - {"experiment", "launcher", "sweeper"}
         known = ({str(key) for key in base} | packages) - {"hydra"}
-        for key in _without_hydra(cfg):
+        for key in without_hydra(cfg):
             if str(key) not in known:
                 self.problems.append(f"unknown setting {key!s}: {did_you_mean(str(key), known)}")
-
-
-def _choices(cfg: DictConfig) -> dict[str, str]:
-    choices = cfg.hydra.runtime.choices
-    return {str(group): str(option) for group, option in choices.items() if not str(group).startswith("hydra/")}
-
-
-def _key(text: str) -> str:
-    return text.partition("=")[0].lstrip("+~")
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-
-
-def _paths(cfg: Any, prefix: str = "") -> Iterator[str]:
-    keys: Any = cfg if OmegaConf.is_dict(cfg) else ()
-    for key in keys:
-        yield f"{prefix}{key!s}"
-        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
-            yield from _paths(cfg[key], f"{prefix}{key!s}.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["choices_with", "first_lines", "replaces_node"]
+__all__ = ["choices_of", "choices_with", "first_lines", "name_of", "paths", "replaces_node", "without_hydra"]
 
 
 def replaces_node(key: str, value: Any, cfg: DictConfig, choices: Mapping[str, str], options: Sequence[str]) -> str:
@@ -52,3 +52,28 @@ def _defaults(loader: Any, group: str, option: str) -> Sequence[Any]:
     """The defaults list of an option."""
     result = loader.repository.load_config(f"{group}/{option}")
     return (result.defaults_list or ()) if result is not None else ()
+
+
+def choices_of(cfg: DictConfig) -> dict[str, str]:
+    """The options of the groups of a config, those of Hydra's own left out."""
+    choices = cfg.hydra.runtime.choices
+    return {str(group): str(option) for group, option in choices.items() if not str(group).startswith("hydra/")}
+
+
+def name_of(text: str) -> str:
+    """What an override sets."""
+    return text.partition("=")[0].lstrip("+~")
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """The config without its node `hydra`."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def paths(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings."""
+    keys: Any = cfg if OmegaConf.is_dict(cfg) else ()
+    for key in keys:
+        yield f"{prefix}{key!s}"
+        if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+            yield from paths(cfg[key], f"{prefix}{key!s}.")

@@ -81,11 +81,16 @@ def example(field: FieldInfo) -> Any:
 def _any(annotation: Any, metadata: list[Any]) -> Any:
     origin, members = get_origin(annotation), get_args(annotation)
     if origin is typing.Annotated:
+        for rule in members[1:]:
+            if getattr(rule, "examples", None):
+                return rule.examples[0]
         return _any(members[0], list(_flat([*members[1:], *metadata])))
     if origin in (typing.Union, types.UnionType):
         return _any(next(member for member in members if member is not type(None)), metadata)
     if origin is Literal:
         return members[0]
+    if origin is dict:
+        return {}
     if annotation in (int, float):
         low: Any = next((getattr(rule, "ge", getattr(rule, "gt", None)) for rule in metadata if _is_low(rule)), 1)
         return low if any(type(rule) is at.Ge for rule in metadata) else low + 1

@@ -92,6 +92,11 @@ class Settings(BaseModel):
 class NodeRule:
     """What must hold of a node in a field, as metadata of the field: `method: Annotated[Node, Builds(...)]`."""
 
+    what: str = ""
+    """In words: a transfer method."""
+    example: str = ""
+    """An override that gives one: method=kl_dp."""
+
     def problems(self, node: Mapping[str, Any], path: str) -> list[str]:
         """Everything wrong with the node at `path`."""
         return []
@@ -205,9 +210,22 @@ def _explain(schema: type[Settings], error: Any, given: Any, path: str) -> tuple
         return place, f"{place}: {error['msg']}"
     for name in names[: depth + 1]:
         given = given[name]
+    if error["type"] in ("model_type", "dict_type") and (mend := _as_node(field, place)):
+        return place, f"{place}={as_text(given)}: {mend}"
+    shown = repr(given) if isinstance(given, float) and error["type"] == "int_type" else as_text(given)
+    return place, f"{place}={shown}: {allowed_values(field)} is needed, such as {place}={as_text(example(field))}"
+
+
+def _as_node(field: FieldInfo, place: str) -> str:
+    """What to write for a field that holds settings of its own; empty for others."""
+    for rule in (*field.metadata, *_rules(field.annotation)):
+        if isinstance(rule, NodeRule) and rule.example:
+            return f"{rule.what} is needed, such as {rule.example}"
+    inner = _nested(field.annotation)
     return (
-        place,
-        f"{place}={as_text(given)}: {allowed_values(field)} is needed, such as {place}={as_text(example(field))}",
+        f"it holds settings of its own; set one of them, as {place}.{next(iter(inner.model_fields))}=..."
+        if inner
+        else ""
     )
 
 

@@ -63,7 +63,7 @@ class DatasetSettings(Settings):
     """Classes (labels or names) to keep, renumbered 0.. in this order."""
     fraction: Part = 1.0
     """Stratified part of train, drawn with `fraction_seed`."""
-    fraction_seed: Annotated[int, Field(ge=0)] = 1234
+    fraction_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1234
     """Seed of all parts."""
     test_fraction: Part = 1.0
     """Stratified part of test, drawn with `fraction_seed`."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from recombine.core.field_types import Seed
 from recombine.core.settings import Settings
 
 __all__ = ["EntrySettings", "LoggerSettings"]
@@ -51,7 +52,7 @@ class EntrySettings(Settings):
 
     name: str = "run"
     """Readable part of the run directory's name."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of everything random: order, augmentation, initial weights."""
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """auto, cpu, cuda or cuda:<number>; auto: CUDA where there is one."""

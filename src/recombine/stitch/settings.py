@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from recombine.core.builds import Builds, Node
+from recombine.core.field_types import Seed
 from recombine.core.labels import LABELS
 from recombine.core.settings import Settings
 from recombine.data.checks import check as check_data
@@ -169,7 +170,7 @@ class StitchSettings(TrainingSettings):
     every file of one; 0: they keep their parents'."""
     ensemble: Literal["logits", "probs"] = "logits"
     """What offspring with two outputs average: logits, as in the paper, or probabilities."""
-    stitch_seed: Whole = 0
+    stitch_seed: Seed = 0
     """Seed of the stitches: searches with different seeds share one supernetwork."""
     search: Annotated[
         Node,
