@@ -206,7 +206,7 @@ def test_declared_options_are_those_of_the_constructor(built_in):
 
 def test_networks_of_our_own_are_checked_without_torch(random_cnn, tmp_path):
     file = save(random_cnn, tmp_path / "mine.safetensors", {})
-    (tmp_path / "resnet20.th").touch()
+    (tmp_path / "resnet20.th").write_bytes(b"weights")
     code = f"""
 import sys
 from recombine.models import check

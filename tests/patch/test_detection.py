@@ -113,7 +113,7 @@ def test_patch_and_heads_train_and_the_encoder_stays(name, tmp_path):
         ("tasks=[camvid]", "has a label for every pixel, and here boxes around objects is needed"),
         ("model=resnet8", "classifies images, and the data have boxes around objects"),
         ("model.backbone_weights=null", "protocol=detection freezes the backbone"),
-        ("model.backbone=vit_tiny_patch16_224", None),
+        ("model.backbone=vit_tiny_patch16_224", "has maps at strides (16, 16, 16, 16), and 4, 8, 16 and 32 are needed"),
     ],
 )
 def test_what_does_not_fit_is_said_first(data_root, override, message):
