@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recombine.cli.entries import ENTRIES, register_papers
-from recombine.cli.paths import existing_file, filled, new_file, new_folder
+from recombine.cli.paths import file, filled, new_file, new_folder
 from recombine.core.files import CONFIG_DIR, write_atomically
 from recombine.core.results import publish
 from recombine.report.html import page
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--readme",
         nargs="+",
-        type=existing_file,
+        type=file,
         default=[],
         metavar="FILE",
         help="Markdown files; their marked blocks are filled",
