@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 
@@ -160,6 +161,12 @@ def test_clones_come_and_go_without_touching_each_other_or_the_target(pair, imag
     restored = cloned.restore()
     assert restored is target and digest(target) == before and torch.equal(restored(images), alone)
     assert all(parameter.requires_grad for parameter in target.parameters())
+    one, other = ClonedNetwork(target, NAMES).attach(first, "a"), ClonedNetwork(target, NAMES).attach(second, "b")
+    one.restore()
+    assert not any(parameter.requires_grad for parameter in target.parameters()), "the other has a clone on it"
+    twin = copy.deepcopy(other)
+    assert other.restore() is target and all(parameter.requires_grad for parameter in target.parameters())
+    assert all(parameter.requires_grad for parameter in twin.restore().parameters()), "a copy gives a copy back"
 
 
 def test_what_cannot_be_attached_or_(pair):

@@ -50,20 +50,19 @@ def thaw(net: nn.Module, before: ModuleState) -> None:
         parameter.requires_grad_(flags[name])
 
 
-def hold(net: nn.Module, holder: nn.Module) -> None:
-    """Freeze `net` for as long as one of its holders has not released it."""
+def hold(net: nn.Module, holder: nn.Module) -> ModuleState:
+    """Freeze `net` for as long as one of its holders has not released it; returns what it was before the first."""
     before = freeze(net)
     if not _held.get(net, ((), ()))[1]:
         _held[net] = before, WeakSet()
     _held[net][1].add(holder)
+    return _held[net][0]
 
 
-def release(net: nn.Module, holder: nn.Module) -> None:
-    """Give `net` back; the last of its holders restores the modes and gradient flags that it had before the first."""
-    before, holders = _held.get(net, (None, WeakSet()))
-    if before is None or holder not in holders:
-        return
+def release(net: nn.Module, holder: nn.Module, before: ModuleState) -> None:
+    """Give `net` back; the last of its holders restores what `hold` gave. A copy of a holder releases its copy."""
+    _, holders = _held.get(net, (before, WeakSet()))
     holders.discard(holder)
     if not holders:
         thaw(net, before)
-        del _held[net]
+        _held.pop(net, None)

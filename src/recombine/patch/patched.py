@@ -136,8 +136,7 @@ class TaskNetwork(nn.Module):
             _replace_head(edit, patch)
         self._graph = edit.graph
         self._cut()
-        if frozen:
-            hold(self.base, self)
+        self._before = hold(self.base, self) if frozen else None
 
     def train(self, mode: bool = True) -> TaskNetwork:
         """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
@@ -151,7 +150,9 @@ class TaskNetwork(nn.Module):
 
         It gets its modes and gradient flags back, unless another patch is on it.
         """
-        release(self.base, self)
+        if self._before is not None:
+            release(self.base, self, self._before)
+            self._before = None
         return self._given[0]
 
     def _cut(self) -> None:
