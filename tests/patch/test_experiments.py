@@ -111,7 +111,9 @@ def test_commands_of_a_table_measure_its_cells(table):
             measured[key] = list(cells(name, {swept: [value] for swept, value in overrides.items()}))
         here = [found for found in measured[key] if matches(found, cell)]
         assert here, f"{key} does not measure {cell}"
-        assert all(matches(found, spec.where) for found in here)
+        cfg = config(name)
+        settings = {key: OmegaConf.select(cfg, path) for key, path in spec.derived.get("keys", {}).items()}
+        assert all(matches(found | settings, spec.where) for found in here)
 
 
 def test_tables_2_and_10_share_runs():
