@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from recombine import models
 from recombine.cli.entries import register_papers
 from recombine.core.results import read_rows
-from recombine.core.settings import to_dict
+from recombine.core.settings import find_problems, to_dict
 from recombine.core.types import Row
 from recombine.data.settings import DatasetSettings
 from recombine.pnc import recipe
@@ -67,6 +67,7 @@ def command_of(spec, cell):
 
 
 def check_job(cfg):
+    assert not [told for told in find_problems(recipe.SETTINGS, to_dict(cfg)) if "unknown setting" in told]
     nodes = [to_dict(cfg.dataset), *(source.data for source in list_sources(to_dict(cfg)))]
     cell = recipe.cell(cfg)
     assert cell["method"] == cfg.method.name
