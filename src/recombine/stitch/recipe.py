@@ -101,10 +101,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
         parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
         compared, gains = compare_to_references(front, parents)
         metrics |= monitor.totals() | compared | reference_metrics(parents.columns)
-        series |= gains | monitor.curve
-        if is_sweep(cfg):
-            series |= monitor.single_stitches()
-            metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration)
+        metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration) if is_sweep(cfg) else {}
+        series |= gains | monitor.curve | (monitor.single_stitches() if is_sweep(cfg) else {})
         saved = offspring_first(front.columns)[: cfg.num_saved]
         retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)
         chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
@@ -113,13 +111,12 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
             best = build_offspring(net, genotypes[saved[0]], retrained[0], calibration)
             save_predictions(best, loaders["test"], images.data.class_names, run)
         if run.main:
-            where = (run.dir / "offspring", calibration, images.data.card())
-            note_front(run, front.columns, save_offspring(net, genotypes[saved], chosen, retrained, *where))
+            files = save_offspring(net, genotypes[saved], chosen, retrained, run.dir, calibration, images.data.card())
+            note_front(run, front.columns, files)
     finally:
         images.close()
     series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
-    key = f"test_{net.task.score}"
-    series |= {"saved": saved, f"retrained_{key}": [one and one.metrics[key] for one in retrained]}
+    series |= {"saved": saved} | retrained_scores(retrained, f"test_{net.task.score}")
     metrics["stitch_error"] = float(np.median(series["stitch_errors"]))
     row = Row(cell(cfg), metrics, series)
     if run.main:
@@ -218,6 +215,11 @@ def retraining_gains(front: Columns, retrained: Sequence[RetrainedOffspring | No
     }
 
 
+def retrained_scores(retrained: Sequence[RetrainedOffspring | None], key: str) -> dict[str, list[float | None]]:
+    """The metric `key` of each saved offspring after it was trained with labels; None of one that was not."""
+    return {f"retrained_{key}": [one and one.metrics[key] for one in retrained]}
+
+
 def save_offspring(
     net: Supernetwork,
     genotypes: np.ndarray,
@@ -227,12 +229,12 @@ def save_offspring(
     calibration: Sequence[Tensor],
     details: Mapping[str, Any],
 ) -> list[Path]:
-    """Write offspring to files, with their metrics and `details` on their cards; returns the paths."""
+    """Write offspring to files in `folder`/offspring, with metrics and `details` on their cards; returns the paths."""
     files = []
     for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=True)):
         metrics = one.metrics if one else {key: values[k] for key, values in columns.items()}
         name = f"{net.name}-{k}".replace(" ", "")
-        path = folder / f"{k}.safetensors"
+        path = folder / "offspring" / f"{k}.safetensors"
         model = one.model if one else offspring.export(net, genotype, calibration=calibration)
         offspring.save(net, genotype, path, name=name, trained=model, **details, metrics=metrics)
         files.append(path)
