@@ -1,4 +1,4 @@
-"""Engine: the only training loop of the project."""
+"""Engine: the training loop of all experiments."""
 
 from __future__ import annotations
 
