@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recombine.cli.entries import ENTRIES, register_papers
-from recombine.cli.paths import filled, new_folder
+from recombine.cli.paths import add_rows, new_folder
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR, config_files, write_atomically
 from recombine.core.results import read_rows
@@ -31,14 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--entry", nargs="+", choices=ENTRIES, default=list(ENTRIES), help="default: all")
     parser.add_argument("--project", default="recombine", help="project of wandb (default: recombine)")
     parser.add_argument("--entity", help="user or team of wandb")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        type=filled,
-        default=["outputs", "results"],
-        metavar="DIR",
-        help="rows of the tables in reports",
-    )
+    add_rows(parser, "rows of the tables in reports")
     parser.add_argument("--out", type=new_folder, metavar="DIR", help="write each as a JSON file")
     parser.add_argument("--upload", action="store_true", help="save each on wandb")
     return parser.parse_args()

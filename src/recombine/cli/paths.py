@@ -6,13 +6,28 @@ add("--out", type=new_file)
 from __future__ import annotations
 
 import os
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from recombine.core.errors import ConfigError
 from recombine.core.files import check_writable
 
-__all__ = ["existing_file", "existing_folder", "file", "filled", "folder", "new_file", "new_folder", "place"]
+__all__ = [
+    "add_rows",
+    "existing_file",
+    "existing_folder",
+    "file",
+    "filled",
+    "folder",
+    "new_file",
+    "new_folder",
+    "place",
+]
+
+
+def add_rows(parser: ArgumentParser, help: str = "where rows are; first wins") -> None:
+    """The option --rows: files or folders of rows."""
+    parser.add_argument("--rows", nargs="+", type=filled, default=["outputs", "results"], metavar="DIR", help=help)
 
 
 def filled(text: str) -> str:

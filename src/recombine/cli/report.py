@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recombine.cli.entries import ENTRIES, register_papers
-from recombine.cli.paths import file, filled, new_file, new_folder
+from recombine.cli.paths import add_rows, file, new_file, new_folder
 from recombine.core.files import CONFIG_DIR, write_atomically
 from recombine.core.results import publish
 from recombine.report.html import page
@@ -29,14 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        type=filled,
-        default=["outputs", "results"],
-        metavar="DIR",
-        help="where rows are; first wins",
-    )
+    add_rows(parser)
     parser.add_argument("--out", type=new_file, metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--title", default="Recombine: results", help="heading of the page")
     parser.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from recombine.cli.entries import register_papers
-from recombine.cli.paths import filled, new_file
+from recombine.cli.paths import add_rows, new_file
 from recombine.core.console import open_console
 from recombine.core.errors import ConfigError
 from recombine.core.files import CONFIG_DIR, write_atomically
@@ -29,14 +29,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("table", nargs="?", help="its name, as flips/pairs")
     parser.add_argument("--list", action="store_true", help="show all tables")
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        type=filled,
-        default=["outputs", "results"],
-        metavar="DIR",
-        help="where rows are; first wins",
-    )
+    add_rows(parser)
     parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only cells with these values")
     parser.add_argument(
         "--average-over", nargs="+", default=[], metavar="KEY", help="settings that the rows of a cell may differ in"

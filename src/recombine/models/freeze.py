@@ -10,7 +10,7 @@ from torch import nn
 
 from recombine.models.model import Model, unwrap
 
-__all__ = ["ModuleState", "digest", "freeze", "hold", "release", "thaw"]
+__all__ = ["ModuleState", "digest", "freeze", "freeze_shared", "unfreeze", "unfreeze_shared"]
 
 
 def digest(net: nn.Module) -> str:
@@ -27,12 +27,12 @@ def digest(net: nn.Module) -> str:
 ModuleState = tuple[dict[str, bool], dict[str, bool]]
 """Which modules of a network are in training mode, and which parameters take gradients, by name."""
 
-_held: WeakKeyDictionary[nn.Module, tuple[ModuleState, WeakSet]] = WeakKeyDictionary()
-"""Networks that others hold frozen: how they were before the first, and who holds them."""
+_shared: WeakKeyDictionary[nn.Module, tuple[ModuleState, WeakSet]] = WeakKeyDictionary()
+"""Networks that several others are built on: how they were before the first, and these."""
 
 
 def freeze(net: nn.Module) -> ModuleState:
-    """Put `net` in eval mode without gradients; returns what `thaw` restores."""
+    """Put `net` in eval mode without gradients; returns what `unfreeze` restores."""
     before = (
         {name: module.training for name, module in net.named_modules()},
         {name: parameter.requires_grad for name, parameter in net.named_parameters()},
@@ -41,7 +41,7 @@ def freeze(net: nn.Module) -> ModuleState:
     return before
 
 
-def thaw(net: nn.Module, before: ModuleState) -> None:
+def unfreeze(net: nn.Module, before: ModuleState) -> None:
     """Restore the mode and gradient flag of every part of `net`."""
     modes, flags = before
     for name, module in net.named_modules():
@@ -50,19 +50,19 @@ def thaw(net: nn.Module, before: ModuleState) -> None:
         parameter.requires_grad_(flags[name])
 
 
-def hold(net: nn.Module, holder: nn.Module) -> ModuleState:
-    """Freeze `net` for as long as one of its holders has not released it; returns what it was before the first."""
+def freeze_shared(net: nn.Module, user: nn.Module) -> ModuleState:
+    """Freeze `net` until all its users have called `unfreeze_shared`; returns what it was before the first."""
     before = freeze(net)
-    if not _held.get(net, ((), ()))[1]:
-        _held[net] = before, WeakSet()
-    _held[net][1].add(holder)
-    return _held[net][0]
+    if not _shared.get(net, ((), ()))[1]:
+        _shared[net] = before, WeakSet()
+    _shared[net][1].add(user)
+    return _shared[net][0]
 
 
-def release(net: nn.Module, holder: nn.Module, before: ModuleState) -> None:
-    """Give `net` back; the last of its holders restores what `hold` gave. A copy of a holder releases its copy."""
-    _, holders = _held.get(net, (before, WeakSet()))
-    holders.discard(holder)
-    if not holders:
-        thaw(net, before)
-        _held.pop(net, None)
+def unfreeze_shared(net: nn.Module, user: nn.Module, before: ModuleState) -> None:
+    """Restore what `freeze_shared` gave, unless another user is left. A copy of a user unfreezes its copy of `net`."""
+    _, users = _shared.get(net, (before, WeakSet()))
+    users.discard(user)
+    if not users:
+        unfreeze(net, before)
+        _shared.pop(net, None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from recombine.core.errors import ConfigError
-from recombine.models.freeze import hold, release
+from recombine.models.freeze import freeze_shared, unfreeze_shared
 from recombine.models.graph import Traced, frontier, segment
 from recombine.models.model import Model, pooled, unwrap
 
@@ -136,7 +136,7 @@ class TaskNetwork(nn.Module):
             _replace_head(edit, patch)
         self._graph = edit.graph
         self._cut()
-        self._before = hold(self.base, self) if frozen else None
+        self._before = freeze_shared(self.base, self) if frozen else None
 
     def train(self, mode: bool = True) -> TaskNetwork:
         """Train the patch; a frozen base stays in eval mode, or its BatchNorms would change."""
@@ -151,7 +151,7 @@ class TaskNetwork(nn.Module):
         It gets its modes and gradient flags back, unless another patch is on it.
         """
         if self._before is not None:
-            release(self.base, self, self._before)
+            unfreeze_shared(self.base, self, self._before)
             self._before = None
         return self._given[0]
 
@@ -188,7 +188,7 @@ class TaskNetwork(nn.Module):
         twin.__dict__.update(copy.deepcopy({k: v for k, v in self.__dict__.items() if k != "_segments"}, memo))
         twin._cut()
         if self.frozen:
-            hold(twin.base, twin)
+            freeze_shared(twin.base, twin)
         return twin
 
     def _apply(self, function, recurse: bool = True):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
-from recombine.models.freeze import ModuleState, digest, hold, release
+from recombine.models.freeze import ModuleState, digest, freeze_shared, unfreeze_shared
 from recombine.models.model import Model, unwrap
 from recombine.patch.dense.serialization import put_on_dense
 from recombine.patch.merging import merge
@@ -117,10 +117,10 @@ class PatchedNetwork(nn.Module):
         problem = f"a patch {name!r} is attached already" if name in self._cards else name_problem(name)
         if problem:
             raise ConfigError(f"{path}: {problem}; give the patch another name: attach(network, path, name)")
-        before = hold(self.base, self)
+        before = freeze_shared(self.base, self)
         with ExitStack() as undo:
             if not self._cards:
-                undo.callback(release, self.base, self, before)
+                undo.callback(unfreeze_shared, self.base, self, before)
             dense = found.card.get("head") in DENSE_HEADS
             patched = put_on_dense(self.base, found, path) if dense else put_on(self._known, found, path)
             self._patches[f"@{name}"] = patched
@@ -141,7 +141,7 @@ class PatchedNetwork(nn.Module):
             raise ConfigError(f"there is no patch {name!r} to detach; attached are: {known}")
         del self._patches[f"@{name}"], self._cards[name]
         if not self._cards and self._before is not None:
-            release(self.base, self, self._before)
+            unfreeze_shared(self.base, self, self._before)
             self._before = None
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError
-from recombine.models.freeze import ModuleState, digest, hold, release
+from recombine.models.freeze import ModuleState, digest, freeze_shared, unfreeze_shared
 from recombine.models.graph import segment, traced
 from recombine.models.model import Model
 from recombine.pnc.clone.branch import FullHead, features_node, find_linear_head, join_logits, logits_node
@@ -74,7 +74,7 @@ class ClonedNetwork(nn.Module):
         name = name or free_name(clone.card.get("name", "clone"), tuple(self.clones))
         self._check(clone, name)
         if not len(self.clones):
-            self._before = hold(self.target, self)
+            self._before = freeze_shared(self.target, self)
         self.clones[name] = clone
         self._cut()
         return self
@@ -98,7 +98,7 @@ class ClonedNetwork(nn.Module):
             raise ConfigError(f"there is no clone {name!r} to detach; attached are: {', '.join(self.clones) or 'none'}")
         del self.clones[name]
         if not len(self.clones) and self._before is not None:
-            release(self.target, self, self._before)
+            unfreeze_shared(self.target, self, self._before)
             self._before = None
         self._cut()
         return self
