@@ -4,12 +4,17 @@ import os
 import signal
 import time
 from importlib.util import find_spec
+from pkgutil import resolve_name
 
 import pytest
 
 from recombine.cli import slots
+from recombine.cli.entries import ENTRIES
 from recombine.cli.launchers import PACKAGES, launcher_error, why_absent
+from recombine.cli.overrides import compose_all
+from recombine.core.files import CONFIG_DIR
 from recombine.core.results import read_rows
+from recombine.core.settings import given_settings
 
 LAUNCHERS = {
     "joblib": "hydra_joblib_launcher",
@@ -174,7 +179,7 @@ def test_a_search_stops_early_what_is_bad_and_continues_after_it_was_stopped(fit
     assert {trial.value for trial in counted if trial not in pruned} == losses
     assert pruned and all(len(trial.intermediate_values) < 6 for trial in pruned)
     assert all(trial.value == trial.intermediate_values[max(trial.intermediate_values)] for trial in pruned)
-    assert f"best: {study.best_value:.4g}" in text
+    assert f"best: {study.best_value:.4g}" in text and "┃ objective ┃" in text
 
 
 def test_wrong_settings_of_a_search_are_told_before_it_begins(fit):
@@ -199,6 +204,37 @@ def test_a_dry_run_tells_what_is_done_and_runs_nothing(fit):
         ["2", "seed=2"],
     ]
     assert "done" in result.out.splitlines()[2] and "3 jobs: 1 done, 2 to run; about" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("pretrain", "split=test: a search would choose by test images; set split=val dataset.val_fraction=0.1"),
+        ("pretrain split=val dataset.val_fraction=0.1", ""),
+        ("transfer", "split=test: a search would choose by test images"),
+        ("transfer split=null", "split=null: a search has nothing to choose by"),
+        ("transfer split=val", ""),
+        ("transfer split=val candidates=[a,b]", "candidates are ranked without training"),
+        ("multi_teacher", "split=test: a search would choose by test images"),
+        ("multi_teacher split=val", ""),
+        ("patch", "task.val_fraction=0: a search would have test images alone to choose by; set task.val_fraction=0.1"),
+        ("patch task.val_fraction=0.1", ""),
+        ("patch method=paint", ""),  # which holds images out itself
+        ("patch protocol=zero_shot", "protocol=zero_shot measures test images alone"),
+        ("pnc", ""),
+        ("stitch", ""),
+        ("flips", "flips measures networks and has no objective"),
+    ],
+)
+def test_no_search_chooses_by_test_images(monkeypatch, words, told):
+    monkeypatch.setattr("recombine.cli.overrides.why_absent", lambda group, choice: None)
+    entry, *overrides = words.split()
+    given = [*overrides, "seed=range(0,2)"]
+    found = compose_all(str(CONFIG_DIR), ENTRIES[entry].config, [*given, "sweeper=optuna"], sweep=True)
+    assert found.problems == [] and found.searches
+    settings = resolve_name(ENTRIES[entry].settings).model_validate(given_settings(found.cfg))
+    assert [text.startswith(told) for text in settings.check_search()] == [True] * bool(told)
+    assert not compose_all(str(CONFIG_DIR), ENTRIES[entry].config, given, sweep=True).searches
 
 
 def test_what_is_not_installed_is_one_message(fit, monkeypatch):

@@ -29,7 +29,7 @@ def test_a_run_gives_a_row_a_network_and_pictures(tmp_path, freeze):
     models.save(start, tmp_path / "weights/start.safetensors", {})
     launch(recipe, composed(tmp_path, f"freeze={freeze}"))
     (row,) = read_rows(tmp_path / "output")
-    assert 0 <= row.metrics["map_voc07"] == row.metrics["map_voc07_best"] <= 100 and row.metrics["macs"] > 0
+    assert 0 <= row.metrics["map_voc07"] <= 100 and row.metrics["macs"] > 0
     assert row.cell["trained"] == ("classifier" if freeze else "all") and "accuracy" not in row.metrics
     (folder,) = (tmp_path / "output/pretrain").iterdir()
     assert json.loads((folder / "labels.json").read_text()) == ["white", "dark"]

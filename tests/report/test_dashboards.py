@@ -13,6 +13,7 @@ from recombine.cli import dashboards
 from recombine.cli.entries import ENTRIES
 from recombine.cli.overrides import compose_all
 from recombine.core.files import CONFIG_DIR
+from recombine.core.settings import given_settings
 from recombine.run.config import validate
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +35,9 @@ def test_sweeps_start_commands_that_work(file):
         given = {key: {"value": values[pick]} for key, values in choices.items()}
         words = create_sweep_command_args({"args": given})
         found = compose_all(str(CONFIG_DIR), ENTRIES[entry].config, words["args_no_hyphens"])
-        problems = found.problems + validate(found.cfg, resolve_name(ENTRIES[entry].settings), rules=False)
-        assert problems == []
+        schema = resolve_name(ENTRIES[entry].settings)
+        assert found.problems + validate(found.cfg, schema, rules=False) == []
+        assert schema.model_validate(given_settings(found.cfg)).check_search() == []  # no test image chooses
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def plan(entry: str, config_dir: str, config_name: str, overrides: Sequence[str]
     with initialize_config_dir(config_dir, version_base="1.3"):
         singles = [text for text in overrides if not OverridesParser.create().parse_override(text).is_sweep_override()]
         hydra = compose(config_name, singles, return_hydra_config=True).hydra
-        if _is_search(hydra):
+        if _by_optuna(hydra):
             overrides = [_first_value(text) for text in overrides]
         jobs: Sequence[Sequence[str]] = [list(overrides)]
         if sweep or hydra.mode == RunMode.MULTIRUN:
@@ -88,7 +88,7 @@ def show_search(entry: str, config_dir: str, config_name: str, overrides: Sequen
         parser = OverridesParser.create()
         singles = [text for text in overrides if not parser.parse_override(text).is_sweep_override()]
         hydra = compose(config_name, singles, return_hydra_config=True).hydra
-    if not _is_search(hydra):
+    if not _by_optuna(hydra):
         return False
     from recombine.cli.optuna_sweeper import planned  # which not everybody has
 
@@ -106,7 +106,7 @@ def show_search(entry: str, config_dir: str, config_name: str, overrides: Sequen
     return True
 
 
-def _is_search(hydra: DictConfig) -> bool:
+def _by_optuna(hydra: DictConfig) -> bool:
     return str(hydra.sweeper._target_).rpartition(".")[2] == "Optuna"
 
 

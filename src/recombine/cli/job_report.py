@@ -12,6 +12,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from recombine.cli.dry_run import last_metrics
+from recombine.cli.launchers import is_search
 from recombine.core.files import CONFIG_DIR, read_records
 from recombine.run.console import first_rank, show_jobs
 
@@ -36,7 +37,12 @@ def show_jobs_of(config: DictConfig) -> list[int]:
     jobs = [noted[number] for number in sorted(noted)]
     experiment = str(config.hydra.runtime.choices.get("experiment"))
     filled = experiment if (CONFIG_DIR / "table" / f"{experiment}.yaml").is_file() else None
-    show_jobs([{**job, "metrics": last_metrics(Path(job["folder"]))} for job in jobs], filled)
+    for job in jobs:
+        job["metrics"] = last_metrics(Path(job["folder"]))
+        if is_search(config):  # what it chose by comes first
+            job["metrics"] |= {"objective": job["objective"]} if job["objective"] is not None else {}
+            job["headline"] = ["objective", *job["headline"]]
+    show_jobs(jobs, filled)
     return [job["exit_code"] for job in jobs if job["exit_code"]]
 
 

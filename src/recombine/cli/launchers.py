@@ -11,10 +11,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from recombine.cli.slips import first_lines
 from recombine.core.errors import ConfigError, RecombineError
 
-__all__ = ["OWN_PROCESS", "SHARING", "launcher_error", "leave_to_launcher", "refused_by_hydra", "why_absent"]
+__all__ = [
+    "OWN_PROCESS",
+    "SHARING",
+    "is_search",
+    "launcher_error",
+    "leave_to_launcher",
+    "refused_by_hydra",
+    "why_absent",
+]
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -43,6 +53,12 @@ def why_absent(group: str, choice: str) -> str | None:
     if choice == "submitit_slurm" and shutil.which("srun") is None:
         return "Slurm's srun is not on this machine; launcher=submitit_local runs jobs here"
     return None
+
+
+def is_search(config: DictConfig) -> bool:
+    """Whether the sweeper of a config chooses values by what jobs come to, as all but Hydra's own do."""
+    target = OmegaConf.select(config, "hydra.sweeper._target_")
+    return target is not None and not str(target).endswith(".BasicSweeper")
 
 
 def leave_to_launcher(code: int, launcher: str) -> float:

@@ -153,6 +153,8 @@ def _check_command(entry: Entry, config_dir: str, arguments: Namespace) -> None:
     asks = arguments.cfg or arguments.info or arguments.help  # about the config, whatever networks are there
     if composition.cfg is not None and (problems or not asks):
         problems += validate(composition.cfg, schema, rules=not asks)
+    if composition.searches and not problems:
+        problems += schema.of(composition.cfg, "").check_search()
     for cfg in composition.others.values():  # a rule between settings of one job says nothing about the others
         problems += validate(cfg, schema, rules=False)
     told: dict[str, str] = {}
@@ -203,6 +205,7 @@ def _run_job(
         note: dict[str, Any] = {"job": context.job.num, "exit_code": code, "error": message, "command": command}
         name = entry_name(entry.recipe)
         note |= {"overrides": list(context.overrides.task), "folder": str(run_folder(name, cfg)), "headline": headline}
+        note["objective"] = objective
         append_records(notes(context.sweep.dir), [note])
     if code and (not sweeping or (code > 128 and launcher not in OWN_PROCESS)):
         sys.exit(code)

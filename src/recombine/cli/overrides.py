@@ -23,7 +23,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from recombine.cli import renamed
 from recombine.cli.entries import ENTRIES, Entry, find_entry, owners_of
-from recombine.cli.launchers import why_absent
+from recombine.cli.launchers import is_search, why_absent
 from recombine.cli.search_path import use_groups
 from recombine.cli.slips import choices_of, choices_with, first_lines, name_of, paths, replaces_node, without_hydra
 from recombine.core.errors import did_you_mean
@@ -47,6 +47,8 @@ class Composition:
     """Of a sweep, the config of each further choice of a swept override."""
     folders: list[Path] = field(default_factory=list)
     """Where configs were searched, folders of the user included."""
+    searches: bool = False
+    """Whether it is a multirun that chooses values by what its jobs come to."""
 
 
 def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, sweep: bool = False) -> Composition:
@@ -68,7 +70,8 @@ def compose_all(config_dir: str, config_name: str, overrides: Sequence[str], *, 
         cfg = composer.compose(composer.accepted)
         composer.find_unknown_keys(base, cfg)
         others = {choice: without_hydra(other) for choice, other in composer.others.items()}
-        return Composition(without_hydra(cfg), composer.problems, others, composer.folders)
+        searches = composer.sweep and is_search(cfg)
+        return Composition(without_hydra(cfg), composer.problems, others, composer.folders, searches)
 
 
 class _Composer:

@@ -13,7 +13,7 @@ from recombine.data.settings import DatasetSettings
 from recombine.data.sources import DATASETS, problems, splits_of
 from recombine.data.splits import read_label_map
 
-__all__ = ["TASKS", "check", "check_node", "task_of"]
+__all__ = ["TASKS", "check", "check_node", "check_search_split", "task_of"]
 
 TASKS = ("classification", "segmentation", "detection")
 EXAMPLES = {"classification": "digits", "segmentation": "camvid", "detection": "voc_detection"}
@@ -44,6 +44,14 @@ def check(
     except ConfigError as error:
         wrong += [text.replace("dataset.", f"{path}.", 1) for text in error.problems]
     return wrong
+
+
+def check_search_split(split: str | None) -> list[str]:
+    """What is wrong with choosing settings by what is measured on `split`: test images decide nothing."""
+    if split not in ("test", None):
+        return []
+    told = "split=test: a search would choose by test images" if split else "split=null: a search has nothing to choose by"
+    return [f"{told}; set split=val dataset.val_fraction=0.1, and measure the best one on test images afterwards"]
 
 
 def task_of(settings: DatasetSettings) -> str:

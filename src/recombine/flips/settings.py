@@ -71,3 +71,7 @@ class FlipsSettings(EntrySettings):
         given = self.model_dump(include={"models"}, exclude_unset=True).get("models", self.models)
         problems = check_data(self.dataset, self.data_root, self.split)
         return problems + check_models(given, self.weights_root, self.dataset.classes, self.exclude)
+
+    def check_search(self) -> list[str]:
+        """Nothing here is better or worse."""
+        return ["flips measures networks and has no objective that a search could maximise; leave sweeper out"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from recombine.patch.metrics import mean
 from recombine.patch.tasks import Task, label_offsets
 from recombine.run.console import show
 
-__all__ = ["accuracy", "base_accuracy", "evaluate_base", "held_out", "measure_accuracy"]
+__all__ = ["accuracy", "base_accuracy", "evaluate_base", "held_out", "held_out_each", "measure_accuracy"]
 
 
 def measure_accuracy(engine: Engine, net: nn.Module, loader: Loader) -> float:
@@ -35,6 +35,12 @@ def held_out(engine: Engine, net: nn.Module, tasks: Sequence[Task]) -> dict[str,
     offsets = zip(tasks, label_offsets(tasks), strict=True)
     found = [accuracy(engine, net, task, "val", offset) for task, offset in offsets if task.data.settings.val_fraction]
     return {"accuracy_val": mean(found)} if found else {}
+
+
+def held_out_each(engine: Engine, networks: Mapping[str, nn.Module], tasks: Sequence[Task]) -> dict[str, float]:
+    """The same of tasks with a network each, by the task's name."""
+    found = [held_out(engine, networks[task.name], [task]) for task in tasks]
+    return {"accuracy_val": mean([one["accuracy_val"] for one in found])} if all(found) else {}
 
 
 def base_accuracy(engine: Engine, base: Task, model: Model) -> float:

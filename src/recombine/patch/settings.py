@@ -134,6 +134,17 @@ class PatchSettings(TrainingSettings):
             problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
         return problems
 
+    def check_search(self) -> list[str]:
+        """A protocol or tasks without held-out images, which alone may decide."""
+        if self.protocol in (*DENSE, "zero_shot"):
+            return [
+                f"protocol={self.protocol} measures test images alone, by which a search must not choose; sweep instead"
+            ]
+        nodes = task_nodes(self.tasks, self.task.model_dump(exclude_unset=True), self.method)
+        if all(node.get("val_fraction") for node in nodes):
+            return []
+        return ["task.val_fraction=0: a search would have test images alone to choose by; set task.val_fraction=0.1"]
+
     def _dense_problems(self) -> list[str]:
         """What does not fit where a patch is in the encoder of a network for pixels or objects."""
         protocol = f"protocol={self.protocol}"

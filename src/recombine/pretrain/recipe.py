@@ -209,7 +209,8 @@ def save_network(model: Model, fit: Fit, cfg: DictConfig, run: Run, data: Data) 
 
 
 def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
-    """What was measured after the last epoch, the best epoch's accuracy, mIoU or mAP beside it, and the curves."""
+    """What was measured after the last epoch, and the curves."""
+    # without the best epoch: of test images that would be a choice by them
     epochs = [record for record in fit.history if "train/loss" in record]
     name = next(name for name in reversed(RESULTS.values()) if name in fit.metrics)
     measured = [record.get(f"test/{name}", record.get(f"val/{name}")) for record in fit.history]
@@ -218,7 +219,6 @@ def row(cfg: DictConfig, model: Model, fit: Fit) -> Row:
         cell=cell(cfg),
         metrics={
             **fit.metrics,
-            f"{name}_best": max(value for value in measured if value is not None),
             **{name: summary[name] for name in ("parameters", "trainable", "macs")},
         },
         series={

@@ -9,7 +9,7 @@ from recombine.core.builds import Builds, Node
 from recombine.core.errors import ConfigError
 from recombine.core.field_types import FileName
 from recombine.core.files import check_writable
-from recombine.data.checks import TASKS, task_of
+from recombine.data.checks import TASKS, check_search_split, task_of
 from recombine.data.checks import check as check_data
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import MethodSettings, TrainingSettings
@@ -62,3 +62,7 @@ class PretrainSettings(TrainingSettings):
                 "model.weights=pretrained or model.weights=<file>, or train all of it with freeze=false"
             )
         return problems
+
+    def check_search(self) -> list[str]:
+        """A split that a search must not choose by."""
+        return check_search_split(self.split)

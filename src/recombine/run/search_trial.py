@@ -32,7 +32,7 @@ class SearchTrial:
         pruner = optuna.pruners.MedianPruner()
         study = optuna.load_study(study_name=file.stem, storage=open_storage(file), pruner=pruner)
         self.trial = optuna.trial.Trial(study, study.trials[number]._trial_id)
-        self.names = {f"val/{objective}", f"test/{objective}", objective.replace("search_", "search/")}
+        self.names = {f"val/{objective}", objective.replace("search_", "search/")}
 
     @classmethod
     def of_this_job(cls, objective: str) -> SearchTrial | None:

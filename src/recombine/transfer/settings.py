@@ -10,6 +10,7 @@ from pydantic import Field
 
 from recombine.core.builds import Node
 from recombine.data.checks import check as check_data
+from recombine.data.checks import check_search_split
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
@@ -65,6 +66,10 @@ class _TransferSettings(TrainingSettings):
         fits = self.check_validation(f"method={method.name} is calibrated") if method.calibrated else []
         return method.check_teachers(teachers) + fits
 
+    def check_search(self) -> list[str]:
+        """A split that a search must not choose by."""
+        return check_search_split(self.split)
+
     def check_validation(self, what: str) -> list[str]:
         """No choice is made on test images: what is wrong without validation images."""
         return [] if self.dataset.val_fraction else [f"{what} on validation images; dataset.val_fraction=0.1 has some"]
@@ -90,6 +95,12 @@ class TransferSettings(_TransferSettings):
             problems.append(same_network(self.student.name, self.teacher.name))
         problems += self.check_method(1)
         return problems + _check_networks(self, {"student": self.student, "teacher": self.teacher})
+
+    def check_search(self) -> list[str]:
+        """A ranking, which has nothing to maximise, or a split that a search must not choose by."""
+        if self.candidates is not None:
+            return ["candidates are ranked without training, so that a search has no objective; leave sweeper out"]
+        return super().check_search()
 
 
 class MultiTeacherSettings(_TransferSettings):

@@ -10,6 +10,7 @@ from recombine import models as zoo
 from recombine.core.types import Row
 from recombine.engine.metrics import Accuracy
 from recombine.models import Model
+from recombine.patch.evaluation import held_out
 from recombine.patch.patched import TaskNetwork
 from recombine.patch.rows import cell
 from recombine.patch.settings import UNTRAINED
@@ -37,6 +38,7 @@ def train_end_to_end(
         metrics = trainer.engine.evaluator(task.eval_loader("test"), {"accuracy": top})(network)
         found = {f"accuracy_{task.name}": metrics["accuracy"], "accuracy_patched": metrics["accuracy"]}
         found |= {"top5": metrics["top5"]} if "top5" in metrics else {}
+        found |= held_out(trainer.engine, network, [task])
         found["trainable_parameters"] = count_parameters(network)
         found["training_images"] = float(len(task.data.indices("train")))
         yield Row({**cell(cfg), "dataset": task.data.name, "task": task.name}, found | trainer.cost(task.name))
