@@ -13,6 +13,7 @@ from recombine.report.spec import load_specs, matches
 from recombine.run.config import build
 from recombine.run.launch import launch
 from recombine.stitch import recipe
+from recombine.stitch.loading import parent_nodes
 from recombine.stitch.search.space import Budget, Space
 from tests import sweeps
 from tests.composing import composed
@@ -107,7 +108,8 @@ def jobs():
 @pytest.mark.parametrize("experiment", list(jobs()))
 def test_two_steps(tmp_path, experiment):
     whole = config(experiment)
-    for seed, node in enumerate(map(to_dict, (whole.a, whole.b))):
+    given_parents = [{"name": node} if isinstance(node, str) else to_dict(node) for node in parent_nodes(whole)]
+    for seed, node in enumerate(given_parents):
         name = node["name"].removeprefix("timm:")
         given = {**node, "name": OWN.get(name, name), "weights": None}
         given |= {"architecture": node["name"]} if name != node["name"] else {}
@@ -117,13 +119,16 @@ def test_two_steps(tmp_path, experiment):
     more = ["dataset=fake", "dataset.fraction=1", *sizes, "loader=torch", "loader.workers=0"]
     more += ["logger=none", "device=cpu"]
     more += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
-    more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1", "num_saved=0"]
+    more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1"]
     more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "eval_batch_networks=4"]
+    more += [f"num_saved={len(given_parents) - 2}"]  # the next cross takes a file
     if whole.get("search_data"):
         more += ["dataset@search_data=fake", "search_data.test_fraction=1"]
         more += [size.replace("dataset", "search_data") for size in sizes]
     more += ["search.population=4"] if "population" in whole.search else []
     launch(recipe, config(experiment, more=more))
-    (row,) = read_rows(tmp_path / "output")
-    assert row.status == "ok" and row.metrics["requests"] == 15 and row.metrics["pairs"] == 3
-    assert ("single_stitch_accuracy" in row.series) == (row.cell["search"] == "single_stitch_sweep")
+    rows = read_rows(tmp_path / "output")
+    assert len(rows) == len(given_parents) - 1
+    for row in rows:
+        assert row.status == "ok" and row.metrics["requests"] == 15 and row.metrics["pairs"] == 3
+        assert ("single_stitch_accuracy" in row.series) == (row.cell["search"] == "single_stitch_sweep")

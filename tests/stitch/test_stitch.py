@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import closing, contextmanager
@@ -15,21 +16,19 @@ import pytest
 import torch
 from PIL import Image
 
-from recombine import data as datasets
 from recombine import models, stitch
 from recombine.cli import predict
 from recombine.core.errors import ConfigError
 from recombine.core.results import read_rows
-from recombine.run.launch import check, launch
+from recombine.run.launch import check
 from recombine.stitch import offspring, recipe
 from recombine.stitch.images import open_images
 from recombine.stitch.loading import load_parents
 from recombine.stitch.search.space import references
-from tests import composing
 from tests.leaks import of_test, spoil
+from tests.stitch.digits import QUICK, composed, launched, new_run, train_on_digits
 
 CONFIG = str(Path(__file__).parents[2] / "config")
-QUICK = ["loader=torch", "loader.workers=0", "logger=none", "device=cpu", "budget=60", "num_saved=2"]
 FEW = "search.population=12"
 
 
@@ -37,33 +36,8 @@ FEW = "search.population=12"
 def weights(tmp_path_factory):
     """A folder with two small networks that tell digits apart, differently."""
     folder = tmp_path_factory.mktemp("parents")
-    where = {"loader": {"kind": "torch", "workers": 0}, "data_root": "", "seed": 0, "device": "cpu"}
-    data = datasets.open_data({"name": "digits"}, cache_root=folder, **where)
-    size = {"size": 16, "mean": [0.3] * 3, "std": [0.3] * 3, "weights": None}
-    for seed, (name, node) in enumerate({"first": {"name": "resnet8"}, "second": {"name": "cnn"}}.items()):
-        widths = {"widths": [8, 16, 16]} if seed else {}
-        model = models.build({**node, **size, **widths}, classes=10, seed=seed)
-        optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-        for epoch in range(2):
-            for batch in data.loader("train", 64, train=True).epoch(epoch):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model.train()(batch.images), batch.labels).backward()
-                optimizer.step()
-        models.save(model.eval(), folder / f"{name}.safetensors", {})
-    data.close()
+    train_on_digits(folder, {"first": {"name": "resnet8"}, "second": {"name": "cnn", "widths": [8, 16, 16]}})
     return folder
-
-
-def composed(folder, weights, *overrides):
-    roots = {"data": folder, "weights": weights, "cache": folder / "c", "output": folder / "o"}
-    networks = ["model@a=any", "a.name=first", "model@b=any", "b.name=second"]
-    given = [f"{name}_root={path}" for name, path in roots.items()]
-    return composing.composed("stitch", *given, *networks, *QUICK, *overrides)
-
-
-def launched(folder, weights, *overrides):
-    launch(recipe, composed(folder, weights, *overrides))
-    return read_rows(folder / "o")
 
 
 def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypatch, capsys):
@@ -105,18 +79,9 @@ def test_a_search_leaves_a_row_a_front_and_offspring(tmp_path, weights, monkeypa
 @contextmanager
 def opened(folder, weights, *overrides):
     """The images of a config, and the first parent."""
-    cfg, run = composed(folder, weights, *overrides), _run(folder)
+    cfg, run = composed(folder, weights, *overrides), new_run(folder)
     with closing(open_images(cfg, run)) as images:
         yield images, load_parents(cfg, run)[0]
-
-
-def _run(folder):
-    from recombine.run.launch import Run
-    from recombine.run.signals import StopSignals
-    from recombine.run.tracking import Tracker
-
-    where = {"dir": folder, "id": "r", "group": "g", "entry": "stitch", "cache": folder / "c", "seed": 0}
-    return Run(**where, device=torch.device("cpu"), tracker=Tracker.silent(), signals=StopSignals())
 
 
 @pytest.mark.parametrize(
@@ -214,8 +179,9 @@ def test_problems_of_both_parents_and_all_data_are_reported_together(tmp_path, w
 
 
 def test_parents_have_to_be_two(tmp_path, weights):
-    with pytest.raises(ConfigError, match="the same network"):
-        launched(tmp_path, weights, "b.name=first")
+    shutil.copyfile(weights / "first.safetensors", tmp_path / "twin.safetensors")
+    with pytest.raises(ConfigError, match=r"first and .*twin.safetensors are one network"):
+        launched(tmp_path, weights, f"b.name={tmp_path / 'twin.safetensors'}")
 
 
 def test_parents_without_a_common_size_are_refused(tmp_path, weights):
@@ -228,7 +194,8 @@ def test_offspring_are_trained_further(tmp_path, weights, what):
     quick = ["search=random", FEW, "num_saved=3", "retrain.max_steps=3", "retrain.optimizer.lr=0.001"]
     (row,) = launched(tmp_path, weights, *quick, f"retrain.what={what}")
     (folder,) = (tmp_path / "o" / "stitch").iterdir()
-    on, again = row.series["front_on"], row.series["retrained_test_accuracy"]
+    on = [row.series["front_on"][k] for k in row.series["saved"]]
+    again = row.series["retrained_test_accuracy"]
     trained = [k for k in range(len(again)) if what == "all" or on[k]]
     assert [value is not None for value in again] == [k in trained for k in range(len(again))]
     parents = {name: models.build(name, weights_root=weights).net.state_dict() for name in ("first", "second")}

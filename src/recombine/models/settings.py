@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from recombine.core.settings import Settings
 
-__all__ = ["DescriptionSettings", "ModelSettings", "PreprocessSettings"]
+__all__ = ["DescriptionSettings", "ModelSettings", "Network", "PreprocessSettings", "name_of", "named_twice"]
 
 Positive = Annotated[float, Field(gt=0)]
 Side = Annotated[int, Field(ge=1, le=16384)]
@@ -76,3 +77,19 @@ class ModelSettings(Settings):
     """How images are resized."""
     claimed_accuracy: float | None = None
     """What its authors published, in percent."""
+
+
+Network = str | ModelSettings
+"""A name or a config node."""
+
+
+def name_of(node: Network) -> str:
+    """The name of a network that is given by name or as a node."""
+    return node if isinstance(node, str) else node.name
+
+
+def named_twice(option: str, nodes: Sequence[Network]) -> list[str]:
+    """Networks that a list holds more than once, one message each."""
+    names = [name_of(node) for node in nodes]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return [f"{option}: {name} is named twice; name each network once" for name in twice]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol, TextIO
@@ -68,6 +69,7 @@ class Tracker:
         self.name = "logger"
         self.reported: set[str] = set()
         self.trial: SearchTrial | None = None
+        self.stage = ""
         if folder is not None:
             self._guard("metrics.jsonl", self._open_lines)
 
@@ -75,6 +77,12 @@ class Tracker:
     def silent(cls) -> Tracker:
         """A tracker that records nothing: for the ranks beside the first."""
         return cls(None)
+
+    def within(self, stage: str) -> Tracker:
+        """This tracker for one of several stages: of cross2, `search/accuracy` is `search/cross2/accuracy`."""
+        tracker = copy(self)
+        tracker.stage = f"{self.stage}{stage}/"
+        return tracker
 
     @classmethod
     def open(cls, folder: Path, settings: Mapping[str, Any], **run: Any) -> Tracker:
@@ -101,7 +109,7 @@ class Tracker:
         """
         if self.folder is None:
             return
-        numbers = {f"{prefix}{name}": value for name, value in _on_host(values).items()}
+        numbers = {self._staged(f"{prefix}{name}"): value for name, value in _on_host(values).items()}
         self._guard("metrics.jsonl", lambda: self._write_line({"step": step, **numbers}))
         self._send(lambda logger: logger.log(numbers, step))
         if self.trial is not None:
@@ -115,11 +123,11 @@ class Tracker:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table."""
-        self._send(lambda logger: logger.table(name, columns, rows))
+        self._send(lambda logger: logger.table(f"{self.stage}{name}", columns, rows))
 
     def image(self, name: str, path: Path, caption: str = "") -> None:
         """Show the picture file `path`."""
-        self._send(lambda logger: logger.image(name, path, caption))
+        self._send(lambda logger: logger.image(f"{self.stage}{name}", path, caption))
 
     def artifacts(self, artifacts: Iterable[RunArtifact]) -> None:
         """Store what the run read and wrote; the files must stay as they are."""
@@ -135,6 +143,10 @@ class Tracker:
         self.logger = None
         self._guard("metrics.jsonl", lambda: self.lines and self.lines.close())
         self.lines = None
+
+    def _staged(self, name: str) -> str:
+        section, slash, rest = name.partition("/")
+        return f"{section}/{self.stage}{rest}" if slash else f"{self.stage}{name}"
 
     def _send(self, action: Callable[[Logger], Any]) -> None:
         logger = self.logger

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # tables are made of rows without torch
 
 __all__ = [
     *("ALPHA", "PURPOSES", "REFERENCES", "Columns", "MeasuredNetworks"),
-    *("compare_to_references", "count_dominance", "count_surely", "score_of"),
+    *("compare_to_references", "count_dominance", "count_surely", "is_offspring", "place_networks", "score_of"),
+    "surely_better",
 ]
 
 Columns = dict[str, list]
@@ -58,7 +59,7 @@ def compare_to_references(
     metrics = count_dominance(front.columns, references.columns)
     series: dict[str, list] = {}
     for purpose in PURPOSES:
-        points, parents = (_points(side.columns, purpose, references.columns) for side in (front, references))
+        points, parents = (place_networks(side.columns, purpose, references.columns) for side in (front, references))
         for k, name in enumerate(REFERENCES):
             series[f"front_{purpose}_gain_{name}"] = (100 * (parents[k, 0] - points[:, 0])).tolist()
             series[f"front_{purpose}_p_{name}"] = front.task.p_values(
@@ -76,17 +77,24 @@ def count_surely(front: Columns, references: Columns) -> dict[str, float]:
 
     Nothing where the front has none.
     """
-    offspring, metrics = _offspring(front), {}
+    offspring, metrics = is_offspring(front), {}
     for purpose in PURPOSES if f"{PURPOSES[0]}_p_{REFERENCES[0]}" in front else ():
-        points, parents = (_points(columns, purpose, references) for columns in (front, references))
+        points, parents = (place_networks(columns, purpose, references) for columns in (front, references))
         better = np.zeros((len(offspring), len(REFERENCES)), bool)
         for k, name in enumerate(REFERENCES):
-            cheaper = np.flatnonzero(offspring & (points[:, 1] < parents[k, 1]))
-            p_values = np.asarray(front[f"{purpose}_p_{name}"])[cheaper].tolist()
-            better[cheaper, k] = holm(p_values) <= ALPHA if p_values else False
+            cheaper = offspring & (points[:, 1] < parents[k, 1])
+            better[:, k] = surely_better(np.asarray(front[f"{purpose}_p_{name}"]), cheaper)
             metrics[f"{purpose}_dominate_{name}_significant"] = float(better[:, k].sum())
         metrics[f"{purpose}_dominate_any_significant"] = float(better.any(1).sum())
     return metrics
+
+
+def surely_better(p_values: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Which of `tried` have a p-value of `ALPHA` at most, after Holm's correction for all of them: all bool [n]."""
+    better = np.zeros(len(tried), bool)
+    if tried.any():
+        better[tried] = holm(p_values[tried].tolist()) <= ALPHA
+    return better
 
 
 def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
@@ -94,10 +102,10 @@ def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
 
     Only offspring count, networks with a stitch that is on: the references themselves are on most fronts.
     """
-    offspring = _offspring(front)
+    offspring = is_offspring(front)
     metrics = {"front": float(len(offspring)), "offspring": float(offspring.sum())}
     for purpose in PURPOSES:
-        points, parents = (_points(columns, purpose, references) for columns in (front, references))
+        points, parents = (place_networks(columns, purpose, references) for columns in (front, references))
         dominated = dominates(points, parents) & offspring[:, None]
         metrics[f"{purpose}_dominate_any"] = float(dominated.any(1).sum())
         metrics[f"{purpose}_dominate_both_parents"] = float(dominated[:, :2].all(1).sum())
@@ -105,12 +113,12 @@ def count_dominance(front: Columns, references: Columns) -> dict[str, float]:
     return metrics | _chosen(front, references)
 
 
-def _offspring(front: Columns) -> np.ndarray:
-    """bool [n]: networks with a stitch that is on."""
+def is_offspring(front: Columns) -> np.ndarray:
+    """bool [n]: which networks of a front are no references, networks with a stitch that is on."""
     return np.array([bool(on) for on in front["on"]], bool)
 
 
-def _points(columns: Columns, purpose: str, references: Columns) -> np.ndarray:
+def place_networks(columns: Columns, purpose: str, references: Columns) -> np.ndarray:
     """Minus the score 0..1 and cost as a fraction of the ensemble's, both minimised, float64 [n, 2]."""
     cost = np.asarray(columns["cost"], float) / references["cost"][-1]
     return np.stack([-np.asarray(columns[f"{purpose}_{score_of(columns)}"], float) / 100, cost], 1)

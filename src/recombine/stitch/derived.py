@@ -13,7 +13,7 @@ from recombine.report.registry import register_derived
 from recombine.stitch.comparison import PURPOSES, count_dominance, count_surely, score_of
 from recombine.stitch.pareto import front, normalized_hypervolumes
 
-__all__ = ["dominance", "hypervolumes", "networks"]
+__all__ = ["crosses", "dominance", "hypervolumes", "networks"]
 
 NETWORKS = ("A", "B", "ensemble")
 """How tables call the `REFERENCES`."""
@@ -42,6 +42,11 @@ def hypervolumes(rows: Sequence[Row], above: float | str = 0.0) -> list[Row]:
             cell = row.cell | {"search": "references"} | ({"population": "none"} if "population" in row.cell else {})
             derived.append(replace(row, cell=cell, metrics=of_row, run="references"))
     return derived
+
+
+def crosses(rows: Sequence[Row]) -> list[Row]:
+    """Rows of offspring that more than two parents took part in."""
+    return [row for row in rows if "test_accuracy_all_together" in row.metrics]
 
 
 def dominance(rows: Sequence[Row]) -> list[Row]:
@@ -119,3 +124,4 @@ def _points(row: Row, columns: str, purpose: str, above: float = -np.inf) -> np.
 register_derived("hypervolumes", hypervolumes)
 register_derived("networks", networks)
 register_derived("dominance", dominance)
+register_derived("crosses", crosses)

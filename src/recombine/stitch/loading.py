@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from typing import Any
+
 from recombine.core.errors import ConfigError
 from recombine.models import Model, build
 from recombine.models.serialization import kind_of
+from recombine.models.settings import name_of
 from recombine.run.config import DictConfig
 from recombine.run.run import Run
 from recombine.stitch import offspring
 
-__all__ = ["load_parents", "preprocessing_differences"]
+__all__ = ["load_parent", "load_parents", "parent_nodes", "preprocessing_differences"]
 
 
-def load_parents(cfg: DictConfig, run: Run) -> tuple[Model, Model]:
-    """Both parents, frozen and in eval mode; one that is an offspring file is an offspring of an earlier cross.
+def parent_nodes(cfg: DictConfig) -> list[Any]:
+    """Names or config nodes of the parents: `parents`, or else `a` and `b`."""
+    return list(cfg.parents or (cfg.a, cfg.b))
 
-    ConfigError if they are one network, or do not see the same pixels.
+
+def load_parents(cfg: DictConfig, run: Run) -> list[Model]:
+    """All parents, frozen and in eval mode; one that is an offspring file is an offspring of an earlier cross.
+
+    ConfigError if two are one network, or do not see the same pixels.
     """
-    a, b = (
-        (
-            offspring.load(node.name)
-            if kind_of(node.name) == "offspring"
-            else build(node, weights_root=cfg.weights_root, seed=run.seed)
-        )
-        .to(run.device)
-        .eval()
-        .requires_grad_(False)
-        for node in (cfg.a, cfg.b)
+    nodes = parent_nodes(cfg)
+    models = [load_parent(node, cfg, run) for node in nodes]
+    for (one, a), (other, b) in combinations(zip(nodes, models, strict=True), 2):
+        if problems := preprocessing_differences(a, b):
+            raise ConfigError(problems)
+        if a.digest() == b.digest():
+            raise ConfigError(f"{name_of(one)} and {name_of(other)} are one network; offspring need two")
+    return models
+
+
+def load_parent(node: Any, cfg: DictConfig, run: Run) -> Model:
+    """One parent by its name, file or config node, frozen and in eval mode on the device."""
+    name = name_of(node)
+    model = (
+        offspring.load(name)
+        if kind_of(name) == "offspring"
+        else build(node, weights_root=cfg.weights_root, seed=run.seed)
     )
-    if problems := preprocessing_differences(a, b):
-        raise ConfigError(problems)
-    if a.digest() == b.digest():
-        raise ConfigError("a and b are the same network; offspring need two, such as b=resnet32")
-    return a, b
+    return model.to(run.device).eval().requires_grad_(False)
 
 
 def preprocessing_differences(a: Model, b: Model) -> list[str]:
@@ -44,7 +56,7 @@ def preprocessing_differences(a: Model, b: Model) -> list[str]:
     first, second = a.preprocess.settings(), b.preprocess.settings()
     return [
         f"the parents see different pixels: {key} is {first[key]} for {a.name} and {second[key]} for {b.name}; set "
-        f"a.{key}={second[key]} or b.{key}={first[key]}"
+        f"a.{key}={second[key]} or b.{key}={first[key]} (in a list: {{name: {b.name}, {key}: {first[key]}}})"
         for key in ("size", "crop_pct", "interpolation")
         if first[key] != second[key]
     ]

@@ -13,20 +13,23 @@ from torch import Tensor, nn
 
 from recombine import data as datasets
 from recombine import models as zoo
+from recombine.core.distributed import barrier
 from recombine.core.errors import ConfigError
 from recombine.core.files import write_atomically
 from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
 from recombine.engine.pictures import save_predictions
 from recombine.models import Model
+from recombine.models.settings import name_of
 from recombine.report.plots import save_plots
 from recombine.run.console import show
 from recombine.run.run import Run
 from recombine.stitch import offspring
-from recombine.stitch.comparison import REFERENCES, Columns, compare_to_references, score_of
+from recombine.stitch.all_parents import AllParents
+from recombine.stitch.comparison import REFERENCES, Columns, MeasuredNetworks, compare_to_references, score_of
 from recombine.stitch.evaluator import OffspringEvaluator
 from recombine.stitch.images import ImageSplits, check_classes, check_labels, first_images, open_images
-from recombine.stitch.loading import load_parents
+from recombine.stitch.loading import load_parent, load_parents, parent_nodes
 from recombine.stitch.measuring import evaluate_networks, hybrid_metrics
 from recombine.stitch.plots import PLOTS
 from recombine.stitch.retraining import Branches, RetrainedOffspring, retrain
@@ -51,6 +54,7 @@ HEADLINE = (
     *("chosen_accuracy", "test_accuracy_a", "test_accuracy_b", "test_accuracy_ensemble"),
     *("chosen_miou", "test_miou_a", "test_miou_b", "test_miou_ensemble"),
     "chosen_cost",
+    *("chosen_gain_over_best_parent", "chosen_gain_over_all_together"),
     "hybrid_accuracy",
     "hybrid_accuracy_worst",
     "stitch_error",
@@ -63,11 +67,13 @@ OBJECTIVE = "search_hypervolume"
 """What a hyper-parameter search maximises; never a metric of the test images."""
 
 
-def cell(cfg: DictConfig) -> dict[str, Any]:
-    """The cell of the row, known before anything is built."""
+def cell(cfg: DictConfig, cross: int = -1) -> dict[str, Any]:
+    """The cell of the row of a cross (of several the last one), known before anything is built."""
+    names = [name_of(node) for node in parent_nodes(cfg)]
+    second = len(names) - 1 if cross < 0 else cross
     return {
-        "a": cfg.a.name,
-        "b": cfg.b.name,
+        "a": "+".join(names[:second]),
+        "b": names[second],
         "dataset": datasets.label_for(cfg),
         "search": cfg.search.name,
         "method": cfg.method.name,
@@ -82,46 +88,80 @@ def cell(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
-    """One supernetwork, one search in it, one row."""
-    stitch_run = replace(run, seed=cfg.stitch_seed)  # searches with different seeds share one supernetwork
-    a, b = load_parents(cfg, run)
-    images = open_images(cfg, stitch_run)
+    """Cross the parents: one row, of more than two a row for each cross of the best offspring with the next parent."""
+    parents = load_parents(cfg, run)
+    images = open_images(cfg, replace(run, seed=cfg.stitch_seed))
     try:
-        check_classes((a, b), images)
+        check_classes(parents, images)
         if run.main:
-            show(zoo.describe((a, b)))
-        evaluation = (a, cfg.eval_batch_size, cfg.engine.max_eval_batches)
+            show(zoo.describe(parents))
+        evaluation = (parents[0], cfg.eval_batch_size, cfg.engine.max_eval_batches)
         loaders = {"search": images.search_loader(*evaluation), "test": images.test_loader(*evaluation)}
-        train = images.training_loader(a, cfg.batch_size)
-        net, metrics = make_supernetwork(cfg, stitch_run, (a, b), images, train)
-        calibration = first_images(train, cfg.bn_images)
-        series = stitch_errors(net, loaders["search"], cfg.engine.eval_precision)
-        genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
-        front = evaluate_networks(net, genotypes, loaders, cfg, calibration)
-        parents = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
-        compared, gains = compare_to_references(front, parents)
-        metrics |= monitor.totals() | compared | reference_metrics(parents.columns)
-        metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration) if is_sweep(cfg) else {}
-        series |= gains | monitor.curve | (monitor.single_stitches() if is_sweep(cfg) else {})
-        saved = offspring_first(front.columns)[: cfg.num_saved]
-        retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)
-        chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
-        metrics |= retraining_gains(chosen, retrained)
-        if net.task.pixels and saved:
-            best = build_offspring(net, genotypes[saved[0]], retrained[0], calibration)
-            save_predictions(best, loaders["test"], images.data.class_names, run)
-        if run.main:
-            files = save_offspring(net, genotypes[saved], chosen, retrained, run.dir, calibration, images.data.card())
-            note_front(run, front.columns, files)
+        together, last, a = AllParents(loaders, cfg.engine.eval_precision), len(parents) - 1, parents[0]
+        for number, b in enumerate(parents[1:], 1):
+            here = run if last == 1 else open_cross(run, number, last, (a, b))
+            row, front, references = cross(cfg, here, (a, b), images, loaders)
+            if last > 1:
+                together.add((a, b), references)
+            beyond = together.compare(front) if number > 1 else {}
+            row = replace(row, cell=cell(cfg, number), metrics=row.metrics | beyond)
+            if run.main:
+                save_plots(PLOTS, [row], here)
+            yield row
+            if number < last:
+                a = next_parent(cfg, here, front.columns)
     finally:
         images.close()
-    series |= add_prefix("front", front.columns) | add_prefix("reference", parents.columns)
+
+
+def cross(
+    cfg: DictConfig, run: Run, parents: tuple[Model, Model], images: ImageSplits, loaders: Mapping[str, Loader]
+) -> tuple[Row, MeasuredNetworks, MeasuredNetworks]:
+    """One supernetwork and one search in it: its row, its front, and both parents with their ensemble."""
+    stitch_run = replace(run, seed=cfg.stitch_seed)  # searches with different seeds share one supernetwork
+    train = images.training_loader(parents[0], cfg.batch_size)
+    net, metrics = make_supernetwork(cfg, stitch_run, parents, images, train)
+    calibration = first_images(train, cfg.bn_images)
+    series = stitch_errors(net, loaders["search"], cfg.engine.eval_precision)
+    genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
+    front = evaluate_networks(net, genotypes, loaders, cfg, calibration)
+    reference = evaluate_networks(net, references(len(net.genotype)), loaders, cfg)
+    compared, gains = compare_to_references(front, reference)
+    metrics |= monitor.totals() | compared | reference_metrics(reference.columns)
+    metrics |= hybrid_metrics(net, loaders["test"], cfg, calibration) if is_sweep(cfg) else {}
+    series |= gains | monitor.curve | (monitor.single_stitches() if is_sweep(cfg) else {})
+    saved = offspring_first(front.columns)[: cfg.num_saved]
+    retrained = retrain(net, genotypes[saved], images, loaders, cfg, stitch_run, calibration)
+    chosen = {key: [values[k] for k in saved] for key, values in front.columns.items()}
+    metrics |= retraining_gains(chosen, retrained)
+    if net.task.pixels and saved:
+        best = build_offspring(net, genotypes[saved[0]], retrained[0], calibration)
+        save_predictions(best, loaders["test"], images.data.class_names, run)
+    if run.main:
+        files = save_offspring(net, genotypes[saved], chosen, retrained, run.dir, calibration, images.data.card())
+        note_front(run, front.columns, files)
+    series |= add_prefix("front", front.columns) | add_prefix("reference", reference.columns)
     series |= {"saved": saved} | retrained_scores(retrained, f"test_{net.task.score}")
     metrics["stitch_error"] = float(np.median(series["stitch_errors"]))
-    row = Row(cell(cfg), metrics, series)
+    return Row(cell(cfg), metrics, series), front, reference
+
+
+def open_cross(run: Run, number: int, last: int, parents: tuple[Model, Model]) -> Run:
+    """The run of one cross among several, in a folder of its own."""
+    stage = f"cross{number}"
+    here = replace(run, dir=run.dir / stage, tracker=run.tracker.within(stage))
+    here.dir.mkdir(parents=True, exist_ok=True)
     if run.main:
-        save_plots(PLOTS, [row], run)
-    yield row
+        print(f"cross {number} of {last}: {parents[0].name} and {parents[1].name}", flush=True)
+    return here
+
+
+def next_parent(cfg: DictConfig, run: Run, front: Columns) -> Model:
+    """The best network of a front by the search images, offspring first, from its file."""
+    barrier()  # the first process has written it
+    if run.main and not any(front["on"]):
+        print("no offspring is on the front; the best of both parents and their ensemble goes on", flush=True)
+    return load_parent(str(offspring_file(run.dir, 0)), cfg, run)
 
 
 def make_supernetwork(
@@ -220,6 +260,11 @@ def retrained_scores(retrained: Sequence[RetrainedOffspring | None], key: str) -
     return {f"retrained_{key}": [one and one.metrics[key] for one in retrained]}
 
 
+def offspring_file(folder: Path, k: int) -> Path:
+    """Where the k-th saved network of a cross lies."""
+    return folder / "offspring" / f"{k}.safetensors"
+
+
 def save_offspring(
     net: Supernetwork,
     genotypes: np.ndarray,
@@ -234,7 +279,7 @@ def save_offspring(
     for k, (genotype, one) in enumerate(zip(genotypes, retrained, strict=True)):
         metrics = one.metrics if one else {key: values[k] for key, values in columns.items()}
         name = f"{net.name}-{k}".replace(" ", "")
-        path = folder / "offspring" / f"{k}.safetensors"
+        path = offspring_file(folder, k)
         model = one.model if one else offspring.export(net, genotype, calibration=calibration)
         offspring.save(net, genotype, path, name=name, trained=model, **details, metrics=metrics)
         files.append(path)

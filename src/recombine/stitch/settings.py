@@ -16,7 +16,7 @@ from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import OptimizerNode, ScheduleNode, TrainingSettings
 from recombine.models.checks import check_model
 from recombine.models.serialization import kind_of, read_card
-from recombine.models.settings import ModelSettings
+from recombine.models.settings import ModelSettings, Network, name_of, named_twice
 
 __all__ = ["MatchingSettings", "RetrainSettings", "StitchMethodSettings", "StitchSearchSettings", "StitchSettings"]
 
@@ -145,6 +145,9 @@ class StitchSettings(TrainingSettings):
     """The first parent."""
     b: ModelSettings
     """The second parent, of the same task."""
+    parents: list[Network] | None = Field(None, examples=[["resnet20", "resnet32", "resnet56"]])
+    """Any number of parents in place of `a` and `b`: the first two are crossed, then the best offspring on the search
+    images and the third, and so on; a row for each cross."""
     dataset: DatasetSettings
     """The images: stitches are trained on its training images, results are reported on its test images."""
     search_data: DatasetSettings | None = None
@@ -214,13 +217,7 @@ class StitchSettings(TrainingSettings):
         problems = check_data(self.dataset, self.data_root, tasks=TASKS)
         if self.search_data is not None and not problems:
             problems += check_data(self.search_data, self.data_root, path="search_data", tasks=(task,))
-        for name, model in (("a", self.a), ("b", self.b)):
-            if kind_of(model.name) == "offspring":
-                problems += self._other_task(name, read_card(model.name, "offspring").get("task", TASKS[0]))
-                problems += _own_settings(name, model)
-            else:
-                known = task if task in TASKS else TASKS[0]
-                problems += check_model(model, self.weights_root, frozen=True, path=name, task=known)
+        problems += self._parent_problems(task if task in TASKS else TASKS[0])
         if str(self.search["_target_"]).endswith(".SingleStitchSweep") and (self.max_cost or self.max_parameters):
             told = "search=single_stitch_sweep measures every network with one stitch"
             problems.append(f"{told}; set max_cost=null and max_parameters=null")
@@ -230,11 +227,36 @@ class StitchSettings(TrainingSettings):
             problems.append(f"{what}; set performance={score} or performance=loss")
         return problems
 
-    def _other_task(self, name: str, own: str) -> list[str]:
+    def _parent_problems(self, task: str) -> list[str]:
+        """Parents that are absent, named twice, or of another task."""
+        if self.parents is None:
+            nodes: dict[str, Network] = {"a": self.a, "b": self.b}
+            same = self.a.model_dump() == self.b.model_dump()
+            problems = [f"a and b are both {self.a.name}; offspring need two networks, such as model@b=resnet32"] * same
+        else:
+            nodes = {f"parents.{k}": node for k, node in enumerate(self.parents)}
+            problems = named_twice("parents", self.parents)
+            if len(self.parents) < 2:
+                problems.append("parents: at least two are needed, such as parents=[resnet20,resnet32,resnet56]")
+            if len(self.parents) > 2 and not self.num_saved:
+                problems.append("num_saved=0: the next cross takes a saved offspring; set num_saved=1")
+        for path, node in nodes.items():
+            name = name_of(node)
+            if kind_of(name) == "offspring":
+                problems += self._other_task(path, name, read_card(name, "offspring").get("task", TASKS[0]))
+                problems += _own_settings(path, node) if isinstance(node, ModelSettings) else []
+            elif path in ("a", "b"):
+                problems += check_model(node, self.weights_root, frozen=True, path=path, task=task)
+            else:
+                found = check_model(node, self.weights_root, frozen=True, task=task)
+                problems += [f"{path}: {text}" for text in found]
+        return problems
+
+    def _other_task(self, path: str, name: str, own: str) -> list[str]:
         """An offspring of networks that were made for other labels."""
         if own == task_of(self.dataset):
             return []
-        gives = f"{name}.name={getattr(self, name).name} is made for {LABELS[own]}"
+        gives = f"{path}={name} is made for {LABELS[own]}"
         return [f"{gives}, and dataset={self.dataset.name} has {LABELS[task_of(self.dataset)]}; take others"]
 
 

@@ -16,12 +16,13 @@ from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.class_predictions import ClassPredictions
 from recombine.models import Model
+from recombine.models.settings import name_of
 from recombine.run.run import Run
 from recombine.transfer import networks, training
 from recombine.transfer.controls import run_controls
 from recombine.transfer.metrics import accuracy_changes, transfer_metrics
 from recombine.transfer.recipe import CURVES, HEADLINE, curves, training_metrics, variant
-from recombine.transfer.settings import MultiTeacherSettings, name_of, same_network
+from recombine.transfer.settings import MultiTeacherSettings, same_network
 from recombine.transfer.training import TransferResult
 
 if TYPE_CHECKING:

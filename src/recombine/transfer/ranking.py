@@ -13,10 +13,11 @@ from recombine.core.types import Row
 from recombine.data import Data
 from recombine.engine.class_predictions import ClassPredictions
 from recombine.models import Model
+from recombine.models.settings import name_of
 from recombine.run.run import Run
 from recombine.transfer import networks, training
 from recombine.transfer.metrics import complementary_knowledge, percent
-from recombine.transfer.settings import name_of, same_network
+from recombine.transfer.settings import same_network
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

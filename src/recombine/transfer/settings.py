@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,15 +14,13 @@ from recombine.data.checks import check_search_split
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
-from recombine.models.settings import ModelSettings
+from recombine.models.settings import ModelSettings, Network, name_of, named_twice
 from recombine.transfer.composed_settings import ComposedSettings
 from recombine.transfer.method_settings import METHOD, check_combination, declared_settings
 
-__all__ = ["ComposedSettings", "MultiTeacherSettings", "TransferSettings", "name_of", "same_network"]
+__all__ = ["ComposedSettings", "MultiTeacherSettings", "TransferSettings", "same_network"]
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Network = str | ModelSettings
-"""A name or a config node."""
 EXAMPLE = ["resnet32", "resnet56"]
 
 
@@ -89,7 +87,7 @@ class TransferSettings(_TransferSettings):
         if self.candidates is not None:
             problems += self.check_validation("candidates are ranked")
             candidates = {f"candidate {name_of(node)}": node for node in self.candidates}
-            problems += _repeated("candidates", self.candidates)
+            problems += named_twice("candidates", self.candidates)
             return problems + _check_networks(self, {"student": self.student, **candidates})
         if self.student.model_dump() == self.teacher.model_dump():
             problems.append(same_network(self.student.name, self.teacher.name))
@@ -122,16 +120,11 @@ class MultiTeacherSettings(_TransferSettings):
             problems += self.check_validation("the teachers are ordered by their accuracy (order=given orders nothing)")
         if len(self.teachers) < 2:
             problems.append(f"teachers: at least two are needed, such as teachers=[{','.join(EXAMPLE)}]")
-        problems += _repeated("teachers", self.teachers)
+        problems += named_twice("teachers", self.teachers)
         if any(node == self.student.name for node in self.teachers):
             problems.append(same_network(self.student.name, self.student.name))
         teachers = {name_of(node): node for node in self.teachers}
         return problems + _check_networks(self, {"student": self.student, **teachers})
-
-
-def name_of(node: Network) -> str:
-    """The name of a network that is given by name or as a node."""
-    return node if isinstance(node, str) else node.name
 
 
 def same_network(student: str, teacher: str) -> str:
@@ -140,13 +133,6 @@ def same_network(student: str, teacher: str) -> str:
         f"teacher and student are the same network ({teacher} and {student}): nothing can be transferred; choose "
         f"another teacher, or method=self_dist, in which the student teaches itself"
     )
-
-
-def _repeated(option: str, nodes: Sequence[Network]) -> list[str]:
-    """Networks that a list holds more than once."""
-    names = [name_of(node) for node in nodes]
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    return [f"{option}: {name} is named twice; name each network once" for name in twice]
 
 
 def _check_networks(settings: _TransferSettings, networks: Mapping[str, Network]) -> list[str]:
