@@ -67,12 +67,22 @@ def test_a_finished_run_is_as_old_as_its_inputs(place, capsys):
     assert third.provenance["inputs"] != second.provenance["inputs"]
 
 
-def test_a_training_is_not_continued_with_other_inputs(place, capsys):
-    with pytest.raises(ConfigError):
-        run(place, "engine.save_every_steps=1", "dataset.test_fraction=0.01")  # fails after it has begun
+def test_a_training_is_not_continued_with_other_inputs(place, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr("recombine.pretrain.recipe.save_network", stop)
+        run(place, "engine.save_every_steps=1")
     network(place, 1)
     with pytest.raises(ConfigError, match="made of other inputs"):
-        run(place, "engine.save_every_steps=1", "dataset.test_fraction=0.01", "engine.resume=must")
+        run(place, "engine.save_every_steps=1", "engine.resume=must")
+
+
+def test_a_command_that_its_data_refuse_leaves_nothing(place):
+    with pytest.raises(ConfigError, match=r"dataset.test_fraction=0.01 of \d+ samples cannot be stratified") as refused:
+        run(place, "dataset.test_fraction=0.01")
+    assert not refused.value.started and not (place / "output").exists()
 
 
 def test_networks_of_two_folders_never_share_a_file(place, tmp_path_factory, monkeypatch, capsys):

@@ -100,6 +100,18 @@ def test_a_failure_is_seen_everywhere(fit, overrides, code, status, error):
     assert ("Traceback" in result.err) == (code == 1)
 
 
+def test_a_config_problem_that_a_run_meets_before_it_begins_leaves_nothing(fit):
+    result = fit("noise=18")
+    assert result.code == 2 and "1 problem in the config; nothing was run\n  - noise=18: too much" in result.err
+    assert "ended early" not in result.err and not (fit.folder / "outputs").exists()
+
+
+def test_of_a_multirun_it_leaves_a_failed_row(fit):
+    result = fit("-m", "noise=18,0.5")
+    assert result.code == 2 and "1 of 2 jobs succeeded" in result.out
+    assert sorted(row.status for row in read_rows(fit.folder)) == ["failed", "ok"]
+
+
 def test_a_config_problem_that_takes_a_run_to_notice_is_not_called_harmless(fit):
     result = fit("noise=14", "steps=1")
     assert result.code == 2 and "1 problem in the config\n" in result.err and "nothing was run" not in result.err

@@ -26,7 +26,7 @@ from recombine.flips.evaluation import evaluate_models, lock_file
 from recombine.models.libraries import download_size
 from recombine.models.model import find_head
 from recombine.run.config import validate
-from recombine.run.launch import check, launch
+from recombine.run.launch import check, launch, record_problems
 from tests.composing import composed
 from tests.forked import processes
 
@@ -256,8 +256,10 @@ def test_the_command_line_takes_all_for_the_list_of_models():
 def test_a_failed_comparison_says_of_which_data(digits, tmp_path):
     folder, _ = digits
     cfg = compose_config(folder, "models=[wide,narrow]", "dataset.class_subset=[cat]", f"output_root={tmp_path}")
-    with pytest.raises(ConfigError, match="cat"):
+    with pytest.raises(ConfigError, match="cat") as refused:
         launch(recipe, cfg)
+    assert not list(tmp_path.iterdir())  # alone; in a multirun there is a row
+    record_problems(recipe.__name__, cfg, "", refused.value)
     (row,) = read_rows(tmp_path)
     assert (row.status, row.cell) == ("failed", {"dataset": "digits", "split": "test"})
 

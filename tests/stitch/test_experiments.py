@@ -121,6 +121,7 @@ def test_two_steps(tmp_path, experiment):
     more += [f"{root}_root={tmp_path / root}" for root in ("data", "cache", "output", "weights")]
     more += ["batch_size=2", "eval_batch_size=4", "engine.max_steps=2", "engine.max_eval_batches=1"]
     more += ["matching.max_matches=3", "method.init_images=8", "budget=15", "eval_batch_networks=4"]
+    more += ["bn_images=4"] if whole.bn_images else []
     more += [f"num_saved={len(given_parents) - 2}"]  # the next cross takes a file
     if whole.get("search_data"):
         more += ["dataset@search_data=fake", "search_data.test_fraction=1"]

@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -20,10 +20,15 @@ from recombine.core.files import read_json, write_atomically, write_json, writin
 from recombine.core.results import read_rows
 from recombine.core.types import Row
 
-__all__ = ["finished", "locked", "note_files", "noted_files", "prepare", "release"]
+__all__ = ["discard", "finished", "is_untouched", "locked", "note_files", "noted_files", "prepare", "release"]
 
 RESERVE, RESERVED = "reserved", 1 << 17
 """File, and bytes, that a run keeps free for its rows on a disk that becomes full."""
+NOTES = {
+    *("lock", "config.yaml", "inputs.json", "metrics.jsonl", "row.json", "traceback.txt", "wandb", "tensorboard"),
+    RESERVE,
+}
+"""What a run leaves before it has trained or measured anything."""
 PATIENCE = 5.0
 """Seconds granted to the children of a holder that was just killed: they keep its lock until they notice."""
 
@@ -114,6 +119,20 @@ def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
     """Size and time of the last change by path; nothing of a file that is not there."""
     found = {str(file.resolve()): file.stat() for file in files if file.exists()}
     return {name: [status.st_size, status.st_mtime_ns] for name, status in sorted(found.items())}
+
+
+def is_untouched(folder: Path) -> bool:
+    """Whether nothing was trained or measured in a folder: no attempt, this one or an earlier one, left a result."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return all(file.parts[0] in NOTES for file in files)
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused, and those above it that hold nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()
 
 
 def release(folder: Path) -> None:

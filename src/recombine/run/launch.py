@@ -30,7 +30,7 @@ from recombine.run import provenance
 from recombine.run.config import RunId, entry_name, run_id, validate
 from recombine.run.console import first_rank, show_rows
 from recombine.run.device import open_device, resolve
-from recombine.run.directory import finished, locked, note_files, prepare, release
+from recombine.run.directory import discard, finished, is_untouched, locked, note_files, prepare, release
 from recombine.run.lineage import code_artifact, list_artifacts
 from recombine.run.memory import explain_memory
 from recombine.run.run import Run
@@ -210,7 +210,7 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
         except BaseException as raised:
             error = explain_memory(raised, job.cfg, device)
             if isinstance(error, ConfigError):
-                error.started = True
+                error.started = bool(rows) or not is_untouched(job.folder)
             rows.append(job.failed(error))
             raise error from error.__cause__
         finally:
@@ -223,7 +223,12 @@ def _execute(job: _Job, signals: StopSignals) -> list[Row]:
 
 
 def _close(job: _Job, run: Run, rows: list[Row], error: BaseException | None) -> None:
-    """Leave what the run found, or how it failed, in its folder and with the tracker."""
+    """Leave what the run found, or how it failed, in its folder and with the tracker; nothing if it was refused."""
+    if isinstance(error, ConfigError) and not error.started:
+        run.tracker.finish(exit_code_of(error))
+        if run.main:
+            discard(run.dir)
+        return
     if run.main:
         release(run.dir)
         write_rows(run.dir, rows)

@@ -79,14 +79,20 @@ def _loader(data: Data, indices: np.ndarray, model: Model, batch_size: int, max_
 
 
 def first_images(loader: Loader, count: int) -> list[Tensor]:
-    """The first `count` images of a loader's first epoch in its batches, uint8 [B, 3, H, W] each."""
-    if not count:
-        return []
+    """The first `count` images of a loader's first epoch in its batches, uint8 [B, 3, H, W] each.
+
+    ConfigError if there are fewer.
+    """
     found: list[Tensor] = []
+    left = count
     with closing(loader.epoch(0)) as batches:
-        while count > 0 and (batch := next(batches, None)) is not None:
-            found.append(batch.images[:count].clone())
-            count -= loader.batch_size
+        while left > 0 and (batch := next(batches, None)) is not None:
+            found.append(batch.images[:left].clone())
+            left -= loader.batch_size
+    if left > 0:
+        raise ConfigError(
+            f"bn_images={count}: an epoch has {count - left} training images; set bn_images={count - left}"
+        )
     return found
 
 

@@ -120,8 +120,8 @@ def cross(
     """One supernetwork and one search in it: its row, its front, and both parents with their ensemble."""
     stitch_run = replace(run, seed=cfg.stitch_seed)  # searches with different seeds share one supernetwork
     train = images.training_loader(parents[0], cfg.batch_size)
-    net, metrics = make_supernetwork(cfg, stitch_run, parents, images, train)
     calibration = first_images(train, cfg.bn_images)
+    net, metrics = make_supernetwork(cfg, stitch_run, parents, images, train)
     series = stitch_errors(net, loaders["search"], cfg.engine.eval_precision)
     genotypes, monitor = search(cfg, run, net, make_evaluator(cfg, run, net, loaders["search"], calibration))
     front = evaluate_networks(net, genotypes, loaders, cfg, calibration)
