@@ -127,12 +127,12 @@ def is_untouched(folder: Path) -> bool:
     return all(file.parts[0] in NOTES for file in files)
 
 
-def discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused, and those above it that hold nothing else."""
+def discard(folder: Path, made: Iterable[Path]) -> None:
+    """Remove the folder of a run that was refused, and those of `made`, which were made for it, that are empty."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
-        folder.parent.rmdir()
-        folder.parent.parent.rmdir()
+        for above in made:
+            above.rmdir()
 
 
 def release(folder: Path) -> None:

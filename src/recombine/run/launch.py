@@ -123,6 +123,7 @@ class _Job:
         self.objective = recipe.objective(cfg) if hasattr(recipe, "objective") else getattr(recipe, "OBJECTIVE", "")
         self.entry = entry_name(recipe.__name__)
         self.resume = OmegaConf.select(cfg, "engine.resume", default="auto")
+        self.made = [above for above in list(self.folder.parents)[:2] if not above.exists()]  # output_root/<entry>
         self.headline, self.published = getattr(recipe, "HEADLINE", ()), getattr(recipe, "published", None)
 
     @cached_property
@@ -227,7 +228,7 @@ def _close(job: _Job, run: Run, rows: list[Row], error: BaseException | None) ->
     if isinstance(error, ConfigError) and not error.started:
         run.tracker.finish(exit_code_of(error))
         if run.main:
-            discard(run.dir)
+            discard(run.dir, job.made)
         return
     if run.main:
         release(run.dir)
