@@ -129,8 +129,8 @@ def test_blocks_come_first_until_half_of_the_budget_or_until_all_are_known(kind,
         def __call__(self, genotypes):
             return super().__call__(genotypes)._replace(active=np.ones(genotypes.shape, bool))
 
-    coarse, asked, budget = np.append(np.arange(40) < ends, True), Distinct(), Budget(300)
-    kind(space(40, coarse=coarse), budget, population=24, seed=2).run(asked)
+    coarse, asked, budget = np.append(np.arange(80) < ends, True), Distinct(), Budget(300)
+    kind(space(80, coarse=coarse), budget, population=24, seed=2).run(asked)
     assert low <= asked.genotypes[:, ~coarse].any(1).argmax() <= high and budget.requests == 300
 
 
@@ -166,8 +166,10 @@ def test_the_archive_is_the_front_of_all_that_was_asked(kind):
 
 
 @pytest.mark.parametrize("kind", [FamilialGa, Gomea, LkGomea])
-def test_steering_drops_what_is_less_accurate(kind):
-    """All of the budget are new phenotypes here, so the threshold ends at `steering`; parents are not steered."""
+def test_steering_drops_what_is_less_accurate(kind, monkeypatch):
+    """All of the budget are new phenotypes here, so the threshold ends at `steering`; parents are not steered, nor are
+    single stitches at the start, which are left out."""
+    monkeypatch.setattr("recombine.stitch.search.base.SINGLE_STITCHES", 0)
     archive, _, asked = searched(kind, unit="unique", budget=70, steering=0.7)
     assert archive.members.accuracy[stitched(archive.members)].min() >= 0.7
     assert not stitched(archive.members).all()
@@ -207,6 +209,16 @@ def test_a_search_whose_first_offspring_all_fail_says_so():
 
     with pytest.raises(RecombineError, match="not finite"):
         searched(FamilialGa, answer=failing)
+
+
+@pytest.mark.parametrize("kind", EVOLVING)
+def test_no_search_knows_less_than_the_sweep_where_that_takes_half_of_its_budget(kind):
+    swept = SingleStitchSweep(space(10), Budget(200)).run(evaluate)
+    archive, _, asked = searched(kind, budget=2 * 20)
+    networks = {tuple(genotype) for genotype in asked.genotypes.tolist()}
+    assert {tuple(genotype) for genotype in swept.members.genotypes.tolist()} <= networks
+    corner = reference(10)
+    assert hypervolume(archive.members.objectives, corner) >= hypervolume(swept.members.objectives, corner)
 
 
 def test_the_sweep_of_two_pairs():

@@ -17,7 +17,7 @@ __all__ = ["Search", "advance"]
 
 COARSE = 0.5
 """Largest part of the budget in which only the genes of block ends vary; afterwards those inside blocks do too."""
-SINGLE_STITCHES = 0.25
+SINGLE_STITCHES = 0.5
 """Part of the budget that networks with one stitch may take at the start."""
 
 
