@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from recombine import data as datasets
 from recombine import models, patch
@@ -15,7 +16,7 @@ from recombine.patch import recipe, training
 from recombine.patch.adapters import NormAdaptation
 from recombine.patch.cached_features import CachedFeatureLoader
 from recombine.patch.paint import training as paint_training
-from recombine.run.launch import launch
+from recombine.run.launch import check, launch
 from tests import composing
 from tests.leaks import of_test, spoil
 
@@ -82,6 +83,32 @@ def test_single_tasks(tmp_path, base, method):
         assert rows[0].cell["modules"] == "1" and max(r.metrics["accuracy_patched"] for r in rows) > 60
         assert len(rows[0].series["alpha_layer3.0"]) == 1
         assert list((tmp_path / "output").rglob("skip_weights_low.png"))
+
+
+def test_a_training_goes_on_from_a_patch_file(tmp_path, base):
+    words = [f"tasks=[{LOW}]", "method=lora"]
+    (first,) = launched(tmp_path / "one", base, *words)
+    (file,) = (tmp_path / "one").rglob("patches/low.safetensors")
+    start = f"patch_weights={file}"
+    (same,) = launched(tmp_path / "two", base, *words, start, "optimizer.lr=0")
+    assert same.metrics["accuracy_low"] == first.metrics["accuracy_low"] and same.cell["start"] == "low"
+    assert any(key.startswith("patch ") and "low.safetensors" in key for key in same.provenance["inputs"])
+    kept = load_file(next((tmp_path / "two").rglob("patches/low.safetensors")))
+    assert all(torch.equal(value, kept[name]) for name, value in load_file(file).items())
+    for other, told in (
+        ([f"tasks=[{LOW}]", "method=lora", "method.rank=2"], r"its options is .*; give its method and its task"),
+        ([f"tasks=[{LOW}]", "method=ssf"], "its kind is lora, and here scale_shift"),
+        ([f"tasks=[{HIGH}]", "method=lora"], "its class names is"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            launched(tmp_path / "three", base, *other, start)
+    for wrong, told in (
+        ([*words, f"patch_weights={base}"], "there is no patch file there"),
+        (["method=lora", start], "is one task's patch, and tasks names 2"),
+        ([f"tasks=[{LOW}]", "method=finetune", start], "a method that is no fine-tuning"),
+    ):
+        (problem,) = check(recipe, composed(tmp_path, base, *wrong))
+        assert told in problem
 
 
 def test_joint_counts_confusions_between_tasks(tmp_path, base, monkeypatch):

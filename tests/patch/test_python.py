@@ -142,6 +142,22 @@ def test_each_image_of_a_batch_may_have_its_own_task(system, batch):
 
 
 @torch.no_grad()
+def test_patches_of_the_same_classes_may_be_weighed(system, batch):
+    a, b, c = (system(batch, name) for name in "abc")
+    torch.testing.assert_close(system(batch, {"a": 0.7, "b": 0.2, "c": 0.1}), 0.7 * a + 0.2 * b + 0.1 * c)
+    torch.testing.assert_close(system(batch, {"a": 3, "c": 1}), 0.75 * a + 0.25 * c)
+    assert torch.equal(system(batch, {"b": 2.0, "a": 0.0}), b)
+    for weights in ({"a": 0.0}, {"a": -1.0, "b": 3.0}, {"a": float("nan")}, {"a": float("inf")}, {}):
+        with pytest.raises(ConfigError, match="weights of patches are needed"):
+            system(batch, weights)
+    system._cards["b"]["class_names"] = list("abcd")
+    with pytest.raises(ConfigError, match=r"different classes cannot be averaged \(a 4, b 4\)"):
+        system(batch, {"a": 0.5, "b": 0.5})
+    with pytest.raises(ConfigError, match="no patch for task 'd'"):
+        system(batch, {"a": 0.5, "d": 0.5})
+
+
+@torch.no_grad()
 def test_all_tasks_share_what_comes_before_them(system, batch):
     calls = []
     system.base.conv1[0].register_forward_hook(lambda *_: calls.append(1))

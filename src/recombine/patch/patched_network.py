@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import builtins
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from recombine.core.errors import ConfigError, RecombineError
@@ -45,14 +47,31 @@ class PatchedNetwork(nn.Module):
             self.base.eval()
         return self
 
-    def forward(self, images: Tensor, task: str | Sequence[str | None] | None = None) -> Any:
+    def forward(self, images: Tensor, task: str | Mapping[str, float] | Sequence[str | None] | None = None) -> Any:
         """Logits of `task`, by the name of its patch; None is the base, through its unchanged code.
 
-        A list gives each image its own task, and a list of logits [classes], as tasks differ in their classes.
+        A list gives each image its own task, and a list of logits [classes], as tasks differ in their classes. Weights
+        by name give the weighted mean of the logits of patches with the same classes.
         """
         if task is None:
             return self.base(images)
+        if isinstance(task, Mapping):
+            return self._weigh(images, task)
         return self.task(task)(images) if isinstance(task, str) else self._each(images, task)
+
+    def _weigh(self, images: Tensor, weights: Mapping[str, float]) -> Tensor:
+        """sum_i w_i z_i / sum_i w_i over the named patches."""
+        classes = {name: self._card(name)["class_names"] for name in weights}
+        if any(names != next(iter(classes.values())) for names in classes.values()):
+            counts = ", ".join(f"{name} {len(names)}" for name, names in classes.items())
+            raise ConfigError(f"patches of different classes cannot be averaged ({counts}); take those of one task")
+        total = sum(weights.values())
+        if not 0 < total < math.inf or min(weights.values()) < 0:
+            raise ConfigError(
+                f"weights of patches are needed, at least one above 0 and none below, not {dict(weights)}"
+            )
+        found = self._logits([name for name, weight in weights.items() if weight], images)
+        return torch.stack([weights[name] * logits for name, logits in found.items()]).sum(0) / total
 
     def _each(self, images: Tensor, tasks: Sequence[str | None]) -> builtins.list[Tensor]:
         if len(tasks) != len(images):
@@ -65,9 +84,12 @@ class PatchedNetwork(nn.Module):
 
     def predict_all(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of every task by name; what patches share of the base before their first place is computed once."""
+        return self._logits(self._cards, images)
+
+    def _logits(self, names: Iterable[str], images: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         shared: dict[tuple, Any] = {}
-        for name in self._cards:
+        for name in names:
             network = self.task(name)
             if isinstance(network, TaskNetwork):
                 place = (network.patch.traced, network.border)
@@ -102,10 +124,14 @@ class PatchedNetwork(nn.Module):
 
     def task(self, name: str) -> Any:
         """The network of one task, by the name of its patch; ConfigError if there is none."""
+        self._card(name)
+        return self._patches[f"@{name}"]
+
+    def _card(self, name: str) -> dict[str, Any]:
         if name not in self._cards:
             known = ", ".join(self._cards) or "none"
             raise ConfigError(f"there is no patch for task {name!r}; attached are: {known} (None is the base)")
-        return self._patches[f"@{name}"]
+        return self._cards[name]
 
     def attach(self, path: str | Path, name: str | None = None) -> PatchedNetwork:
         """Add the patch of a file under `name` (by default that of its card).

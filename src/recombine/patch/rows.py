@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recombine import data as datasets
@@ -35,7 +36,8 @@ class TaskResult:
 def cell(cfg: DictConfig) -> dict[str, Any]:
     """The names of what is measured, known before anything is built."""
     names = row_names(cfg.method) | regularizer_names(cfg)
-    return {"model": cfg.model.name, "dataset": datasets.label_for(cfg), **names, "protocol": cfg.protocol}
+    start = {"start": Path(cfg.patch_weights).stem} if cfg.patch_weights else {}
+    return {"model": cfg.model.name, "dataset": datasets.label_for(cfg), **names, "protocol": cfg.protocol, **start}
 
 
 def row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from recombine.patch.patched import HeadOnly, Patch, TaskNetwork
 
 __all__ = [
     *("KINDS", "DENSE_HEADS", "Base", "class_of", "dtype_of", "kind_of", "load", "put_on"),
-    *("read", "read_card", "save"),
+    *("read", "read_card", "save", "start_from"),
 ]
 
 FORMAT = 1
@@ -143,6 +144,18 @@ def put_on(base: Base, found: Artifact, path: str | Path, size: int | None = Non
         raise ConfigError(f"{path} is damaged or of another version: {error}") from error
     device = next(base.net.parameters()).device
     return TaskNetwork(base.net, patch).to(device).eval()
+
+
+def start_from(patched: TaskNetwork, path: str | Path, class_names: list[str]) -> None:
+    """Give a new patch the weights of a file, which has to hold one like it: ConfigError says where they differ."""
+    found = read(path)
+    _check_base(Base(patched.base), path, found.card)
+    here = {"kind": kind_of(patched.patch), "options": patched.patch.options, "class_names": class_names}
+    there = json.loads(json.dumps(here))  # as a card holds it
+    if differ := [key for key, value in there.items() if found.card[key] != value]:
+        told = "; ".join(f"its {key.replace('_', ' ')} is {found.card[key]}, and here {there[key]}" for key in differ)
+        raise ConfigError(f"patch_weights={path} is of another patch: {told}; give its method and its task")
+    patched.patch.load_state_dict(found.tensors)
 
 
 def _check_base(base: Base, path: str | Path, card: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from recombine.data.checks import check_node
 from recombine.data.settings import DatasetSettings, LoaderSettings
 from recombine.engine.settings import TrainingSettings
 from recombine.models.checks import check_model
+from recombine.models.serialization import kind_of
 from recombine.models.settings import ModelSettings
 from recombine.patch.end_to_end.settings import RegularizerSettings
 from recombine.patch.method_settings import METHOD, PatchMethodSettings
@@ -105,6 +106,8 @@ class PatchSettings(TrainingSettings):
     adaptation: Literal["none", "adda", "target_only"] = "none"
     """Of protocol=zero_shot. adda: the encoder then learns from unlabelled images of the task (Tzeng et al. 2017).
     target_only: the task's own labels instead of the source's, the bound."""
+    patch_weights: str | None = None
+    """A patch file that training starts from: of this network, method and task; null: new weights."""
     choice_split: str = "train"
     """Split of the base's data on which held-out choices measure the base: 5,000 of its images."""
     augment_views: Annotated[int, Field(ge=1, examples=[8])] | None = None
@@ -130,6 +133,7 @@ class PatchSettings(TrainingSettings):
                 problems.append(f"protocol={self.protocol} leaves the base as it is: regularizer=none")
         if self.adaptation != "none" and self.protocol != "zero_shot":
             problems.append(f"adaptation={self.adaptation} is of protocol=zero_shot, not {self.protocol}")
+        problems += self._start_problems()
         if self.protocol == "joint" and len(as_list(self.tasks)) < 2:
             problems.append("protocol=joint needs at least two tasks, such as 'tasks=[mnist,usps]'")
         return problems
@@ -144,6 +148,19 @@ class PatchSettings(TrainingSettings):
         if all(node.get("val_fraction") for node in nodes):
             return []
         return ["task.val_fraction=0: a search would have test images alone to choose by; set task.val_fraction=0.1"]
+
+    def _start_problems(self) -> list[str]:
+        """A file to start from that is no patch, or that more than one training would start from."""
+        if self.patch_weights is None:
+            return []
+        given = f"patch_weights={self.patch_weights}"
+        if kind_of(self.patch_weights) != "patch":
+            return [f"{given}: there is no patch file there; recombine patch leaves some in patches/ of its folder"]
+        if self.protocol != "single" or is_paint(self.method):
+            return [f"{given} is for a patch on a frozen network: protocol=single, and a method that is no fine-tuning"]
+        if len(as_list(self.tasks)) != 1:
+            return [f"{given} is one task's patch, and tasks names {len(as_list(self.tasks))}; name that task alone"]
+        return []
 
     def _dense_problems(self) -> list[str]:
         """What does not fit where a patch is in the encoder of a network for pixels or objects."""

@@ -20,6 +20,7 @@ from recombine.models import Model
 from recombine.models.graph import traced
 from recombine.patch.cached_features import cache_features
 from recombine.patch.patched import TaskNetwork
+from recombine.patch.serialization import start_from
 from recombine.patch.tasks import Task, label_offsets, random_images
 from recombine.run.config import build
 from recombine.run.run import Run
@@ -100,6 +101,8 @@ def train_patch(trainer: Trainer, builder: PatchBuilder, name: str, tasks: Seque
     cfg, run = trainer.cfg, trainer.engine.run
     network = builder.build(name, sum(task.classes for task in tasks))
     network.patch.prepare(network, partial(random_images, tasks, run), run.seed)
+    if cfg.patch_weights:
+        start_from(network, cfg.patch_weights, [str(label) for task in tasks for label in task.data.class_names])
     loaders = task_loaders(tasks, cfg.batch_size, run.world)
     for loader in loaders:
         loader.views = cfg.augment_views
