@@ -70,12 +70,7 @@ class Training:
         if cfg.channels_last:
             self.method.to(memory_format=torch.channels_last)
         self.method.train()  # freezes what is frozen, before the parameters are collected
-        groups = self.method.parameter_groups()
-        if not groups:
-            raise ConfigError(f"fit {name}: {type(method).__name__} has no parameter that is trained")
-        self.optimizer = optimizer(groups)
-        for group in self.optimizer.param_groups:
-            group["lr"] *= group.get("lr_scale", 1)
+        self.optimizer = self._make_optimizer(optimizer)
         self.parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         self.schedule = schedule(self.optimizer, max(1, self.plan.total))
         self.fingerprint = checkpoint.fingerprint(self, schedule)
@@ -94,6 +89,15 @@ class Training:
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
         self.saved_at = time.monotonic()
+
+    def _make_optimizer(self, optimizer: Callable) -> torch.optim.Optimizer:
+        groups = self.method.parameter_groups()
+        if not groups:
+            raise ConfigError(f"fit {self.name}: {type(self.method).__name__} has no parameter that is trained")
+        made = optimizer(groups)
+        for group in made.param_groups:
+            group["lr"] *= group.get("lr_scale", 1)
+        return made
 
     def _wrapped(self) -> nn.Module:
         if self.cfg.compile:

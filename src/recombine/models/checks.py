@@ -89,14 +89,19 @@ def check(
         )  # a file is read when it is built
     except ConfigError as error:
         return problems + error.problems
-    if frozen and spec.weights is None:
-        problems.append(f"model {spec.name} would have random weights; give trained ones with model.weights=<file>")
-    elif frozen and None not in (classes, count) and classes != count:
-        problems.append(
-            f"model {spec.name} has {count} classes and the data {classes}; it is used as it is, so choose a model "
-            f"trained for {classes} classes, or a label map (dataset.label_map) that gives the labels among its {count}"
-        )
-    return problems
+    return problems + (_not_as_it_is(spec, classes, count) if frozen else [])
+
+
+def _not_as_it_is(spec: Spec, classes: int | None, count: int | None) -> list[str]:
+    """Why a network with `count` classes cannot be used as it is on data with `classes`."""
+    if spec.weights is None:
+        return [f"model {spec.name} would have random weights; give trained ones with model.weights=<file>"]
+    if None in (classes, count) or classes == count:
+        return []
+    return [
+        f"model {spec.name} has {count} classes and the data {classes}; it is used as it is, so choose a model "
+        f"trained for {classes} classes, or a label map (dataset.label_map) that gives the labels among its {count}"
+    ]
 
 
 def _other_task(spec: Spec, task: str) -> list[str]:

@@ -35,9 +35,8 @@ def build(
     trained = spec.weights is not None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        create = partial(
-            zoo.create, spec.architecture, spec.options, pretrained=trained and file is None, size=spec.size
-        )
+        loads = trained and file is None
+        create = partial(zoo.create, spec.architecture, spec.options, pretrained=loads, size=spec.size)
         outputs = spec.classes if trained else classes or spec.classes
         if file is not None and outputs is None:
             outputs = weights.stored_classes(create(classes=ANY_CLASSES).net, ANY_CLASSES, file)

@@ -190,9 +190,8 @@ def _frame(
         record["status"] = f"ok{incomplete}" if found else broken.get(cell, "missing")
         record |= {"status": "mixed", "mixed": mixed[cell]} if cell in mixed else {}
         records.append(record)
-    frame = pd.DataFrame(records)
-    counts = {f"{metric}_n": "Int64" for metric in metrics if len(frame)}
-    return frame.astype(counts).dropna(axis="columns", how="all")
+    counts = {f"{metric}_n": "Int64" for metric in metrics if records}
+    return pd.DataFrame(records).astype(counts).dropna(axis="columns", how="all")
 
 
 def _interval(name: str, metric: MetricColumn) -> list[str]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,13 +81,18 @@ class OffspringEvaluator:
         """By phenotype."""
         self.passes = 0
         if file is not None:
-            header = {"format": 2, "network": digest(net), "data": loader.digest}
-            header |= {"precision": resolve(precision, run.device)}
-            header |= {"racing": [racing_alpha, performance]} if racing_alpha else {}
-            header |= {"score": net.task.score} if net.task.pixels else {}
-            if calibration:
-                header["calibration"] = zlib.crc32(torch.cat(list(calibration)).cpu().numpy().tobytes())
-            self._read_memo(file, header)
+            self._read_memo(file, self._header(loader, racing_alpha))
+
+    def _header(self, loader: Loader, racing_alpha: float) -> dict[str, Any]:
+        """What the memo depends on."""
+        net, precision, run = self.net, self.precision, self.run
+        header: dict[str, Any] = {"format": 2, "network": digest(net), "data": loader.digest}
+        header |= {"precision": resolve(precision, run.device)}
+        header |= {"racing": [racing_alpha, self.performance]} if racing_alpha else {}
+        header |= {"score": net.task.score} if net.task.pixels else {}
+        if self.calibration:
+            header["calibration"] = zlib.crc32(torch.cat(list(self.calibration)).cpu().numpy().tobytes())
+        return header
 
     def __call__(self, genotypes: np.ndarray) -> Evaluations:
         """int8 [n, 2m + 1] -> objectives (both to be minimised), score and active genes of each."""

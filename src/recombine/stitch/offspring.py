@@ -46,24 +46,12 @@ def export(
     `calibration`: batches of images on which BatchNorms behind stitches estimate their statistics.
     """
     genotype = net.phenotype(net.check_genotype(genotype))
-    root = nn.Module()
-    root.a, root.b = net.nets
-    root.renormalise = net.renormalise
     # stitches are numbered in the order of the genes that are on, so that a file need not know the others
     places = {gene: place for place, gene in enumerate(np.flatnonzero(genotype[:-1]).tolist())}
-    root.stitches = nn.ModuleDict({str(place): net.stitches[gene] for gene, place in places.items()})
-    graph, outputs = _graph(net, genotype, places)
-    if merged and len(outputs) > 1 and net.ensemble.plain:
-        total = graph.call_function(operator.add, tuple(outputs))
-        outputs = [graph.call_function(operator.truediv, (total, len(outputs)))]
-    elif merged and len(outputs) > 1:
-        root.ensemble = net.ensemble
-        outputs = [graph.call_module("ensemble", tuple(outputs))]
-    graph.output(outputs[0] if merged else tuple(outputs))
     parents = [parent.model for parent in net.parents]
     about = {"parents": [model.name for model in parents], "output": int(genotype[-1])}
     model = Model(
-        deepcopy(fx.GraphModule(root, graph)),
+        deepcopy(_module(net, genotype, places, merged)),
         deepcopy(net.preprocess),
         name=name,
         classes=parents[0].classes,
@@ -75,6 +63,23 @@ def export(
         for buffer, value in recalibrate(net, net.plan([genotype]), calibration).buffers.items():
             model.net.get_buffer(buffer).copy_(value)
     return model
+
+
+def _module(net: Supernetwork, genotype: np.ndarray, places: dict[int, int], merged: bool) -> fx.GraphModule:
+    """The inner network of a genotype, whose modules are those of the supernetwork; `places` number its stitches."""
+    root = nn.Module()
+    root.a, root.b = net.nets
+    root.renormalise = net.renormalise
+    root.stitches = nn.ModuleDict({str(place): net.stitches[gene] for gene, place in places.items()})
+    graph, outputs = _graph(net, genotype, places)
+    if merged and len(outputs) > 1 and net.ensemble.plain:
+        total = graph.call_function(operator.add, tuple(outputs))
+        outputs = [graph.call_function(operator.truediv, (total, len(outputs)))]
+    elif merged and len(outputs) > 1:
+        root.ensemble = net.ensemble
+        outputs = [graph.call_module("ensemble", tuple(outputs))]
+    graph.output(outputs[0] if merged else tuple(outputs))
+    return fx.GraphModule(root, graph)
 
 
 def _graph(net: Supernetwork, genotype: np.ndarray, places: dict[int, int]) -> tuple[fx.Graph, list[fx.Node]]:
