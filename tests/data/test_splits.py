@@ -100,6 +100,22 @@ def test_impossible_subsets_say_why(opened, options, message):
         opened(**options).indices("train")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"class_subset": [77]}, "source_data.class_subset=[77]: [77] not among 10 classes"),
+        ({"test_fraction": 1e-4}, "source_data.test_fraction=0.0001 of 300 samples cannot be stratified"),
+        ({"classes": 3}, "labels reach 9: source_data.classes=10 at least"),
+    ],
+)
+def test_messages_name_the_place_of_the_settings(tmp_path, options, told):
+    where = {"data_root": tmp_path, "cache_root": tmp_path, "seed": 0, "device": "cpu", "path": "source_data"}
+    with pytest.raises(ConfigError) as error:
+        open_data({"name": "digits", **options}, loader={"kind": "torch", "workers": 0}, **where).indices("test")
+    (problem,) = error.value.problems
+    assert problem.startswith(told) and str(error.value) == problem and "dataset." not in problem
+
+
 def test_labels_missing_from_a_map_are_named():
     with pytest.raises(ConfigError, match="says nothing about dog"):
         Relabel(["cat", "dog"], {"cat": 1}, None, None)

@@ -24,7 +24,7 @@ from recombine.data.masks import MaskReader, check_masks, stored_table
 from recombine.data.pixels import Decoding, open_image
 from recombine.data.settings import DatasetSettings, LoaderSettings, cores
 from recombine.data.sources import source_of
-from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified
+from recombine.data.splits import EXCLUDED, UNLABELLED, Relabel, read_label_map, stratified, told_of
 from recombine.data.storage import ArrayReader, SampleReader, Storage
 from recombine.data.torch import TorchLoader
 
@@ -46,9 +46,10 @@ class Data:
     """
 
     def __init__(
-        self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple
+        self, settings: DatasetSettings, *, kind: str, workers: int, data_root, cache_root, run: tuple, path: str
     ) -> None:
-        self.settings = settings
+        """`path`: where the settings are in the config, for messages."""
+        self.settings, self._path = settings, path
         self._kind, self._workers = kind, workers
         self._seed, self._device, self._rank, self._world = run
         self._cache_root = Path(cache_root)
@@ -152,6 +153,10 @@ class Data:
 
         Images without a label are among them only with `unlabelled`, and only for training.
         """
+        with told_of(self._path):
+            return self._in_use(split, unlabelled)
+
+    def _in_use(self, split: str, unlabelled: bool) -> np.ndarray:
         labels, settings = self._labels(split), self.settings
         keep = np.flatnonzero(labels >= 0)
         if split == "test":
@@ -226,17 +231,28 @@ class Data:
 
 
 def open_data(
-    cfg_dataset: Mapping, *, loader: Mapping, data_root, cache_root, seed: int, device, rank: int = 0, world: int = 1
+    cfg_dataset: Mapping,
+    *,
+    loader: Mapping,
+    data_root,
+    cache_root,
+    seed: int,
+    device,
+    rank: int = 0,
+    world: int = 1,
+    path: str = "dataset",
 ) -> Data:
-    """Open the data set of a `dataset` node with the loader of a `loader` node {kind, workers}.
+    """Open the data set of the node at `path` of a config with the loader of a `loader` node {kind, workers}.
 
     Nothing is decoded or written before the first batch is read. Raises ConfigError.
     """
-    settings = DatasetSettings.of(cfg_dataset, "dataset")
+    settings = DatasetSettings.of(cfg_dataset, path)
     chosen = LoaderSettings.of(loader, "loader")
     run = (int(seed), torch.device(device), rank, world)
     workers = cores() if chosen.workers == "auto" else chosen.workers
-    return Data(settings, kind=chosen.kind, workers=workers, data_root=data_root, cache_root=cache_root, run=run)
+    roots = {"data_root": data_root, "cache_root": cache_root}
+    with told_of(path):
+        return Data(settings, kind=chosen.kind, workers=workers, **roots, run=run, path=path)
 
 
 def open_data_for(cfg, run) -> Data:

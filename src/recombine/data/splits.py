@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from recombine.core.errors import ConfigError
 
-__all__ = ["EXCLUDED", "UNLABELLED", "Relabel", "class_labels", "read_label_map", "stratified", "stratified_halves"]
+__all__ = [
+    *("EXCLUDED", "UNLABELLED", "Relabel", "class_labels", "read_label_map", "stratified", "stratified_halves"),
+    "told_of",
+]
 
 HELD_OUT = 1 / 6
 HELD_OUT_SEED = 123
@@ -76,6 +80,17 @@ def class_labels(setting: str, given: Sequence[int | str], names: Sequence[str])
     if len(set(chosen)) != len(chosen):
         raise ConfigError(f"{setting}={list(given)} names a class twice")
     return chosen
+
+
+@contextmanager
+def told_of(path: str) -> Iterator[None]:
+    """Settings of a data set in messages, as `dataset.fraction=2`, by the place in the config where they are."""
+    try:
+        yield
+    except ConfigError as error:
+        error.problems = [text.replace("dataset.", f"{path}.") for text in error.problems]
+        error.args = ("\n".join(error.problems),)
+        raise
 
 
 class Relabel:

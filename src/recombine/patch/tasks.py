@@ -70,7 +70,7 @@ def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     roots: dict[str, Any] = {"data_root": cfg.data_root, "cache_root": cfg.cache_root, "loader": cfg.loader}
     place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])
-    opened = [datasets.open_data(node, **roots, **place) for node in nodes]
+    opened = [datasets.open_data(node, **roots, **place, path="task") for node in nodes]
     return [Task(data.settings.name, data, model, cfg.eval_batch_size) for data in opened]
 
 

@@ -204,12 +204,12 @@ def open_clone_data(settings: PncSettings, run: Run, stack: ExitStack) -> list[C
         "loader": settings.loader,
     }
 
-    def open_data(node: Any) -> Data:
-        data = datasets.open_data(node, **roots, **where)
+    def open_data(node: Any, path: str = "source_data") -> Data:
+        data = datasets.open_data(node, **roots, **where, path=path)
         stack.callback(data.close)
         return data
 
-    target = open_data(settings.dataset)
+    target = open_data(settings.dataset, "dataset")
     taken = dict.fromkeys(target.class_names, "the target")
     pairs = []
     for source in list_sources(settings.model_dump(exclude_unset=True)):

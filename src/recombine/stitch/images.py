@@ -99,9 +99,10 @@ def first_images(loader: Loader, count: int) -> list[Tensor]:
 def open_images(cfg: DictConfig, run: Run) -> ImageSplits:
     """The data sets of a config, shuffled and augmented by the seed of `run`."""
 
-    def open_(node: DictConfig) -> Data:
+    def open_(path: str) -> Data:
         return open_data(
-            to_dict(node),
+            to_dict(cfg[path]),
+            path=path,
             loader=cfg.loader,
             data_root=cfg.data_root,
             cache_root=cfg.cache_root,
@@ -111,8 +112,8 @@ def open_images(cfg: DictConfig, run: Run) -> ImageSplits:
             world=run.world,
         )
 
-    data = open_(cfg.dataset)
-    return ImageSplits(data, open_(cfg.search_data) if cfg.get("search_data") else None, cfg.search_fraction)
+    data = open_("dataset")
+    return ImageSplits(data, open_("search_data") if cfg.get("search_data") else None, cfg.search_fraction)
 
 
 def check_classes(models: Sequence[Model], images: ImageSplits) -> None:
