@@ -2,16 +2,22 @@
 
 from contextlib import closing
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from recombine.run.launch import check
 from recombine.stitch import recipe
+from recombine.stitch.all_parents import AllParents
+from recombine.stitch.comparison import MeasuredNetworks
 from recombine.stitch.images import open_images
 from recombine.stitch.loading import load_parents
+from recombine.stitch.tasks import Classification
 from tests.stitch.digits import composed, launched, new_run, train_on_digits
+from tests.stitch.test_training import Images
 
-SETTINGS = ["search.population=8", "budget=30", "method.init_images=128", "num_saved=1", "search_fraction=0.3"]
+SETTINGS = ["search.population=8", "budget=30", "method.init_images=128", "num_saved=2", "search_fraction=0.3"]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,56 @@ def test_the_last_offspring_is_held_against_all_parents_and_their_ensemble(cross
     low, high = (metrics[f"chosen_gain_over_all_together_{end}"] for end in ends)
     assert low < gain < high
     assert metrics["chosen_cost_of_all"] == pytest.approx(100 * points[best][1] / sum(cost for *_, cost in own))
+
+
+class Known(torch.nn.Module):
+    """Right, and sure of it, for the images of these numbers; hardly sure where it is wrong."""
+
+    def __init__(self, right):
+        super().__init__()
+        self.register_buffer("margin", torch.where(torch.isin(torch.arange(200), torch.tensor(right)), 10.0, -1.0))
+
+    def forward(self, images):
+        margin = self.margin[images[:, 0, 0, 0].long()]
+        return torch.stack([margin, -margin], 1)
+
+
+def test_all_parents_by_hand():
+    """A hundred images of the search, numbers 0 to 99, and a hundred of the test, 100 to 199; all of class 0."""
+    spans = {"search": range(100), "test": range(100, 200)}
+    right = {  # by network: those of the search, and those of the test
+        "a": (range(60), range(100, 190)),
+        "b": (range(70), range(120, 200)),
+        "c": (range(50), range(100, 170)),
+        "child": (range(75), range(106, 198)),
+        "better": (range(40), range(100, 200)),
+    }
+    columns = {f"{purpose}_accuracy": [len(right[name][k]) for name in right] for k, purpose in enumerate(spans)}
+    columns |= {"cost": [4.0, 3.0, 2.0, 1.0, 1.5], "on": [[], [], [], [0], [0]], "output": [0] * 5}
+    counts = {
+        purpose: np.stack([np.isin(span, right[name][k]) for name in right])[..., None].astype(np.float32)
+        for k, (purpose, span) in enumerate(spans.items())
+    }
+
+    def some(*places):
+        taken = {key: [values[k] for k in places] for key, values in columns.items()}
+        return MeasuredNetworks(taken, {key: values[[*places]] for key, values in counts.items()}, Classification())
+
+    loaders = {key: Images(torch.tensor(span, dtype=torch.uint8)[:, None, None, None]) for key, span in spans.items()}
+    parents = AllParents(loaders, "fp32")
+    a, b, c = (Known([*right[name][0], *right[name][1]]) for name in "abc")
+    parents.add((a, b), some(0, 1, 1))
+    parents.add((None, c), some(3, 2, 2))  # the first is an offspring of a and b
+    found = parents.compare(some(3, 4))
+    assert found["test_accuracy_best_parent"] == 80, "b is the best on the search images, a on the test's"
+    assert found["test_accuracy_all_together"] == 100, "one of three is sure of each test image"
+    assert (found["search_dominate_all_parents"], found["test_dominate_all_parents"]) == (1, 2)
+    assert (found["search_dominate_all_together"], found["test_dominate_all_together"]) == (1, 1)
+    assert found["chosen_cost_of_all"] == pytest.approx(100 * 1 / 9)
+    assert found["chosen_gain_over_best_parent"] == 12 and found["chosen_gain_over_all_together"] == -8
+    p_values = [binomtest(only, both, alternative="greater").pvalue for only, both in ((14, 16), (20, 20))]
+    assert max(p_values) < 0.025 and found["test_dominate_any_parent_significant"] == 2
+    assert found["test_dominate_all_together_significant"] == 0
 
 
 def test_a_run_that_ends_between_crosses_goes_on_with_the_second(crossed, weights, tmp_path, monkeypatch):
