@@ -50,8 +50,8 @@ def check_search_split(split: str | None) -> list[str]:
     """What is wrong with choosing settings by what is measured on `split`: test images decide nothing."""
     if split not in ("test", None):
         return []
-    told = "split=test: a search would choose by test images" if split else "split=null: a search has nothing to choose by"
-    return [f"{told}; set split=val dataset.val_fraction=0.1, and measure the best one on test images afterwards"]
+    told = "test: a search would choose by test images" if split else "null: a search has nothing to choose by"
+    return [f"split={told}; set split=val dataset.val_fraction=0.1, and measure the best one on test images afterwards"]
 
 
 def task_of(settings: DatasetSettings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["load_parent", "load_parents", "parent_nodes", "preprocessing_differe
 
 def parent_nodes(cfg: DictConfig) -> list[Any]:
     """Names or config nodes of the parents: `parents`, or else `a` and `b`."""
-    return list(cfg.parents or (cfg.a, cfg.b))
+    return list(cfg.parents) if isinstance(cfg.parents, Sequence) and cfg.parents else [cfg.a, cfg.b]
 
 
 def load_parents(cfg: DictConfig, run: Run) -> list[Model]:

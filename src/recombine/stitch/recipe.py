@@ -20,7 +20,6 @@ from recombine.core.settings import to_dict
 from recombine.core.types import Loader, Row
 from recombine.engine.pictures import save_predictions
 from recombine.models import Model
-from recombine.models.settings import name_of
 from recombine.report.plots import save_plots
 from recombine.run.console import show
 from recombine.run.run import Run
@@ -69,7 +68,7 @@ OBJECTIVE = "search_hypervolume"
 
 def cell(cfg: DictConfig, cross: int = -1) -> dict[str, Any]:
     """The cell of the row of a cross (of several the last one), known before anything is built."""
-    names = [name_of(node) for node in parent_nodes(cfg)]
+    names = [node if isinstance(node, str) else str(getattr(node, "name", node)) for node in parent_nodes(cfg)]
     second = len(names) - 1 if cross < 0 else cross
     return {
         "a": "+".join(names[:second]),
