@@ -369,3 +369,10 @@ def test_images_find_their_task_by_the_features_of_training_images(tmp_path, bas
     assert before.metrics["routing_confidence"] == after.metrics["routing_confidence"]
     m = before.metrics
     assert all(m[f"mean_routed_{name}"] < m[f"routing_{name}"] for name in ("features", "confidence"))
+
+
+def test_a_part_of_the_test_images_that_cannot_be_had_is_told_before_a_training(tmp_path, base):
+    task = "tasks=[{name:low,dataset:digits,test_fraction:0.0001}]"
+    with pytest.raises(ConfigError, match=r"task.test_fraction=0.0001 of \d+ samples") as refused:
+        launch(recipe, composed(tmp_path, base, task))
+    assert not refused.value.started and not list((tmp_path / "output").rglob("row.json"))

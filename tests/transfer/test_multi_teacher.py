@@ -189,3 +189,10 @@ def test_methods_that_cannot_combine_teachers_are_refused_before_anything_is_loa
 def test_bad_input_is_one_clear_message(folder, override, message):
     with pytest.raises(ConfigError, match=message):
         launch(recipe, configure(folder, override))
+
+
+def test_a_part_of_the_test_images_that_cannot_be_had_is_told_before_a_training(folder, tmp_path):
+    cfg = configure(folder, "dataset.test_fraction=0.0001", f"output_root={tmp_path}")
+    with pytest.raises(ConfigError, match=r"dataset.test_fraction=0.0001 of \d+ samples") as refused:
+        launch(recipe, cfg)
+    assert not refused.value.started and not list(tmp_path.iterdir())

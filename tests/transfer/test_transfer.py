@@ -254,3 +254,10 @@ def test_frozen_networks_are_compiled_too(folder, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, *a, **o: compiled.append(getattr(self, "name", "")))
     run_rows(recipe, compose_config(folder, "engine.compile=true", "engine.max_steps=1", "cache_teacher_logits=false"))
     assert sorted(compiled) == ["narrow", "narrow", "wide"], "the student, its frozen copy and the teacher"
+
+
+def test_a_part_of_the_test_images_that_cannot_be_had_is_told_before_a_training(folder, tmp_path):
+    cfg = compose_config(folder, "dataset.test_fraction=0.0001", f"output_root={tmp_path}")
+    with pytest.raises(ConfigError, match=r"dataset.test_fraction=0.0001 of \d+ samples") as refused:
+        launch(recipe, cfg)
+    assert not refused.value.started and not list(tmp_path.iterdir())

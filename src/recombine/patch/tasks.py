@@ -71,6 +71,8 @@ def open_tasks(cfg: DictConfig, run: Run, model: Model) -> list[Task]:
     place: dict[str, Any] = {"seed": run.seed, "device": run.device, "rank": run.rank, "world": run.world}
     nodes = task_nodes(settings["tasks"], settings["task"], settings["method"])
     opened = [datasets.open_data(node, **roots, **place, path="task") for node in nodes]
+    for data in opened:
+        data.indices("test")  # a part that cannot be had is told before the training
     return [Task(data.settings.name, data, model, cfg.eval_batch_size) for data in opened]
 
 

@@ -80,6 +80,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """
     data = datasets.open_data_for(cfg, run)
     try:
+        if cfg.split is not None:
+            data.indices(cfg.split)  # a part that cannot be had is told before the training
         student = networks.open_network(cfg, run, data, cfg.student)
         teachers = {name_of(node): networks.open_teacher(cfg, run, data, node) for node in cfg.teachers}
         for name, teacher in teachers.items():

@@ -70,6 +70,8 @@ def run(cfg: DictConfig, run: Run) -> Iterator[Row]:
     """Train the student, then measure all networks on the test images, once; save the student, yield its row."""
     data = datasets.open_data_for(cfg, run)
     try:
+        if cfg.split is not None:
+            data.indices(cfg.split)  # a part that cannot be had is told before the training
         student = networks.open_network(cfg, run, data, cfg.student)
         if cfg.candidates is not None:
             yield from ranking.rank_candidates(cfg, run, data, student)
